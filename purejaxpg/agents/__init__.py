@@ -1,0 +1,1 @@
+"""Agents: one file each, under the contract described in `docs/design.md`."""

@@ -1,0 +1,351 @@
+"""Proximal policy optimisation, clipped, for discrete and continuous actions.
+
+Maximises, over the data of the previous policy and for several epochs,
+
+    L(θ) = E[ min(r A, clip(r, 1-ε, 1+ε) A) ] - c_v E[ ½ (V - G)² ] + c_e E[ H(π) ],   r = π / π_old
+
+where A is the generalised advantage estimate and G = A + V_old its value target.
+
+Schulman et al. 2017, arXiv:1707.06347; the details follow Huang et al. 2022, "The 37
+implementation details of PPO". Of the 13 core details: vectorised environments, orthogonal
+initialisation (√2; 0.01 policy; 1 value), Adam with ε = 1e-5, linear annealing, GAE with a
+bootstrap, shuffled minibatches that cover all data, advantages normalised per minibatch, the
+clipped surrogate, value clipping (off by default: vf_clip_eps = inf), one joint loss, clipping of
+the global gradient norm, and debug metrics are all here; of shared and separate networks, only
+separate ones. Of the 9 for continuous control: normal policy, state-independent log std, summed
+independent dimensions, separate networks, actions clipped for the environment but stored
+unclipped, observations and rewards normalised and clipped (off by default).
+
+Differs from both:
+1. A time limit is not a terminal state: the value of the observation before the reset is
+   bootstrapped. Treating it as terminal biases every value near the limit.
+2. The statistics of the normalisers change once per update, after the rollout, so collection and
+   optimisation see the same inputs; the common wrapper changes them at every step.
+3. Values are computed after the rollout in two batched passes, not inside it.
+4. The standard deviation of the advantages is that of the population (divided by n).
+5. With max_kl, the first minibatch whose estimated KL exceeds it, and all later ones of the
+   update, change nothing.
+
+Run: purejaxpg train ppo --env CartPole-v1 --seed 0
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+from jax import lax, random
+
+from purejaxpg import config as configs
+from purejaxpg import envs, networks, normalize
+from purejaxpg.kernels import distributions, losses, returns
+
+Metrics = dict[str, jax.Array]
+
+
+@configs.dataclass
+class Config:
+    """Settings of one run: floats are traced, the rest is part of the compiled program."""
+
+    env: str = "CartPole-v1"  # environment; `purejaxpg list` shows them
+    env_kwargs: tuple[tuple[str, Any], ...] = ()  # arguments of the environment's constructor
+    total_timesteps: int = 500_000  # environment steps, rounded down to whole updates
+    num_envs: int = 4  # N, environments side by side
+    num_steps: int = 128  # T, steps of each environment per update
+    num_epochs: int = 4  # passes over the data of an update
+    num_minibatches: int = 4  # gradient steps per pass; must divide N*T
+    torso: str = "mlp"  # "mlp", or "cnn" for images
+    hidden: tuple[int, ...] = (64, 64)  # widths of the fully connected layers
+    activation: str = "tanh"  # tanh, relu, elu, silu or gelu
+    anneal_learning_rate: bool = True  # linearly, to zero after the last update
+    normalize_advantage: bool = True  # to mean 0, variance 1 within each minibatch
+    normalize_obs: bool = False  # by running mean and standard deviation
+    normalize_reward: bool = False  # by the standard deviation of the discounted return
+
+    learning_rate: float = 2.5e-4  # step size of Adam
+    gamma: float = 0.99  # discount per environment step, in [0, 1]
+    gae_lambda: float = 0.95  # 0: one-step TD, 1: Monte Carlo
+    clip_eps: float = 0.2  # ratios beyond 1 ± this gain nothing more
+    vf_clip_eps: float = float("inf")  # likewise for the change of a value
+    vf_coef: float = 0.5  # weight of the value loss
+    ent_coef: float = 0.01  # weight of the entropy bonus
+    max_grad_norm: float = 0.5  # bound on the global gradient norm; inf: off
+    max_kl: float = float("inf")  # estimated KL that ends an update early; inf: off
+    clip_obs: float = 10.0  # bound on a normalised observation
+    clip_reward: float = 10.0  # bound on a normalised reward
+    initial_log_std: float = 0.0  # of the policy's noise, for continuous actions
+    env_params: dict[str, float] = dataclasses.field(default_factory=dict)  # e.g. gravity
+
+    @property
+    def batch_size(self) -> int:
+        """Environment steps per update."""
+        return self.num_envs * self.num_steps
+
+    @property
+    def num_updates(self) -> int:
+        """Updates in a whole run."""
+        return self.total_timesteps // self.batch_size
+
+
+def check(config: Config) -> None:
+    """Raise an InputError in one plain sentence unless the configuration makes sense."""
+    env = envs.check(config)
+    networks.check(config, env.obs_shape)
+    configs.at_least(config, 1, "num_envs", "num_steps", "num_epochs", "num_minibatches")
+    configs.at_least(config, 0.0, "learning_rate", "clip_eps", "vf_clip_eps", "vf_coef", "ent_coef")
+    configs.at_least(config, 0.0, "max_grad_norm", "max_kl", "clip_obs", "clip_reward")
+    configs.between(config, 0.0, 1.0, "gamma", "gae_lambda")
+    configs.divides(config, "num_minibatches", config.batch_size, "num_envs*num_steps")
+    configs.at_least(config, config.batch_size, "total_timesteps")
+    configs.require(
+        not env.discrete or config.initial_log_std == 0.0,
+        f"initial_log_std is for continuous actions, but those of {env.name} are discrete.",
+    )
+
+
+@struct.dataclass
+class Transition:
+    """One step of each environment."""
+
+    obs: jax.Array  # [T, N, D] raw
+    action: jax.Array  # [T, N] int32 or [T, N, A], not clipped to the bounds
+    log_prob: jax.Array  # [T, N] under the policy that acted
+    reward: jax.Array  # [T, N] raw
+    terminated: jax.Array  # [T, N] bool
+    done: jax.Array  # [T, N] bool, terminated or truncated
+    next_obs: jax.Array  # [T, N, D] raw, before any reset
+
+
+@struct.dataclass
+class Batch:
+    """What the loss needs of a transition."""
+
+    obs: jax.Array  # [B, D] normalised
+    action: jax.Array  # [B] or [B, A]
+    log_prob: jax.Array  # [B] old
+    value: jax.Array  # [B] old
+    advantage: jax.Array  # [B]
+    target: jax.Array  # [B]
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that a run carries from one update to the next."""
+
+    params: Any  # {"actor", "critic"}
+    opt_state: Any
+    env_state: envs.EnvState
+    obs: jax.Array  # [N, D] raw, to act on next
+    obs_moments: normalize.Moments  # [D]
+    reward_scale: normalize.RewardScale  # [N]
+    num_updates: jax.Array  # [] int32, finished
+
+
+class Actor(nn.Module):
+    """Torso and policy head: [..., D] -> distribution over actions."""
+
+    torso: nn.Module
+    env: envs.Env
+    initial_log_std: jax.Array | float
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> distributions.Categorical | distributions.DiagGaussian:
+        head = nn.Dense(self.env.action_size, kernel_init=networks.orthogonal(0.01))
+        output = head(self.torso(obs))
+        if self.env.discrete:
+            return distributions.Categorical(output)
+        initial = nn.initializers.constant(self.initial_log_std)
+        log_std = self.param("log_std", initial, (self.env.action_size,))
+        return distributions.DiagGaussian(output, log_std)
+
+
+class Critic(nn.Module):
+    """Torso and value head: [..., D] -> [...]."""
+
+    torso: nn.Module
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> jax.Array:
+        head = nn.Dense(1, kernel_init=networks.orthogonal(1.0))
+        return head(self.torso(obs)).squeeze(-1)
+
+
+def make_networks(config: Config) -> tuple[Actor, Critic]:
+    env = envs.from_config(config)
+    torso = partial(networks.torso, config.torso, env.obs_shape, config.hidden, config.activation)
+    return Actor(torso(), env, config.initial_log_std), Critic(torso())
+
+
+def make_optimizer(
+    config: Config, num_updates: jax.Array | int = 0
+) -> optax.GradientTransformation:
+    fraction = num_updates / config.num_updates if config.anneal_learning_rate else 0.0
+    return optax.chain(
+        optax.clip_by_global_norm(config.max_grad_norm),
+        optax.adam(config.learning_rate * (1.0 - fraction), eps=1e-5),
+    )
+
+
+def init(key: jax.Array, config: Config) -> TrainState:
+    key_env, key_actor, key_critic = random.split(key, 3)
+    env = envs.from_config(config)
+    params = envs.params(env, config.env_params)
+    obs, env_state = envs.reset(key_env, env, params, config.num_envs)
+    actor, critic = make_networks(config)
+    params = {"actor": actor.init(key_actor, obs), "critic": critic.init(key_critic, obs)}
+    return TrainState(
+        params=params,
+        opt_state=make_optimizer(config).init(params),
+        env_state=env_state,
+        obs=obs,
+        obs_moments=normalize.init(obs.shape[1:]),
+        reward_scale=normalize.init_reward_scale(config.num_envs),
+        num_updates=jnp.zeros((), jnp.int32),
+    )
+
+
+def normalized(state: TrainState, obs: jax.Array, config: Config) -> jax.Array:
+    if not config.normalize_obs:
+        return obs
+    return normalize.normalize(state.obs_moments, obs, config.clip_obs)
+
+
+def rollout(
+    key: jax.Array, state: TrainState, config: Config
+) -> tuple[TrainState, Transition, Metrics]:
+    """Act for T steps -> state, Transition [T, N], metrics of the episodes that ended."""
+    env = envs.from_config(config)
+    params = envs.params(env, config.env_params)
+    actor, _ = make_networks(config)
+
+    def step(carry: Any, key: jax.Array) -> Any:
+        obs, env_state = carry
+        key_action, key_env = random.split(key)
+        policy = actor.apply(state.params["actor"], normalized(state, obs, config))
+        action = policy.sample(key_action)
+        log_prob = policy.log_prob(action)
+        acted_on = obs
+        obs, env_state, now = envs.step(key_env, env, env_state, action, params)
+        transition = Transition(
+            acted_on, action, log_prob, now.reward, now.terminated, now.done, now.next_obs
+        )
+        return (obs, env_state), (transition, envs.episode_metrics(now))
+
+    keys = random.split(key, config.num_steps)
+    (obs, env_state), (transition, episodes) = lax.scan(step, (state.obs, state.env_state), keys)
+    metrics = {name: value.sum() for name, value in episodes.items()}
+    return dataclasses.replace(state, obs=obs, env_state=env_state), transition, metrics
+
+
+def advantages(
+    state: TrainState, transition: Transition, config: Config
+) -> tuple[TrainState, Batch]:
+    """Turn [T, N] transitions into a flat batch [T*N], and let the normalisers see them."""
+    _, critic = make_networks(config)
+    obs = normalized(state, transition.obs, config)
+    value = critic.apply(state.params["critic"], obs)
+    next_obs = normalized(state, transition.next_obs, config)
+    next_value = critic.apply(state.params["critic"], next_obs)
+    reward, done = transition.reward, transition.done
+    if config.normalize_reward:
+        scale, reward = normalize.scale_reward(
+            state.reward_scale, reward, done, config.gamma, config.clip_reward
+        )
+        state = dataclasses.replace(state, reward_scale=scale)
+    if config.normalize_obs:
+        moments = normalize.update(state.obs_moments, transition.obs)
+        state = dataclasses.replace(state, obs_moments=moments)
+    advantage = returns.gae(
+        reward, value, next_value, transition.terminated, done, config.gamma, config.gae_lambda
+    )
+    target = advantage + value
+    batch = Batch(obs, transition.action, transition.log_prob, value, advantage, target)
+    return state, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+
+
+def loss(params: Any, batch: Batch, config: Config) -> tuple[jax.Array, Metrics]:
+    """Negative of the objective on one minibatch -> scalar, metrics."""
+    actor, critic = make_networks(config)
+    policy = actor.apply(params["actor"], batch.obs)
+    value = critic.apply(params["critic"], batch.obs)
+    log_prob = policy.log_prob(batch.action)
+    advantage = batch.advantage
+    if config.normalize_advantage:
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    policy_loss = losses.ppo_clip(log_prob, batch.log_prob, advantage, config.clip_eps).mean()
+    errors = losses.value_loss_clipped(value, batch.value, batch.target, config.vf_clip_eps)
+    value_loss = errors.mean()
+    entropy = policy.entropy().mean()
+    metrics = {
+        "loss/policy": policy_loss,
+        "loss/value": value_loss,
+        "policy/entropy": entropy,
+        "policy/kl": losses.approximate_kl(log_prob, batch.log_prob).mean(),
+        "policy/clip_fraction": losses.is_clipped(log_prob, batch.log_prob, config.clip_eps).mean(),
+    }
+    return policy_loss + config.vf_coef * value_loss - config.ent_coef * entropy, metrics
+
+
+def update(key: jax.Array, state: TrainState, config: Config) -> tuple[TrainState, Metrics]:
+    """One iteration: T*N environment steps, then epochs of minibatch gradient steps on them."""
+    key_rollout, key_shuffle = random.split(key)
+    state, transition, episodes = rollout(key_rollout, state, config)
+    state, batch = advantages(state, transition, config)
+    optimizer = make_optimizer(config, state.num_updates)
+
+    def gradient_step(carry: Any, indices: jax.Array) -> Any:
+        params, opt_state, stopped = carry
+        minibatch = jax.tree.map(lambda x: x[indices], batch)
+        (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params, minibatch, config)
+        stopped |= metrics["policy/kl"] > config.max_kl
+        change, new_opt_state = optimizer.update(gradient, opt_state, params)
+        new = (optax.apply_updates(params, change), new_opt_state)
+        kept = jax.tree.map(partial(jnp.where, stopped), (params, opt_state), new)
+        return (*kept, stopped), {**metrics, "policy/stopped": stopped.astype(jnp.float32)}
+
+    carry = (state.params, state.opt_state, jnp.zeros((), bool))
+    carry, metrics = lax.scan(gradient_step, carry, shuffled(key_shuffle, config))
+    metrics = {name: value.mean() for name, value in metrics.items()}
+    params, opt_state, _ = carry
+    state = dataclasses.replace(
+        state, params=params, opt_state=opt_state, num_updates=state.num_updates + 1
+    )
+    return state, {**episodes, **metrics}
+
+
+def shuffled(key: jax.Array, config: Config) -> jax.Array:
+    """Indices into the batch, a fresh permutation per epoch -> [epochs * minibatches, B]."""
+    keys = random.split(key, config.num_epochs)
+    order = jax.vmap(lambda key: random.permutation(key, config.batch_size))(keys)
+    return order.reshape(config.num_epochs * config.num_minibatches, -1)
+
+
+def train(key: jax.Array, config: Config) -> tuple[TrainState, Metrics]:
+    """A whole run from one key -> final state, metrics [num_updates]."""
+    state = init(random.fold_in(key, 0), config)
+
+    def step(state: TrainState, u: jax.Array) -> tuple[TrainState, Metrics]:
+        return update(random.fold_in(key, u), state, config)
+
+    return lax.scan(step, state, jnp.arange(1, config.num_updates + 1))
+
+
+def policy(
+    key: jax.Array, state: TrainState, obs: jax.Array, config: Config, greedy: bool = False
+) -> jax.Array:
+    """Actions [N] or [N, A] for raw observations [N, D]."""
+    actor, _ = make_networks(config)
+    distribution = actor.apply(state.params["actor"], normalized(state, obs, config))
+    return distribution.mode() if greedy else distribution.sample(key)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from purejaxpg import cli
+
+    sys.exit(cli.main(["train", __file__, *sys.argv[1:]]))

@@ -1,0 +1,232 @@
+"""Configurations: frozen dataclasses whose floats are traced and whose other fields are static.
+
+One rule decides what a sweep may batch inside one compiled program: a field annotated `float` is
+a number that the program reads at run time; a field of any other type is part of the program, so
+a new value means a new compilation. `env_params` is the one exception: its values are traced,
+its set of names is static. A setting that is off is a number (0.0 or inf), never None.
+"""
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import math
+import sys
+import textwrap
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import jax
+
+from purejaxpg import InputError
+
+T = TypeVar("T")
+
+TRACED = (float, dict[str, float])
+CONTRACT = ("Config", "check", "init", "update", "train", "policy")
+
+
+@typing.dataclass_transform(frozen_default=True)
+def dataclass(cls: type[T]) -> type[T]:
+    """Make `cls` a frozen dataclass and a pytree whose leaves are its traced fields.
+
+    Args:
+        cls: a class with annotated fields and defaults.
+
+    Returns:
+        The dataclass, registered with jax.
+    """
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    hints = field_types(cls)
+    traced = [name for name, hint in hints.items() if hint in TRACED]
+    static = [name for name in hints if name not in traced]
+    return jax.tree_util.register_dataclass(cls, data_fields=traced, meta_fields=static)
+
+
+def field_types(cls: type) -> dict[str, Any]:
+    """Return the type of each field, in the order of declaration."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def is_traced(cls: type, name: str) -> bool:
+    """Tell whether runs that differ in field `name` can share one compiled program."""
+    return name.partition(".")[0] == "env_params" or field_types(cls)[name] is float
+
+
+def build(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Make a configuration from plain values, as they come from TOML or the command line.
+
+    Args:
+        cls: the agent's `Config`.
+        values: field name to value; missing fields keep their default.
+
+    Returns:
+        The configuration. Values are of the right type but not yet checked: that is `check`.
+
+    Raises:
+        InputError: an unknown field or a value of the wrong type.
+    """
+    hints = field_types(cls)
+    for name in values:
+        require_known(name, hints, "field")
+    return cls(**{name: coerce(name, hints[name], value) for name, value in values.items()})
+
+
+def coerce(name: str, hint: Any, value: Any) -> Any:
+    """Return `value` as the type of field `name`, or say in one sentence what would be right."""
+    if hint is float and is_number(value):
+        return float(value)
+    if hint is int and is_number(value) and math.isfinite(value) and value == int(value):
+        return int(value)
+    if hint in (bool, str) and type(value) is hint:
+        return value
+    if name == "env_kwargs" and isinstance(value, Mapping):
+        return tuple((key, coerce_env_kwarg(key, item)) for key, item in sorted(value.items()))
+    if name == "env_params" and isinstance(value, Mapping):
+        return {key: coerce_env_param(key, item) for key, item in sorted(value.items())}
+    if (
+        typing.get_origin(hint) is tuple
+        and isinstance(value, list | tuple)
+        and name != "env_kwargs"
+    ):
+        element = typing.get_args(hint)[0]
+        return tuple(coerce(f"{name}[{i}]", element, item) for i, item in enumerate(value))
+    raise InputError(f"{name} must be {describe(hint)}, but is {value!r}.")
+
+
+def coerce_env_kwarg(name: str, value: Any) -> Any:
+    """Return one argument of the environment's constructor as a value that can be hashed."""
+    if isinstance(value, list | tuple):
+        return tuple(coerce_env_kwarg(name, item) for item in value)
+    if isinstance(value, bool | str) or is_number(value):
+        return value
+    raise InputError(
+        f"env_kwargs.{name} must be a number, true, false, a string or a list, but is {value!r}."
+    )
+
+
+def coerce_env_param(name: str, value: Any) -> float | int | bool:
+    """Return one environment parameter as a number."""
+    if isinstance(value, bool) or (is_number(value) and math.isfinite(value)):
+        return value
+    raise InputError(f"env_params.{name} must be a finite number, but is {value!r}.")
+
+
+def parse(name: str, hint: Any, words: list[str]) -> Any:
+    """Read the words that follow `--name` on a command line as a value for `coerce`."""
+    if typing.get_origin(hint) is tuple:
+        return [parse(name, typing.get_args(hint)[0], [word]) for word in words]
+    word = " ".join(words)
+    if hint is str:
+        return word
+    if hint is bool:
+        return {"true": True, "false": False}.get(word.lower(), word)
+    return parse_number(word)
+
+
+def parse_number(word: str) -> float | int | str:
+    """Return `word` as a number, or as it is where it is not one."""
+    for kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            continue
+    return word
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether `value` is an int or float that is not NaN (and not a bool).
+
+    A whole number too large for a float is none: TOML allows it, but no program can hold it.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return value == value and (isinstance(value, float) or abs(value) <= sys.float_info.max)
+
+
+def describe(hint: Any) -> str:
+    """Name a field's type in words."""
+    words = {float: "a number", int: "a whole number", bool: "true or false", str: "a string"}
+    if hint in words:
+        return words[hint]
+    if typing.get_origin(hint) is tuple and typing.get_args(hint)[0] in words:
+        return f"a list, each item {words[typing.get_args(hint)[0]]}"
+    return "a table of names and values"
+
+
+def require_known(name: str, known: Iterable[str], what: str) -> None:
+    """Raise an InputError that offers the nearest name, unless `name` is known."""
+    names = list(known)
+    if name in names:
+        return
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}."
+    raise InputError(f"There is no {what} {name!r}; {hint}")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise an InputError with `message` unless `condition` holds."""
+    if not condition:
+        raise InputError(message)
+
+
+def at_least(config: Any, minimum: float, *names: str) -> None:
+    """Require that each named field is `minimum` or more."""
+    for name in names:
+        value = getattr(config, name)
+        require(value >= minimum, f"{name} must be {minimum} or more, but is {value}.")
+
+
+def between(config: Any, low: float, high: float, *names: str) -> None:
+    """Require that each named field lies in [low, high]."""
+    for name in names:
+        value = getattr(config, name)
+        require(low <= value <= high, f"{name} must be between {low} and {high}, but is {value}.")
+
+
+def divides(config: Any, name: str, number: int, number_name: str) -> None:
+    """Require that the named field divides `number`, naming both."""
+    value = getattr(config, name)
+    require(
+        number % value == 0,
+        f"{name} must divide {number_name}, but {value} does not divide {number}.",
+    )
+
+
+def one_of(config: Any, name: str, choices: Iterable[str]) -> None:
+    """Require that the named field is one of `choices`."""
+    value = getattr(config, name)
+    allowed = ", ".join(repr(choice) for choice in choices)
+    require(value in choices, f"{name} must be one of {allowed}, but is {value!r}.")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return the configuration as plain JSON-able values, `build`'s inverse."""
+    plain = dataclasses.asdict(config)
+    if "env_kwargs" in plain:
+        plain["env_kwargs"] = dict(plain["env_kwargs"])
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
+
+
+def field_help(cls: type) -> dict[str, str]:
+    """Return the comment behind each field: the help text of its command-line flag."""
+    try:
+        source = textwrap.dedent(inspect.getsource(cls))
+    except (OSError, TypeError):
+        return {}
+    lines = source.splitlines()
+    body = typing.cast(ast.ClassDef, ast.parse(source).body[0]).body
+    found = {}
+    for node in body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            _, _, comment = lines[(node.end_lineno or 1) - 1].partition("  # ")
+            found[node.target.id] = comment.strip()
+    return found
+
+
+def is_config_module(module: types.ModuleType) -> bool:
+    """Tell whether a module offers the contract's names."""
+    return all(hasattr(module, name) for name in CONTRACT)

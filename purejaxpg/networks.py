@@ -1,0 +1,116 @@
+"""Torsos and initialisers shared by the agents. Heads stay in the agent files."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from purejaxpg import config as configs
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "tanh": jnp.tanh,
+    "relu": jax.nn.relu,
+    "elu": jax.nn.elu,
+    "silu": jax.nn.silu,
+    "gelu": jax.nn.gelu,
+}
+TORSOS = ("mlp", "cnn")
+
+
+@jax.custom_batching.sequential_vmap
+def qr(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the QR decomposition of one matrix, decomposing a batch one by one.
+
+    On the CPU of jax 0.10, batched QR calls occupy every thread of the pool and then wait for
+    tasks of that same pool: initialising a handful of agents under vmap would hang for ever.
+    """
+    q, r = jnp.linalg.qr(matrix)
+    return q, r
+
+
+def orthogonal(scale: float) -> Callable[..., jax.Array]:
+    """Return an initialiser of orthogonal matrices times `scale`, safe under vmap.
+
+    Args:
+        scale: factor on the orthonormal rows or columns; sqrt(2) keeps the variance through
+            ReLU, 0.01 makes a first policy nearly uniform.
+
+    Returns:
+        A function (key, shape, dtype) -> array; axes before the last count as inputs.
+
+    Saxe, McClelland and Ganguli 2014, arXiv:1312.6120.
+    """
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+        rows, columns = math.prod(shape[:-1]), shape[-1]
+        tall = jax.random.normal(key, (max(rows, columns), min(rows, columns)), dtype)
+        q, r = qr(tall)
+        q = q * jnp.sign(jnp.diagonal(r))  # without this, Q is not uniform over rotations
+        return scale * (q if rows >= columns else q.T).reshape(shape)
+
+    return init
+
+
+class MLP(nn.Module):
+    """Fully connected layers, each followed by the activation.
+
+    [..., D] -> [..., hidden[-1]]
+    """
+
+    hidden: tuple[int, ...]
+    activation: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for width in self.hidden:
+            x = nn.Dense(width, kernel_init=orthogonal(math.sqrt(2)))(x)
+            x = ACTIVATIONS[self.activation](x)
+        return x
+
+
+class CNN(nn.Module):
+    """One 3x3 convolution of 16 channels, then an MLP: the network of the MinAtar paper.
+
+    Observations come flat and are folded back to `image_shape`: [..., H*W*C] -> [..., hidden[-1]]
+
+    Young and Tian 2019, arXiv:1903.03176.
+    """
+
+    image_shape: tuple[int, ...]
+    hidden: tuple[int, ...]
+    activation: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch = x.shape[:-1]
+        x = x.reshape(-1, *self.image_shape)
+        x = nn.Conv(16, (3, 3), padding="VALID", kernel_init=orthogonal(math.sqrt(2)))(x)
+        x = ACTIVATIONS[self.activation](x).reshape(*batch, -1)
+        return MLP(self.hidden, self.activation)(x)
+
+
+def torso(
+    kind: str, obs_shape: tuple[int, ...], hidden: tuple[int, ...], activation: str
+) -> nn.Module:
+    """Return the torso named `kind`, for observations of shape `obs_shape` before flattening."""
+    if kind == "cnn":
+        return CNN(obs_shape, hidden, activation)
+    return MLP(hidden, activation)
+
+
+def check(config: object, obs_shape: tuple[int, ...]) -> None:
+    """Check the fields `torso`, `hidden` and `activation` of an agent's configuration."""
+    configs.one_of(config, "torso", TORSOS)
+    configs.one_of(config, "activation", ACTIVATIONS)
+    hidden, kind = config.hidden, config.torso  # type: ignore[attr-defined]
+    configs.require(
+        len(hidden) > 0 and min(hidden) > 0,
+        f"hidden must be a list of positive layer widths, but is {list(hidden)}.",
+    )
+    configs.require(
+        kind != "cnn" or (len(obs_shape) == 3 and min(obs_shape[:2]) >= 3),
+        f"torso 'cnn' needs observations of shape [H, W, C], but they are {list(obs_shape)}; "
+        "use torso 'mlp'.",
+    )

@@ -1,0 +1,126 @@
+"""Running mean and variance, and the two normalisers built on them."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+
+@struct.dataclass
+class Moments:
+    """Mean and variance of everything seen so far; `count` 0 means nothing was."""
+
+    mean: jax.Array  # [...]
+    var: jax.Array  # [...]
+    count: jax.Array  # []
+
+
+def init(shape: tuple[int, ...]) -> Moments:
+    """Return moments that leave data as it is until the first update: mean 0, variance 1."""
+    return Moments(jnp.zeros(shape), jnp.ones(shape), jnp.zeros(()))
+
+
+def update(moments: Moments, batch: jax.Array) -> Moments:
+    """Fold a batch into the moments, exactly as if all data had been seen at once.
+
+        m = m_a + d n_b / n,    n v = n_a v_a + n_b v_b + d^2 n_a n_b / n,    d = m_b - m_a
+
+    Args:
+        moments: moments of shape [...].
+        batch: [..., *moments shape]; all leading axes count as samples.
+
+    Returns:
+        The merged moments (population variance, divided by n).
+
+    Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance", The American
+    Statistician 37(3).
+    """
+    axes = tuple(range(batch.ndim - moments.mean.ndim))
+    batch_mean, batch_var = batch.mean(axes), batch.var(axes)
+    batch_count = batch.size / max(moments.mean.size, 1)
+    count = moments.count + batch_count
+    delta = batch_mean - moments.mean
+    spread = moments.var * moments.count + batch_var * batch_count
+    spread = spread + delta**2 * moments.count * batch_count / count
+    return Moments(moments.mean + delta * batch_count / count, spread / count, count)
+
+
+def normalize(moments: Moments, x: jax.Array, clip: jax.Array | float) -> jax.Array:
+    """Return (x - mean) / std, clipped to [-clip, clip].
+
+    Args:
+        moments: moments of shape [...], left as they are.
+        x: [..., *moments shape].
+        clip: bound on the result, in standard deviations; inf switches it off.
+
+    Returns:
+        An array of x's shape.
+    """
+    return jnp.clip((x - moments.mean) * jax.lax.rsqrt(moments.var + 1e-8), -clip, clip)
+
+
+def discounted_sum(
+    start: jax.Array, reward: jax.Array, done: jax.Array, gamma: jax.Array | float
+) -> tuple[jax.Array, jax.Array]:
+    """Accumulate discounted reward forward in time, from zero in every episode.
+
+        R_t = r_t + gamma (1 - done_{t-1}) R_{t-1}
+
+    The episode's last reward belongs to the episode: the sum is cleared after the step that
+    ends it, not at it. Its standard deviation is the scale for reward normalisation.
+
+    Args:
+        start: [N] the value carried into the first step, already cleared where it must be.
+        reward: [T, N].
+        done: [T, N] bool.
+        gamma: discount per environment step, in [0, 1].
+
+    Returns:
+        The value to carry on [N], and R [T, N].
+    """
+
+    def step(carry: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        reward_t, done_t = now
+        total = reward_t + gamma * carry
+        return jnp.where(done_t, 0.0, total), total
+
+    return jax.lax.scan(step, start, (reward, done))
+
+
+@struct.dataclass
+class RewardScale:
+    """What reward normalisation carries from one rollout to the next."""
+
+    running: jax.Array  # [N] discounted sum of the rewards of the episode in progress
+    moments: Moments  # [] of all such sums so far
+
+
+def init_reward_scale(num_envs: int) -> RewardScale:
+    """Return the scale before anything was seen."""
+    return RewardScale(jnp.zeros(num_envs), init(()))
+
+
+def scale_reward(
+    scale: RewardScale,
+    reward: jax.Array,
+    done: jax.Array,
+    gamma: jax.Array | float,
+    clip: jax.Array | float,
+) -> tuple[RewardScale, jax.Array]:
+    """Divide rewards by the standard deviation of the discounted sum of rewards.
+
+    No mean is subtracted: a shift would pay for long or for short episodes.
+
+    Args:
+        scale: updated with these rewards first.
+        reward: [T, N] raw.
+        done: [T, N] bool.
+        gamma: discount per environment step, in [0, 1].
+        clip: bound on the result; inf switches it off.
+
+    Returns:
+        The updated scale, and rewards [T, N] in [-clip, clip].
+    """
+    running, sums = discounted_sum(scale.running, reward, done, gamma)
+    moments = update(scale.moments, sums)
+    scaled = reward * jax.lax.rsqrt(moments.var + 1e-8)
+    return RewardScale(running, moments), jnp.clip(scaled, -clip, clip)

@@ -1,0 +1,145 @@
+"""Environments with known answers: a broken agent fails one of them and the name tells why.
+
+The ladder follows Andy Jones, "Debugging RL, without the agonizing pain", extended by a time
+limit, a continuous action and an environment without any reward.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from gymnax.environments import environment, spaces
+from jax import random
+
+from purejaxpg import envs
+
+
+@struct.dataclass
+class State:
+    """The observation is the whole state."""
+
+    obs: jax.Array  # [1]
+    time: jax.Array  # []
+
+
+@struct.dataclass
+class Params:
+    """A time limit that no probe but `Endless` reaches."""
+
+    max_steps_in_episode: int = 10
+
+
+class Probe(environment.Environment):
+    """One-step episodes, observation 0, one action, reward 1; subclasses override what differs."""
+
+    num_choices = 1
+
+    @property
+    def default_params(self) -> Params:
+        return Params()
+
+    def first_obs(self, key: jax.Array) -> jax.Array:
+        return jnp.zeros(1)
+
+    def outcome(self, state: State, action: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """State and action -> reward, terminated, next observation."""
+        return jnp.ones(()), jnp.ones((), bool), state.obs
+
+    def reset_env(self, key: jax.Array, params: Params) -> tuple[jax.Array, State]:
+        obs = self.first_obs(key)
+        return obs, State(obs, jnp.zeros((), jnp.int32))
+
+    def step_env(self, key: jax.Array, state: State, action: Any, params: Params) -> Any:
+        reward, terminated, obs = self.outcome(state, action)
+        return obs, State(obs, state.time + 1), reward, terminated, {}
+
+    def action_space(self, params: Any = None) -> Any:
+        return spaces.Discrete(self.num_choices)
+
+    def observation_space(self, params: Any) -> Any:
+        return spaces.Box(-1.0, 1.0, (1,))
+
+
+class Constant(Probe):
+    """Value 1, whatever happens: tests the value loss."""
+
+
+class Observed(Probe):
+    """Reward is the observation, 1 or -1: tests that the critic sees what it is told."""
+
+    def first_obs(self, key: jax.Array) -> jax.Array:
+        return random.rademacher(key, (1,), jnp.float32)
+
+    def outcome(self, state: State, action: jax.Array) -> Any:
+        return state.obs[0], jnp.ones((), bool), state.obs
+
+
+class Discounted(Probe):
+    """Two steps, reward 1 at the end: V(first) = gamma, V(second) = 1."""
+
+    def outcome(self, state: State, action: jax.Array) -> Any:
+        second = state.obs[0] > 0.5
+        return second.astype(jnp.float32), second, jnp.ones(1)
+
+
+class Chosen(Probe):
+    """Action 1 earns 1 and action 0 earns -1: tests the sign of the policy loss."""
+
+    num_choices = 2
+
+    def outcome(self, state: State, action: jax.Array) -> Any:
+        return 2.0 * action - 1.0, jnp.ones((), bool), state.obs
+
+
+class Matched(Observed):
+    """The action has to match the observation: tests that the policy sees it."""
+
+    num_choices = 2
+
+    def outcome(self, state: State, action: jax.Array) -> Any:
+        return (2.0 * action - 1.0) * state.obs[0], jnp.ones((), bool), state.obs
+
+
+class Endless(Probe):
+    """Reward 1 for ever, cut every 5 steps by the time limit: with gamma 0.9, V = 10.
+
+    Whoever takes the limit for an end finds V = 4.1 at the first step, and the mean of less after.
+    """
+
+    @property
+    def default_params(self) -> Params:
+        return Params(max_steps_in_episode=5)
+
+    def outcome(self, state: State, action: jax.Array) -> Any:
+        return jnp.ones(()), jnp.zeros((), bool), state.obs
+
+
+class Quadratic(Probe):
+    """Reward -(a - 1/2)^2 for a continuous action."""
+
+    def outcome(self, state: State, action: jax.Array) -> Any:
+        return -((action[0] - 0.5) ** 2), jnp.ones((), bool), state.obs
+
+    def action_space(self, params: Any = None) -> Any:
+        return spaces.Box(-2.0, 2.0, (1,))
+
+
+class Indifferent(Probe):
+    """No reward and two actions: an entropy bonus has to make the policy uniform."""
+
+    num_choices = 2
+
+    def outcome(self, state: State, action: jax.Array) -> Any:
+        return jnp.zeros(()), jnp.ones((), bool), state.obs
+
+
+PROBES = (
+    Constant, Observed, Discounted, Chosen, Matched, Endless, Quadratic, Indifferent,
+)  # fmt: skip
+
+
+def register() -> None:
+    """Register every probe under its class name, as `probe/NAME`."""
+    for probe in PROBES:
+        envs.register(f"probe/{probe.__name__}", probe)

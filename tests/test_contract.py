@@ -1,0 +1,233 @@
+"""What every agent promises, run over every agent file in the package."""
+
+import inspect
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import types
+from typing import Any
+
+import agents_under_test as under_test
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import random
+
+from purejaxpg import config as configs
+from purejaxpg.sweep import engine
+from purejaxpg.sweep import plan as plans
+from purejaxpg.sweep import spec as specs
+
+pytestmark = pytest.mark.parametrize("agent", under_test.AGENTS, ids=under_test.name)
+
+SIGNATURES = {
+    "check": ["config"],
+    "init": ["key", "config"],
+    "update": ["key", "state", "config"],
+    "train": ["key", "config"],
+    "policy": ["key", "state", "obs", "config", "greedy"],
+}
+
+
+START = jax.jit(engine.start_rows, static_argnums=0)
+SEGMENT = jax.jit(engine.segment_rows, static_argnums=(0, 1))
+
+
+def leaves_differ(a: Any, b: Any) -> bool:
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return any(not np.array_equal(x, y) for x, y in pairs)
+
+
+@pytest.mark.fast
+def test_signatures(agent: types.ModuleType) -> None:
+    for name, expected in SIGNATURES.items():
+        assert list(inspect.signature(getattr(agent, name)).parameters) == expected
+
+
+@pytest.mark.fast
+def test_floats_are_traced_and_nothing_else(agent: types.ModuleType) -> None:
+    hints = configs.field_types(agent.Config)
+    floats = {name for name, hint in hints.items() if hint is float}
+    marked = agent.Config(env_params={"gravity": 1.0})
+    paths = jax.tree_util.tree_leaves_with_path(marked)
+    leaves = {jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths}
+    assert leaves == floats | {"env_params.gravity"}
+
+
+@pytest.mark.fast
+def test_every_field_has_a_help_text(agent: types.ModuleType) -> None:
+    texts = configs.field_help(agent.Config)
+    assert [name for name in configs.field_types(agent.Config) if not texts.get(name)] == []
+
+
+@pytest.mark.fast
+def test_defaults_pass_check(agent: types.ModuleType) -> None:
+    agent.check(agent.Config())
+
+
+def test_traced_values_share_one_trace(agent: types.ModuleType) -> None:
+    config = under_test.tiny(agent)
+    changed = jax.tree.map(lambda x: 0.5 * x, config)
+    train = jax.jit(chex.assert_max_traces(agent.train, n=1))
+    state, _ = train(random.key(0), config)
+    other, _ = train(random.key(0), changed)
+    assert leaves_differ(state.params, other.params)
+
+
+def test_metrics_are_finite_scalars_by_update(agent: types.ModuleType) -> None:
+    config = under_test.tiny(agent)
+    _, metrics = jax.jit(agent.train)(random.key(0), config)
+    assert {"episode/return_sum", "episode/length_sum", "episode/count"} <= set(metrics)
+    for name, value in metrics.items():
+        assert value.shape == (config.num_updates,), name
+        assert np.isfinite(value).all(), name
+
+
+def test_two_seeds_differ_in_parameters_and_in_actions(agent: types.ModuleType) -> None:
+    config = under_test.tiny(agent)
+    states = [jax.jit(agent.init)(random.key(seed), config) for seed in (0, 1)]
+    assert leaves_differ(states[0].params, states[1].params)
+    obs = jnp.zeros((64, 4))
+    actions = [agent.policy(random.key(seed), states[0], obs, config) for seed in (0, 1)]
+    assert leaves_differ(*actions)
+
+
+def test_greedy_policy_ignores_its_key(agent: types.ModuleType) -> None:
+    config = under_test.tiny(agent)
+    state = jax.jit(agent.init)(random.key(0), config)
+    obs = random.normal(random.key(5), (64, 4))
+    actions = [agent.policy(random.key(k), state, obs, config, greedy=True) for k in (0, 1)]
+    assert not leaves_differ(*actions)
+
+
+def test_train_is_init_then_updates_with_folded_keys(agent: types.ModuleType) -> None:
+    """What lets the engine cut a run into segments, and resume it without a saved key."""
+    config, key = under_test.tiny(agent), random.key(7)
+    _, metrics = jax.jit(agent.train)(key, config)
+    state = jax.jit(agent.init)(random.fold_in(key, 0), config)
+    update = jax.jit(agent.update)
+    for u in range(1, config.num_updates + 1):
+        state, now = update(random.fold_in(key, u), state, config)
+        for name, value in now.items():
+            np.testing.assert_allclose(value, metrics[name][u - 1], rtol=1e-4, atol=1e-5)
+
+
+def rows_of(agent: types.ModuleType, runs: list[specs.Run], rows: int) -> Any:
+    """Train `runs` as one unit, with the engine's own programs -> states, metrics."""
+    seeds, batch = plans.stack(runs, rows)
+    states, count = START(agent, seeds, batch), runs[0].config.num_updates
+    zeros = np.zeros(rows, np.int32)
+    return SEGMENT(agent, count, seeds, batch, states, zeros, np.int32(1), np.int32(count))
+
+
+def test_a_row_does_not_depend_on_its_neighbours(agent: types.ModuleType) -> None:
+    """Row i of 8 different runs equals the same run padded with copies of itself, bitwise."""
+    runs = [
+        specs.Run(str(i), under_test.tiny(agent, learning_rate=1e-3 * (i + 1)), i, {})
+        for i in range(8)
+    ]
+    states, _, metrics = rows_of(agent, runs, 8)
+    for i in (0, 3, 7):
+        alone_states, _, alone_metrics = rows_of(agent, [runs[i]], 8)
+        row = jax.tree.map(lambda x, i=i: x[i], (states, metrics))
+        alone = jax.tree.map(lambda x: x[0], (alone_states, alone_metrics))
+        assert not leaves_differ(row, alone)
+
+
+def test_a_diverged_row_is_marked_and_harms_no_neighbour(agent: types.ModuleType) -> None:
+    healthy = [specs.Run(str(i), under_test.tiny(agent), i, {}) for i in range(4)]
+    broken = [*healthy]
+    broken[2] = specs.Run("2", under_test.tiny(agent, learning_rate=float("nan")), 2, {})
+    states, diverged_at, _ = rows_of(agent, healthy, 4)
+    other_states, other_diverged_at, _ = rows_of(agent, broken, 4)
+    assert diverged_at.tolist() == [0, 0, 0, 0]
+    assert other_diverged_at.tolist() == [0, 0, 1, 0]
+    for i in (0, 1, 3):
+        row, other = (jax.tree.map(lambda x, i=i: x[i], s) for s in (states, other_states))
+        assert not leaves_differ(row, other)
+
+
+def test_segments_of_any_length_give_the_same_bits(agent: types.ModuleType) -> None:
+    run = [specs.Run("0", under_test.tiny(agent), 3, {})]
+    whole, _, _ = rows_of(agent, run, 2)
+    seeds, batch = plans.stack(run, 2)
+    count = run[0].config.num_updates
+    states = START(agent, seeds, batch)
+    at = np.zeros(2, np.int32)
+    for u in range(1, count + 1):
+        states, at, _ = SEGMENT(agent, count, seeds, batch, states, at, np.int32(u), np.int32(1))
+    assert not leaves_differ(whole, states)
+
+
+def test_keys_are_used_once(agent: types.ModuleType) -> None:
+    config = under_test.tiny(agent)
+    with jax.debug_key_reuse(True):
+        state, metrics = jax.jit(agent.train)(random.key(0), config)
+        agent.policy(random.key(1), state, jnp.zeros((2, 4)), config)
+    assert metrics["episode/count"].shape == (config.num_updates,)
+
+
+def test_all_keys_drawn_in_a_run_are_distinct(
+    agent: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Record the key of every draw of random bits; the reuse checker misses split after fold_in."""
+    prng = sys.modules["jax._src.random.core"].prng
+    drawn: list[tuple[int, ...]] = []
+    original = prng.random_bits
+
+    def record(data: np.ndarray) -> None:
+        drawn.extend(map(tuple, np.asarray(data).reshape(-1, data.shape[-1]).tolist()))
+
+    def recording(keys: Any, bit_width: int, shape: Any) -> Any:
+        jax.debug.callback(record, random.key_data(keys))
+        return original(keys, bit_width=bit_width, shape=shape)
+
+    jax.clear_caches()  # jax.random's own jitted samplers may hold programs without the recorder
+    monkeypatch.setattr(prng, "random_bits", recording)
+    config = under_test.tiny(agent)
+    jax.block_until_ready(jax.jit(agent.train)(random.key(0), config))
+    jax.effects_barrier()
+    jax.clear_caches()
+    draws = config.num_updates * config.num_steps
+    assert len(drawn) >= draws  # at least one per rollout step
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_gradient_clipping_is_global(agent: types.ModuleType) -> None:
+    """One huge coordinate shrinks all others alike, so the direction stays.
+
+    The bound is far below Adam's epsilon, where Adam's first step is proportional to the clipped
+    gradient; above it, Adam would hide the scale.
+    """
+    config = under_test.tiny(agent, max_grad_norm=1e-9)
+    gradient = {"a": jnp.array([300.0, 0.0, 3.0]), "b": jnp.array([400.0, 4.0])}
+    params = jax.tree.map(jnp.zeros_like, gradient)
+    optimizer = agent.make_optimizer(config)
+    step, _ = optimizer.update(gradient, optimizer.init(params), params)
+    assert float(step["a"][2] / step["a"][0]) == pytest.approx(0.01, rel=1e-3)
+    assert float(step["b"][0] / step["a"][0]) == pytest.approx(400 / 300, rel=1e-3)
+    ten_times = jax.tree.map(lambda x: 10 * x, gradient)
+    again, _ = optimizer.update(ten_times, optimizer.init(params), params)
+    chex.assert_trees_all_close(step, again, rtol=1e-4)
+
+
+def test_file_copied_elsewhere_runs(agent: types.ModuleType, tmp_path: pathlib.Path) -> None:
+    shutil.copyfile(str(agent.__file__), tmp_path / "mine.py")
+    words = ["--total-timesteps", "64", "--num-envs", "2", "--num-steps", "8", "--quiet"]
+    package_root = str(pathlib.Path(configs.__file__).resolve().parent.parent)
+    result = subprocess.run(
+        [sys.executable, "mine.py", *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": package_root},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "results/mine-CartPole-v1-seed0" in result.stdout.replace("\n", "")
+    assert list(tmp_path.glob("results/*/ledger.sqlite"))
