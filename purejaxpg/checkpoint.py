@@ -1,0 +1,409 @@
+"""Checkpoints of whole training states: orbax for the arrays, a manifest of hashes for the trust.
+
+Orbax survives a crash in the middle of a save, but it restores flipped bits without a word. So
+every file under a checkpoint is listed with its SHA-256 in ``MANIFEST.json``, and nothing is read
+before all of them have been verified. The manifest also records the path, shape and dtype of each
+leaf; the tree itself always comes from the caller's template, never from the file, and nothing is
+unpickled.
+
+jax and orbax are imported inside the functions, so that the result store, which only needs the
+helpers for hashing and for faults, can be imported by tools that never touch an accelerator.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from purejaxpg import FaultError
+
+MANIFEST = "MANIFEST.json"
+_FORMAT = 1
+
+_PLAIN_ERRORS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would exceed the size limit",
+    errno.EACCES: "permission is denied",
+    errno.EPERM: "permission is denied",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOTDIR: "a part of this path is a file, not a directory",
+    errno.ENOENT: "it does not exist",
+    errno.EIO: "the device reports an input/output error",
+}
+
+
+@contextlib.contextmanager
+def faults(doing: str, path: Path) -> Iterator[None]:
+    """Turn what the operating system or SQLite raises inside the block into a FaultError.
+
+    Args:
+        doing: verb for the message, such as ``"write"``.
+        path: the file or directory the block works on.
+
+    Raises:
+        FaultError: in place of any OSError, sqlite3.Error or UnicodeDecodeError.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = _PLAIN_ERRORS.get(error.errno or 0, error.strerror or str(error))
+        raise FaultError(f"Cannot {doing} {path}: {reason}.") from error
+    except sqlite3.Error as error:
+        raise FaultError(f"Cannot {doing} {path}: {error}.") from error
+    except UnicodeDecodeError as error:  # from a ledger whose own names are damaged
+        raise FaultError(f"Cannot {doing} {path}: its text is damaged.") from error
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Force a file, or a directory's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save(path: str | os.PathLike[str], state: Any) -> str:
+    """Write a pytree of arrays as a checkpoint directory, whole or not at all.
+
+    A checkpoint already at ``path`` is replaced; a crash leaves either the old one or the new one.
+
+    Args:
+        path: the directory to write; its parents are made.
+        state: pytree whose leaves are jax or NumPy arrays of any shape, typed PRNG keys, or
+            scalars.
+
+    Returns:
+        The SHA-256 of the manifest, which vouches for every byte of the checkpoint.
+
+    Raises:
+        FaultError: the disk is full, permission is denied, and so on.
+        TypeError: a leaf is not an array.
+    """
+    target = Path(os.path.abspath(path))
+    leaves, arrays = _flatten(state)
+    temporary = target.with_name(f".{target.name}.tmp")
+    with faults("write the checkpoint", target):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        _write_arrays(temporary / "arrays", arrays)
+        digest = _write_manifest(temporary, leaves)
+        _swap_in(temporary, target)
+    return digest
+
+
+def load(path: str | os.PathLike[str], template: Any, sha256: str | None = None) -> Any:
+    """Verify a checkpoint and read it back into the structure of a template.
+
+    Args:
+        path: the directory that ``save`` wrote.
+        template: pytree with the structure, shapes and dtypes of the saved state; leaves may be
+            ``jax.ShapeDtypeStruct``. NumPy leaves come back as NumPy, all others as jax arrays.
+        sha256: what ``save`` returned; None leaves the manifest itself unchecked.
+
+    Returns:
+        The state, with the template's tree structure.
+
+    Raises:
+        FaultError: a file is missing, damaged or not listed, or the template does not fit.
+    """
+    source = _existing(Path(os.path.abspath(path)))
+    with faults("read the checkpoint", source):
+        manifest = _verified_manifest(source, sha256)
+        wanted = _describe(template)
+        _check_fit(source, manifest["leaves"], wanted)
+        arrays = _read_arrays(source / "arrays", manifest["leaves"])
+    return _unflatten(template, manifest["leaves"], arrays)
+
+
+# -------------------------------------------------------------------------------- tree <-> arrays
+
+
+def _leaf_record(name: str, leaf: Any) -> dict[str, Any]:
+    """Return the path, shape, dtype and, for a typed PRNG key, the implementation of one leaf."""
+    import jax
+
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        # `key<fry>` names the implementation for both arrays and ShapeDtypeStruct.
+        return {"path": name, "shape": list(leaf.shape), "dtype": "key", "key": str(dtype)}
+    if not isinstance(leaf, (bool, int, float)) and dtype is None:
+        raise TypeError(
+            f"The leaf {name} of a checkpoint is a {type(leaf).__name__}, not an array."
+        )
+    shape = list(getattr(leaf, "shape", ()))
+    return {
+        "path": name,
+        "shape": shape,
+        "dtype": str(dtype or np.asarray(leaf).dtype),
+        "key": None,
+    }
+
+
+def _describe(tree: Any) -> list[dict[str, Any]]:
+    """Return the records of all leaves, in the order of jax.tree.leaves."""
+    import jax
+
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [_leaf_record(jax.tree_util.keystr(path) or "<root>", leaf) for path, leaf in flat]
+
+
+def _flatten(state: Any) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """Return the leaf records and the arrays to write, by leaf number."""
+    import jax
+
+    leaves = _describe(state)
+    arrays = {}
+    for index, (record, leaf) in enumerate(zip(leaves, jax.tree.leaves(state), strict=True)):
+        # Orbax takes 0-d arrays but not NumPy scalars, and cannot write an array without elements.
+        array = np.asarray(jax.random.key_data(leaf) if record["dtype"] == "key" else leaf)
+        if array.dtype.kind == "O":
+            raise TypeError(f"The leaf {record['path']} of a checkpoint holds Python objects.")
+        record["key_shape"] = list(array.shape) if record["dtype"] == "key" else None
+        if array.size:
+            arrays[f"{index:05d}"] = array
+    return leaves, arrays
+
+
+def _unflatten(template: Any, leaves: list[dict[str, Any]], arrays: dict[str, np.ndarray]) -> Any:
+    """Return the template's tree filled with what was read."""
+    import jax
+
+    like, structure = jax.tree.flatten(template)
+    filled = []
+    for index, (record, leaf) in enumerate(zip(leaves, like, strict=True)):
+        array = arrays.get(f"{index:05d}")
+        if array is None:
+            array = np.zeros(record["key_shape"] or record["shape"], _stored_dtype(record))
+        filled.append(_like(leaf, record, array))
+    return jax.tree.unflatten(structure, filled)
+
+
+def _stored_dtype(record: dict[str, Any]) -> np.dtype:
+    """Return the dtype of the array on disk; key data are unsigned integers."""
+    import jax.numpy as jnp
+
+    return np.dtype(np.uint32) if record["dtype"] == "key" else np.dtype(jnp.dtype(record["dtype"]))
+
+
+def _like(leaf: Any, record: dict[str, Any], array: np.ndarray) -> Any:
+    """Return an array of the same kind (NumPy, scalar, jax, typed key) as the template's leaf."""
+    import jax
+
+    if isinstance(leaf, np.ndarray):
+        return array
+    if isinstance(leaf, np.generic):
+        return array[()]
+    if isinstance(leaf, (bool, int, float)):
+        return array.item()
+    # Copied, because jax may otherwise alias memory that it does not own and donate it later.
+    filled = jax.numpy.array(array)
+    if record["dtype"] == "key":
+        filled = jax.random.wrap_key_data(filled, impl=_key_implementation(leaf))
+    # A sharded template gets its shards back; an uncommitted one stays free to move.
+    return jax.device_put(filled, leaf.sharding) if getattr(leaf, "committed", False) else filled
+
+
+def _key_implementation(leaf: Any) -> Any:
+    """Return the PRNG implementation of a typed key, or of a ShapeDtypeStruct of one."""
+    import jax
+
+    if isinstance(leaf, jax.Array):
+        return jax.random.key_impl(leaf)
+    # Keys cannot be made from a dtype alone in the public interface, so try the known names.
+    for name in ("threefry2x32", "rbg", "unsafe_rbg"):
+        if jax.random.key(0, impl=name).dtype == leaf.dtype:
+            return name
+    raise TypeError(f"The PRNG key type {leaf.dtype} is not known.")
+
+
+def _check_fit(source: Path, saved: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
+    """Refuse a template whose leaves differ from the saved ones, naming the first difference."""
+    by_path = {record["path"]: record for record in saved}
+    for record in wanted:
+        name, other = record["path"], by_path.get(record["path"])
+        if other is None:
+            raise FaultError(
+                f"The checkpoint {source} does not fit: it has no {name}, which is expected."
+            )
+        for field, label in (("shape", "shape"), ("dtype", "type"), ("key", "type")):
+            if other[field] != record[field]:
+                raise FaultError(
+                    f"The checkpoint {source} does not fit: {name} has {label} {other[field]} "
+                    f"there, and {record[field]} is expected."
+                )
+    if extra := by_path.keys() - {record["path"] for record in wanted}:
+        raise FaultError(
+            f"The checkpoint {source} does not fit: it holds {min(extra)}, which is not expected."
+        )
+    if [record["path"] for record in saved] != [record["path"] for record in wanted]:
+        raise FaultError(f"The checkpoint {source} does not fit: its leaves come in another order.")
+
+
+# --------------------------------------------------------------------------------- arrays on disk
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep orbax's progress messages off the user's terminal."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _write_arrays(directory: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays by name with orbax; a state without elements writes nothing."""
+    import orbax.checkpoint as ocp
+
+    if not arrays:
+        return
+    with (
+        _quiet(),
+        contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as checkpointer,
+    ):
+        try:
+            checkpointer.save(directory, args=ocp.args.PyTreeSave(arrays))
+        except (ValueError, RuntimeError) as error:  # a full disk arrives as one of these
+            raise FaultError(
+                f"Cannot write the checkpoint {directory.parent}: {_first_line(error)}."
+            ) from error
+
+
+def _read_arrays(directory: Path, leaves: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Read the arrays with orbax, as NumPy arrays by leaf number."""
+    import orbax.checkpoint as ocp
+
+    names = [
+        f"{index:05d}"
+        for index, record in enumerate(leaves)
+        if 0 not in (record["key_shape"] or record["shape"])
+    ]
+    if not names:
+        return {}
+    restore = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+    with (
+        _quiet(),
+        contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as checkpointer,
+    ):
+        try:
+            return checkpointer.restore(
+                directory, args=ocp.args.PyTreeRestore(restore_args=restore)
+            )
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise FaultError(
+                f"Cannot read the checkpoint {directory.parent}: {_first_line(error)}."
+            ) from error
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of an error's message without its full stop."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".")
+
+
+def _files(directory: Path) -> list[str]:
+    """Return every file under a directory except the manifest, as sorted relative POSIX paths."""
+    found = (
+        path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir()
+    )
+    return sorted(name for name in found if name != MANIFEST)
+
+
+def _write_manifest(directory: Path, leaves: list[dict[str, Any]]) -> str:
+    """Write the manifest and force the whole directory to the disk; return the manifest's hash."""
+    hashes = {name: sha256_of(directory / name) for name in _files(directory)}
+    text = json.dumps(
+        {"format": _FORMAT, "files": hashes, "leaves": leaves}, indent=1, sort_keys=True
+    )
+    (directory / MANIFEST).write_text(text, encoding="utf-8")
+    for path in [*directory.rglob("*"), directory]:
+        sync(path)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _previous(target: Path) -> Path:
+    return target.with_name(f".{target.name}.previous")
+
+
+def _existing(target: Path) -> Path:
+    """Return the checkpoint to read: a crash inside a replacement leaves the old one aside."""
+    return _previous(target) if not target.exists() and _previous(target).exists() else target
+
+
+def _swap_in(temporary: Path, target: Path) -> None:
+    """Put a finished directory in its place."""
+    # One rename cannot replace a directory that is not empty, so it takes two.
+    previous = _previous(target)
+    if target.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        os.replace(target, previous)
+    os.replace(temporary, target)
+    sync(target.parent)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _verified_manifest(source: Path, sha256: str | None) -> dict[str, Any]:
+    """Return the manifest once every file it lists is found intact, and no other is there."""
+    path = source / MANIFEST
+    if not path.is_file():
+        raise FaultError(f"{path} is missing: there is no complete checkpoint at {source}.")
+    if sha256 is not None and sha256_of(path) != sha256:
+        raise FaultError(f"{path} is damaged: its SHA-256 is not the recorded one.")
+    manifest = _parsed_manifest(path)
+    for name, digest in manifest["files"].items():
+        _check_file(source, name, digest)
+    if extra := sorted(set(_files(source)) - manifest["files"].keys()):
+        raise FaultError(
+            f"{source / extra[0]} does not belong to the checkpoint: the manifest does not list it."
+        )
+    return manifest
+
+
+def _parsed_manifest(path: Path) -> dict[str, Any]:
+    """Return the manifest, or raise FaultError where it is not one that this version writes."""
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        known = manifest["format"] == _FORMAT
+        hashes, leaves = manifest["files"], manifest["leaves"]
+        well_formed = all(isinstance(digest, str) for digest in hashes.values()) and all(
+            leaf.keys() == {"path", "shape", "dtype", "key", "key_shape"} for leaf in leaves
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FaultError(f"{path} is damaged: it is not a manifest.") from error
+    if not (known and well_formed):
+        raise FaultError(f"{path} is damaged, or was written by another version of purejaxpg.")
+    return manifest
+
+
+def _check_file(source: Path, name: str, digest: str) -> None:
+    """Raise FaultError unless a listed file lies inside the checkpoint and has the listed hash."""
+    relative = PurePosixPath(name)
+    if relative.is_absolute() or ".." in relative.parts or "\\" in name or not relative.parts:
+        raise FaultError(
+            f"{source / MANIFEST} is refused: it lists {name!r}, a path outside the checkpoint."
+        )
+    path = source / relative
+    if path.is_symlink() or not path.is_file():
+        raise FaultError(f"{path} is missing from the checkpoint.")
+    if sha256_of(path) != digest:
+        raise FaultError(f"{path} is damaged: its SHA-256 is not the recorded one.")

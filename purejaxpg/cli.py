@@ -1,0 +1,311 @@
+"""The command line: list, train, sweep, report, fork.
+
+Nothing here imports jax until a command needs it, so that help answers at once, and so that the
+number of CPU devices can still be chosen.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from purejaxpg import FaultError, InputError, __version__
+
+EXIT_FAULT, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and leaving."""
+        raise InputError(f"{message[:1].upper()}{message[1:]} (see {self.prog} --help).")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status: 0 done, 1 fault, 2 bad input, 130 interrupted."""
+    try:
+        words = list(sys.argv[1:] if argv is None else argv)
+        arguments, rest = make_parser().parse_known_args(words)
+        if rest and arguments.command is not train:
+            raise InputError(f"There is no option {rest[0]!r} (see purejaxpg --help).")
+        if arguments.command is train:
+            train(arguments, rest)
+        else:
+            arguments.command(arguments)
+    except InputError as error:
+        return complain(error, EXIT_INPUT)
+    except FaultError as error:
+        return complain(error, EXIT_FAULT)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAULT
+    except KeyboardInterrupt:
+        return complain("Interrupted; the same command resumes.", EXIT_INTERRUPTED)
+    return 0
+
+
+def complain(message: object, status: int) -> int:
+    """Print one sentence on stderr and return `status`."""
+    print(" ".join(str(message).split()), file=sys.stderr)
+    return status
+
+
+def make_parser() -> Parser:
+    """Return the parser of everything but an agent's own fields."""
+    parser = Parser(
+        prog="purejaxpg",
+        description="Policy-gradient methods in JAX: train one run, or sweep thousands.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"purejaxpg {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+
+    def add(function: Any, text: str, **more: Any) -> Parser:
+        name = function.__name__.removesuffix("_")
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False, **more)
+        command.set_defaults(command=function)
+        return command
+
+    lister = add(list_, "show the agents and the environments")
+    lister.add_argument("what", nargs="?", choices=["agents", "envs"], help="only these")
+
+    trainer = add(train, "train one run of an agent", add_help=False)
+    trainer.add_argument("agent", nargs="?", help="a name, or the path of an agent file")
+    trainer.add_argument("-h", "--help", action="store_true", help="show the agent's fields, too")
+    trainer.add_argument("--seed", type=int, default=0, help="decides all randomness (0)")
+    add_run_options(trainer, "results/AGENT-ENV-seedN-HASH")
+
+    sweeper = add(sweep, "run a sweep, or go on with one")
+    sweeper.add_argument("spec", type=Path, metavar="SPEC.toml", help="what to sweep")
+    add_run_options(sweeper, "results/SPEC")
+
+    reporter = add(report, "write the table and the figure of a sweep again")
+    reporter.add_argument("directory", type=Path, metavar="DIR", help="a result directory")
+
+    forker = add(fork, "copy an agent's file, to be changed and swept by its path")
+    forker.add_argument("agent", help="a name from `purejaxpg list agents`")
+    forker.add_argument("file", type=Path, metavar="FILE.py", help="the new file")
+    return parser
+
+
+def add_run_options(parser: argparse.ArgumentParser, default_out: str) -> None:
+    """Add what train and sweep share."""
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"result directory ({default_out})")
+    parser.add_argument(
+        "--devices",
+        type=int,
+        metavar="N",
+        help="use N devices (all; the cores of a CPU count as devices)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="print results only")
+
+
+def list_(arguments: argparse.Namespace) -> None:
+    """Show the agents and the environments."""
+    from purejaxpg.sweep import spec as specs
+
+    if arguments.what != "envs":
+        for name in specs.agent_names():
+            doc = specs.load_agent(name).__doc__ or ""
+            print(f"{name:12s} {doc.strip().splitlines()[0]}" if not arguments.what else name)
+    if arguments.what != "agents":
+        from purejaxpg import envs
+
+        print(*envs.names(), sep="\n")
+
+
+def train(arguments: argparse.Namespace, words: list[str]) -> None:
+    """Train one run: a sweep of one."""
+    if arguments.agent is None:
+        if arguments.help:
+            make_train_parser(None).print_help()
+            return
+        raise InputError(
+            "train needs the name or the path of an agent (see purejaxpg list agents)."
+        )
+    prepare_devices(arguments.devices or 1)
+    from purejaxpg.sweep import spec as specs
+
+    agent = specs.load_agent(arguments.agent)
+    if arguments.help:
+        make_train_parser(agent).print_help()
+        return
+    raw = {
+        "agent": arguments.agent,
+        "seeds": [arguments.seed],
+        "config": parse_fields(agent.Config, words),
+        "rows_per_device": 1,
+    }
+    stem = Path(arguments.agent).stem
+    spec = specs.from_dict(raw, stem)
+    run = spec.runs[0]
+    name = f"{stem}-{run.config.env}-seed{run.seed}-{run.run_id[:6]}"
+    run_sweep(spec, arguments, Path("results") / name)
+
+
+def sweep(arguments: argparse.Namespace) -> None:
+    """Run a sweep, or go on with one."""
+    prepare_devices(arguments.devices)
+    from purejaxpg.sweep import spec as specs
+
+    spec = specs.load(arguments.spec)
+    run_sweep(spec, arguments, Path("results") / spec.name)
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Write the table and the figure of a sweep again."""
+    from rich.console import Console
+
+    from purejaxpg.sweep import report as reports
+
+    console = Console()
+    written = reports.write(arguments.directory, console)
+    console.print(f"Results: {written}", highlight=False, soft_wrap=True)
+
+
+def fork(arguments: argparse.Namespace) -> None:
+    """Copy an agent's file."""
+    from purejaxpg.sweep import spec as specs
+
+    source, target = specs.agent_path(arguments.agent), arguments.file
+    if target.suffix != ".py":
+        raise InputError(f"The new file must end in .py, but is {str(target)!r}.")
+    if target.exists():
+        raise InputError(f"{target} exists already; choose another name.")
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise FaultError(f"{target} cannot be written: {error.strerror}.") from error
+    print(f"Copied {arguments.agent} to {target}. Change it, then:")
+    print(f"  python {target}                     one run")
+    print(f'  agent = "./{target.name}"           in a sweep file beside it')
+
+
+def run_sweep(spec: Any, arguments: argparse.Namespace, default_out: Path) -> None:
+    """Run or resume `spec`, then report."""
+    from rich.console import Console
+
+    from purejaxpg.sweep import report as reports
+    from purejaxpg.sweep import store as stores
+
+    console = Console()
+    out = arguments.out or default_out
+    with stores.Store.open(out, dict(spec.identity), spec.text) as store:
+        if store.finished:
+            console.print(f"Already finished: {out}", highlight=False, soft_wrap=True)
+        else:
+            execute(spec, store, arguments, console)
+    written = reports.write(out, console)
+    console.print(f"Results: {written}", highlight=False, soft_wrap=True)
+
+
+def execute(spec: Any, store: Any, arguments: argparse.Namespace, console: Any) -> None:
+    """Run what is pending in `store`."""
+    from purejaxpg.sweep import engine
+    from purejaxpg.sweep import progress as progresses
+
+    devices = find_devices(arguments.devices)
+    with progresses.Progress(console, arguments.quiet) as progress:
+        engine.run(spec, store, devices, progress)
+
+
+def prepare_devices(wanted: int | None) -> None:
+    """Make the CPU's cores devices of their own; must run before jax starts.
+
+    XLA computes a batch of small matrix products on one core only, so a sweep on N cores needs N
+    host devices.
+    """
+    if wanted is not None and wanted < 1:
+        raise InputError(f"--devices must be 1 or more, but is {wanted}.")
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    flag = "--xla_force_host_platform_device_count"
+    flags = os.environ.get("XLA_FLAGS", "")
+    if flag not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {flag}={wanted or cores}".strip()
+
+
+def find_devices(wanted: int | None) -> list[Any]:
+    """Return the devices to use.
+
+    Raises:
+        InputError: more devices are asked for than there are.
+        FaultError: jax finds none of the kind that JAX_PLATFORMS asks for.
+    """
+    import jax
+
+    try:
+        devices = jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        raise FaultError(f"jax finds no device for JAX_PLATFORMS={platforms!r}: {error}") from error
+    if wanted is not None and wanted > len(devices):
+        raise InputError(f"--devices must be at most {len(devices)} here, but is {wanted}.")
+    return devices[:wanted]
+
+
+def make_train_parser(agent: Any) -> Parser:
+    """Return a parser that knows an agent's fields, for its help text."""
+    from purejaxpg import config as configs
+
+    parser = Parser(
+        prog=f"purejaxpg train {agent.__name__.rpartition('.')[2] if agent else 'AGENT'}",
+        description=(agent.__doc__ or "").strip().splitlines()[0] if agent else None,
+        epilog="The environment's own parameters: --env-params.NAME VALUE; the arguments of its "
+        "constructor: --env-kwargs.NAME VALUE.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--seed", metavar="N", help="decides all randomness (0)")
+    add_run_options(parser, "results/AGENT-ENV-seedN-HASH")
+    if agent is not None:
+        group = parser.add_argument_group("fields of the agent")
+        texts, default = configs.field_help(agent.Config), agent.Config()
+        for name in configs.field_types(agent.Config):
+            if not name.startswith("env_"):
+                shown = configs.to_dict(default)[name]
+                text = f"{texts.get(name, '')} ({shown})".replace("%", "%%")
+                group.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=text)
+    return parser
+
+
+def parse_fields(cls: type, words: list[str]) -> dict[str, Any]:
+    """Read `--learning-rate 1e-3 --hidden 64 64 --env-params.gravity 5` as fields of `cls`."""
+    from purejaxpg import config as configs
+
+    hints = configs.field_types(cls)
+    fields: dict[str, Any] = {}
+    for flag, values in split_flags(words):
+        name, _, inner = flag.replace("-", "_").partition(".")
+        configs.require_known(name, hints, "field")
+        if not values and hints[name] is bool:
+            values = ["true"]
+        configs.require(bool(values), f"--{flag} needs a value.")
+        if inner:
+            value = {"true": True, "false": False}.get(values[0], configs.parse_number(values[0]))
+            fields.setdefault(name, {})[inner] = value
+        else:
+            fields[name] = configs.parse(name, hints[name], values)
+    return fields
+
+
+def split_flags(words: list[str]) -> list[tuple[str, list[str]]]:
+    """["--a", "1", "--b=2"] -> [("a", ["1"]), ("b", ["2"])]."""
+    flags: list[tuple[str, list[str]]] = []
+    for word in words:
+        if word.startswith("--"):
+            flag, equals, value = word[2:].partition("=")
+            flags.append((flag, [value] if equals else []))
+        elif flags:
+            flags[-1][1].append(word)
+        else:
+            raise InputError(f"{word!r} must follow the --name of a field.")
+    return flags
+
+
+if __name__ == "__main__":
+    sys.exit(main())

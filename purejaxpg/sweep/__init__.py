@@ -1,0 +1,1 @@
+"""Sweeps: specification, planning, execution, results and report."""

@@ -1,0 +1,228 @@
+"""The engine on real, tiny training: storing, resuming, grouping, devices, compilations."""
+
+import io
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax import random
+from rich.console import Console
+
+from purejaxpg import evaluate
+from purejaxpg.agents import ppo
+from purejaxpg.sweep import engine
+from purejaxpg.sweep import plan as plans
+from purejaxpg.sweep import progress as progresses
+from purejaxpg.sweep import spec as specs
+from purejaxpg.sweep import store as stores
+
+TINY: dict[str, Any] = {
+    "agent": "ppo",
+    "seeds": 2,
+    "eval_episodes": 4,
+    "rows_per_device": 2,
+    "config": {
+        "total_timesteps": 64,
+        "num_envs": 2,
+        "num_steps": 8,
+        "num_epochs": 1,
+        "num_minibatches": 1,
+        "hidden": [8],
+        "env_params": {"max_steps_in_episode": 20},
+    },
+    "sweep": {"learning_rate": [1e-3, 1e-2], "gamma": [0.9, 0.99]},
+}
+
+
+def swept(**sweep: Any) -> specs.Spec:
+    fixed = {name: value for name, value in TINY["config"].items() if name not in sweep}
+    return specs.from_dict({**TINY, "config": fixed, "sweep": sweep or TINY["sweep"]}, "tiny")
+
+
+def run(spec: specs.Spec, out: pathlib.Path, stop_after: int | None = None) -> str:
+    """Run `spec` into `out` -> what was printed; `stop_after` commits, it is interrupted."""
+    console = Console(file=io.StringIO(), width=200)
+    with stores.Store.open(out, dict(spec.identity)) as store:
+        if stop_after is not None:
+            interrupt_after(store, stop_after)
+        with progresses.Progress(console) as progress:
+            engine.run(spec, store, jax.devices()[:1], progress)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def interrupt_after(store: stores.Store, commits: int) -> None:
+    original, left = store.commit, [commits]
+
+    def commit(*arguments: Any) -> None:
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        original(*arguments)
+
+    store.commit = commit  # type: ignore[method-assign]
+
+
+def contents(out: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
+    with stores.Store.read(out) as store:
+        return {unit["name"]: store.arrays(unit["name"]) for unit in store.units()}
+
+
+def test_results_are_stored_with_everything_that_made_them(tmp_path: pathlib.Path) -> None:
+    spec = swept()
+    printed = run(spec, tmp_path / "out")
+    assert "4 configurations x 2 seeds = 8 runs in 1 compilation" in printed
+    with stores.Store.read(tmp_path / "out") as store:
+        assert store.finished
+        runs, units = store.runs(), store.units()
+        arrays = store.arrays(units[0]["name"])
+        template = jax.eval_shape(jax.vmap(ppo.init), *keys_and_configs(spec.runs[:2]))
+        states = store.state(units[0]["name"], template)
+    assert [row["run_id"] for row in runs] == [row.run_id for row in spec.runs]
+    assert {row["status"] for row in runs} == {"done"}
+    assert arrays["loss/policy"].shape == (2, 4)
+    assert arrays["evaluation/return"].shape == (2, 4)
+    assert runs[0]["score"] == pytest.approx(arrays["evaluation/return"][0].mean())
+    assert states.num_updates.tolist() == [4, 4]
+    facts = units[0]["facts"]
+    assert {"wall_s", "compile_s", "jax", "rows_per_device", "platform"} <= set(facts)
+    assert facts["env_steps"] == 64
+
+
+def keys_and_configs(runs: Any) -> tuple[jax.Array, Any]:
+    seeds, configs = plans.stack(runs, len(runs))
+    return engine.run_keys(seeds, 0), configs
+
+
+def test_an_interrupted_sweep_goes_on_and_ends_with_the_same_bits(tmp_path: pathlib.Path) -> None:
+    spec = swept()
+    run(spec, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(spec, tmp_path / "cut", stop_after=1)
+    with stores.Store.read(tmp_path / "cut") as store:
+        assert len(store.pending()) == 3
+    run(spec, tmp_path / "cut")
+    whole, cut = contents(tmp_path / "whole"), contents(tmp_path / "cut")
+    assert whole.keys() == cut.keys()
+    for unit, arrays in whole.items():
+        for name, array in arrays.items():
+            assert np.array_equal(array, cut[unit][name]), (unit, name)
+
+
+def test_traced_values_share_one_compilation_and_static_ones_do_not(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = count_compilations(monkeypatch)
+    run(swept(learning_rate=[1e-3, 1e-2], gamma=[0.9, 0.99]), tmp_path / "traced")
+    assert compiled() == 1
+    run(swept(learning_rate=[1e-3, 1e-2], num_epochs=[1, 2], activation=["tanh", "relu"]),
+        tmp_path / "static")  # fmt: skip
+    assert compiled() == 4
+
+
+def count_compilations(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Count how often the training program is built by XLA since the last call."""
+    seen: list[str] = []
+    module = sys.modules["jax._src.compiler"]
+    original = module.compile_or_get_cached
+
+    def counting(backend: Any, computation: Any, *rest: Any, **more: Any) -> Any:
+        seen.append(str(computation.operation.attributes["sym_name"]))
+        return original(backend, computation, *rest, **more)
+
+    monkeypatch.setattr(module, "compile_or_get_cached", counting)
+
+    def count() -> int:
+        number = sum("segment_rows" in name for name in seen)
+        seen.clear()
+        return number
+
+    return count
+
+
+def test_padding_is_cut_off(tmp_path: pathlib.Path) -> None:
+    spec = specs.from_dict({**TINY, "seeds": 3, "sweep": {"gamma": [0.9]}}, "odd")
+    run(spec, tmp_path / "out")
+    shapes = [arrays["loss/policy"].shape for arrays in contents(tmp_path / "out").values()]
+    assert shapes == [(2, 4), (1, 4)]
+
+
+def test_a_run_alone_draws_the_stream_of_the_sweep(tmp_path: pathlib.Path) -> None:
+    """At the same unit size even the bits agree: seed and configuration are all that counts."""
+    run(swept(), tmp_path / "sweep")
+    fields = {**TINY["config"], "learning_rate": 1e-2, "gamma": 0.99}
+    alone = specs.from_dict({**TINY, "seeds": [1], "config": fields, "sweep": {}}, "alone")
+    run(alone, tmp_path / "alone")
+    with stores.Store.read(tmp_path / "sweep") as store:
+        row = next(r for r in store.runs() if r["run_id"] == alone.runs[0].run_id)
+        among = {k: v[row["row"]] for k, v in store.arrays(row["unit"]).items()}
+    (single,) = contents(tmp_path / "alone").values()
+    for name, array in among.items():
+        assert np.array_equal(array, single[name][0]), name
+
+
+def test_the_sweep_is_train_and_evaluate(tmp_path: pathlib.Path) -> None:
+    """The contract's own `train`, called by hand, agrees with what the engine stored."""
+    spec = specs.from_dict({**TINY, "seeds": [5], "rows_per_device": 1, "sweep": {}}, "one")
+    run(spec, tmp_path / "out")
+    (stored,) = contents(tmp_path / "out").values()
+    config, key = spec.runs[0].config, random.key(5)
+    state, metrics = jax.jit(ppo.train)(key, config)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(stored[name][0], value, rtol=1e-3, atol=1e-4, err_msg=name)
+    key_stochastic, _ = random.split(random.fold_in(key, np.uint32(2**31 + config.num_updates)))
+    played = evaluate.evaluate(key_stochastic, ppo, state, config, 4, 20)
+    np.testing.assert_allclose(stored["evaluation/return"][0], played["return"])
+
+
+def test_a_diverged_run_is_marked_and_stored(tmp_path: pathlib.Path) -> None:
+    run(swept(learning_rate=[1e-3, 1e38], max_grad_norm=[float("inf")]), tmp_path / "out")
+    with stores.Store.read(tmp_path / "out") as store:
+        status = {(r["swept"]["learning_rate"], r["status"]) for r in store.runs()}
+        at = [r["diverged_at"] for r in store.runs() if r["status"] == "diverged"]
+    assert status == {(1e-3, "done"), (1e38, "diverged")}
+    assert all(1 <= update <= 4 for update in at)
+
+
+def test_results_do_not_depend_on_the_number_of_devices(tmp_path: pathlib.Path) -> None:
+    """Units are the atom: two devices and four give the same bits.
+
+    A single device is compiled without partitions, and its fusions may round differently.
+    """
+    script = (
+        "import json, sys, jax, test_engine\n"
+        "from purejaxpg.sweep import engine, progress, store\n"
+        "from rich.console import Console\n"
+        "spec, n = test_engine.swept(), int(sys.argv[2])\n"
+        "assert len(jax.devices()) >= n\n"
+        "with store.Store.open(sys.argv[1], dict(spec.identity)) as s:\n"
+        "    with progress.Progress(Console(), quiet=True) as p:\n"
+        "        engine.run(spec, s, jax.devices()[:n], p)\n"
+    )
+    for n in (2, 4):
+        flags = "--xla_force_host_platform_device_count=4"
+        here = pathlib.Path(__file__).resolve()
+        path = os.pathsep.join(map(str, (here.parent, here.parents[2])))
+        subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / str(n)), str(n)],
+            env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": path},
+            timeout=600,
+            check=True,
+        )
+    two, four = contents(tmp_path / "2"), contents(tmp_path / "4")
+    for unit, arrays in two.items():
+        for name, array in arrays.items():
+            assert np.array_equal(array, four[unit][name]), (unit, name)
+
+
+def test_plain_progress_lines(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progresses, "LINE_EVERY_S", 0.0)
+    printed = run(swept(), tmp_path / "out")
+    assert "steps/s, best return" in printed
+    assert "(learning_rate=" in printed
+    assert json.dumps(TINY) not in printed

@@ -1,0 +1,329 @@
+import csv
+import io
+import itertools
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from purejaxpg import FaultError, InputError
+from purejaxpg.sweep import report, stats
+from purejaxpg.sweep.store import Outcome, Run, Store
+
+UPDATES = 30
+
+
+def make_store(path, configurations, scores, commit=None, arrays=True, chunk=4):
+    """Write a sweep of `scores[configuration][seed]`, where (value,) marks a diverged run."""
+    runs, results = [], []
+    for swept, row in zip(configurations, scores, strict=True):
+        for seed, score in enumerate(row):
+            config = {"env": "CartPole-v1", "gamma": 0.99, **swept}
+            runs.append(Run(f"run{len(runs)}", config, seed, swept))
+            diverged = isinstance(score, tuple)
+            results.append(("diverged", score[0]) if diverged else ("done", score))
+    starts = range(0, len(runs), chunk)
+    units = {f"c{start:05d}": runs[start : start + chunk] for start in starts}
+    with Store.open(path, {"n": len(runs)}) as store:
+        store.plan(units)
+        for index, (name, members) in enumerate(units.items()):
+            if commit is not None and index >= commit:
+                break
+            results_here = results[index * chunk : index * chunk + len(members)]
+            outcomes = [
+                Outcome(run.run_id, status, score, score + 1.0, 3 if status == "diverged" else None)
+                for run, (status, score) in zip(members, results_here, strict=True)
+            ]
+            recorded = make_arrays([score for _, score in results_here]) if arrays else {}
+            store.commit(name, recorded, None, outcomes, {"steps_per_update": 512})
+    return path
+
+
+def make_arrays(scores):
+    level = np.nan_to_num(np.array(scores, np.float64), nan=1.0)[:, None]
+    count = np.tile(np.arange(UPDATES) % 3, (len(scores), 1))  # none ends in every third update
+    ramp = np.linspace(0, 1, UPDATES)
+    return {
+        "episode/return_sum": (level * ramp * count).astype(np.float32),
+        "episode/count": count.astype(np.float32),
+        "evaluation/return": np.tile(level, (1, 16)).astype(np.float32),
+    }
+
+
+def run_report(path, width=140):
+    text = io.StringIO()
+    target = report.write(path, Console(file=text, width=width))
+    return target, text.getvalue()
+
+
+def read_csv(target):
+    with (target / "table.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def png_size(path):
+    header = path.read_bytes()[:24]
+    assert header[:8] == b"\x89PNG\r\n\x1a\n"
+    return int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big")
+
+
+RATES = [{"learning_rate": 1e-3}, {"learning_rate": 0.00030000000001}, {"learning_rate": 1e-4}]
+SCORES = [[10.0, 20, 30, 40], [100.0, 300, 200, 5000], [50.0, 50, 50, (np.nan,)]]
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    return make_store(tmp_path / "out", RATES, SCORES)
+
+
+# ---------------------------------------------------------------------------------------- ranking
+
+
+def test_configurations_are_ranked_by_iqm(sweep):
+    with Store.read(sweep) as store:
+        ranked = report.rank(store)
+        assert report.best_row(store) == ranked[0]
+    assert [c.swept["learning_rate"] for c in ranked] == [0.00030000000001, 1e-4, 1e-3]
+    assert [c.rank for c in ranked] == [1, 2, 3]
+    best, second, third = ranked
+    # The outlier is trimmed: (200 + 300) / 2.
+    assert (best.iqm, best.mean, best.greedy_iqm) == (250.0, 1400.0, 251.0)
+    assert (best.low, best.high) == stats.bootstrap_ci([100.0, 300, 200, 5000])
+    # The diverged run counts as the worst of the environment, 10, in the mean too.
+    assert second.scores == (50.0, 50.0, 50.0, 10.0)
+    assert (second.iqm, second.mean, second.diverged) == (50.0, 40.0, 1)
+    assert (third.finished, third.planned, third.diverged) == (4, 4, 0)
+    assert third.run_ids == ("run0", "run1", "run2", "run3")
+
+
+def test_ties_are_broken_by_mean_then_planned_order(tmp_path):
+    scores = [[1.0, 5, 5, 8], [1.0, 5, 5, 9], [1.0, 5, 5, 8]]
+    with Store.read(make_store(tmp_path / "out", RATES, scores)) as store:
+        ranked = report.rank(store)
+    assert [c.swept["learning_rate"] for c in ranked] == [0.00030000000001, 1e-3, 1e-4]
+
+
+def test_everything_diverged_still_gives_a_report(tmp_path):
+    scores = [[(np.nan,)] * 4] * 3
+    target, text = run_report(make_store(tmp_path / "out", RATES, scores))
+    assert "4/4" in text and "nan" not in text and "inf" not in text
+    assert len(read_csv(target)) == 3
+
+
+def test_each_environment_is_ranked_by_itself(tmp_path):
+    configurations = [
+        {"env": env, "learning_rate": rate} for env in ("A-v0", "B-v0") for rate in (1e-3, 1e-4)
+    ]
+    scores = [[500.0] * 4, [400.0] * 4, [-90.0] * 4, [-80.0, -80, -80, (np.nan,)]]
+    path = make_store(tmp_path / "out", configurations, scores)
+    with Store.read(path) as store:
+        ranked = report.rank(store)
+        assert report.best_row(store, "B-v0").swept == {"learning_rate": 1e-4}
+        assert report.best_row(store, "C-v0") is None
+    assert [(c.environment, c.rank) for c in ranked] == [
+        ("A-v0", 1), ("A-v0", 2), ("B-v0", 1), ("B-v0", 2),
+    ]  # fmt: skip
+    # Worst of its own environment, not of the sweep.
+    assert ranked[2].scores == (-80.0, -80.0, -80.0, -90.0)
+    target, text = run_report(path)
+    assert text.index("A-v0") < text.index("B-v0")
+    assert (target / "table.md").read_text().count("###") == 2
+    assert [row["env"] for row in read_csv(target)] == ["A-v0", "A-v0", "B-v0", "B-v0"]
+
+
+# ----------------------------------------------------------------------------------------- tables
+
+
+def test_the_report_says_what_its_numbers_are(sweep):
+    target, text = run_report(sweep)
+    flat = " ".join(text.split())
+    assert (
+        "Final return: IQM over seeds of the mean of 16 stochastic evaluation episodes after the "
+        "last update"
+    ) in flat
+    assert "3e-4" in text and "0.0003" not in text
+    assert "1/4" in text and "Diverged runs count as the worst" in flat
+    assert "fresh seeds" in flat
+    assert "Unfinished" not in flat
+    rows = (target / "table.md").read_text().splitlines()
+    assert rows[2].startswith("| rank | learning_rate | IQM | 95% CI |")
+    assert rows[4].startswith("| 1 | 3e-4 | 250.0 | [")
+
+
+def test_the_csv_has_full_precision(sweep):
+    rows = read_csv(run_report(sweep)[0])
+    assert [row["rank"] for row in rows] == ["1", "2", "3"]
+    assert float(rows[0]["learning_rate"]) == 0.00030000000001
+    assert float(rows[0]["ci95_low"]) == stats.bootstrap_ci([100.0, 300, 200, 5000])[0]
+    assert (rows[1]["diverged"], rows[1]["runs_done"], rows[1]["runs_planned"]) == ("1", "4", "4")
+
+
+def test_hundreds_of_configurations_stay_readable(tmp_path):
+    rates = [{"learning_rate": 10.0 ** -(1 + index / 100), "clip_eps": 0.2} for index in range(300)]
+    scores = np.random.default_rng(0).uniform(0, 500, (300, 2)).tolist()
+    target, text = run_report(make_store(tmp_path / "out", rates, scores, chunk=100))
+    assert "280 more in table.csv" in text
+    assert len(text.splitlines()) < 40
+    assert len(read_csv(target)) == 300
+    assert "280 more in table.csv" in (target / "table.md").read_text()
+    assert png_size(target / "curves.png") == (1400, 798)
+
+
+def test_pending_units_are_counted(tmp_path):
+    path = make_store(tmp_path / "out", RATES, SCORES, commit=1, chunk=6)
+    target, text = run_report(path)
+    assert "Unfinished: 6 of 12 runs are missing" in text
+    assert "2 of 4" in text and "0 of 4" in text
+    assert [row["rank"] for row in read_csv(target)] == ["1", "2", ""]
+    with Store.read(path) as store:
+        assert [c.finished for c in report.rank(store)] == [2, 4, 0]
+
+
+def test_nothing_committed_yet(tmp_path):
+    target, text = run_report(make_store(tmp_path / "out", RATES, SCORES, commit=0))
+    assert "Unfinished: 12 of 12" in text
+    assert not (target / "curves.png").exists() and "curves.png" not in text
+    with Store.read(tmp_path / "out") as store:
+        assert report.best_row(store) is None
+
+
+def test_one_single_run(tmp_path):
+    target, text = run_report(make_store(tmp_path / "out", [{}], [[123.4]]))
+    assert "1 configuration, 1 run" in text and "123.4" in text
+    assert "fresh seeds" not in text  # nothing was selected
+    assert png_size(target / "curves.png") == (1400, 798)
+
+
+def test_a_second_report_replaces_the_first(sweep):
+    first, _ = run_report(sweep)
+    table = (first / "table.csv").read_bytes()
+    (first / "table.csv").write_text("old")
+    run_report(sweep)
+    assert (first / "table.csv").read_bytes() == table
+
+
+def test_values_are_never_read_as_markup(tmp_path):
+    configurations = [{"hidden": [64, 64], "note": "[red]a|b[/red]"}, {"hidden": [8], "note": "x"}]
+    target, text = run_report(make_store(tmp_path / "out", configurations, [[1.0, 2], [3.0, 4]]))
+    assert "[64, 64]" in text and "[red]a|b[/red]" in text
+    assert "[red]a\\|b[/red]" in (target / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0003000001, "3e-4"), (float(np.float32(3e-4)), "3e-4"), (2.5e-4, "2.5e-4"),
+        (0.001, "1e-3"), (0.2, "0.2"), (0.95, "0.95"), (1.0, "1"), (0.0, "0"), (1e5, "1e5"),
+        (1234.5678, "1235"), (-3e-4, "-3e-4"), (float("inf"), "inf"), (8, "8"), (100000, "100000"),
+        (True, "true"), (None, "none"), ("tanh", "tanh"),
+        ([64, 1e-4], "[64, 1e-4]"),
+    ],
+)  # fmt: skip
+def test_values_are_short(value, text):
+    assert report.short(value) == text
+
+
+# ----------------------------------------------------------------------------------------- curves
+
+
+def test_bins_average_episodes_and_not_updates():
+    # Two updates per bin; 1 episode of 10 and 3 of 2 each: 16 / 4, not (10 + 2) / 2.
+    sums, count = np.array([[10.0, 6, 0, 0, 5, 0]]), np.array([[1.0, 3, 0, 0, 1, 0]])
+    steps, returns = report.bin_returns(sums, count, 100, bins=3)
+    np.testing.assert_array_equal(steps, [100, 300, 500])
+    # No episode ended in the second bin: it repeats the first.
+    np.testing.assert_array_equal(returns, [[4, 4, 5]])
+
+
+def test_bins_before_the_first_episode_are_unknown_and_never_zero():
+    sums, count = np.array([[0.0, 0, 7], [3.0, 0, 0]]), np.array([[0.0, 0, 1], [1.0, 0, 0]])
+    _, returns = report.bin_returns(sums, count, 1)
+    # Carried forward inside a run, not from one run into the next.
+    np.testing.assert_array_equal(returns, [[np.nan, np.nan, 7], [3, 3, 3]])
+
+
+@pytest.mark.parametrize("updates", [1, 7, 59, 60, 61, 1000])
+def test_every_update_lies_in_exactly_one_bin(updates):
+    generator = np.random.default_rng(updates)
+    count = generator.integers(1, 4, (2, updates)).astype(float)
+    sums = generator.standard_normal((2, updates))
+    steps, returns = report.bin_returns(sums, count, 512)
+    assert steps.size == min(60, updates) and (np.diff(steps) > 0).all()
+    edges = np.linspace(0, updates, steps.size + 1).round().astype(int)
+    expected = [
+        sums[:, a:b].sum(axis=1) / count[:, a:b].sum(axis=1) for a, b in itertools.pairwise(edges)
+    ]
+    np.testing.assert_allclose(returns, np.stack(expected, axis=1))
+
+
+def test_the_curve_of_a_configuration_needs_half_of_its_runs():
+    returns = np.array([[np.nan, 2.0], [np.nan, 4.0], [9.0, 6.0]])
+    np.testing.assert_array_equal(report._over_seeds(returns), [np.nan, 4.0])
+    low, high = report._interval(returns)
+    assert np.isnan(low[0]) and low[1] < 4.0 < high[1]
+
+
+def test_results_without_episodes_get_a_table_and_no_picture(tmp_path):
+    path = make_store(tmp_path / "out", RATES, SCORES, arrays=False)
+    target, text = run_report(path)
+    assert sorted(p.name for p in target.iterdir()) == ["table.csv", "table.md"]
+    assert "mean of stochastic evaluation episodes" in " ".join(text.split())
+
+
+def test_the_picture_draws_the_best_in_colour_and_names_them(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path: figures.append(self))
+    rates = [{"learning_rate": 10.0**-index} for index in range(8)]
+    scores = [[100.0 * index + seed for seed in range(4)] for index in range(8)]
+    run_report(make_store(tmp_path / "out", rates, scores))
+    (axes,) = figures[0].axes
+    assert axes.get_xlabel() == "environment steps"
+    assert axes.get_ylabel() == "episode return (training, stochastic policy)"
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels[0] == "1.  learning_rate 1e-7"
+    assert labels[-1] == "3 others" and len(labels) == 6
+    coloured = [line for line in axes.lines if line.get_label().startswith("1. ")]
+    # The last bin is the last update: ramp 1, so the curve ends at the IQM 701.5 over seeds.
+    assert coloured[0].get_ydata()[-1] == pytest.approx(701.5, rel=1e-3)
+    assert coloured[0].get_xdata()[-1] == (UPDATES - 0.5) * 512
+    colours = {line.get_color() for line in axes.lines}
+    assert len(colours) == 6
+
+
+# ----------------------------------------------------------------------------------------- faults
+
+
+def test_no_result_directory(tmp_path):
+    with pytest.raises(InputError, match="is not a result directory"):
+        run_report(tmp_path / "nothing")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_result_is_named_and_not_drawn(sweep):
+    path = sweep / "arrays" / "c00004.npz"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(FaultError, match=re.escape("c00004.npz is damaged")):
+        run_report(sweep)
+
+
+def test_a_report_that_cannot_be_written(sweep):
+    (sweep / "report").write_text("in the way")
+    with pytest.raises(FaultError, match="Cannot write the report"):
+        run_report(sweep)
+
+
+def test_a_report_needs_no_jax_and_no_display(sweep):
+    code = (
+        "import sys; from rich.console import Console; from purejaxpg.sweep import report\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        f"report.write({str(sweep)!r}, Console(quiet=True))\n"
+        "sys.exit('jax' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
