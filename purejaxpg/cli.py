@@ -127,7 +127,7 @@ def train(arguments: argparse.Namespace, words: list[str]) -> None:
         raise InputError(
             "train needs the name or the path of an agent (see purejaxpg list agents)."
         )
-    prepare_devices(arguments.devices or 1)
+    prepare_devices(1 if arguments.devices is None else arguments.devices)
     from purejaxpg.sweep import spec as specs
 
     agent = specs.load_agent(arguments.agent)

@@ -7,6 +7,7 @@ observation before any reset.
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from gymnax.environments import spaces
+from gymnax.environments import environment, spaces
 from jax import random
 from jax.interpreters import partial_eval
 
@@ -89,7 +90,8 @@ class Step:
 def register(name: str, factory: Callable[..., Any]) -> None:
     """Make `factory(**kwargs)`, which returns a gymnax `Environment`, known as `name`.
 
-    Call it at the top of a forked agent file to sweep over an environment of your own.
+    Call it at the top of a forked agent file to sweep over an environment of your own. A name
+    stands for one environment: programs compiled for an earlier one of that name stay as they are.
     """
     _factories[name] = factory
     make.cache_clear()
@@ -101,7 +103,7 @@ def names() -> list[str]:
 
 
 @functools.cache
-def make(name: str, **kwargs: Any) -> Env:
+def make(name: str, /, **kwargs: Any) -> Env:
     """Return the environment registered as `name`.
 
     Args:
@@ -113,15 +115,7 @@ def make(name: str, **kwargs: Any) -> Env:
             feed-forward agent cannot use.
         FaultError: the environment needs something that the surroundings lack (a download).
     """
-    configs.require_known(name, names(), "environment")
-    try:
-        inner = _factories[name](**kwargs) if name in _factories else gymnax.make(name, **kwargs)[0]
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"env {name!r} cannot be made with env_kwargs {kwargs}: {error}."
-        ) from error
-    except OSError as error:
-        raise FaultError(f"Environment {name!r} cannot be made here: {error}.") from error
+    inner = _construct(name, kwargs)
     params = inner.default_params
     action_space = inner.action_space(params)
     discrete = isinstance(action_space, spaces.Discrete)
@@ -129,11 +123,13 @@ def make(name: str, **kwargs: Any) -> Env:
         raise InputError(
             f"env {name!r} has the action space {action_space}, which no agent can use."
         )
+    obs_shape = _obs_shape(name, inner.observation_space(params))
+    configs.require(min(obs_shape) > 0, f"env {name!r} has empty observations, {list(obs_shape)}.")
     return Env(
         name=name,
         inner=inner,
         default_params=params,
-        obs_shape=_obs_shape(name, inner.observation_space(params)),
+        obs_shape=obs_shape,
         num_actions=int(action_space.n) if discrete else 0,
         action_size=int(action_space.n if discrete else action_space.shape[0]),
         max_steps=int(params.max_steps_in_episode),
@@ -210,16 +206,17 @@ def step(
     if not env.discrete:
         bounds = env.inner.action_space(params)
         action = jnp.clip(action, bounds.low, bounds.high)
-    keys = random.split(key, action.shape[0])
-    obs, inner, reward, terminated, truncated, info = jax.vmap(
-        env.inner.step, in_axes=(0, 0, 0, None)
-    )(keys, state.inner, action, params)
+    own_step = type(env.inner).step is not environment.Environment.step
+    advance = _step_as_wrapped if own_step else _step
+    obs, next_obs, inner, reward, terminated, truncated = advance(
+        key, env, state.inner, action, params
+    )
     reward = reward.astype(jnp.float32).reshape(-1)
     terminated, truncated = terminated.reshape(-1), truncated.reshape(-1)
     done = terminated | truncated
     episode_return, episode_length = state.episode_return + reward, state.episode_length + 1
     returned = Step(
-        next_obs=_flatten(env, info["final_observation"]),
+        next_obs=next_obs,
         reward=reward,
         terminated=terminated,
         truncated=truncated,
@@ -229,7 +226,48 @@ def step(
     running = EnvState(
         inner, jnp.where(done, 0.0, episode_return), jnp.where(done, 0, episode_length)
     )
-    return _flatten(env, obs), running, returned
+    return obs, running, returned
+
+
+def _step(key: jax.Array, env: Env, state: Any, action: jax.Array, params: Any) -> tuple[Any, ...]:
+    """Step N environments, resetting only in a step in which an episode ends.
+
+    gymnax's own step resets at every step and then selects. The condition costs nothing where it
+    cannot help: under vmap it becomes that select again.
+    """
+    key_step, key_reset = random.split(key)
+    num_envs = action.shape[0]
+    next_obs, stepped, reward, terminated, _ = jax.vmap(
+        env.inner.step_env, in_axes=(0, 0, 0, None)
+    )(random.split(key_step, num_envs), state, action, params)
+    truncated = jax.vmap(env.inner.is_truncated, in_axes=(0, None))(stepped, params)
+    done = (terminated | truncated).reshape(-1)
+
+    def renewed() -> tuple[Any, Any]:
+        keys = random.split(key_reset, num_envs)
+        fresh = jax.vmap(env.inner.reset_env, in_axes=(0, None))(keys, params)
+        return jax.tree.map(functools.partial(_where, done), fresh, (next_obs, stepped))
+
+    obs, inner = jax.lax.cond(done.any(), renewed, lambda: (next_obs, stepped))
+    return _flatten(env, obs), _flatten(env, next_obs), inner, reward, terminated, truncated
+
+
+def _step_as_wrapped(
+    key: jax.Array, env: Env, state: Any, action: jax.Array, params: Any
+) -> tuple[Any, ...]:
+    """Step N environments by a `step` of their own, that of a wrapper."""
+    keys = random.split(key, action.shape[0])
+    obs, inner, reward, terminated, truncated, info = jax.vmap(
+        env.inner.step, in_axes=(0, 0, 0, None)
+    )(keys, state, action, params)
+    next_obs = _flatten(env, info["final_observation"])
+    return _flatten(env, obs), next_obs, inner, reward, terminated, truncated
+
+
+def _where(done: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    """[N] and two arrays [N, ...] -> `new` where done, and of `old`'s type."""
+    column = done.reshape(-1, *[1] * (jnp.ndim(old) - 1))
+    return jnp.where(column, new, old).astype(old.dtype)
 
 
 def episode_metrics(steps: Step) -> dict[str, jax.Array]:
@@ -243,6 +281,23 @@ def episode_metrics(steps: Step) -> dict[str, jax.Array]:
         "episode/length_sum": steps.episode_length.sum().astype(jnp.float32),
         "episode/count": steps.done.sum().astype(jnp.float32),
     }
+
+
+def _construct(name: str, kwargs: Mapping[str, Any]) -> Any:
+    configs.require_known(name, names(), "environment")
+    factory = _factories.get(name) or functools.partial(gymnax.make, name)
+    if name not in _factories and kwargs:
+        constructor = inspect.signature(type(gymnax.make(name)[0]))
+        for argument in kwargs:
+            configs.require_known(argument, constructor.parameters, f"env_kwargs name of {name}")
+    try:
+        made = factory(**kwargs)
+    except (TypeError, ValueError) as error:
+        text = str(error).rstrip(".")
+        raise InputError(f"env {name!r} refuses env_kwargs {dict(kwargs)}: {text}.") from error
+    except OSError as error:
+        raise FaultError(f"Environment {name!r} cannot be made here: {error}.") from error
+    return made[0] if isinstance(made, tuple) else made
 
 
 def _obs_shape(name: str, space: Any) -> tuple[int, ...]:
@@ -267,40 +322,55 @@ def _derived(env: Env) -> dict[str, Callable[[Any], Any]]:
 def _check_param(env: Env, name: str, value: Any) -> None:
     known = [field.name for field in dataclasses.fields(env.default_params)]
     configs.require_known(name, known, f"env_params field of {env.name}")
-    default = getattr(env.default_params, name)
+    default = np.asarray(getattr(env.default_params, name))
     if name in _derived(env):
         raise InputError(
             f"env_params.{name} of {env.name} follows from its other parameters; set those."
         )
-    if np.ndim(default) > 0:
+    if default.ndim > 0:
         raise InputError(f"env_params.{name} of {env.name} is an array and cannot be set.")
-    if np.asarray(default).dtype.kind in "iu" and value != int(value):
+    if default.dtype.kind == "b" and value not in (0, 1):
+        raise InputError(f"env_params.{name} must be true or false, but is {value!r}.")
+    if default.dtype.kind in "iu" and value % 1 != 0:
         raise InputError(f"env_params.{name} must be a whole number, but is {value!r}.")
+    if not np.isfinite(value):
+        raise InputError(f"env_params.{name} must be finite, but is {value!r}.")
     if name == "max_steps_in_episode" and value < 1:
         raise InputError(f"env_params.{name} must be 1 or more, but is {value!r}.")
     if not changes_transitions(env, name):
         raise InputError(f"env_params.{name} changes no transition of {env.name}; leave it out.")
 
 
+def _seen(env: Env, name: str, value: jax.Array) -> tuple[Any, ...]:
+    """Play two steps with parameter `name` at `value` -> all that an agent sees of them.
+
+    The steps are scanned, so that a field of the state counts only where it reaches an output.
+    """
+    overridden = params(env, {name: value})
+    obs, state = reset(random.key(0), env, overridden, 1)
+    shape = (1,) if env.discrete else (1, env.action_size)
+    action = jnp.zeros(shape, jnp.int32 if env.discrete else jnp.float32)
+
+    def advance(state: EnvState, key: jax.Array) -> tuple[EnvState, tuple[Any, ...]]:
+        obs, state, returned = step(key, env, state, action, overridden)
+        return state, (obs, returned)
+
+    return obs, jax.lax.scan(advance, state, random.split(random.key(1), 2))[1]
+
+
 @functools.cache
 def changes_transitions(env: Env, name: str) -> bool:
-    """Tell whether any reset or step of `env` depends on its parameter `name`.
+    """Tell whether any observation, reward or end of an episode depends on the parameter `name`.
 
     This is read off the traced program, so a parameter that matters only in rare states counts.
 
     Raises:
         InputError: the parameter decides the shape of the program and cannot be a traced value.
     """
-
-    def transition(value: jax.Array) -> tuple[Any, ...]:
-        overridden = params(env, {name: value})
-        obs, state = reset(random.key(0), env, overridden, 1)
-        shape = (1,) if env.discrete else (1, env.action_size)
-        action = jnp.zeros(shape, jnp.int32 if env.discrete else jnp.float32)
-        return obs, state, step(random.key(1), env, state, action, overridden)
-
     try:
-        program = jax.make_jaxpr(transition)(jnp.asarray(getattr(env.default_params, name)))
+        program = jax.make_jaxpr(functools.partial(_seen, env, name))(
+            jnp.asarray(getattr(env.default_params, name))
+        )
     except jax.errors.ConcretizationTypeError as error:
         raise InputError(
             f"env_params.{name} of {env.name} decides the shape of the program, so it cannot be "

@@ -153,7 +153,7 @@ class Progress:
     def say(self, text: Any) -> None:
         """Print above the bar."""
         if not self.quiet:
-            self.console.print(text, highlight=False)
+            self.console.print(text, highlight=False, soft_wrap=True)
 
 
 def count(number: int, noun: str) -> str:

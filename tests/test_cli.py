@@ -1,0 +1,206 @@
+"""The command line as a person uses it: what is printed, where, and the exit status."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import purejaxpg
+from purejaxpg import cli
+
+FLAGS = [
+    *("--total-timesteps", "64", "--num-envs", "2", "--num-steps", "8", "--num-epochs", "1"),
+    *("--num-minibatches", "1", "--hidden", "8", "--env-params.max_steps_in_episode", "20"),
+    "--quiet",
+]
+SPEC = """
+agent = "ppo"
+seeds = 2
+eval_episodes = 4
+[config]
+total_timesteps = 64
+num_envs = 2
+num_steps = 8
+num_epochs = 1
+num_minibatches = 1
+hidden = [8]
+env_params.max_steps_in_episode = 20
+[sweep]
+learning_rate = [1e-3, 1e-2]
+"""
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_directory(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def snapshot(directory: pathlib.Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.fast
+def test_version_and_help_leave_with_zero(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--version"], ["--help"], ["sweep", "--help"]):
+        with pytest.raises(SystemExit) as left:
+            cli.main(words)
+        assert left.value.code == 0
+    printed = capsys.readouterr().out
+    assert purejaxpg.__version__ in printed
+    assert all(word in printed for word in ("list", "train", "sweep", "report", "fork"))
+
+
+@pytest.mark.fast
+def test_list_names_agents_and_environments(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list"]) == 0
+    printed = capsys.readouterr().out
+    assert "ppo" in printed
+    assert "CartPole-v1" in printed
+    assert cli.main(["list", "agents"]) == 0
+    assert "CartPole-v1" not in capsys.readouterr().out
+
+
+@pytest.mark.fast
+def test_help_of_an_agent_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "ppo", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert "--learning-rate" in printed
+    assert "step size of Adam (0.00025)" in printed
+    assert "--env-params.NAME" in printed
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], ["COMMAND"]),
+        (["swep"], ["swep"]),
+        (["sweep"], ["SPEC.toml"]),
+        (["sweep", "none.toml"], ["none.toml"]),
+        (["train"], ["agent"]),
+        (["train", "poo"], ["'poo'", "'ppo'"]),
+        (["train", "ppo", "--env", "CartPole-v2"], ["CartPole-v2", "CartPole-v1"]),
+        (["train", "ppo", "--lerning-rate", "1"], ["lerning_rate", "learning_rate"]),
+        (["train", "ppo", "--learning-rate", "abc"], ["learning_rate", "number", "'abc'"]),
+        (["train", "ppo", "--learning-rate", "nan"], ["learning_rate", "number", "nan"]),
+        (["train", "ppo", "--learning-rate"], ["learning-rate", "value"]),
+        (["train", "ppo", "--num-envs", "2.5"], ["num_envs", "whole number", "2.5"]),
+        (["train", "ppo", "--num-minibatches", "3"], ["num_minibatches", "3", "512"]),
+        (["train", "ppo", "--normalize-obs", "maybe"], ["normalize_obs", "true or false"]),
+        (["train", "ppo", "--hidden", "8", "x"], ["hidden", "whole number", "'x'"]),
+        (["train", "ppo", "--initial-log-std", "1"], ["initial_log_std", "continuous"]),
+        (["train", "ppo", "--env-params.gravty", "1"], ["gravty", "gravity"]),
+        (["train", "ppo", "--seed", "x"], ["seed", "'x'"]),
+        (["train", "ppo", "--devices", "0"], ["devices", "0"]),
+        (["train", "ppo", "stray"], ["stray"]),
+        (["report", "."], ["not a result directory"]),
+        (["fork", "poo", "mine.py"], ["'poo'", "'ppo'"]),
+        (["fork", "ppo", "mine.txt"], [".py", "mine.txt"]),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(
+    words: list[str], expected: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1, printed.err
+    assert "Traceback" not in printed.err
+    assert all(word in printed.err for word in expected), printed.err
+    assert list(pathlib.Path().iterdir()) == []  # nothing was begun
+
+
+def test_sweep_then_again_then_changed(capsys: pytest.CaptureFixture[str]) -> None:
+    spec = pathlib.Path("study.toml")
+    spec.write_text(SPEC, encoding="utf-8")
+    assert cli.main(["sweep", "study.toml", "--devices", "1"]) == 0
+    first = capsys.readouterr().out
+    assert "2 configurations x 2 seeds = 4 runs in 1 compilation" in first
+    results = pathlib.Path("results/study")
+    written = {path.name for path in (results / "report").iterdir()}
+    assert written >= {"table.csv", "table.md", "curves.png"}
+
+    arrays = snapshot(results / "arrays")
+    assert cli.main(["sweep", "study.toml", "--devices", "1"]) == 0
+    again = capsys.readouterr().out
+    assert "Already finished" in again
+    assert "Compil" not in again
+    assert snapshot(results / "arrays") == arrays
+
+    before = snapshot(results)
+    spec.write_text(SPEC.replace("seeds = 2", "seeds = 3"), encoding="utf-8")
+    assert cli.main(["sweep", "study.toml", "--devices", "1"]) == 2
+    refused = capsys.readouterr().err
+    assert "different sweep" in refused
+    assert "seeds" in refused
+    assert refused.count("\n") == 1
+    assert snapshot(results) == before
+
+    assert cli.main(["report", str(results)]) == 0
+    assert "table.csv" in capsys.readouterr().out
+
+
+def test_a_directory_of_something_else_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    pathlib.Path("study.toml").write_text(SPEC, encoding="utf-8")
+    other = pathlib.Path("photos")
+    other.mkdir()
+    (other / "cat.jpg").write_bytes(b"cat")
+    assert cli.main(["sweep", "study.toml", "--out", "photos", "--devices", "1"]) == 2
+    assert "photos" in capsys.readouterr().err
+    assert snapshot(other) == {"photos/cat.jpg": b"cat"}
+
+
+def test_no_write_permission_is_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    pathlib.Path("study.toml").write_text(SPEC, encoding="utf-8")
+    # Nobody may make a directory there, not even root, whom file modes do not stop.
+    assert cli.main(["sweep", "study.toml", "--out", "/proc/results", "--devices", "1"]) == 1
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert "/proc/results" in printed
+
+
+def test_an_interrupt_says_how_to_go_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run_sweep", interrupted)
+    assert cli.main(["train", "ppo", *FLAGS]) == 130
+    assert "the same command resumes" in capsys.readouterr().err
+
+
+def test_fork_train_and_sweep_the_fork(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["fork", "ppo", "mine.py"]) == 0
+    assert pathlib.Path("mine.py").read_text().startswith('"""Proximal policy')
+    assert cli.main(["fork", "ppo", "mine.py"]) == 2
+    assert "exists already" in capsys.readouterr().err
+    spec = SPEC.replace('"ppo"', '"./mine.py"').replace("seeds = 2", "seeds = 1")
+    pathlib.Path("mine.toml").write_text(spec, encoding="utf-8")
+    assert cli.main(["sweep", "mine.toml", "--devices", "1", "--quiet"]) == 0
+    assert pathlib.Path("results/mine/ledger.sqlite").exists()
+
+
+def test_train_prints_a_result_and_resumes_to_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "ppo", "--seed", "3", *FLAGS]) == 0
+    (out,) = pathlib.Path("results").iterdir()
+    assert out.name.startswith("ppo-CartPole-v1-seed3-")
+    assert str(out) in capsys.readouterr().out.replace("\n", "")
+    assert cli.main(["train", "ppo", "--seed", "3", *FLAGS]) == 0
+    assert "Already finished" in capsys.readouterr().out
+    assert cli.main(["train", "ppo", "--seed", "4", *FLAGS]) == 0
+    assert len(list(pathlib.Path("results").iterdir())) == 2
+
+
+def test_module_runs_as_a_program() -> None:
+    root = str(pathlib.Path(purejaxpg.__file__).resolve().parent.parent)
+    result = subprocess.run(
+        [sys.executable, "-m", "purejaxpg.cli", "--version"],
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout == f"purejaxpg {purejaxpg.__version__}\n"

@@ -1,0 +1,210 @@
+"""Evaluation by whole episodes, on probe environments whose returns are known exactly."""
+
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import probes
+import pytest
+from jax import random
+
+from purejaxpg import envs, evaluate
+from purejaxpg.agents import ppo
+
+SETTINGS: dict[str, Any] = {
+    "total_timesteps": 64,
+    "num_envs": 2,
+    "num_steps": 8,
+    "num_epochs": 1,
+    "num_minibatches": 1,
+    "hidden": (8,),
+}
+
+
+class Countdown(probes.Probe):
+    """Terminates after three, four or five steps, decided by the reset; rewards 1, 2, 3, ..."""
+
+    def first_obs(self, key: jax.Array) -> jax.Array:
+        return random.randint(key, (1,), 3, 6).astype(jnp.float32)
+
+    def outcome(self, state: Any, action: jax.Array) -> Any:
+        time = state.time + 1
+        return time.astype(jnp.float32), time >= state.obs[0], state.obs
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered() -> Iterator[None]:
+    probes.register()
+    envs.register("countdown", Countdown)
+    yield
+    del envs._factories["countdown"]
+
+
+def settings(env: str, **fields: Any) -> ppo.Config:
+    return ppo.Config(env=env, **{**SETTINGS, **fields})
+
+
+# Nearly all of this file's time is compilation, and what is compared here ran the same program.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+STATIC = ("agent", "num_episodes", "max_steps", "greedy")
+evaluated = jax.jit(evaluate.evaluate, static_argnames=STATIC, compiler_options=QUICK)
+init, update = (jax.jit(f, compiler_options=QUICK) for f in (ppo.init, ppo.update))
+
+
+def score(seed: int, agent: types.ModuleType, *arguments: Any, **options: Any) -> dict[str, Any]:
+    return jax.device_get(evaluated(random.key(seed), agent, *arguments, **options))
+
+
+def fresh(config: ppo.Config) -> ppo.TrainState:
+    return init(random.key(0), config)
+
+
+def updated(config: ppo.Config) -> ppo.TrainState:
+    """A state after one update, so that its normalisers have seen something."""
+    return update(random.key(1), fresh(config), config)[0]
+
+
+def always_zero(
+    key: jax.Array, state: Any, obs: jax.Array, config: Any, greedy: bool = False
+) -> jax.Array:
+    return jnp.zeros(obs.shape[0], jnp.int32)
+
+
+IDLE = types.ModuleType("idle")  # an agent of which only the policy is asked
+IDLE.policy = always_zero  # type: ignore[attr-defined]
+
+
+# --- whole episodes -----------------------------------------------------------------------------
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("max_steps", [None, 5, 17])
+def test_an_episode_of_known_length(max_steps: int | None) -> None:
+    """Reward 1 for five steps: what comes after the first episode must not count."""
+    config = settings("probe/Endless")
+    result = score(0, IDLE, None, config, num_episodes=7, max_steps=max_steps)
+    np.testing.assert_array_equal(result["return"], np.full(7, 5.0, np.float32))
+    np.testing.assert_array_equal(result["length"], np.full(7, 5))
+    assert result["length"].dtype == np.int32
+    assert result["finished"].dtype == np.bool_
+    assert result["finished"].all()
+
+
+@pytest.mark.fast
+def test_episodes_of_different_lengths() -> None:
+    result = score(0, IDLE, None, settings("countdown"), num_episodes=64)
+    assert set(result["length"]) == {3, 4, 5}
+    # 1 + 2 + ... + L
+    expected = result["length"] * (result["length"] + 1) / 2
+    np.testing.assert_array_equal(result["return"], expected)
+    assert result["finished"].all()
+
+
+@pytest.mark.fast
+def test_an_episode_cut_short_is_not_finished() -> None:
+    config = settings("countdown")
+    whole = score(0, IDLE, None, config, num_episodes=64)
+    result = score(0, IDLE, None, config, num_episodes=64, max_steps=4)
+    # The two scans draw other keys for their steps, but the same ones for their resets.
+    assert set(whole["length"][~result["finished"]]) == {5}
+    assert set(whole["length"][result["finished"]]) == {3, 4}
+    np.testing.assert_array_equal(result["length"], np.minimum(whole["length"], 4))
+    assert set(result["return"][~result["finished"]]) == {1.0 + 2.0 + 3.0 + 4.0}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("limit", "max_steps", "steps", "finished"),
+    [(8, None, 5, False), (8, 8, 8, True), (2, None, 2, True)],
+)
+def test_a_longer_time_limit_needs_max_steps(
+    limit: int, max_steps: int | None, steps: int, finished: bool
+) -> None:
+    """`env_params` is traced, so the length of the scan cannot follow it."""
+    config = settings("probe/Endless", env_params={"max_steps_in_episode": limit})
+    result = score(0, IDLE, None, config, num_episodes=3, max_steps=max_steps)
+    np.testing.assert_array_equal(result["return"], np.full(3, float(steps)))
+    np.testing.assert_array_equal(result["length"], np.full(3, steps))
+    np.testing.assert_array_equal(result["finished"], np.full(3, finished))
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(("options", "count"), [({}, 128), ({"num_episodes": 1}, 1)])
+def test_number_of_episodes_is_its_own(options: dict[str, int], count: int) -> None:
+    """Not that of training, and 128 unless told."""
+    result = score(0, IDLE, None, settings("probe/Constant", num_envs=2), **options)
+    shapes = {name: value.shape for name, value in result.items()}
+    assert shapes == {"return": (count,), "length": (count,), "finished": (count,)}
+    np.testing.assert_array_equal(result["return"], np.ones(count))
+
+
+# --- the policy that is scored ------------------------------------------------------------------
+
+
+def test_reward_is_raw_where_training_normalises_it() -> None:
+    config = settings("probe/Endless", normalize_reward=True)
+    state = updated(config)
+    assert float(state.reward_scale.moments.count) == config.batch_size
+    assert float(state.reward_scale.moments.var) > 0.1
+    result = score(0, ppo, state, config, num_episodes=4)
+    np.testing.assert_array_equal(result["return"], np.full(4, 5.0))
+
+
+# One configuration for all that follows, so that its programs are compiled once.
+CARTPOLE = settings("CartPole-v1", normalize_obs=True)
+SHORT = {"num_episodes": 16, "max_steps": 60}
+
+
+def test_normalisers_are_used_and_left_alone() -> None:
+    state = updated(CARTPOLE)
+    assert float(state.obs_moments.count) == CARTPOLE.batch_size
+    before = jax.tree.map(np.array, state)
+    first = score(0, ppo, state, CARTPOLE, greedy=True, **SHORT)
+    second = score(0, ppo, state, CARTPOLE, greedy=True, **SHORT)
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, state))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    # Other statistics make another policy: the ones in the state are those that are used.
+    shifted = state.obs_moments.replace(mean=state.obs_moments.mean + 3.0)
+    moved = state.replace(obs_moments=shifted)
+    other = score(0, ppo, moved, CARTPOLE, greedy=True, **SHORT)
+    assert (other["length"] != first["length"]).any()
+
+
+def test_the_key_decides_and_nothing_else() -> None:
+    state = updated(CARTPOLE)
+    first, again, other = (score(seed, ppo, state, CARTPOLE, **SHORT) for seed in (3, 3, 4))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert (first["length"] != other["length"]).any()
+    np.testing.assert_array_equal(first["return"], first["length"])  # reward 1 per step
+    assert len(set(first["length"])) > 1  # the episodes are not copies of each other
+
+
+def test_where_training_stands_does_not_matter() -> None:
+    """Evaluation starts episodes of its own; those in progress in the state are not touched."""
+    state = updated(CARTPOLE)
+    env_state, obs = jax.tree.map(jnp.zeros_like, (state.env_state, state.obs))
+    moved = state.replace(env_state=env_state, obs=obs, num_updates=state.num_updates + 5)
+    results = [score(0, ppo, one, CARTPOLE, **SHORT) for one in (state, moved)]
+    jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+def test_stochastic_and_greedy() -> None:
+    """A fresh policy tosses a coin between +1 and -1; its mode is one of them, for every key."""
+    config = settings("probe/Chosen")
+    state = fresh(config)
+    sampled = score(0, ppo, state, config, num_episodes=64)["return"]
+    assert set(sampled) == {-1.0, 1.0}
+    assert abs(sampled.mean()) < 0.5  # four deviations of the mean of 64 tosses
+    greedy = [score(seed, ppo, state, config, num_episodes=64, greedy=True) for seed in (0, 1)]
+    assert len(set(np.concatenate([result["return"] for result in greedy]))) == 1
+
+
+@pytest.mark.fast
+def test_every_draw_has_its_own_key() -> None:
+    config = settings("probe/Chosen")
+    with jax.debug_key_reuse(True):
+        result = evaluated(random.key(0), ppo, fresh(config), config, num_episodes=4)
+    assert result["finished"].all()

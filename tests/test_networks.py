@@ -1,0 +1,209 @@
+"""Initialisers and torsos."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import types
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import random
+
+import purejaxpg
+from purejaxpg import networks
+from purejaxpg.agents import ppo
+
+ROOT = pathlib.Path(networks.__file__).resolve().parent.parent
+
+# --- orthogonal matrices ------------------------------------------------------------------------
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "shape",
+    [(64, 32), (32, 64), (16, 16), (5, 1), (1, 5), (3, 3, 4, 16), (3, 3, 1, 16)],
+    ids=["tall", "wide", "square", "column", "row", "tall kernel", "wide kernel"],
+)
+def test_rows_or_columns_are_orthogonal(shape: tuple[int, ...]) -> None:
+    scale = 1.7
+    weights = networks.orthogonal(scale)(random.key(0), shape)
+    assert weights.shape == shape
+    assert weights.dtype == jnp.float32
+    matrix = np.asarray(weights, np.float64).reshape(-1, shape[-1])
+    short = matrix.T @ matrix if matrix.shape[0] >= matrix.shape[1] else matrix @ matrix.T
+    np.testing.assert_allclose(short, scale**2 * np.eye(len(short)), atol=1e-5)
+
+
+@pytest.mark.fast
+def test_matrices_are_uniform_over_rotations_and_reflections() -> None:
+    """What LAPACK returns is not: Householder's method makes the first diagonal entry negative.
+
+    An entry of a uniform 4x4 matrix has mean 0 and variance 1/4, and half of them are reflections.
+    """
+    num_seeds = 2000
+    keys = random.split(random.key(0), num_seeds)
+    matrices = np.asarray(jax.jit(jax.vmap(lambda k: networks.orthogonal(1.0)(k, (4, 4))))(keys))
+    entries = matrices.mean(0)
+    assert np.abs(entries).max() < 4.5 * np.sqrt(0.25 / num_seeds)
+    np.testing.assert_allclose((matrices**2).mean(0), np.full((4, 4), 0.25), atol=0.03)
+    reflections = (np.linalg.det(matrices) < 0.0).mean()
+    assert abs(reflections - 0.5) < 4.5 * np.sqrt(0.25 / num_seeds)
+
+
+@pytest.mark.parametrize("shape", [(8, 4), (4, 8), (3, 3, 2, 4)])
+def test_a_batch_of_initialisations_is_each_of_them(shape: tuple[int, ...]) -> None:
+    init, keys = networks.orthogonal(2.0), random.split(random.key(1), 6)
+    batch = jax.jit(jax.vmap(lambda key: init(key, shape)))(keys)
+    alone = jnp.stack([init(key, shape) for key in keys])
+    np.testing.assert_allclose(batch, alone, rtol=1e-5, atol=1e-6)
+    assert len(np.unique(np.asarray(batch).reshape(6, -1), axis=0)) == 6
+
+
+MANY_AGENTS = """
+import os
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
+import jax
+from purejaxpg.agents import ppo
+config = ppo.Config(env="CartPole-v1", num_envs=1, hidden=(64, 64))
+keys = jax.random.split(jax.random.key(0), 256)
+state = jax.block_until_ready(jax.jit(jax.vmap(ppo.init, in_axes=(0, None)))(keys, config))
+print("leaves", {len(leaf) for leaf in jax.tree.leaves(state.params)})
+"""
+
+
+def test_initialising_many_agents_at_once_does_not_hang() -> None:
+    """On the CPU of jax 0.10.2 it would, with `jnp.linalg.qr` in the place of `networks.qr`.
+
+    There, each batched QR call occupies a thread of the pool and waits for tasks that it gave to
+    the same pool. The six matrices of an actor and a critic decompose at the same time, so with
+    two cores all threads wait and none is left to run what they wait for. Seen with this very
+    program: 256 agents took seconds with `networks.qr` and never ended without it. It needs its
+    own process, because a hung one cannot be stopped from within, and because the pool takes its
+    size from the cores the process may use when jax starts. The limit is not a measurement: a
+    hang lasts for ever.
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", MANY_AGENTS],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "leaves {256}\n"
+
+
+# --- torsos -------------------------------------------------------------------------------------
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("leading", [(), (3,), (2, 3)])
+def test_mlp(leading: tuple[int, ...]) -> None:
+    torso = networks.torso("mlp", (5,), (8, 6), "tanh")
+    x = random.normal(random.key(0), (*leading, 5))
+    output, params = jax.jit(torso.init_with_output)(random.key(1), x)
+    assert output.shape == (*leading, 6)
+    layers = [params["params"][name] for name in ("Dense_0", "Dense_1")]
+    assert [layer["kernel"].shape for layer in layers] == [(5, 8), (8, 6)]
+    hand = np.asarray(x, np.float64)
+    for layer in layers:
+        np.testing.assert_array_equal(layer["bias"], np.zeros_like(layer["bias"]))
+        hand = np.tanh(hand @ np.asarray(layer["kernel"], np.float64))
+    np.testing.assert_allclose(output, hand, rtol=1e-4, atol=1e-5)
+    # sqrt(2) on orthonormal rows: their norm
+    np.testing.assert_allclose(jnp.linalg.norm(layers[0]["kernel"], axis=1), 2**0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("leading", [(), (3,), (2, 3)])
+def test_cnn_folds_observations_back_to_images(leading: tuple[int, ...]) -> None:
+    torso = networks.torso("cnn", (6, 5, 2), (7,), "relu")
+    images = random.normal(random.key(0), (*leading, 6, 5, 2))
+    flat = images.reshape(*leading, -1)
+    params = jax.jit(torso.init)(random.key(1), flat)
+    output, inner = torso.apply(params, flat, capture_intermediates=True)
+    assert output.shape == (*leading, 7)
+    kernel = np.asarray(params["params"]["Conv_0"]["kernel"], np.float64)
+    assert kernel.shape == (3, 3, 2, 16)
+    assert params["params"]["MLP_0"]["Dense_0"]["kernel"].shape == (4 * 3 * 16, 7)
+    (convolved,) = inner["intermediates"]["Conv_0"]["__call__"]
+    windows = np.asarray(images, np.float64).reshape(-1, 6, 5, 2)[:, 2:5, 1:4]
+    hand = np.einsum("bhwc,hwco->bo", windows, kernel)  # no padding: window (2, 1) is output (2, 1)
+    np.testing.assert_allclose(convolved[:, 2, 1], hand, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", networks.ACTIVATIONS)
+def test_every_activation(activation: str) -> None:
+    torso = networks.torso("mlp", (3,), (4,), activation)
+    x = random.normal(random.key(0), (2, 3))
+    output, params = jax.jit(torso.init_with_output)(random.key(1), x)
+    linear = x @ params["params"]["Dense_0"]["kernel"]
+    np.testing.assert_allclose(output, networks.ACTIVATIONS[activation](linear), rtol=1e-5)
+    assert (output != linear).any()
+
+
+def test_cnn_in_an_agent() -> None:
+    config = ppo.Config(env="Breakout-MinAtar", torso="cnn", hidden=(8,), num_envs=2, num_steps=4)
+    ppo.check(config)
+    state = jax.jit(ppo.init)(random.key(0), config)
+    assert state.obs.shape == (2, 400)
+    for network, outputs in (("actor", 3), ("critic", 1)):
+        params = state.params[network]["params"]
+        assert params["torso"]["Conv_0"]["kernel"].shape == (3, 3, 4, 16)
+        assert params["torso"]["MLP_0"]["Dense_0"]["kernel"].shape == (8 * 8 * 16, 8)
+        assert params["Dense_0"]["kernel"].shape == (8, outputs)
+    assert ppo.policy(random.key(1), state, state.obs, config).shape == (2,)
+
+
+# --- settings -----------------------------------------------------------------------------------
+
+
+def settings(**fields: Any) -> Any:
+    return types.SimpleNamespace(**{"torso": "mlp", "hidden": (8,), "activation": "tanh", **fields})
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("obs_shape", "fields"),
+    [((4,), {}), ((10, 10, 4), {}), ((10, 10, 4), {"torso": "cnn"}), ((3, 3, 1), {"torso": "cnn"})],
+)
+def test_good_settings(obs_shape: tuple[int, ...], fields: Any) -> None:
+    networks.check(settings(**fields), obs_shape)
+    torso = networks.torso(fields.get("torso", "mlp"), obs_shape, (8,), "tanh")
+    x = jnp.ones((2, int(np.prod(obs_shape))))
+    assert jax.eval_shape(torso.init_with_output, random.key(0), x)[0].shape == (2, 8)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"torso": "cnn"},
+            "torso 'cnn' needs observations of shape [H, W, C], but they are [4]; use torso 'mlp'.",
+        ),
+        ({"torso": "rnn"}, "torso must be one of 'mlp', 'cnn', but is 'rnn'."),
+        (
+            {"activation": "Tanh"},
+            "activation must be one of 'tanh', 'relu', 'elu', 'silu', 'gelu', but is 'Tanh'.",
+        ),
+        ({"hidden": ()}, "hidden must be a list of positive layer widths, but is []."),
+        ({"hidden": (8, 0)}, "hidden must be a list of positive layer widths, but is [8, 0]."),
+    ],
+)
+def test_bad_settings(fields: Any, message: str) -> None:
+    with pytest.raises(purejaxpg.InputError) as error:
+        networks.check(settings(**fields), (4,))
+    assert str(error.value) == message
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("obs_shape", [(2, 10, 3), (10, 2, 3), (10, 10)])
+def test_cnn_needs_an_image_of_three_by_three(obs_shape: tuple[int, ...]) -> None:
+    with pytest.raises(purejaxpg.InputError, match="needs observations of shape"):
+        networks.check(settings(torso="cnn"), obs_shape)

@@ -1,0 +1,237 @@
+"""Running moments and discounted sums against NumPy over all data at once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import random
+
+from purejaxpg import normalize
+
+pytestmark = pytest.mark.fast
+
+
+def batches(seed: int, *shapes: tuple[int, ...]) -> list[np.ndarray]:
+    """Batches whose means and scales differ, so that merging has something to do."""
+    generator = np.random.default_rng(seed)
+    return [
+        generator.normal(3.0 * i, 1.0 + i, shape).astype(np.float32)
+        for i, shape in enumerate(shapes)
+    ]
+
+
+# --- moments ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "leading"),
+    [((), [(7,), (2, 3), (1,), (40,)]), ((3,), [(5, 4), (1, 1), (2, 9)]), ((2, 3), [(4,), (5, 2)])],
+    ids=["scalar", "vector", "matrix"],
+)
+def test_batches_merge_as_if_seen_at_once(
+    shape: tuple[int, ...], leading: list[tuple[int, ...]]
+) -> None:
+    data = batches(0, *((*axes, *shape) for axes in leading))
+    moments = normalize.init(shape)
+    for batch in data:
+        moments = normalize.update(moments, jnp.asarray(batch))
+    together = np.concatenate([batch.reshape(-1, *shape) for batch in data]).astype(np.float64)
+    assert moments.mean.shape == moments.var.shape == shape
+    assert float(moments.count) == len(together)
+    np.testing.assert_allclose(moments.mean, together.mean(0), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(moments.var, together.var(0), rtol=1e-5, atol=1e-5)
+
+
+def test_order_and_cut_of_the_batches_do_not_matter() -> None:
+    (data,) = batches(1, (64, 3))
+    moments = []
+    for cuts in ([64], [1, 63], [63, 1], [16, 16, 16, 16]):
+        merged = normalize.init((3,))
+        for part in np.split(data, np.cumsum(cuts)[:-1]):
+            merged = normalize.update(merged, jnp.asarray(part))
+        moments.append(merged)
+    for other in moments[1:]:
+        np.testing.assert_allclose(other.mean, moments[0].mean, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(other.var, moments[0].var, rtol=1e-5, atol=1e-6)
+
+
+def test_before_the_first_update_nothing_changes() -> None:
+    x = random.normal(random.key(0), (5, 3))
+    moments = normalize.init((3,))
+    assert float(moments.count) == 0.0
+    np.testing.assert_allclose(normalize.normalize(moments, x, jnp.inf), x, rtol=1e-6)
+
+
+def test_first_update_forgets_the_start() -> None:
+    """Mean 0 and variance 1 stand for nothing seen; they must have no weight."""
+    (data,) = batches(2, (10, 2))
+    moments = normalize.update(normalize.init((2,)), 100.0 + 5.0 * jnp.asarray(data))
+    expected = 100.0 + 5.0 * data.astype(np.float64)
+    np.testing.assert_allclose(moments.mean, expected.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(moments.var, expected.var(0), rtol=1e-4)
+
+
+def test_first_update_from_a_single_sample() -> None:
+    moments = normalize.update(normalize.init((2,)), jnp.array([[3.0, -4.0]]))
+    assert moments.mean.tolist() == [3.0, -4.0]
+    assert moments.var.tolist() == [0.0, 0.0]
+    # A feature that never varied must not blow up to inf or NaN.
+    assert normalize.normalize(moments, moments.mean, 10.0).tolist() == [0.0, 0.0]
+    assert normalize.normalize(moments, moments.mean + 1.0, 10.0).tolist() == [10.0, 10.0]
+
+
+def test_large_counts() -> None:
+    """After 10^7 samples a batch of 2048 still has its small weight, and no more.
+
+    The mean is far from 0: the sum of squares minus the square of the sum would keep no digit of
+    a variance of 1 beside 10^6 in float32.
+    """
+    count, size = 1e7, 2048
+    before = normalize.Moments(jnp.array(1000.0), jnp.array(1.0), jnp.array(count))
+    batch = np.random.default_rng(3).normal(1001.0, 2.0, size).astype(np.float32)
+    after = normalize.update(before, jnp.asarray(batch))
+    mean, var, total = batch.mean(dtype=np.float64), batch.var(dtype=np.float64), count + size
+    expected_var = (count + var * size + (mean - 1000.0) ** 2 * count * size / total) / total
+    assert float(after.count) == total
+    # float32 holds 1000 to 6e-5; the true change of the mean is 2e-4, that of the variance 8e-4.
+    assert float(after.mean) == pytest.approx(1000.0 + (mean - 1000.0) * size / total, abs=7e-5)
+    assert float(after.var) == pytest.approx(expected_var, rel=1e-5)
+    assert float(after.var) - 1.0 > 5e-4
+
+
+def test_many_updates_do_not_drift() -> None:
+    """10^4 batches of 512 from one distribution, through 5 million samples."""
+
+    def step(moments: normalize.Moments, key: jax.Array) -> tuple[normalize.Moments, None]:
+        return normalize.update(moments, 50.0 + 3.0 * random.normal(key, (512,))), None
+
+    keys = random.split(random.key(0), 10_000)
+    moments, _ = jax.jit(lambda keys: jax.lax.scan(step, normalize.init(()), keys))(keys)
+    assert float(moments.count) == 5_120_000
+    # The statistical error of the mean is 3 / sqrt(5e6) = 1.3e-3, of the variance 5.7e-3.
+    assert float(moments.mean) == pytest.approx(50.0, abs=0.01)
+    assert float(moments.var) == pytest.approx(9.0, abs=0.03)
+
+
+def test_moments_update_alike_under_vmap() -> None:
+    data = jnp.stack([jnp.asarray(batch) for batch in batches(4, (6, 3), (6, 3))])
+    start = jax.tree.map(lambda x: jnp.stack([x, x]), normalize.init((3,)))
+    together = jax.vmap(normalize.update)(start, data)
+    for i in range(2):
+        alone = normalize.update(normalize.init((3,)), data[i])
+        np.testing.assert_allclose(together.mean[i], alone.mean, rtol=1e-6)
+        np.testing.assert_allclose(together.var[i], alone.var, rtol=1e-6)
+
+
+# --- normalize ----------------------------------------------------------------------------------
+
+
+def test_normalized_data_has_mean_0_and_deviation_1() -> None:
+    (data,) = batches(5, (200, 3))
+    moments = normalize.update(normalize.init((3,)), 7.0 + 4.0 * jnp.asarray(data))
+    scaled = normalize.normalize(moments, 7.0 + 4.0 * jnp.asarray(data), jnp.inf)
+    np.testing.assert_allclose(scaled.mean(0), np.zeros(3), atol=1e-5)
+    np.testing.assert_allclose(scaled.std(0), np.ones(3), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("clip", "expected"), [(2.0, [-2.0, -1.0, 0.0, 2.0]), (np.inf, [-3.0, -1.0, 0.0, 50.0])]
+)
+def test_clip(clip: float, expected: list[float]) -> None:
+    moments = normalize.Moments(jnp.array(10.0), jnp.array(4.0), jnp.array(5.0))
+    x = jnp.array([4.0, 8.0, 10.0, 110.0])
+    for bound in (clip, jnp.float32(clip)):  # as a number and as a traced setting
+        scaled = jax.jit(normalize.normalize)(moments, x, bound)
+        np.testing.assert_allclose(scaled, expected, rtol=1e-6)
+
+
+# --- discounted sums ----------------------------------------------------------------------------
+
+
+def discounted_loop(
+    start: np.ndarray, reward: np.ndarray, done: np.ndarray, gamma: float
+) -> tuple[np.ndarray, np.ndarray]:
+    total, carry = np.zeros(reward.shape), start.astype(np.float64)
+    for n in range(reward.shape[1]):
+        for t in range(reward.shape[0]):
+            carry[n] = reward[t, n] + gamma * carry[n]
+            total[t, n] = carry[n]
+            if done[t, n]:
+                carry[n] = 0.0
+    return carry, total
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.9, 1.0])
+def test_discounted_sum_is_the_loop(gamma: float) -> None:
+    generator = np.random.default_rng(6)
+    reward = generator.normal(size=(30, 4)).astype(np.float32)
+    done = generator.random((30, 4)) < 0.2
+    start = generator.normal(size=4).astype(np.float32)
+    assert done[1:-1].any()
+    carry, total = normalize.discounted_sum(*map(jnp.asarray, (start, reward, done)), gamma)
+    expected_carry, expected = discounted_loop(start, reward, done, gamma)
+    np.testing.assert_allclose(total, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(carry, expected_carry, rtol=1e-5, atol=1e-5)
+
+
+def test_discounted_sum_goes_on_across_calls() -> None:
+    generator = np.random.default_rng(7)
+    reward = jnp.asarray(generator.normal(size=(20, 3)), jnp.float32)
+    done = jnp.asarray(generator.random((20, 3)) < 0.2).at[11, 0].set(True)  # at the very cut
+    end, whole = normalize.discounted_sum(jnp.zeros(3), reward, done, 0.9)
+    carry, first = normalize.discounted_sum(jnp.zeros(3), reward[:12], done[:12], 0.9)
+    assert float(carry[0]) == 0.0
+    last_end, second = normalize.discounted_sum(carry, reward[12:], done[12:], 0.9)
+    np.testing.assert_allclose(jnp.concatenate([first, second]), whole, rtol=1e-6)
+    np.testing.assert_allclose(last_end, end, rtol=1e-6)
+
+
+def test_discounted_sum_by_hand() -> None:
+    # gamma = 1/2; the first episode ends with the third step, the second goes on:
+    # R_0 = 1                    nothing before
+    # R_1 = 2 + 1/2 * 1 = 2.5
+    # R_2 = 4 + 1/2 * 2.5 = 5.25   the last reward of an episode belongs to it
+    # R_3 = 8                    nothing of the first episode remains
+    # R_4 = 6 + 1/2 * 8 = 10     and this is carried on
+    reward = jnp.array([[1.0], [2.0], [4.0], [8.0], [6.0]])
+    done = jnp.array([[False], [False], [True], [False], [False]])
+    carry, total = normalize.discounted_sum(jnp.zeros(1), reward, done, 0.5)
+    assert total[:, 0].tolist() == [1.0, 2.5, 5.25, 8.0, 10.0]
+    assert carry.tolist() == [10.0]
+
+
+# --- scaled rewards -----------------------------------------------------------------------------
+
+
+def test_rewards_are_divided_by_the_deviation_of_their_sums() -> None:
+    """Over two calls; the statistics see a call's rewards before they scale them."""
+    generator = np.random.default_rng(8)
+    reward = generator.normal(5.0, 2.0, (24, 3)).astype(np.float32)
+    done = generator.random((24, 3)) < 0.2
+    scale = normalize.init_reward_scale(3)
+    _, sums = discounted_loop(np.zeros(3), reward, done, 0.9)
+    for start, stop in ((0, 10), (10, 24)):
+        part = jnp.asarray(reward[start:stop]), jnp.asarray(done[start:stop])
+        scale, scaled = normalize.scale_reward(scale, *part, 0.9, jnp.inf)
+        # No mean is subtracted: all of these rewards stay positive.
+        expected = reward[start:stop] / sums[:stop].std()
+        np.testing.assert_allclose(scaled, expected, rtol=1e-4)
+        assert float(scale.moments.count) == 3 * stop
+    assert scale.running.shape == (3,)
+
+
+def test_scaled_rewards_are_clipped_on_both_sides() -> None:
+    reward = jnp.array([[1.0], [-1.0], [100.0], [-100.0]])
+    done = jnp.ones((4, 1), bool)  # each sum is its reward alone
+    deviation = np.std([1.0, -1.0, 100.0, -100.0])
+    _, free = normalize.scale_reward(normalize.init_reward_scale(1), reward, done, 0.9, jnp.inf)
+    np.testing.assert_allclose(free, reward / deviation, rtol=1e-5)
+    _, scaled = normalize.scale_reward(normalize.init_reward_scale(1), reward, done, 0.9, 0.5)
+    np.testing.assert_allclose(scaled, np.clip(reward / deviation, -0.5, 0.5), rtol=1e-5)
+    assert float(scaled.max()) == 0.5
+
+
+def test_no_reward_at_all_stays_none() -> None:
+    reward, done = jnp.zeros((4, 2)), jnp.zeros((4, 2), bool)
+    _, scaled = normalize.scale_reward(normalize.init_reward_scale(2), reward, done, 0.9, jnp.inf)
+    assert scaled.tolist() == reward.tolist()
