@@ -158,11 +158,9 @@ def sweep(arguments: argparse.Namespace) -> None:
 
 def report(arguments: argparse.Namespace) -> None:
     """Write the table and the figure of a sweep again."""
-    from rich.console import Console
-
     from purejaxpg.sweep import report as reports
 
-    console = Console()
+    console = make_console()
     written = reports.write(arguments.directory, console)
     console.print(f"Results: {written}", highlight=False, soft_wrap=True)
 
@@ -187,12 +185,10 @@ def fork(arguments: argparse.Namespace) -> None:
 
 def run_sweep(spec: Any, arguments: argparse.Namespace, default_out: Path) -> None:
     """Run or resume `spec`, then report."""
-    from rich.console import Console
-
     from purejaxpg.sweep import report as reports
     from purejaxpg.sweep import store as stores
 
-    console = Console()
+    console = make_console()
     out = arguments.out or default_out
     with stores.Store.open(out, dict(spec.identity), spec.text) as store:
         if store.finished:
@@ -201,6 +197,13 @@ def run_sweep(spec: Any, arguments: argparse.Namespace, default_out: Path) -> No
             execute(spec, store, arguments, console)
     written = reports.write(out, console)
     console.print(f"Results: {written}", highlight=False, soft_wrap=True)
+
+
+def make_console() -> Any:
+    """Return the console to print on; a file or a pipe is as wide as a table needs."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120)
 
 
 def execute(spec: Any, store: Any, arguments: argparse.Namespace, console: Any) -> None:

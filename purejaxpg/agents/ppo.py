@@ -184,10 +184,9 @@ def make_optimizer(
     config: Config, num_updates: jax.Array | int = 0
 ) -> optax.GradientTransformation:
     fraction = num_updates / config.num_updates if config.anneal_learning_rate else 0.0
-    return optax.chain(
-        optax.clip_by_global_norm(config.max_grad_norm),
-        optax.adam(config.learning_rate * (1.0 - fraction), eps=1e-5),
-    )
+    clip = optax.clip_by_global_norm(config.max_grad_norm)
+    adam = optax.adam(config.learning_rate * (1.0 - fraction), eps=1e-5)
+    return optax.flatten(optax.chain(clip, adam))  # one vector compiles and runs faster
 
 
 def init(key: jax.Array, config: Config) -> TrainState:

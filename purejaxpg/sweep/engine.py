@@ -5,6 +5,7 @@ segments, and a run of a sweep is `train(key, config)` cut into pieces: the same
 the same random numbers.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import importlib.metadata
@@ -192,16 +193,14 @@ def build(spec: specs.Spec, group: plans.Group, devices: Sequence[jax.Device]) -
     seeds, rows = jax.tree.map(lambda x: np.concatenate([x] * len(devices)), stacked)
     states = jax.eval_shape(start, seeds, rows)
     diverged_at, one = np.zeros(len(seeds), np.int32), np.int32(1)
-    compiled_start = jax.jit(start).lower(seeds, rows).compile()
-    return Programs(
-        start=compiled_start,
-        segment=jax.jit(segment, donate_argnums=2)
-        .lower(seeds, rows, states, diverged_at, one, one)
-        .compile(),
-        score=jax.jit(score).lower(seeds, rows, states).compile(),
-        segment_length=length,
-        compile_s=time.monotonic() - began,
+    lowered = (
+        jax.jit(start).lower(seeds, rows),
+        jax.jit(segment, donate_argnums=2).lower(seeds, rows, states, diverged_at, one, one),
+        jax.jit(score).lower(seeds, rows, states),
     )
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # XLA compiles without Python's lock
+        starts, trains, scores = pool.map(lambda program: program.compile(), lowered)
+    return Programs(starts, trains, scores, length, time.monotonic() - began)
 
 
 def run_keys(seeds: jax.Array, data: Any) -> jax.Array:

@@ -17,6 +17,7 @@ from rich.progress import (
 )
 
 from purejaxpg.sweep import plan as plans
+from purejaxpg.sweep import report as reports
 from purejaxpg.sweep import spec as specs
 
 LINE_EVERY_S = 10.0  # between plain lines
@@ -63,9 +64,10 @@ class Progress:
         """The sweep begins; `work` environment steps are to be done."""
         self.total_steps = work
         self.bar.update(self.task, total=work)
-        self.labels = {run.run_id: specs.label(run.swept) for run in spec.runs}
+        self.labels = {run.run_id: label(run.swept) for run in spec.runs}
         num_seeds = len(spec.runs) // spec.num_configs
-        product = f"{spec.num_configs} configurations x {num_seeds} seeds = {len(spec.runs)} runs"
+        sides = f"{count(spec.num_configs, 'configuration')} x {count(num_seeds, 'seed')}"
+        product = f"{sides} = {count(len(spec.runs), 'run')}"
         self.say(
             f"{spec.name}: {spec.agent_name}, {product} in {count(len(groups), 'compilation')}, "
             f"{work / 1e6:.1f} M environment steps to go."
@@ -159,3 +161,8 @@ class Progress:
 def count(number: int, noun: str) -> str:
     """1 -> "1 noun", 2 -> "2 nouns"."""
     return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def label(swept: Mapping[str, Any]) -> str:
+    """{"learning_rate": 3e-4, "clip_eps": 0.2} -> "learning_rate=3e-4 clip_eps=0.2"."""
+    return " ".join(f"{name}={reports.short(value)}" for name, value in swept.items())

@@ -283,7 +283,7 @@ def _cells(configuration: Configuration, fields: Sequence[str], decimals: int) -
         return f"{value:.{decimals}f}" if np.isfinite(value) else "-"
 
     interval = f"[{score(c.low)}, {score(c.high)}]" if c.finished > 1 else "-"
-    seeds = str(c.planned) if c.finished == c.planned else f"{c.finished} of {c.planned}"
+    missing = "" if c.finished == c.planned else f" of {c.planned}"
     return [
         "-" if c.rank is None else str(c.rank),
         *(short(c.swept.get(name, "-")) for name in fields),
@@ -291,12 +291,11 @@ def _cells(configuration: Configuration, fields: Sequence[str], decimals: int) -
         interval,
         score(c.mean),
         score(c.greedy_iqm),
-        f"{c.diverged}/{c.finished}",
-        seeds,
+        f"{c.diverged}/{c.finished}{missing}",
     ]
 
 
-_HEADERS = ("IQM", "95% CI", "mean", "greedy IQM", "diverged", "seeds")
+_HEADERS = ("IQM", "95% CI", "mean", "greedy", "diverged")
 
 
 def _fields(ranked: Iterable[Configuration]) -> list[str]:
@@ -339,12 +338,17 @@ def _table(environment: str, section: list[Configuration]) -> "Table":
         box=box.SIMPLE_HEAD,
         title_justify="left",
         caption_justify="left",
+        show_edge=False,
+        padding=(0, 0, 0, 1),
     )
-    for header in ("rank", *fields, *_HEADERS):
-        table.add_column(Text(header), justify="right", no_wrap=header not in fields)
-    for row, configuration in enumerate(section[:SHOWN]):
-        cells = [Text(cell) for cell in _cells(configuration, fields, decimals)]
-        table.add_row(*cells, style="bold" if row == 0 and len(section) > 1 else None)
+    rows = [_cells(configuration, fields, decimals) for configuration in section[:SHOWN]]
+    for header, *column in zip(("rank", *fields, *_HEADERS), *rows, strict=True):
+        # On a narrow terminal headers may wrap; a value is never squeezed away.
+        widest = max(len(cell) for cell in column)
+        table.add_column(Text(header), justify="right", min_width=min(widest, 24), overflow="fold")
+    for i, row in enumerate(rows):
+        style = "bold" if i == 0 and len(section) > 1 else None
+        table.add_row(*(Text(cell) for cell in row), style=style)
     return table
 
 

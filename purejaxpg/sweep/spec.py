@@ -238,19 +238,3 @@ def _nested(fixed: Mapping[str, Any], swept: Mapping[str, Any]) -> dict[str, Any
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def label(swept: Mapping[str, Any]) -> str:
-    """Return swept values as short text: "learning_rate=3e-4 clip_eps=0.2"."""
-    return " ".join(f"{name}={short(value)}" for name, value in swept.items())
-
-
-def short(value: Any) -> str:
-    """Return a value as short text, small and large numbers as 3e-4 and 1e6."""
-    if not isinstance(value, float):
-        return str(value)
-    text = f"{value:.4g}"
-    if 0 < abs(value) < 1e-2 or abs(value) >= 1e5:
-        mantissa, _, exponent = f"{value:.3e}".partition("e")
-        text = f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}" if exponent else text
-    return text

@@ -141,12 +141,3 @@ def test_stored_rows_outlive_a_change_of_devices(tmp_path: pathlib.Path) -> None
     one = plans.groups(spec, devices=1, platform="cpu", stored_rows=stored)
     assert [u.name for g in one for u in g.units] == list(stored)
     assert [len(u.runs) for g in one for u in g.units] == list(stored.values())
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(3e-4, "3e-4"), (0.001, "1e-3"), (0.2, "0.2"), (2.5e-4, "2.5e-4"), (1e6, "1e6"), (0.0, "0"),
-     (16, "16"), ("tanh", "tanh"), (float("inf"), "inf"), (9.8, "9.8"), (1.234e-5, "1.234e-5")],
-)  # fmt: skip
-def test_short(value: object, text: str) -> None:
-    assert specs.short(value) == text
