@@ -15,6 +15,7 @@ from rich.progress import (
 from rich.progress import (
     Progress as Bar,
 )
+from rich.table import Column
 
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import report as reports
@@ -39,12 +40,17 @@ class Progress:
         self.last_line = self.last_event = time.monotonic()
         self.bar = Bar(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
+            BarColumn(bar_width=20),
             TextColumn("{task.percentage:3.0f}%"),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[status]}"),
+            # What is left of the line; the other columns keep their width.
+            TextColumn(
+                "{task.fields[status]}",
+                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+            ),
+            expand=True,
             console=console,
             disable=quiet or not console.is_terminal,
             transient=True,
@@ -131,7 +137,7 @@ class Progress:
         words = [f"{speed / 1e3:.0f}k steps/s"]
         if self.latest:
             best, value = self.best()
-            words.append(f"best return {value:.1f}" + (f" ({best})" if best else ""))
+            words.append(f"best {value:.1f}" + (f" ({best})" if best else ""))
         if self.diverged:
             words.append(f"{len(self.diverged)} diverged")
         return ", ".join(words)
