@@ -5,6 +5,7 @@ number of CPU devices can still be chosen.
 """
 
 import argparse
+import functools
 import os
 import shutil
 import sys
@@ -44,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAULT
     except KeyboardInterrupt:
-        return complain("Interrupted; the same command resumes.", EXIT_INTERRUPTED)
+        message = "Interrupted; what is finished is kept, and the same command goes on from there."
+        return complain(message, EXIT_INTERRUPTED)
     return 0
 
 
@@ -127,7 +129,7 @@ def train(arguments: argparse.Namespace, words: list[str]) -> None:
         raise InputError(
             "train needs the name or the path of an agent (see purejaxpg list agents)."
         )
-    prepare_devices(1 if arguments.devices is None else arguments.devices)
+    devices = find_devices(1 if arguments.devices is None else arguments.devices)
     from purejaxpg.sweep import spec as specs
 
     agent = specs.load_agent(arguments.agent)
@@ -144,16 +146,16 @@ def train(arguments: argparse.Namespace, words: list[str]) -> None:
     spec = specs.from_dict(raw, stem)
     run = spec.runs[0]
     name = f"{stem}-{run.config.env}-seed{run.seed}-{run.run_id[:6]}"
-    run_sweep(spec, arguments, Path("results") / name)
+    run_sweep(spec, arguments, Path("results") / name, devices)
 
 
 def sweep(arguments: argparse.Namespace) -> None:
     """Run a sweep, or go on with one."""
-    prepare_devices(arguments.devices)
+    devices = find_devices(arguments.devices)
     from purejaxpg.sweep import spec as specs
 
     spec = specs.load(arguments.spec)
-    run_sweep(spec, arguments, Path("results") / spec.name)
+    run_sweep(spec, arguments, Path("results") / spec.name, devices)
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -162,7 +164,7 @@ def report(arguments: argparse.Namespace) -> None:
 
     console = make_console()
     written = reports.write(arguments.directory, console)
-    console.print(f"Results: {written}", highlight=False, soft_wrap=True)
+    console.print(f"Results: {written}", highlight=False, soft_wrap=True, markup=False)
 
 
 def fork(arguments: argparse.Namespace) -> None:
@@ -170,9 +172,11 @@ def fork(arguments: argparse.Namespace) -> None:
     from purejaxpg.sweep import spec as specs
 
     source, target = specs.agent_path(arguments.agent), arguments.file
+    if not os.path.isfile(source):
+        raise InputError(f"agent {arguments.agent!r} is not a file.")
     if target.suffix != ".py":
         raise InputError(f"The new file must end in .py, but is {str(target)!r}.")
-    if target.exists():
+    if os.path.lexists(target):
         raise InputError(f"{target} exists already; choose another name.")
     try:
         shutil.copyfile(source, target)
@@ -183,20 +187,26 @@ def fork(arguments: argparse.Namespace) -> None:
     print(f'  agent = "./{target.name}"           in a sweep file beside it')
 
 
-def run_sweep(spec: Any, arguments: argparse.Namespace, default_out: Path) -> None:
+def run_sweep(
+    spec: Any, arguments: argparse.Namespace, default_out: Path, devices: list[Any]
+) -> None:
     """Run or resume `spec`, then report."""
+    from purejaxpg.sweep import engine
+    from purejaxpg.sweep import progress as progresses
     from purejaxpg.sweep import report as reports
     from purejaxpg.sweep import store as stores
 
     console = make_console()
+    say = functools.partial(console.print, highlight=False, soft_wrap=True, markup=False)
     out = arguments.out or default_out
     with stores.Store.open(out, dict(spec.identity), spec.text) as store:
         if store.finished:
-            console.print(f"Already finished: {out}", highlight=False, soft_wrap=True)
+            say(f"Already finished: {out}")
         else:
-            execute(spec, store, arguments, console)
+            with progresses.Progress(console, arguments.quiet) as progress:
+                engine.run(spec, store, devices, progress)
     written = reports.write(out, console)
-    console.print(f"Results: {written}", highlight=False, soft_wrap=True)
+    say(f"Results: {written}")
 
 
 def make_console() -> Any:
@@ -206,49 +216,33 @@ def make_console() -> Any:
     return Console(width=None if sys.stdout.isatty() else 120)
 
 
-def execute(spec: Any, store: Any, arguments: argparse.Namespace, console: Any) -> None:
-    """Run what is pending in `store`."""
-    from purejaxpg.sweep import engine
-    from purejaxpg.sweep import progress as progresses
+def find_devices(wanted: int | None) -> list[Any]:
+    """Return the devices to use; must be called before anything else imports jax.
 
-    devices = find_devices(arguments.devices)
-    with progresses.Progress(console, arguments.quiet) as progress:
-        engine.run(spec, store, devices, progress)
+    XLA computes a batch of small matrix products on one core only, so on a CPU each core is made
+    a device of its own.
 
-
-def prepare_devices(wanted: int | None) -> None:
-    """Make the CPU's cores devices of their own; must run before jax starts.
-
-    XLA computes a batch of small matrix products on one core only, so a sweep on N cores needs N
-    host devices.
+    Raises:
+        InputError: fewer than one device is asked for, or more than there are.
+        FaultError: jax finds none of the kind that JAX_PLATFORMS asks for.
     """
     if wanted is not None and wanted < 1:
         raise InputError(f"--devices must be 1 or more, but is {wanted}.")
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    flag = "--xla_force_host_platform_device_count"
-    flags = os.environ.get("XLA_FLAGS", "")
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    flag, flags = "--xla_force_host_platform_device_count", os.environ.get("XLA_FLAGS", "")
     if flag not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {flag}={wanted or cores}".strip()
-
-
-def find_devices(wanted: int | None) -> list[Any]:
-    """Return the devices to use.
-
-    Raises:
-        InputError: more devices are asked for than there are.
-        FaultError: jax finds none of the kind that JAX_PLATFORMS asks for.
-    """
     import jax
 
     try:
         devices = jax.devices()
     except (RuntimeError, AssertionError) as error:
-        platforms = os.environ.get("JAX_PLATFORMS", "")
-        raise FaultError(f"jax finds no device for JAX_PLATFORMS={platforms!r}: {error}") from error
+        wish, reason = os.environ.get("JAX_PLATFORMS", ""), str(error) or "no such device"
+        raise FaultError(f"jax finds no device for JAX_PLATFORMS={wish!r}: {reason}.") from error
     if wanted is not None and wanted > len(devices):
-        raise InputError(f"--devices must be at most {len(devices)} here, but is {wanted}.")
+        limit = f"{len(devices)} here (XLA_FLAGS may say so)"
+        raise InputError(f"--devices must be at most {limit}, but is {wanted}.")
     return devices[:wanted]
 
 
@@ -284,16 +278,26 @@ def parse_fields(cls: type, words: list[str]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for flag, values in split_flags(words):
         name, _, inner = flag.replace("-", "_").partition(".")
+        if inner and name not in ("env_params", "env_kwargs"):
+            name = f"{name}.{inner}"
         configs.require_known(name, hints, "field")
         if not values and hints[name] is bool:
             values = ["true"]
         configs.require(bool(values), f"--{flag} needs a value.")
-        if inner:
-            value = {"true": True, "false": False}.get(values[0], configs.parse_number(values[0]))
-            fields.setdefault(name, {})[inner] = value
+        if name in ("env_params", "env_kwargs"):
+            configs.require(bool(inner), f"--{flag} must name one value, as --{flag}.NAME VALUE.")
+            read = [parse_scalar(value) for value in values]
+            fields.setdefault(name, {})[inner] = read[0] if len(read) == 1 else read
         else:
             fields[name] = configs.parse(name, hints[name], values)
     return fields
+
+
+def parse_scalar(word: str) -> Any:
+    """Return a word as a bool, a number or itself."""
+    from purejaxpg import config as configs
+
+    return {"true": True, "false": False}.get(word, configs.parse_number(word))
 
 
 def split_flags(words: list[str]) -> list[tuple[str, list[str]]]:

@@ -45,15 +45,10 @@ def dataclass(cls: type[T]) -> type[T]:
     return jax.tree_util.register_dataclass(cls, data_fields=traced, meta_fields=static)
 
 
-def field_types(cls: type) -> dict[str, Any]:
+def field_types(cls: Any) -> dict[str, Any]:
     """Return the type of each field, in the order of declaration."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
-
-
-def is_traced(cls: type, name: str) -> bool:
-    """Tell whether runs that differ in field `name` can share one compiled program."""
-    return name.partition(".")[0] == "env_params" or field_types(cls)[name] is float
 
 
 def build(cls: type[T], values: Mapping[str, Any]) -> T:
@@ -178,6 +173,13 @@ def at_least(config: Any, minimum: float, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         require(value >= minimum, f"{name} must be {minimum} or more, but is {value}.")
+
+
+def above(config: Any, bound: float, *names: str) -> None:
+    """Require that each named field is more than `bound`."""
+    for name in names:
+        value = getattr(config, name)
+        require(value > bound, f"{name} must be more than {bound}, but is {value}.")
 
 
 def between(config: Any, low: float, high: float, *names: str) -> None:

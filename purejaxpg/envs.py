@@ -171,8 +171,10 @@ def params(env: Env, overrides: Mapping[str, Any]) -> Any:
 
 def horizon(env: Env, overrides: Mapping[str, Any]) -> int:
     """Return the number of steps within which every episode ends (at most LONGEST_EVALUATION)."""
-    limit = int(overrides.get("max_steps_in_episode", env.max_steps))
-    return min(limit, LONGEST_EVALUATION)
+    limit = overrides.get("max_steps_in_episode", env.max_steps)
+    if isinstance(limit, jax.core.Tracer):
+        limit = env.max_steps
+    return min(int(limit), LONGEST_EVALUATION)
 
 
 def reset(key: jax.Array, env: Env, params: Any, num_envs: int) -> tuple[jax.Array, EnvState]:
@@ -286,12 +288,15 @@ def episode_metrics(steps: Step) -> dict[str, jax.Array]:
 def _construct(name: str, kwargs: Mapping[str, Any]) -> Any:
     configs.require_known(name, names(), "environment")
     factory = _factories.get(name) or functools.partial(gymnax.make, name)
-    if name not in _factories and kwargs:
-        constructor = inspect.signature(type(gymnax.make(name)[0]))
-        for argument in kwargs:
-            configs.require_known(argument, constructor.parameters, f"env_kwargs name of {name}")
     try:
+        if name not in _factories and kwargs:
+            constructor = inspect.signature(type(gymnax.make(name)[0]))
+            for argument in kwargs:
+                what = f"env_kwargs name of {name}"
+                configs.require_known(argument, constructor.parameters, what)
         made = factory(**kwargs)
+    except InputError:
+        raise
     except (TypeError, ValueError) as error:
         text = str(error).rstrip(".")
         raise InputError(f"env {name!r} refuses env_kwargs {dict(kwargs)}: {text}.") from error
@@ -333,7 +338,7 @@ def _check_param(env: Env, name: str, value: Any) -> None:
         raise InputError(f"env_params.{name} must be true or false, but is {value!r}.")
     if default.dtype.kind in "iu" and value % 1 != 0:
         raise InputError(f"env_params.{name} must be a whole number, but is {value!r}.")
-    if not np.isfinite(value):
+    if not abs(value) <= float(np.finfo(np.float32).max):  # NaN included
         raise InputError(f"env_params.{name} must be finite, but is {value!r}.")
     if name == "max_steps_in_episode" and value < 1:
         raise InputError(f"env_params.{name} must be 1 or more, but is {value!r}.")

@@ -31,8 +31,8 @@ def evaluate(
         state: the agent's state; nothing in it changes.
         config: the agent's configuration; its environment is the one played.
         num_episodes: E.
-        max_steps: length of the scan, by which every episode has to end; the environment's own
-            time limit by default. Give it where `env_params` changes the limit.
+        max_steps: length of the scan, by which every episode has to end; the environment's time
+            limit by default. Give it where `env_params` holds a traced limit.
         greedy: take the most probable action instead of sampling.
 
     Returns:
@@ -59,7 +59,36 @@ def evaluate(
         jnp.zeros(num_episodes, jnp.int32),
         jnp.ones(num_episodes, bool),
     )
-    steps = envs.horizon(env, {}) if max_steps is None else max_steps
+    steps = envs.horizon(env, config.env_params) if max_steps is None else max_steps
     end, _ = jax.lax.scan(step, start, random.split(key_steps, steps))
     _, _, total, length, running = end
     return {"return": total, "length": length, "finished": ~running}
+
+
+def score(
+    key: jax.Array,
+    agent: types.ModuleType,
+    state: Any,
+    config: Any,
+    num_episodes: int = 128,
+    max_steps: int | None = None,
+) -> dict[str, jax.Array]:
+    """Evaluate the stochastic and the greedy policy, as a sweep scores a run.
+
+    Args:
+        key: after update u, `fold_in(run_key, 2**31 + u)`.
+        agent: as for `evaluate`, like the remaining arguments.
+        state: the agent's state.
+        config: the agent's configuration.
+        num_episodes: E, for each of the two.
+        max_steps: length of the scan.
+
+    Returns:
+        `evaluation/return` [E], `evaluation/length` [E] and `evaluation/finished` [E] of the
+        stochastic policy, and `evaluation/greedy_return` [E].
+    """
+    key_stochastic, key_greedy = random.split(key)
+    played = evaluate(key_stochastic, agent, state, config, num_episodes, max_steps)
+    greedy = evaluate(key_greedy, agent, state, config, num_episodes, max_steps, greedy=True)
+    named = {f"evaluation/{name}": value for name, value in played.items()}
+    return {**named, "evaluation/greedy_return": greedy["return"]}

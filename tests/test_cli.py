@@ -95,9 +95,16 @@ def test_help_of_an_agent_explains_every_field(capsys: pytest.CaptureFixture[str
         (["train", "ppo", "--seed", "x"], ["seed", "'x'"]),
         (["train", "ppo", "--devices", "0"], ["devices", "0"]),
         (["train", "ppo", "stray"], ["stray"]),
+        (["train", "ppo", "--env-params", "3"], ["env-params", "NAME"]),
+        (["train", "ppo", "--env-params.gravity", "5", "6"], ["gravity", "[5, 6]"]),
+        (["train", "ppo", "--learning-rate.x", "5"], ["learning_rate.x", "learning_rate"]),
+        (["train", "~nosuchuser/x.py"], ["~nosuchuser/x.py"]),
+        (["train", f"{'x' * 300}.py"], ["not a file"]),
         (["report", "."], ["not a result directory"]),
         (["fork", "poo", "mine.py"], ["'poo'", "'ppo'"]),
         (["fork", "ppo", "mine.txt"], [".py", "mine.txt"]),
+        (["fork", "./missing.py", "new.py"], ["./missing.py", "not a file"]),
+        (["report", "x" * 300], ["x"]),
     ],
 )
 def test_bad_input_is_one_sentence_and_status_2(
@@ -169,7 +176,7 @@ def test_an_interrupt_says_how_to_go_on(
 
     monkeypatch.setattr(cli, "run_sweep", interrupted)
     assert cli.main(["train", "ppo", *FLAGS]) == 130
-    assert "the same command resumes" in capsys.readouterr().err
+    assert "the same command goes on" in capsys.readouterr().err
 
 
 def test_fork_train_and_sweep_the_fork(capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,13 +201,32 @@ def test_train_prints_a_result_and_resumes_to_it(capsys: pytest.CaptureFixture[s
     assert len(list(pathlib.Path("results").iterdir())) == 2
 
 
-def test_module_runs_as_a_program() -> None:
+def in_a_process(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     root = str(pathlib.Path(purejaxpg.__file__).resolve().parent.parent)
-    result = subprocess.run(
-        [sys.executable, "-m", "purejaxpg.cli", "--version"],
-        env={**os.environ, "PYTHONPATH": root},
+    return subprocess.run(
+        [sys.executable, "-m", "purejaxpg.cli", *words],
+        env={**os.environ, "PYTHONPATH": root, **environment},
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
-    assert result.stdout == f"purejaxpg {purejaxpg.__version__}\n"
+
+
+def test_a_missing_accelerator_is_status_1() -> None:
+    result = in_a_process("train", "ppo", JAX_PLATFORMS="cuda")
+    assert result.returncode == 1
+    assert "JAX_PLATFORMS='cuda'" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not pathlib.Path("results").exists()
+
+
+def test_too_many_devices_are_refused_before_anything_is_written() -> None:
+    flags = "--xla_force_host_platform_device_count=1"
+    result = in_a_process("train", "ppo", "--devices", "2", XLA_FLAGS=flags)
+    assert result.returncode == 2
+    assert "--devices must be at most 1 here" in result.stderr
+    assert not pathlib.Path("results").exists()
+
+
+def test_module_runs_as_a_program() -> None:
+    assert in_a_process("--version").stdout == f"purejaxpg {purejaxpg.__version__}\n"

@@ -56,29 +56,6 @@ def test_leaves_are_the_floats_and_the_environment_parameters() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "traced"),
-    [
-        ("learning_rate", True),
-        ("clip", True),
-        ("env_params.gravity", True),
-        ("env_params", True),
-        ("env", False),
-        ("env_kwargs", False),
-        ("num_steps", False),
-        ("hidden", False),
-        ("rates", False),
-        ("fast", False),
-    ],
-)
-def test_is_traced_agrees_with_the_tree(name: str, traced: bool) -> None:
-    assert configs.is_traced(Config, name) == traced
-    field = name.partition(".")[0]
-    given = {"env_params": {"gravity": 1.0}}.get(field, getattr(Config(), field))
-    same = jax.tree.map(lambda x: 3.0 * x, Config(**{field: given}))
-    assert (getattr(same, field) != given or given == math.inf) == traced
-
-
-@pytest.mark.parametrize(
     ("fields", "traces"),
     [
         ({"learning_rate": 0.5, "clip": 3.0}, 1),

@@ -160,7 +160,7 @@ SHORT = {"num_episodes": 16, "max_steps": 60}
 
 def test_normalisers_are_used_and_left_alone() -> None:
     state = updated(CARTPOLE)
-    assert float(state.obs_moments.count) == CARTPOLE.batch_size
+    assert float(state.obs_moments.count) == 2 * CARTPOLE.batch_size  # the first rollout and one
     before = jax.tree.map(np.array, state)
     first = score(0, ppo, state, CARTPOLE, greedy=True, **SHORT)
     second = score(0, ppo, state, CARTPOLE, greedy=True, **SHORT)

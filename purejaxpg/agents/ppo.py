@@ -20,7 +20,8 @@ Differs from both:
 1. A time limit is not a terminal state: the value of the observation before the reset is
    bootstrapped. Treating it as terminal biases every value near the limit.
 2. The statistics of the normalisers change once per update, after the rollout, so collection and
-   optimisation see the same inputs; the common wrapper changes them at every step.
+   optimisation see the same inputs; the common wrapper changes them at every step. Those of the
+   observations start from one rollout of the untrained policy, which total_timesteps leaves out.
 3. Values are computed after the rollout in two batched passes, not inside it.
 4. The standard deviation of the advantages is that of the population (divided by n).
 5. With max_kl, the first minibatch whose estimated KL exceeds it, and all later ones of the
@@ -93,18 +94,19 @@ class Config:
 
 def check(config: Config) -> None:
     """Raise an InputError in one plain sentence unless the configuration makes sense."""
-    env = envs.check(config)
+    env, size = envs.check(config), config.batch_size
     networks.check(config, env.obs_shape)
     configs.at_least(config, 1, "num_envs", "num_steps", "num_epochs", "num_minibatches")
     configs.at_least(config, 0.0, "learning_rate", "clip_eps", "vf_clip_eps", "vf_coef", "ent_coef")
-    configs.at_least(config, 0.0, "max_grad_norm", "max_kl", "clip_obs", "clip_reward")
+    configs.at_least(config, 0.0, "max_kl")
+    configs.above(config, 0.0, "max_grad_norm", "clip_obs", "clip_reward")
     configs.between(config, 0.0, 1.0, "gamma", "gae_lambda")
-    configs.divides(config, "num_minibatches", config.batch_size, "num_envs*num_steps")
-    configs.at_least(config, config.batch_size, "total_timesteps")
-    configs.require(
-        not env.discrete or config.initial_log_std == 0.0,
-        f"initial_log_std is for continuous actions, but those of {env.name} are discrete.",
-    )
+    configs.divides(config, "num_minibatches", size, "num_envs*num_steps")
+    configs.between(config, size, 2**31 * size - 1, "total_timesteps")
+    alone = config.normalize_advantage and 1 < config.num_minibatches == size
+    configs.require(not alone, f"num_minibatches {size} leaves one sample, so no advantage.")
+    noisy = env.discrete and config.initial_log_std != 0.0
+    configs.require(not noisy, f"initial_log_std is for continuous actions, not {env.name}'s.")
 
 
 @struct.dataclass
@@ -154,8 +156,8 @@ class Actor(nn.Module):
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> distributions.Categorical | distributions.DiagGaussian:
-        head = nn.Dense(self.env.action_size, kernel_init=networks.orthogonal(0.01))
-        output = head(self.torso(obs))
+        small = networks.orthogonal(0.01)
+        output = nn.Dense(self.env.action_size, kernel_init=small)(self.torso(obs))
         if self.env.discrete:
             return distributions.Categorical(output)
         initial = nn.initializers.constant(self.initial_log_std)
@@ -170,8 +172,7 @@ class Critic(nn.Module):
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> jax.Array:
-        head = nn.Dense(1, kernel_init=networks.orthogonal(1.0))
-        return head(self.torso(obs)).squeeze(-1)
+        return nn.Dense(1, kernel_init=networks.orthogonal(1.0))(self.torso(obs)).squeeze(-1)
 
 
 def make_networks(config: Config) -> tuple[Actor, Critic]:
@@ -190,13 +191,13 @@ def make_optimizer(
 
 
 def init(key: jax.Array, config: Config) -> TrainState:
-    key_env, key_actor, key_critic = random.split(key, 3)
+    key_env, key_actor, key_critic, key_moments = random.split(key, 4)
     env = envs.from_config(config)
-    params = envs.params(env, config.env_params)
-    obs, env_state = envs.reset(key_env, env, params, config.num_envs)
+    env_params = envs.params(env, config.env_params)
+    obs, env_state = envs.reset(key_env, env, env_params, config.num_envs)
     actor, critic = make_networks(config)
     params = {"actor": actor.init(key_actor, obs), "critic": critic.init(key_critic, obs)}
-    return TrainState(
+    state = TrainState(
         params=params,
         opt_state=make_optimizer(config).init(params),
         env_state=env_state,
@@ -205,6 +206,11 @@ def init(key: jax.Array, config: Config) -> TrainState:
         reward_scale=normalize.init_reward_scale(config.num_envs),
         num_updates=jnp.zeros((), jnp.int32),
     )
+    if config.normalize_obs:
+        _, seen, _ = rollout(key_moments, state, config)
+        moments = normalize.update(state.obs_moments, seen.obs)
+        state = dataclasses.replace(state, obs_moments=moments)
+    return state
 
 
 def normalized(state: TrainState, obs: jax.Array, config: Config) -> jax.Array:
@@ -226,13 +232,11 @@ def rollout(
         key_action, key_env = random.split(key)
         policy = actor.apply(state.params["actor"], normalized(state, obs, config))
         action = policy.sample(key_action)
-        log_prob = policy.log_prob(action)
-        acted_on = obs
-        obs, env_state, now = envs.step(key_env, env, env_state, action, params)
+        following, env_state, now = envs.step(key_env, env, env_state, action, params)
         transition = Transition(
-            acted_on, action, log_prob, now.reward, now.terminated, now.done, now.next_obs
+            obs, action, policy.log_prob(action), now.reward, now.terminated, now.done, now.next_obs
         )
-        return (obs, env_state), (transition, envs.episode_metrics(now))
+        return (following, env_state), (transition, envs.episode_metrics(now))
 
     keys = random.split(key, config.num_steps)
     (obs, env_state), (transition, episodes) = lax.scan(step, (state.obs, state.env_state), keys)
@@ -307,13 +311,11 @@ def update(key: jax.Array, state: TrainState, config: Config) -> tuple[TrainStat
         return (*kept, stopped), {**metrics, "policy/stopped": stopped.astype(jnp.float32)}
 
     carry = (state.params, state.opt_state, jnp.zeros((), bool))
-    carry, metrics = lax.scan(gradient_step, carry, shuffled(key_shuffle, config))
-    metrics = {name: value.mean() for name, value in metrics.items()}
-    params, opt_state, _ = carry
+    (params, opt_state, _), steps = lax.scan(gradient_step, carry, shuffled(key_shuffle, config))
     state = dataclasses.replace(
         state, params=params, opt_state=opt_state, num_updates=state.num_updates + 1
     )
-    return state, {**episodes, **metrics}
+    return state, {**episodes, **{name: value.mean() for name, value in steps.items()}}
 
 
 def shuffled(key: jax.Array, config: Config) -> jax.Array:

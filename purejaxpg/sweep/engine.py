@@ -8,11 +8,13 @@ the same random numbers.
 import concurrent.futures
 import dataclasses
 import functools
+import hashlib
 import importlib.metadata
 import math
 import time
 import types
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,8 +23,9 @@ import numpy as np
 from jax import lax, random
 from jax.sharding import Mesh, PartitionSpec
 
+import purejaxpg
+from purejaxpg import FaultError, InputError, envs, evaluate
 from purejaxpg import config as configs
-from purejaxpg import envs, evaluate
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import progress as progresses
 from purejaxpg.sweep import spec as specs
@@ -67,10 +70,29 @@ def run(
         for group in groups
     )
     progress.begin(spec, groups, work)
+    warn_of_other_versions(store, progress)
     for group in groups:
         units = [unit for unit in group.units if unit.name in pending]
-        if units:
-            run_group(spec, store, group, units, devices, progress)
+        try:
+            if units:
+                run_group(spec, store, group, units, devices, progress)
+        except jax.errors.JaxRuntimeError as error:
+            text = str(error).splitlines()[0].rstrip(".")
+            full = "RESOURCE_EXHAUSTED" in text
+            hint = "a lower rows_per_device needs less memory" if full else "what is done is kept"
+            raise FaultError(f"jax failed: {text}; {hint}.") from error
+
+
+def warn_of_other_versions(store: stores.Store, progress: progresses.Progress) -> None:
+    """Say so where units were computed by other versions than those that go on now."""
+    now = versions()
+    for unit in store.units():
+        facts = unit["facts"] or {}
+        changed = [name for name in now if name in facts and facts[name] != now[name]]
+        if changed:
+            was = ", ".join(f"{name} {facts[name]}" for name in changed)
+            progress.say(f"Note: {unit['name']} was computed with {was}; the bits may differ now.")
+            return
 
 
 def planned(unit: plans.Unit) -> list[stores.Run]:
@@ -96,7 +118,7 @@ def run_group(
 ) -> None:
     """Compile the group's programs and run `units`, as many at a time as there are devices."""
     progress.compiling(group)
-    used = devices[: len(units)]
+    used = devices[: len(group.units)]  # not of the pending ones: resuming must not change it
     programs = build(spec, group, used)
     progress.compiled(group, programs.compile_s)
     for batch in batched(units, len(used)):
@@ -115,7 +137,7 @@ def run_group(
         }
         for i, unit in enumerate(dict.fromkeys(batch)):
             rows = slice(i * group.rows, i * group.rows + len(unit.runs))
-            cut = functools.partial(jax.tree.map, lambda x, rows=rows: np.asarray(x[rows]))
+            cut = functools.partial(jax.tree.map, lambda x, rows=rows: x[rows])
             commit(store, unit, cut(states), cut(metrics), cut(scores), diverged_at[rows], facts)
         progress.committed(len(set(batch)))
 
@@ -141,7 +163,7 @@ def run_units(
         pieces.append({name: np.asarray(value)[:, :count] for name, value in metrics.items()})
         progress.advance(group, batch, count, pieces[-1], np.asarray(diverged_at))
     progress.scoring()
-    scores = programs.score(seeds, batch_configs, states)
+    scores = {k: np.asarray(v) for k, v in programs.score(seeds, batch_configs, states).items()}
     metrics = {name: np.concatenate([p[name] for p in pieces], axis=1) for name in pieces[0]}
     return states, np.asarray(diverged_at), metrics, scores
 
@@ -172,6 +194,7 @@ def commit(
 def build(spec: specs.Spec, group: plans.Group, devices: Sequence[jax.Device]) -> Programs:
     """Compile a group's three programs for `devices`."""
     began = time.monotonic()
+    refuse_incomplete(spec.agent, group.config)
     agent, length = spec.agent, math.ceil(group.config.num_updates / SEGMENTS)
     horizon = max(
         envs.horizon(envs.from_config(run.config), run.config.env_params)
@@ -275,25 +298,11 @@ def score_rows(
     """Evaluate each row after its last update -> returns [rows, episodes]."""
     after = configs.num_updates
 
-    def score(key: jax.Array, state: Any, config: Any) -> dict[str, jax.Array]:
-        key_stochastic, key_greedy = random.split(key)
-        play = functools.partial(
-            evaluate.evaluate,
-            agent=agent,
-            state=state,
-            config=config,
-            num_episodes=episodes,
-            max_steps=horizon,
-        )
-        stochastic, greedy = play(key_stochastic), play(key_greedy, greedy=True)
-        return {
-            "evaluation/return": stochastic["return"],
-            "evaluation/length": stochastic["length"],
-            "evaluation/finished": stochastic["finished"],
-            "evaluation/greedy_return": greedy["return"],
-        }
-
-    return jax.vmap(score)(run_keys(seeds, np.uint32(2**31 + after)), states, configs)
+    score = functools.partial(evaluate.score, agent=agent, num_episodes=episodes, max_steps=horizon)
+    keys = run_keys(seeds, np.uint32(2**31 + after))
+    return jax.vmap(lambda key, state, config: score(key, state=state, config=config))(
+        keys, states, configs
+    )
 
 
 def batched(units: Sequence[plans.Unit], size: int) -> Iterator[list[plans.Unit]]:
@@ -304,8 +313,29 @@ def batched(units: Sequence[plans.Unit], size: int) -> Iterator[list[plans.Unit]
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what the numbers depend on."""
-    return {
-        name: importlib.metadata.version(name)
-        for name in ("jax", "jaxlib", "gymnax", "optax", "flax")
-    }
+    """Return the versions of what the numbers depend on, the package's own source included."""
+    packages = ("jax", "jaxlib", "gymnax", "optax", "flax", "numpy")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    source = hashlib.sha256()
+    for path in sorted(Path(purejaxpg.__file__).parent.rglob("*.py")):
+        source.update(path.read_bytes())
+    return {**found, "purejaxpg": purejaxpg.__version__, "source": source.hexdigest()[:16]}
+
+
+def refuse_incomplete(agent: types.ModuleType, config: Any) -> None:
+    """Raise an InputError unless the agent's states and metrics are what the engine reads."""
+    key = random.key(0)
+    state = jax.eval_shape(agent.init, key, config)
+    name = agent.__name__.rpartition(".")[2]
+    if not hasattr(state, "params"):
+        raise InputError(f"The state of agent {name!r} must have the attribute params.")
+    _, metrics = jax.eval_shape(agent.update, key, state, config)
+    for metric in ("episode/return_sum", "episode/length_sum", "episode/count"):
+        if metric not in metrics:
+            raise InputError(f"The metrics of agent {name!r} must hold {metric!r}.")
+    for metric, value in metrics.items():
+        if value.shape != ():
+            raise InputError(
+                f"The metric {metric!r} of agent {name!r} must be a scalar, "
+                f"but has shape {list(value.shape)}."
+            )

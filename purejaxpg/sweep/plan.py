@@ -87,11 +87,9 @@ def unit_name(group: int, unit: int) -> str:
 
 def signature(config: Any) -> str:
     """Return what decides the compiled program: the static fields and the names in env_params."""
-    static = {
-        name: value
-        for name, value in configs.to_dict(config).items()
-        if not configs.is_traced(type(config), name)
-    }
+    hints = configs.field_types(type(config))
+    values = configs.to_dict(config)
+    static = {name: values[name] for name, hint in hints.items() if hint not in configs.TRACED}
     return json.dumps([static, sorted(getattr(config, "env_params", {}))], sort_keys=True)
 
 

@@ -48,6 +48,7 @@ class Progress:
             # What is left of the line; the other columns keep their width.
             TextColumn(
                 "{task.fields[status]}",
+                markup=False,
                 table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
             ),
             expand=True,
@@ -161,7 +162,7 @@ class Progress:
     def say(self, text: Any) -> None:
         """Print above the bar."""
         if not self.quiet:
-            self.console.print(text, highlight=False, soft_wrap=True)
+            self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def count(number: int, noun: str) -> str:

@@ -16,6 +16,7 @@ import importlib
 import importlib.util
 import itertools
 import json
+import os
 import pkgutil
 import sys
 import tomllib
@@ -68,7 +69,7 @@ def agent_names() -> list[str]:
 def agent_path(name: str, base: Path = Path()) -> Path:
     """Return the file of a built-in agent, or of the agent at path `name` seen from `base`."""
     if name.endswith(".py") or "/" in name:
-        return (base / name).expanduser().resolve()
+        return (base / name).resolve()
     configs.require_known(name, agent_names(), "agent")
     return Path(purejaxpg.agents.__path__[0]) / f"{name}.py"
 
@@ -83,7 +84,7 @@ def load_agent(name: str, base: Path = Path()) -> types.ModuleType:
     path = agent_path(name, base)
     if path.parent == Path(purejaxpg.agents.__path__[0]).resolve():
         return importlib.import_module(f"purejaxpg.agents.{path.stem}")
-    if not path.is_file():
+    if not os.path.isfile(path):  # False, where Path.is_file would raise for a name too long
         raise InputError(f"agent {name!r} is not a file; it was looked for at {path}.")
     module_name = f"purejaxpg_fork_{path.stem}_{_digest(str(path))[:8]}"
     found = importlib.util.spec_from_file_location(module_name, path)
@@ -101,6 +102,11 @@ def load_agent(name: str, base: Path = Path()) -> types.ModuleType:
         ) from error
     if not configs.is_config_module(module):
         raise InputError(f"agent {name!r} must define {', '.join(configs.CONTRACT)}.")
+    known = set(dir(module.Config)) | set(getattr(module.Config, "__dataclass_fields__", ()))
+    known = {*dir(module.Config), *getattr(module.Config, "__dataclass_fields__", ())}
+    for needed in ("env", "env_kwargs", "env_params", "num_updates", "batch_size"):
+        if needed not in known:
+            raise InputError(f"Config of agent {name!r} must be a dataclass with {needed}.")
     return module
 
 
@@ -115,7 +121,7 @@ def load(path: Path) -> Spec:
         raw = tomllib.loads(text)
     except FileNotFoundError:
         raise InputError(f"There is no sweep file {str(path)!r}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not valid TOML: {error}.") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
@@ -130,16 +136,18 @@ def from_dict(raw: Mapping[str, Any], name: str, base: Path = Path(), text: str 
     if not isinstance(agent_name, str):
         raise InputError(f"agent must be a name or a path, but is {agent_name!r}.")
     agent = load_agent(agent_name, base)
-    fixed, axes = _table(raw, "config"), _axes(agent, _flat(_table(raw, "sweep")))
-    both = sorted(set(_flat(fixed)) & set(axes))
-    configs.require(
-        not both, f"{', '.join(both)} must stand in [config] or in [sweep], not in both."
-    )
+    fixed, swept = _table(raw, "config"), _flat(_table(raw, "sweep"))
+    both = ", ".join(sorted(set(_flat(fixed)) & set(swept)))
+    configs.require(not both, f"{both} must stand in [config] or in [sweep], not in both.")
+    axes = _axes(agent, swept)
     seeds = _seeds(raw.get("seeds", 1))
-    source = _digest(agent_path(agent_name, base).read_text(encoding="utf-8"))
+    source = hashlib.sha256(agent_path(agent_name, base).read_bytes()).hexdigest()
     runs = tuple(_runs(agent, fixed, axes, seeds, source))
-    eval_episodes = _positive(raw, "eval_episodes", 128)
-    rows = _positive(raw, "rows_per_device", None)
+    _refuse_repeated(runs)
+    eval_episodes = _positive("eval_episodes", raw.get("eval_episodes", 128))
+    rows = raw.get("rows_per_device")
+    if rows is not None:
+        _positive("rows_per_device", rows)
     identity = {
         "agent": agent_name,
         "agent_source": source[:16],
@@ -149,7 +157,7 @@ def from_dict(raw: Mapping[str, Any], name: str, base: Path = Path(), text: str 
         "eval_episodes": eval_episodes,
         "rows_per_device": rows,
     }
-    return Spec(name, agent_name, agent, runs, eval_episodes or 128, rows, identity, text)
+    return Spec(name, agent_name, agent, runs, eval_episodes, rows, identity, text)
 
 
 def _runs(
@@ -174,18 +182,30 @@ def _axes(agent: types.ModuleType, axes: Mapping[str, Any]) -> dict[str, list[An
     for name, values in axes.items():
         configs.require_known(name.partition(".")[0], hints, "field")
         configs.require(
+            name not in ("env_params", "env_kwargs"),
+            f"[sweep] {name} must name one value, as {name}.NAME = [...], but is {values!r}.",
+        )
+        configs.require(
             isinstance(values, list) and len(values) > 0,
             f"[sweep] {name} must be a list of values, but is {values!r}.",
         )
-        distinct = {json.dumps(value) for value in values}
-        configs.require(
-            len(distinct) == len(values), f"[sweep] {name} lists a value twice: {values!r}."
-        )
+        for value in values:  # its type, before anything is done with it
+            configs.build(agent.Config, _nested({}, {name: value}))
     return dict(axes)
 
 
+def _refuse_repeated(runs: tuple[Run, ...]) -> None:
+    """Refuse two runs of one configuration and seed: an axis lists a value twice."""
+    seen: dict[str, Run] = {}
+    for run in runs:
+        if run.run_id in seen:
+            raise InputError(f"[sweep] lists a value twice: {dict(run.swept)!r} occurs again.")
+        seen[run.run_id] = run
+
+
 def _seeds(value: Any) -> list[int]:
-    seeds = list(range(value)) if type(value) is int else value
+    counted = type(value) is int and 0 < value <= 10**7
+    seeds = list(range(value)) if counted else value
     valid = (
         isinstance(seeds, list)
         and len(seeds) > 0
@@ -200,9 +220,8 @@ def _seeds(value: Any) -> list[int]:
     return seeds
 
 
-def _positive(raw: Mapping[str, Any], name: str, default: int | None) -> int | None:
-    value = raw.get(name, default)
-    valid = value is default or (type(value) is int and value > 0)
+def _positive(name: str, value: Any) -> int:
+    valid = type(value) is int and value > 0
     configs.require(valid, f"{name} must be a whole number, 1 or more, but is {value!r}.")
     return value
 

@@ -160,7 +160,7 @@ class Store:
             FaultError: the ledger is damaged or cannot be read.
         """
         root = Path(os.path.abspath(path))
-        if not (root / LEDGER).is_file():
+        if not os.path.isfile(root / LEDGER):  # Path.is_file raises for a name too long
             raise InputError(f"{root} is not a result directory: it holds no {LEDGER}.")
         with checkpoint.faults("read the ledger", root / LEDGER):
             return cls(root, _connect_read_only(root), None)._checked()

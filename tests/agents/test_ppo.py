@@ -161,7 +161,11 @@ def test_rewards_are_scaled_by_the_deviation_of_the_discounted_return() -> None:
 def test_observation_moments_are_those_of_all_data_seen() -> None:
     config = dataclasses.replace(TINY, normalize_obs=True)
     state = ppo.init(random.key(0), config)
-    seen = []
+    assert float(state.obs_moments.count) == config.batch_size  # a rollout of the first policy
+    raw = dataclasses.replace(config, normalize_obs=False)
+    *_, key_moments = random.split(random.key(0), 4)
+    _, first, _ = ppo.rollout(key_moments, ppo.init(random.key(0), raw), raw)
+    seen = [np.asarray(first.obs).reshape(-1, 4)]
     for u in (1, 2):
         state, transition, _ = ppo.rollout(random.key(u), state, config)
         seen.append(np.asarray(transition.obs).reshape(-1, 4))

@@ -1,7 +1,6 @@
 """The engine on real, tiny training: storing, resuming, grouping, devices, compilations."""
 
 import io
-import json
 import os
 import pathlib
 import subprocess
@@ -14,7 +13,7 @@ import pytest
 from jax import random
 from rich.console import Console
 
-from purejaxpg import evaluate
+from purejaxpg import InputError, evaluate
 from purejaxpg.agents import ppo
 from purejaxpg.sweep import engine
 from purejaxpg.sweep import plan as plans
@@ -45,14 +44,16 @@ def swept(**sweep: Any) -> specs.Spec:
     return specs.from_dict({**TINY, "config": fixed, "sweep": sweep or TINY["sweep"]}, "tiny")
 
 
-def run(spec: specs.Spec, out: pathlib.Path, stop_after: int | None = None) -> str:
-    """Run `spec` into `out` -> what was printed; `stop_after` commits, it is interrupted."""
+def run(
+    spec: specs.Spec, out: pathlib.Path, stop_after: int | None = None, devices: int = 1
+) -> str:
+    """Run `spec` into `out` -> what was printed; after `stop_after` commits, it is interrupted."""
     console = Console(file=io.StringIO(), width=200)
     with stores.Store.open(out, dict(spec.identity)) as store:
         if stop_after is not None:
             interrupt_after(store, stop_after)
         with progresses.Progress(console) as progress:
-            engine.run(spec, store, jax.devices()[:1], progress)
+            engine.run(spec, store, jax.devices()[:devices], progress)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -175,9 +176,9 @@ def test_the_sweep_is_train_and_evaluate(tmp_path: pathlib.Path) -> None:
     state, metrics = jax.jit(ppo.train)(key, config)
     for name, value in metrics.items():
         np.testing.assert_allclose(stored[name][0], value, rtol=1e-3, atol=1e-4, err_msg=name)
-    key_stochastic, _ = random.split(random.fold_in(key, np.uint32(2**31 + config.num_updates)))
-    played = evaluate.evaluate(key_stochastic, ppo, state, config, 4, 20)
-    np.testing.assert_allclose(stored["evaluation/return"][0], played["return"])
+    key_score = random.fold_in(key, 2**31 + config.num_updates)
+    for name, value in evaluate.score(key_score, ppo, state, config, 4).items():
+        np.testing.assert_allclose(stored[name][0], value, err_msg=name)
 
 
 def test_a_diverged_run_is_marked_and_stored(tmp_path: pathlib.Path) -> None:
@@ -189,35 +190,100 @@ def test_a_diverged_run_is_marked_and_stored(tmp_path: pathlib.Path) -> None:
     assert all(1 <= update <= 4 for update in at)
 
 
-def test_results_do_not_depend_on_the_number_of_devices(tmp_path: pathlib.Path) -> None:
-    """Units are the atom: two devices and four give the same bits.
+def on_four_devices(call: str, *words: str) -> None:
+    """Run `call`, an expression about this module, in a process with four CPU devices."""
+    here = pathlib.Path(__file__).resolve()
+    path = os.pathsep.join(map(str, (here.parent, here.parents[2])))
+    flags = "--xla_force_host_platform_device_count=4"
+    subprocess.run(
+        [sys.executable, "-c", f"import sys, test_engine\n{call}", *words],
+        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": path},
+        timeout=600,
+        check=True,
+    )
+
+
+def on_devices(out: str, devices: int, stop_after: int | None = None) -> None:
+    """Run 3 units on `devices` devices, interrupted after `stop_after` commits, then to the end."""
+    spec = specs.from_dict({**TINY, "seeds": 3, "rows_per_device": 4}, "tiny")
+    assert len(jax.devices()) >= devices
+    if stop_after is not None:
+        with pytest.raises(KeyboardInterrupt):
+            run(spec, pathlib.Path(out), stop_after, devices)
+    run(spec, pathlib.Path(out), devices=devices)
+
+
+def test_neither_devices_nor_interruptions_change_the_bits(tmp_path: pathlib.Path) -> None:
+    """Two devices, four, and two with one unit left over after an interruption.
 
     A single device is compiled without partitions, and its fusions may round differently.
     """
-    script = (
-        "import json, sys, jax, test_engine\n"
-        "from purejaxpg.sweep import engine, progress, store\n"
-        "from rich.console import Console\n"
-        "spec, n = test_engine.swept(), int(sys.argv[2])\n"
-        "assert len(jax.devices()) >= n\n"
-        "with store.Store.open(sys.argv[1], dict(spec.identity)) as s:\n"
-        "    with progress.Progress(Console(), quiet=True) as p:\n"
-        "        engine.run(spec, s, jax.devices()[:n], p)\n"
+    names = [str(tmp_path / name) for name in ("two", "four", "cut")]
+    calls = (
+        "test_engine.on_devices(sys.argv[1], 2)\n"
+        "test_engine.on_devices(sys.argv[2], 4)\n"
+        "test_engine.on_devices(sys.argv[3], 2, stop_after=2)\n"
     )
-    for n in (2, 4):
-        flags = "--xla_force_host_platform_device_count=4"
-        here = pathlib.Path(__file__).resolve()
-        path = os.pathsep.join(map(str, (here.parent, here.parents[2])))
-        subprocess.run(
-            [sys.executable, "-c", script, str(tmp_path / str(n)), str(n)],
-            env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": path},
-            timeout=600,
-            check=True,
-        )
-    two, four = contents(tmp_path / "2"), contents(tmp_path / "4")
+    on_four_devices(calls, *names)
+    two, four, cut = (contents(pathlib.Path(name)) for name in names)
+    assert len(two) == 3
     for unit, arrays in two.items():
         for name, array in arrays.items():
             assert np.array_equal(array, four[unit][name]), (unit, name)
+            assert np.array_equal(array, cut[unit][name]), (unit, name)
+
+
+FORK = """
+import jax
+from flax import struct
+from purejaxpg.agents import ppo
+from purejaxpg.agents.ppo import *
+
+@struct.dataclass
+class State:
+    inner: TrainState
+    key: jax.Array
+
+    @property
+    def params(self):
+        return self.inner.params
+
+def init(key, config):
+    return State(ppo.init(key, config), jax.random.fold_in(key, 7))
+
+def update(key, state, config):
+    inner, metrics = ppo.update(key, state.inner, config)
+    return State(inner, state.key), METRICS
+
+def policy(key, state, obs, config, greedy=False):
+    return ppo.policy(key, state.inner, obs, config, greedy)
+"""
+
+
+def forked(directory: pathlib.Path, metrics: str) -> specs.Spec:
+    (directory / "mine.py").write_text(FORK.replace("METRICS", metrics), encoding="utf-8")
+    return specs.from_dict({**TINY, "agent": "./mine.py"}, "forked", directory)
+
+
+def test_a_fork_may_keep_a_key_in_its_state(tmp_path: pathlib.Path) -> None:
+    spec = forked(tmp_path, "metrics")
+    run(spec, tmp_path / "out")
+    with stores.Store.read(tmp_path / "out") as store:
+        assert store.finished
+
+
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [
+        ("{}", "must hold 'episode/return_sum'"),
+        ("{**metrics, 'x': state.inner.obs}", "'x' of agent .* must be a scalar"),
+    ],
+)
+def test_a_fork_that_breaks_the_contract_is_told_before_training(
+    tmp_path: pathlib.Path, metrics: str, words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        run(forked(tmp_path, metrics), tmp_path / "out")
 
 
 def test_plain_progress_lines(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,4 +291,5 @@ def test_plain_progress_lines(tmp_path: pathlib.Path, monkeypatch: pytest.Monkey
     printed = run(swept(), tmp_path / "out")
     assert "steps/s, best " in printed
     assert "(learning_rate=" in printed
-    assert json.dumps(TINY) not in printed
+    assert "about" in printed
+    assert "s left" in printed

@@ -78,6 +78,13 @@ def test_agent_by_path_is_seen_from_the_sweep_file(tmp_path: pathlib.Path) -> No
         ("[3e-4, 1e-3]", "3e-4", ["learning_rate", "list", "0.0003"]),
         ("[3e-4, 1e-3]", "[]", ["learning_rate", "list", "[]"]),
         ("[3e-4, 1e-3]", "[1e-3, 1e-3]", ["learning_rate", "twice"]),
+        ("[3e-4, 1e-3]", "[1, 1.0]", ["learning_rate", "twice"]),
+        ("[3e-4, 1e-3]", "[1979-05-27]", ["learning_rate", "number", "1979"]),
+        ("env_params.gravity = [9.8, 20.0]", "env_params = [{gravity=5.0}]", ["env_params.NAME"]),
+        ("num_envs = 2", "num_envs = 8\nnum_minibatches = 64", ["num_minibatches", "64"]),
+        ("num_envs = 2", "num_envs = 2\nmax_grad_norm = 0", ["max_grad_norm", "0.0"]),
+        ("[9.8, 20.0]", "[9.8, 1e39]", ["gravity", "1e+39"]),
+        ("seeds = 3", "seeds = 1000000000000", ["seeds", "1000000000000"]),
         ("[3e-4, 1e-3]", "[1e-3, nan]", ["learning_rate", "nan"]),
         ("[3e-4, 1e-3]", '["fast"]', ["learning_rate", "number", "'fast'"]),
         ("learning_rate =", "num_envs =", ["num_envs", "[config]", "[sweep]"]),
@@ -106,7 +113,13 @@ def test_missing_file_is_named(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "word"), [("raise OSError('no')", "no"), ("x = (", "SyntaxError"), ("x = 1", "Config")]
+    ("text", "word"),
+    [
+        ("raise OSError('no')", "no"),
+        ("x = (", "SyntaxError"),
+        ("x = 1", "Config"),
+        ("Config = check = init = update = train = policy = print", "Config"),
+    ],
 )
 def test_broken_agent_files_are_named(tmp_path: pathlib.Path, text: str, word: str) -> None:
     (tmp_path / "mine.py").write_text(text, encoding="utf-8")
