@@ -223,6 +223,11 @@ def _notes(store: Store, ranked: list[Configuration]) -> list[str]:
         "after the last update, with a 95% bootstrap interval over seeds; greedy: the same with "
         "greedy actions."
     ]
+    if not committed:
+        return ["No run is finished yet."]
+    cut = sum(_cut_episodes(store, unit) for unit in committed)
+    if cut:
+        notes.append(f"{cut} evaluation episodes were cut short and count as they stood.")
     if any(c.diverged for c in ranked):
         notes.append("Diverged runs count as the worst score of their environment.")
     missing = sum(c.planned - c.finished for c in ranked)
@@ -235,6 +240,12 @@ def _notes(store: Store, ranked: list[Configuration]) -> list[str]:
             "quoting its number."
         )
     return notes
+
+
+def _cut_episodes(store: Store, unit: str) -> int:
+    """Return how many stochastic evaluation episodes were still running at the last step."""
+    found = store.arrays(unit, ["evaluation/finished"])
+    return sum(int((~array.astype(bool)).sum()) for array in found.values())
 
 
 def _episodes(store: Store, unit: str) -> int | None:

@@ -50,6 +50,7 @@ def make_arrays(scores):
         "episode/return_sum": (level * ramp * count).astype(np.float32),
         "episode/count": count.astype(np.float32),
         "evaluation/return": np.tile(level, (1, 16)).astype(np.float32),
+        "evaluation/finished": np.tile(level >= 0.0, (1, 16)),  # a negative score: all cut short
     }
 
 
@@ -182,9 +183,16 @@ def test_pending_units_are_counted(tmp_path):
         assert [c.finished for c in report.rank(store)] == [2, 4, 0]
 
 
+def test_episodes_that_were_cut_short_are_counted(tmp_path):
+    _, text = run_report(make_store(tmp_path / "cut", RATES[:2], [[1.0, -2.0], [3.0, 4.0]]))
+    assert "16 evaluation episodes were cut short" in text
+    _, text = run_report(make_store(tmp_path / "whole", RATES[:2], [[1.0, 2.0], [3.0, 4.0]]))
+    assert "cut short" not in text
+
+
 def test_nothing_committed_yet(tmp_path):
     target, text = run_report(make_store(tmp_path / "out", RATES, SCORES, commit=0))
-    assert "Unfinished: 12 of 12" in text
+    assert "No run is finished yet." in text
     assert not (target / "curves.png").exists() and "curves.png" not in text
     with Store.read(tmp_path / "out") as store:
         assert report.best_row(store) is None
