@@ -79,11 +79,11 @@ def make_parser() -> Parser:
     trainer.add_argument("agent", nargs="?", help="a name, or the path of an agent file")
     trainer.add_argument("-h", "--help", action="store_true", help="show the agent's fields, too")
     trainer.add_argument("--seed", type=int, default=0, help="decides all randomness (0)")
-    add_run_options(trainer, "results/AGENT-ENV-seedN-HASH")
+    add_run_options(trainer, "results/AGENT-ENV-seedN-HASH", "1")
 
     sweeper = add(sweep, "run a sweep, or go on with one")
     sweeper.add_argument("spec", type=Path, metavar="SPEC.toml", help="what to sweep")
-    add_run_options(sweeper, "results/SPEC")
+    add_run_options(sweeper, "results/SPEC", "all; the cores of a CPU count as devices")
 
     reporter = add(report, "write the table and the figure of a sweep again")
     reporter.add_argument("directory", type=Path, metavar="DIR", help="a result directory")
@@ -94,15 +94,10 @@ def make_parser() -> Parser:
     return parser
 
 
-def add_run_options(parser: argparse.ArgumentParser, default_out: str) -> None:
-    """Add what train and sweep share."""
-    parser.add_argument("--out", type=Path, metavar="DIR", help=f"result directory ({default_out})")
-    parser.add_argument(
-        "--devices",
-        type=int,
-        metavar="N",
-        help="use N devices (all; the cores of a CPU count as devices)",
-    )
+def add_run_options(parser: argparse.ArgumentParser, out: str, devices: str) -> None:
+    """Add what train and sweep share, with their defaults in words."""
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"result directory ({out})")
+    parser.add_argument("--devices", type=int, metavar="N", help=f"use N devices ({devices})")
     parser.add_argument("--quiet", action="store_true", help="print results only")
 
 
@@ -250,15 +245,17 @@ def make_train_parser(agent: Any) -> Parser:
     """Return a parser that knows an agent's fields, for its help text."""
     from purejaxpg import config as configs
 
+    name = agent.__name__.rpartition(".")[2] if agent else "AGENT"
     parser = Parser(
-        prog=f"purejaxpg train {agent.__name__.rpartition('.')[2] if agent else 'AGENT'}",
+        prog=f"purejaxpg train {name}",
+        usage=f"purejaxpg train {name} [--seed N] [--out DIR] [--quiet] [--FIELD VALUE ...]",
         description=(agent.__doc__ or "").strip().splitlines()[0] if agent else None,
         epilog="The environment's own parameters: --env-params.NAME VALUE; the arguments of its "
         "constructor: --env-kwargs.NAME VALUE.",
         allow_abbrev=False,
     )
     parser.add_argument("--seed", metavar="N", help="decides all randomness (0)")
-    add_run_options(parser, "results/AGENT-ENV-seedN-HASH")
+    add_run_options(parser, "results/AGENT-ENV-seedN-HASH", "1")
     if agent is not None:
         group = parser.add_argument_group("fields of the agent")
         texts, default = configs.field_help(agent.Config), agent.Config()
