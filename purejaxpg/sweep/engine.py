@@ -312,6 +312,7 @@ def batched(units: Sequence[plans.Unit], size: int) -> Iterator[list[plans.Unit]
         yield batch + [batch[-1]] * (size - len(batch))
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Return the versions of what the numbers depend on, the package's own source included."""
     packages = ("jax", "jaxlib", "gymnax", "optax", "flax", "numpy")
