@@ -1,4 +1,4 @@
-"""The two action distributions of the on-policy agents, as pytrees.
+"""The action distributions of the agents, as pytrees.
 
 Leading axes are a batch of independent distributions, and one action belongs to each of them. All
 logarithms are natural, so entropies and divergences are in nats. `p.kl(q)` is KL(p ‖ q), the mean
@@ -12,6 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+_LOG_TWO = math.log(2.0)
 _LOG_TWO_PI = math.log(2.0 * math.pi)
 
 
@@ -85,6 +86,50 @@ class Categorical:
         # A masked sum and not a gather, whose gradient is a scatter and slow on accelerators.
         chosen = jax.nn.one_hot(action, self.logits.shape[-1], dtype=bool)
         return jnp.sum(jnp.where(chosen, jax.nn.log_softmax(self.logits), 0.0), axis=-1)
+
+    @property
+    def log_probs(self) -> jax.Array:
+        """Log probabilities of all actions.
+
+            log π(a) = logits_a − log Σ_b exp(logits_b)
+
+        The logarithm of a softmax taken in two steps is −inf, with no usable gradient, as soon as
+        a probability underflows; this is finite for all finite logits.
+
+        Returns:
+            [..., A] log probabilities in nats, at most 0; −inf for a logit of −inf.
+
+        Differentiated with respect to `logits`; nothing is stopped.
+
+        >>> Categorical(jnp.array([0.0, -200.0])).log_probs.tolist()
+        [0.0, -200.0]
+        """
+        return jax.nn.log_softmax(self.logits)
+
+    def expectation(self, x: jax.Array) -> jax.Array:
+        """Mean of a quantity that is known for every action.
+
+            E[x] = Σ_a π(a) x(a),      0 · x = 0 whatever x is
+
+        An action of probability zero counts for nothing even where x is infinite or not a number,
+        in the value and in the gradients: `expectation(log_probs)` is minus the entropy.
+
+        Args:
+            x: [..., A] one number per action, shaped like the logits.
+
+        Returns:
+            [...] mean, in the unit of x.
+
+        Differentiated with respect to `logits` and `x`: unlike a mean over samples, it knows how
+        the probabilities depend on the parameters. Nothing is stopped.
+
+        >>> policy = Categorical(jnp.log(jnp.array([0.5, 0.5, 0.0])))
+        >>> policy.expectation(jnp.array([1.0, 3.0, jnp.inf])).item()
+        2.0
+        """
+        chex.assert_equal_shape([x, self.logits])
+        p = jnp.exp(self.log_probs)
+        return jnp.sum(p * jnp.where(p > 0.0, x, 0.0), axis=-1)
 
     def entropy(self) -> jax.Array:
         """Entropy in nats.
@@ -255,6 +300,136 @@ class DiagGaussian:
         # expm1, so that equal widths give exactly zero and small differences keep their digits.
         per_dim = 0.5 * (jnp.expm1(2.0 * log_ratio) + jnp.square(distance)) - log_ratio
         return jnp.sum(per_dim, axis=-1)
+
+    def _log_std(self) -> jax.Array:
+        """Give log σ in the full shape, so that sums over the last axis count every component."""
+        return jnp.broadcast_to(self.log_std, self.mean.shape)
+
+
+@flax.struct.dataclass
+class TanhGaussian:
+    """A normal distribution with independent components, squashed into the box (−1, 1)^A.
+
+        a_i = tanh(x_i),      x_i ~ N(μ_i, σ_i²),      σ = exp(log_std)
+
+    There is no `log_prob` of an action: a component of |x| above about 9 is rounded to an action of
+    exactly 1 in float32, from which x cannot be had back. `sample_and_log_prob` knows x, and
+    `log_prob_of_tanh` is told it. There is no `entropy` either, since it has no closed form:
+    −log_prob of a sample is an unbiased estimate.
+
+    The density is that of the action in (−1, 1). Scaling the action to other bounds for the
+    environment changes nothing here, as long as entropies and their targets stay in this unit.
+
+    Args:
+        mean: [..., A] μ, of x and not of the action.
+        log_std: log σ, of any shape that broadcasts to that of the mean; [..., A], or [A] for a
+            parameter that does not depend on the state.
+
+    >>> policy = TanhGaussian(mean=jnp.zeros((5, 2)), log_std=jnp.zeros(2))
+    >>> action, log_prob = policy.sample_and_log_prob(jax.random.key(0))
+    >>> action.shape, log_prob.shape, policy.median().shape
+    ((5, 2), (5,), (5, 2))
+    """
+
+    mean: jax.Array  # [..., A]
+    log_std: jax.Array  # broadcastable to [..., A]
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """Draw one action from each distribution of the batch.
+
+            a = tanh(μ + σ ε),      ε ~ N(0, 1)
+
+        Args:
+            key: PRNG key, used up by this call.
+
+        Returns:
+            [..., A] action, that of `sample_and_log_prob` for the same key.
+
+        The gradient passes into `mean` and `log_std` (a reparametrised sample).
+
+        >>> TanhGaussian(jnp.zeros(1), jnp.array([-40.0])).sample(jax.random.key(0)).round(6).item()
+        0.0
+        """
+        return self.sample_and_log_prob(key)[0]
+
+    def sample_and_log_prob(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Draw one action from each distribution of the batch, with its log density.
+
+            a        = tanh(x),      x = μ + σ ε,      ε ~ N(0, 1)
+            log π(a) = −Σ_i [½ ε_i² + log σ_i + ½ log 2π + log(1 − tanh² x_i)]
+
+        The last term is computed as 2 (log 2 − x − softplus(−2x)). As it stands it is −inf in
+        float32 from |x| of about 9; with a small number added inside the logarithm it is finite and
+        wrong, which teaches the actor that saturation is harmless.
+
+        Args:
+            key: PRNG key, used up by this call.
+
+        Returns:
+            [..., A] action in [−1, 1], a bound being reached only by rounding, and [...] its log
+            density in nats.
+
+        The gradient passes into `mean` and `log_std` through both (a reparametrised sample). For
+        `log_prob` it is the total one: along with the density, the point moves at which it is
+        taken.
+
+        References:
+            Haarnoja et al. 2018, arXiv:1812.05905, eq. 26.
+
+        >>> still = TanhGaussian(jnp.array([20.0]), jnp.array([-5.0]))
+        >>> action, log_prob = still.sample_and_log_prob(jax.random.key(0))
+        >>> action.item(), bool(log_prob > 40.0)
+        (1.0, True)
+        """
+        noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
+        x = self.mean + jnp.exp(self._log_std()) * noise
+        return jnp.tanh(x), self._log_prob(noise, x)
+
+    def median(self) -> jax.Array:
+        """Give the image of the mean, the greedy action.
+
+            a = tanh(μ)
+
+        It is the median of every component, tanh being increasing. It is neither the mean nor the
+        mode: a wide distribution is densest near its bounds.
+
+        Returns:
+            [..., A] action in [−1, 1], differentiable in `mean`.
+
+        >>> TanhGaussian(jnp.array([0.0, 50.0]), jnp.zeros(2)).median().tolist()
+        [0.0, 1.0]
+        """
+        return jnp.tanh(self.mean)
+
+    def log_prob_of_tanh(self, x: jax.Array) -> jax.Array:
+        """Log density of the action tanh(x).
+
+            log π(tanh(x)) = log N(x; μ, σ²) − Σ_i log(1 − tanh² x_i)
+
+        The argument is x, from before the squashing. To score stored actions later, store x.
+
+        Args:
+            x: [..., A] point that the action is the tanh of.
+
+        Returns:
+            [...] log density in nats, per unit of the *action*, not of x.
+
+        Differentiated with respect to `mean`, `log_std` and `x`; nothing is stopped. For a
+        reparametrised sample `sample_and_log_prob` has the better gradient: here the parts through
+        x and through the mean are of size 1/σ and cancel, and rounding remains.
+
+        >>> policy = TanhGaussian(jnp.zeros(1), jnp.zeros(1))
+        >>> print(f"{policy.log_prob_of_tanh(jnp.zeros(1)):.4f}")
+        -0.9189
+        """
+        chex.assert_equal_shape([x, self.mean])
+        return self._log_prob((x - self.mean) * jnp.exp(-self._log_std()), x)
+
+    def _log_prob(self, noise: jax.Array, x: jax.Array) -> jax.Array:
+        """Give the log density of tanh(x), where x = mean + std * noise."""
+        log_slope = 2.0 * (_LOG_TWO - x - jax.nn.softplus(-2.0 * x))
+        log_density = -(0.5 * jnp.square(noise) + self._log_std() + 0.5 * _LOG_TWO_PI)
+        return jnp.sum(log_density - log_slope, axis=-1)
 
     def _log_std(self) -> jax.Array:
         """Give log σ in the full shape, so that sums over the last axis count every component."""

@@ -1,14 +1,81 @@
-"""Losses and diagnostics of the PPO and actor-critic family, one number per element.
+"""Losses, targets and diagnostics of policy-gradient and actor-critic methods.
 
-Every function here works element by element and leaves the mean to the caller, so that a batch of
-environment steps and a batch of masked tokens can share it. A *loss* is to be minimised; the signs
-already say so. Shapes must be equal: a [B] against a [B, 1] would silently broadcast to [B, B], and
-is refused.
+Unless its docstring says otherwise, a function here works element by element and leaves the mean to
+the caller, so that a batch of environment steps and a batch of masked tokens can share it. A *loss*
+is to be minimised; the signs already say so. Shapes must be equal: a [B] against a [B, 1] would
+silently broadcast to [B, B], and is refused.
 """
 
 import chex
 import jax
 import jax.numpy as jnp
+
+
+def score_function(log_prob: jax.Array, advantage: jax.Array) -> jax.Array:
+    """Loss whose gradient is the score-function estimate of the policy gradient.
+
+        loss = −A log π(a|s)
+
+    Its value means nothing: it is built for its gradient, −A ∇log π, and does not measure how good
+    the policy is. It rises and falls with the entropy and with the scale of the advantage.
+
+    Args:
+        log_prob: [...] log π(a|s) under the policy being trained, in nats; the action was drawn
+            from that same policy.
+        advantage: [...] A: a return, or a return less a baseline that does not depend on the
+            action.
+
+    Returns:
+        [...] loss.
+
+    Differentiated with respect to `log_prob`. Nothing is stopped: `advantage` is to be data, or the
+    loss also moves the critic that it came from.
+
+    References:
+        Williams 1992, Simple statistical gradient-following algorithms for connectionist
+        reinforcement learning, Machine Learning 8.
+
+    >>> score_function(jnp.array([-1.0, -2.0]), jnp.array([2.0, -1.0])).tolist()
+    [2.0, -2.0]
+    """
+    chex.assert_equal_shape([log_prob, advantage])
+    return -advantage * log_prob
+
+
+def optimal_baseline(score_norm_squared: jax.Array, value: jax.Array) -> jax.Array:
+    """Constant that, subtracted from the value, gives the score-function gradient least variance.
+
+        w = ‖∇log π(a|s)‖²
+        b = Σ w Q / Σ w
+
+    It is not the mean of Q: actions count by the squared length of their score. It is the minimiser
+    only where one score belongs to each value, as in a problem of a single step. Over a trajectory,
+    scores of different times are correlated and this formula, taken time by time, is a heuristic.
+
+    Args:
+        score_norm_squared: [B] w ≥ 0, squared Euclidean norm of the gradient of log π(a|s) with
+            respect to all parameters. For an exact expectation over actions instead of a sample,
+            multiply it by the probability.
+        value: [B] Q, the return that followed the action.
+
+    Returns:
+        [] baseline in the unit of the value; *one* number for the batch. If every weight is zero,
+        no baseline makes a difference, and it is 0.
+
+    Not for differentiation: it is to be data. Estimated from the very samples that it is subtracted
+    from, it biases their gradient by a term of order 1/B.
+
+    References:
+        Greensmith, Bartlett and Baxter 2004, Variance reduction techniques for gradient estimates
+        in reinforcement learning, Journal of Machine Learning Research 5.
+
+    >>> optimal_baseline(jnp.array([1.0, 3.0]), jnp.array([8.0, 4.0])).item()
+    5.0
+    """
+    chex.assert_equal_shape([score_norm_squared, value])
+    total = jnp.sum(score_norm_squared)
+    weighted = jnp.sum(score_norm_squared * value)
+    return jnp.where(total > 0.0, weighted / jnp.where(total > 0.0, total, 1.0), 0.0)
 
 
 def ppo_clip(
@@ -159,6 +226,169 @@ def value_loss_clipped(
     # Clipping the value, not its difference from the old one, keeps it exact inside the range.
     clipped = jnp.clip(value, old_value - clip_eps, old_value + clip_eps)
     return 0.5 * jnp.maximum(jnp.square(value - target), jnp.square(clipped - target))
+
+
+def td_target(
+    reward: jax.Array,
+    next_value: jax.Array,
+    terminated: jax.Array,
+    gamma: jax.Array | float,
+) -> jax.Array:
+    """One-step target of a critic: the reward, then what the next state is worth.
+
+        y = r + γ (1 − terminated) V(s')
+
+    The flag is `terminated`, not `done`. After a time limit the state goes on being worth
+    something: with `done` here, the critic learns that the world ends at each truncation.
+
+    Args:
+        reward: [...] r, in the environment's own unit.
+        next_value: [...] V(s'), s' being the observation before any reset: the next state's value,
+            or Q(s', a') at the action that the policy takes there, or `soft_value` of it.
+        terminated: [...] bool, the task itself ended with this step.
+        gamma: scalar, discount per environment step, in [0, 1].
+
+    Returns:
+        [...] target, in the unit of the reward. Where `terminated`, `next_value` has no part in it,
+        even if it is not a number.
+
+    Linear in `reward` and `next_value`; nothing is stopped, so treat the result as data.
+
+    References:
+        Sutton and Barto, Reinforcement Learning: An Introduction, 2nd edition, section 6.1.
+
+    >>> td_target(jnp.ones(2), jnp.full(2, 8.0), jnp.array([False, True]), 0.5).tolist()
+    [5.0, 1.0]
+    """
+    chex.assert_equal_shape([reward, next_value, terminated])
+    return reward + gamma * jnp.where(terminated, 0.0, next_value)
+
+
+def deterministic_policy(value: jax.Array) -> jax.Array:
+    """Loss of a deterministic actor: what the critic says of its action, with the sign turned.
+
+        loss = −Q(s, μ(s))
+        ∇loss = −∇μ(s) ∇_a Q(s, a) at a = μ(s)
+
+    The gradient has to run through the critic into the action, and from there into the actor. A
+    `value` of a stored action carries none; and a gradient that is also taken with respect to the
+    critic's parameters teaches the critic to flatter the actor.
+
+    Args:
+        value: [...] Q(s, μ(s)), computed from the action of the actor being trained.
+
+    Returns:
+        [...] loss, in units of the return.
+
+    Differentiated with respect to `value`; nothing is stopped.
+
+    References:
+        Silver et al. 2014, Deterministic policy gradient algorithms, ICML, eq. 9; Lillicrap et al.
+        2015, arXiv:1509.02971, eq. 6.
+
+    >>> action = jnp.array([1.0, 4.0])
+    >>> jax.grad(lambda a: deterministic_policy(-((a - 3.0) ** 2)).sum())(action).tolist()
+    [-4.0, 2.0]
+    """
+    return -value
+
+
+def soft_value(log_prob: jax.Array, value: jax.Array, alpha: jax.Array | float) -> jax.Array:
+    """Worth of an action together with the entropy that choosing it at random earns.
+
+        V = Q(s, a) − α log π(a|s)
+
+    Only its mean over a ~ π is the value of the state. What the target of a soft critic bootstraps
+    from is this at an action *drawn anew* from the current policy in the next state, not at the
+    action that was stored.
+
+    Args:
+        log_prob: [...] log π(a|s) in nats, of a sampled action; or [..., A] of every action, to be
+            averaged with `Categorical.expectation`.
+        value: [...] Q(s, a), often the smaller of two critics; shaped like `log_prob`.
+        alpha: scalar temperature, at least 0, in units of the return per nat.
+
+    Returns:
+        Array of the shape of `value`, in units of the return.
+
+    Linear in each argument; nothing is stopped, so treat the result as data in a target.
+
+    References:
+        Haarnoja et al. 2018, arXiv:1812.05905, eq. 3, before the mean over actions.
+
+    >>> soft_value(jnp.log(jnp.array([0.5, 1.0])), jnp.ones(2), 0.0).tolist()
+    [1.0, 1.0]
+    """
+    chex.assert_equal_shape([log_prob, value])
+    return value - alpha * log_prob
+
+
+def soft_policy(log_prob: jax.Array, value: jax.Array, alpha: jax.Array | float) -> jax.Array:
+    """Loss of a stochastic actor that is also paid for entropy.
+
+        loss = α log π(a|s) − Q(s, a)
+
+    Its mean over a ~ π is what has to fall, so the gradient must see that π chose the action too:
+    either through a reparametrised sample, in both `log_prob` and `value`, or by an exact
+    expectation over all actions. For a sample that is data, the gradient is that of α log π alone,
+    whose mean is zero, and the actor learns nothing.
+
+    Args:
+        log_prob: [...] log π(a|s) in nats, of a reparametrised sample; or [..., A] of every action,
+            to be averaged with `Categorical.expectation`.
+        value: [...] Q(s, a) at that same action; shaped like `log_prob`.
+        alpha: scalar temperature, at least 0, in units of the return per nat; 0 gives
+            `deterministic_policy`.
+
+    Returns:
+        Array of the shape of `value`: the negative of `soft_value`.
+
+    Differentiated with respect to `log_prob` and `value`; nothing is stopped. `alpha` and the
+    critic's parameters are to be data here.
+
+    References:
+        Haarnoja et al. 2018, arXiv:1812.05905, eq. 7, before the mean over actions.
+
+    >>> soft_policy(jnp.array([-1.0, 2.0]), jnp.array([3.0, 3.0]), 0.5).tolist()
+    [-3.5, -2.0]
+    """
+    chex.assert_equal_shape([log_prob, value])
+    return alpha * log_prob - value
+
+
+def temperature(
+    log_alpha: jax.Array, entropy: jax.Array, target_entropy: jax.Array | float
+) -> jax.Array:
+    """Loss that moves the temperature until the policy has the entropy that was asked for.
+
+        loss = log α (H − H_target)
+
+    The sign is the trap: entropy above the target has to *lower* the temperature. With it turned,
+    the temperature runs away to zero or to infinity. The paper has α in place of log α: the same
+    sign and the same fixed point, but its gradient with respect to log α carries a factor α and so
+    is slow where the temperature is small. Compare learning rates only within one convention.
+
+    Args:
+        log_alpha: [] log of the temperature, the parameter being trained.
+        entropy: [...] H(π(·|s)) in nats: −log π(a|s) of a sample, or the exact entropy.
+        target_entropy: scalar H_target in nats; negative values are usual for densities. It has to
+            be of the same density as `entropy`: scaling an action by c adds log c per component.
+
+    Returns:
+        [...] loss, zero where the entropy is the target.
+
+    Differentiated with respect to `log_alpha`. The difference of entropies *is* stopped here: this
+    loss must never move the policy.
+
+    References:
+        Haarnoja et al. 2018, arXiv:1812.05905, eq. 18, with log α in place of α.
+
+    >>> too_random = jnp.array([2.0])
+    >>> jax.grad(lambda x: temperature(x, too_random, 0.5).mean())(jnp.array(0.0)).item()
+    1.5
+    """
+    chex.assert_shape(log_alpha, ())
+    return log_alpha * jax.lax.stop_gradient(entropy - target_entropy)
 
 
 def approximate_kl(log_prob: jax.Array, old_log_prob: jax.Array) -> jax.Array:

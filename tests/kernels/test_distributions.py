@@ -12,6 +12,8 @@ import rlax
 
 from purejaxpg.kernels import distributions
 
+pytestmark = pytest.mark.fast
+
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "sb3_ppo.json"
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -194,6 +196,89 @@ def test_categorical_samples_are_independent_over_the_batch():
     assert float(jnp.mean(first == second)) == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.parametrize("shape", [(3,), (6, 1), (2, 3, 5)])
+def test_expectation_is_the_loop(shape):
+    logits, x = random_logits(30, *shape), random_logits(31, *shape)
+    expected = np.zeros(shape[:-1])
+    for i in np.ndindex(*shape[:-1]):
+        p = np.exp(logits[i]) / sum(np.exp(logits[i]))
+        for a in range(shape[-1]):
+            expected[i] += p[a] * x[i][a]
+    policy = distributions.Categorical(*single(logits))
+    actual = policy.expectation(*single(x))
+    assert actual.shape == shape[:-1]
+    np.testing.assert_allclose(actual, expected, **TOLERANCE)
+
+
+def test_log_probs_and_expectation_agree_with_the_other_methods():
+    logits, other_logits = single(random_logits(32, 7, 5), random_logits(33, 7, 5))
+    policy, other = distributions.Categorical(logits), distributions.Categorical(other_logits)
+    for a in range(5):
+        one = policy.log_prob(jnp.full(7, a))
+        np.testing.assert_allclose(policy.log_probs[:, a], one, rtol=1e-6)
+    np.testing.assert_allclose(jnp.exp(policy.log_probs).sum(-1), jnp.ones(7), rtol=1e-6)
+    minus_entropy = policy.expectation(policy.log_probs)
+    np.testing.assert_allclose(minus_entropy, -policy.entropy(), **TOLERANCE)
+    divergence = policy.expectation(policy.log_probs - other.log_probs)
+    np.testing.assert_allclose(divergence, policy.kl(other), **TOLERANCE)
+    np.testing.assert_allclose(policy.expectation(jnp.ones((7, 5))), jnp.ones(7), rtol=1e-6)
+
+
+def test_expectation_by_hand():
+    # 1/2 * 4 + 1/4 * 2 - 1/4 * 2 = 2
+    policy = distributions.Categorical(jnp.log(jnp.array([0.5, 0.25, 0.25])))
+    assert float(policy.expectation(jnp.array([4.0, 2.0, -2.0]))) == pytest.approx(2.0, rel=1e-6)
+
+
+def test_expectation_knows_how_the_probabilities_depend_on_the_logits():
+    logits, x = single(random_logits(34, 6, 4), random_logits(35, 6, 4))
+    policy = distributions.Categorical(logits)
+    p = jnp.exp(policy.log_probs)
+    slopes = jax.grad(lambda y: distributions.Categorical(y).expectation(x).sum())(logits)
+    # The covariance of the choice and x, as in the policy gradient theorem.
+    np.testing.assert_allclose(slopes, p * (x - policy.expectation(x)[:, None]), **TOLERANCE)
+    to_x = jax.grad(lambda y: policy.expectation(y).sum())(x)
+    np.testing.assert_allclose(to_x, p, rtol=1e-6)
+
+
+@pytest.mark.parametrize("nothing", [-1e9, -np.inf])
+@pytest.mark.parametrize("x", [np.inf, -np.inf, np.nan, 1e30])
+def test_expectation_leaves_out_what_cannot_happen(nothing, x):
+    logits, values = jnp.array([0.3, nothing, -0.2]), jnp.array([1.0, x, 2.0])
+    whole = distributions.Categorical(logits[::2]).expectation(values[::2])
+
+    def mean(logits, values):
+        return distributions.Categorical(logits).expectation(values)
+
+    actual, slopes = jax.value_and_grad(mean, (0, 1))(logits, values)
+    assert float(actual) == pytest.approx(float(whole), rel=1e-6)
+    expected = jax.grad(mean, (0, 1))(logits[::2], values[::2])
+    for own, theirs in zip(slopes, expected, strict=True):
+        np.testing.assert_allclose(own[::2], theirs, rtol=1e-6)
+        assert float(own[1]) == 0.0
+
+
+def test_expectation_of_log_probs_is_finite_for_impossible_actions():
+    def minus_entropy(logits):
+        policy = distributions.Categorical(logits)
+        return policy.expectation(policy.log_probs)
+
+    value, slopes = jax.value_and_grad(minus_entropy)(jnp.array([0.0, 0.0, -jnp.inf]))
+    assert float(value) == pytest.approx(-np.log(2.0), rel=1e-6)
+    np.testing.assert_allclose(slopes, jnp.zeros(3), atol=1e-7)
+
+
+def test_log_probs_are_finite_where_the_probability_is_not_representable():
+    logits = jnp.array([0.0, -200.0])
+    assert distributions.Categorical(logits).log_probs.tolist() == [0.0, -200.0]
+    assert float(jnp.log(jax.nn.softmax(logits))[1]) == -np.inf
+
+
+def test_expectation_refuses_a_value_per_state():
+    with pytest.raises(AssertionError, match="shape"):
+        distributions.Categorical(jnp.zeros((3, 4))).expectation(jnp.zeros((3, 1)))
+
+
 @pytest.mark.parametrize("shape", [(4, 3), (5,), (2, 3, 1), (6, 2)])
 @pytest.mark.parametrize("shared_std", [False, True])
 def test_gaussian_is_the_loop(shape, shared_std):
@@ -311,6 +396,212 @@ def test_gaussian_samples_are_reparametrised():
     np.testing.assert_allclose(to_log_std, sample(mean, log_std) - mean, **TOLERANCE)
 
 
+@pytest.mark.parametrize("shape", [(4, 3), (5,), (2, 3, 1)])
+@pytest.mark.parametrize("shared_std", [False, True])
+def test_tanh_gaussian_is_the_loop(shape, shared_std):
+    mean, log_std = random_gaussians(36, *shape)
+    log_std = log_std.reshape(-1, shape[-1])[0] if shared_std else log_std
+    x = random_gaussians(37, *shape)[0]
+    expected, wide = np.zeros(shape[:-1]), np.exp(np.broadcast_to(log_std, shape))
+    for i in np.ndindex(*shape):
+        z = (x[i] - mean[i]) / wide[i]
+        density = np.exp(-0.5 * z**2) / (wide[i] * np.sqrt(2.0 * np.pi))
+        expected[i[:-1]] += np.log(density / (1.0 - np.tanh(x[i]) ** 2))
+    policy = distributions.TanhGaussian(*single(mean, log_std))
+    actual = policy.log_prob_of_tanh(*single(x))
+    assert actual.shape == shape[:-1]
+    np.testing.assert_allclose(actual, expected, **TOLERANCE)
+    action, log_prob = policy.sample_and_log_prob(jax.random.key(0))
+    assert (action.shape, log_prob.shape) == (shape, shape[:-1])
+
+
+def test_tanh_gaussian_by_hand():
+    policy = distributions.TanhGaussian(jnp.array([0.0, 1.0]), jnp.log(jnp.array([1.0, 2.0])))
+    # At x = mean: -log 2 pi - log 2, and a slope 1 - tanh^2 of 1 and of 1 / cosh^2 1.
+    expected = -np.log(4.0 * np.pi) + 2.0 * np.log(np.cosh(1.0))
+    assert float(policy.log_prob_of_tanh(policy.mean)) == pytest.approx(expected, rel=1e-6)
+    np.testing.assert_allclose(policy.median(), np.tanh([0.0, 1.0]), rtol=1e-6)
+
+
+def log_slope(x):
+    """Logarithm of 1 - tanh^2 x in float64, by a form that does not cancel."""
+    size = np.abs(np.float64(x))
+    return -2.0 * (size + np.log1p(np.exp(-2.0 * size)) - np.log(2.0))
+
+
+EXTREME = np.concatenate([np.linspace(-30.0, 30.0, 241), [-20.0, 9.1, 20.0]]).astype(np.float32)
+
+
+def correction(x):
+    """What the distribution subtracts for the tanh, had by standing at the mean."""
+    policy = distributions.TanhGaussian(jax.lax.stop_gradient(x)[:, None], jnp.zeros(1))
+    return -0.5 * np.log(2.0 * np.pi) - policy.log_prob_of_tanh(x[:, None])
+
+
+def test_tanh_correction_and_its_gradient_are_right_far_out_in_float32():
+    x = jnp.asarray(EXTREME)
+    assert x.dtype == jnp.float32
+    np.testing.assert_allclose(correction(x), log_slope(EXTREME), rtol=1e-6, atol=1e-6)
+    slopes = jax.grad(lambda y: correction(y).sum())(x)
+    np.testing.assert_allclose(slopes, -2.0 * np.tanh(np.float64(EXTREME)), rtol=1e-6, atol=1e-6)
+
+
+def test_the_plain_forms_of_the_tanh_correction_are_wrong_far_out():
+    def plain(y):
+        return jnp.log(1.0 - jnp.square(jnp.tanh(y)))
+
+    def padded(y):
+        return jnp.log(1.0 - jnp.square(jnp.tanh(y)) + 1e-6)
+
+    for x in (10.0, 20.0, -20.0, 30.0):
+        assert float(plain(jnp.float32(x))) == -np.inf
+        assert not np.isfinite(jax.grad(plain)(jnp.float32(x)))
+        assert float(padded(jnp.float32(x))) > log_slope(x) + 4.0
+        assert float(jax.grad(padded)(jnp.float32(x))) == 0.0
+
+
+@pytest.mark.parametrize("mean", [0.3, -8.0, 20.0, -30.0])
+@pytest.mark.parametrize("log_std", [-20.0, -14.0, -5.0, 0.0, 2.0])
+def test_tanh_gaussian_sample_has_exact_value_and_gradients_in_float32(mean, log_std):
+    key = jax.random.key(7)
+    means, log_stds = jnp.full((50, 1), mean), jnp.full((50, 1), log_std)
+    noise = np.float64(jax.random.normal(key, (50, 1)))
+
+    def total(mean, log_std):
+        action, log_prob = distributions.TanhGaussian(mean, log_std).sample_and_log_prob(key)
+        return log_prob.sum(), (action, log_prob)
+
+    (to_mean, to_log_std), (action, log_prob) = jax.grad(total, (0, 1), has_aux=True)(
+        means, log_stds
+    )
+    spread = np.exp(np.float64(log_std)) * noise
+    x = np.float64(np.float32(mean)) + spread
+    expected = -(0.5 * noise**2 + log_std + 0.5 * np.log(2.0 * np.pi) + log_slope(x))[:, 0]
+    np.testing.assert_allclose(action, np.tanh(x), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(log_prob, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(to_mean, 2.0 * np.tanh(x), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(to_log_std, 2.0 * np.tanh(x) * spread - 1.0, rtol=1e-5, atol=1e-5)
+
+
+def test_going_by_way_of_x_loses_the_gradient_of_a_narrow_sample():
+    key, means, log_std = jax.random.key(8), jnp.full((50, 1), 0.3), jnp.full((50, 1), -14.0)
+
+    def by_x(mean):
+        x = distributions.DiagGaussian(mean, log_std).sample(key)
+        return distributions.TanhGaussian(mean, log_std).log_prob_of_tanh(x).sum()
+
+    def by_noise(mean):
+        return distributions.TanhGaussian(mean, log_std).sample_and_log_prob(key)[1].sum()
+
+    exact = 2.0 * np.tanh(0.3)
+    assert float(jnp.abs(jax.grad(by_x)(means) - exact).max()) > 0.01
+    assert float(jnp.abs(jax.grad(by_noise)(means) - exact).max()) < 1e-4
+
+
+def test_gradient_of_a_tanh_gaussian_action_is_that_of_tanh():
+    mean, log_std = single(*random_gaussians(38, 6, 2))
+    key = jax.random.key(9)
+
+    def action(mean, log_std):
+        return distributions.TanhGaussian(mean, log_std).sample(key)
+
+    to_mean = jax.grad(lambda m: action(m, log_std).sum())(mean)
+    np.testing.assert_allclose(to_mean, 1.0 - jnp.square(action(mean, log_std)), **TOLERANCE)
+
+
+def test_tanh_gaussian_draws_the_gaussian_of_the_same_key():
+    mean, log_std = single(*random_gaussians(39, 6, 2))
+    key = jax.random.key(10)
+    for width in (log_std, log_std[0], jnp.float32(-1.0)):
+        policy = distributions.TanhGaussian(mean, width)
+        x = distributions.DiagGaussian(mean, width).sample(key)
+        action, log_prob = policy.sample_and_log_prob(key)
+        np.testing.assert_array_equal(action, jnp.tanh(x))
+        np.testing.assert_array_equal(action, policy.sample(key))
+        np.testing.assert_allclose(log_prob, policy.log_prob_of_tanh(x), **TOLERANCE)
+        assert log_prob.shape == (6,)
+
+
+def test_tanh_gaussian_is_that_of_distrax():
+    mean, log_std = single(*random_gaussians(40, 30, 3))
+    with jax.numpy_rank_promotion("allow"):
+        base = distrax.MultivariateNormalDiag(mean, jnp.exp(log_std))
+        peer = distrax.Transformed(base, distrax.Block(distrax.Tanh(), 1))
+        action, expected = peer.sample_and_log_prob(seed=jax.random.key(11))
+        policy = distributions.TanhGaussian(mean, log_std)
+        ours, log_prob = policy.sample_and_log_prob(jax.random.key(12))
+        theirs = peer.log_prob(ours)
+    moderate = jnp.abs(jnp.arctanh(ours)).max(-1) < 3.0
+    assert int(moderate.sum()) > 20
+    np.testing.assert_allclose(log_prob[moderate], theirs[moderate], rtol=1e-3, atol=1e-3)
+    moderate = jnp.abs(jnp.arctanh(action)).max(-1) < 3.0
+    assert int(moderate.sum()) > 20
+    again = policy.log_prob_of_tanh(jnp.arctanh(action))
+    np.testing.assert_allclose(again[moderate], expected[moderate], rtol=1e-3, atol=1e-3)
+
+
+def squashed_density(mean, std, num_points=20_000):
+    """Midpoints of a grid over (-1, 1) and the density there, in float64."""
+    action = (np.arange(num_points) + 0.5) * 2.0 / num_points - 1.0
+    x = jnp.arctanh(jnp.asarray(action))[:, None]
+    policy = distributions.TanhGaussian(jnp.full_like(x, mean), jnp.log(jnp.array([std])))
+    return action, np.asarray(jnp.exp(policy.log_prob_of_tanh(x)))
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 0.5), (0.7, 0.6), (-1.2, 0.3)])
+def test_tanh_gaussian_density_integrates_to_one(mean, std):
+    with jax.enable_x64(True):
+        action, density = squashed_density(mean, std)
+    assert density.dtype == np.float64
+    assert density.mean() * 2.0 == pytest.approx(1.0, abs=1e-7)
+    below = density[action < np.tanh(mean)].mean() * (1.0 + np.tanh(mean))
+    assert below == pytest.approx(0.5, abs=1e-3)
+
+
+def test_the_median_of_a_wide_tanh_gaussian_is_not_where_it_is_densest():
+    with jax.enable_x64(True):
+        action, density = squashed_density(0.2, 2.0)
+    assert abs(action[np.argmax(density)]) > 0.99
+
+
+def test_tanh_gaussian_samples_have_the_entropy_of_the_density():
+    with jax.enable_x64(True):
+        _, density = squashed_density(0.4, 0.6)
+    entropy = -np.mean(density * np.log(density)) * 2.0
+    num_samples = 40_000
+    policy = distributions.TanhGaussian(jnp.full((num_samples, 1), 0.4), jnp.log(jnp.array([0.6])))
+    action, log_prob = policy.sample_and_log_prob(jax.random.key(13))
+    deviation = float(log_prob.std()) / np.sqrt(num_samples)
+    assert float(-log_prob.mean()) == pytest.approx(entropy, abs=4 * deviation)
+    below = float(jnp.mean(action < policy.median()))
+    assert below == pytest.approx(0.5, abs=4 * 0.5 / 200)
+
+
+def test_tanh_gaussian_jit_and_vmap_agree():
+    policy = distributions.TanhGaussian(*single(*random_gaussians(41, 8, 3)))
+    x = policy.mean + 0.5
+    plain = policy.log_prob_of_tanh(x), policy.median()
+
+    def both(p, x):
+        return p.log_prob_of_tanh(x), p.median()
+
+    for other in (jax.jit(both)(policy, x), jax.vmap(both)(policy, x)):
+        for a, b in zip(plain, other, strict=True):
+            np.testing.assert_allclose(b, a, **TOLERANCE)
+    keys = jax.random.split(jax.random.key(14), 8)
+    drawn, log_prob = jax.vmap(lambda p, key: p.sample_and_log_prob(key))(policy, keys)
+    alone = jax.tree.map(lambda x: x[3], policy).sample_and_log_prob(keys[3])
+    np.testing.assert_allclose(drawn[3], alone[0], **TOLERANCE)
+    np.testing.assert_allclose(log_prob[3], alone[1], **TOLERANCE)
+
+
+def test_tanh_gaussian_has_no_density_of_a_bare_action():
+    assert not hasattr(distributions.TanhGaussian, "log_prob")
+    policy = distributions.TanhGaussian(jnp.zeros((4, 2)), jnp.zeros(2))
+    with pytest.raises(AssertionError, match="shape"):
+        policy.log_prob_of_tanh(jnp.zeros((4, 1)))
+
+
 @pytest.mark.parametrize("kind", ["categorical", "gaussian"])
 def test_entropy_is_the_mean_of_minus_the_log_probability(kind):
     if kind == "categorical":
@@ -360,7 +651,11 @@ def test_jit_and_vmap_agree(make):
     np.testing.assert_allclose(again, p.sample(keys[0]), **TOLERANCE)
 
 
-@pytest.mark.parametrize("make", [categorical_batch, gaussian_batch])
+def tanh_gaussian_batch():
+    return (distributions.TanhGaussian(*single(*random_gaussians(42, 8, 4))),)
+
+
+@pytest.mark.parametrize("make", [categorical_batch, gaussian_batch, tanh_gaussian_batch])
 def test_distributions_are_frozen_trees_of_their_arrays(make):
     policy = make()[0]
     names = [field.name for field in dataclasses.fields(policy)]
@@ -380,5 +675,5 @@ def test_an_action_of_the_wrong_shape_is_refused(make):
 
 def test_examples():
     results = doctest.testmod(distributions)
-    assert results.attempted >= 12
+    assert results.attempted >= 20
     assert results.failed == 0

@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import rlax
+import tiny_mdp
 
-from purejaxpg.kernels import distributions, losses
+from purejaxpg.kernels import distributions, losses, returns
+
+pytestmark = pytest.mark.fast
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "sb3_ppo.json"
 GOLDEN_CASES = json.loads(GOLDEN.read_text())["cases"]
@@ -39,6 +42,90 @@ def golden(case, *names):
 def slope(loss, argument, *others):
     """Gradient of each element's loss with respect to its own first argument."""
     return jax.grad(lambda x: loss(x, *others).sum())(argument)
+
+
+def test_score_function_is_the_loop_and_has_no_hidden_stop():
+    log_prob, _, advantage = batch(11)
+    expected = [-a * b for a, b in zip(advantage, log_prob, strict=True)]
+    args = single(log_prob, advantage)
+    np.testing.assert_allclose(losses.score_function(*args), expected, rtol=1e-6)
+    assert slope(losses.score_function, *args).tolist() == (-args[1]).tolist()
+    to_advantage = jax.grad(lambda x: losses.score_function(args[0], x).sum())(args[1])
+    assert to_advantage.tolist() == (-args[0]).tolist()
+
+
+def test_score_function_by_hand():
+    # -2 log 1/2 = 2 log 2; an action worse than expected: 3 log 1/4 = -6 log 2
+    actual = losses.score_function(jnp.log(jnp.array([0.5, 0.25])), jnp.array([2.0, -3.0]))
+    np.testing.assert_allclose(actual, [2 * np.log(2.0), -6 * np.log(2.0)], rtol=1e-6)
+
+
+def test_score_function_is_that_of_rlax():
+    draw = np.random.default_rng(12)
+    logits, advantage = single(draw.normal(size=(32, 4)), draw.normal(size=32))
+    action = jnp.asarray(draw.integers(0, 4, 32))
+
+    def own(x):
+        return losses.score_function(
+            distributions.Categorical(x).log_prob(action), advantage
+        ).mean()
+
+    def peer(x):
+        return rlax.policy_gradient_loss(x, action, advantage, jnp.ones(32))
+
+    (expected, expected_slope), (actual, actual_slope) = (
+        jax.value_and_grad(f)(logits) for f in (peer, own)
+    )
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    np.testing.assert_allclose(actual_slope, expected_slope, rtol=1e-5, atol=1e-7)
+
+
+def test_optimal_baseline_is_the_loop():
+    draw = np.random.default_rng(13)
+    weight, value = draw.exponential(size=50), draw.normal(size=50)
+    top = bottom = 0.0
+    for w, q in zip(weight, value, strict=True):
+        top, bottom = top + w * q, bottom + w
+    actual = losses.optimal_baseline(*single(weight, value))
+    assert actual.shape == ()
+    assert float(actual) == pytest.approx(top / bottom, rel=1e-5)
+
+
+def test_optimal_baseline_by_hand_and_its_reductions():
+    # (1 * 8 + 3 * 4) / 4 = 5
+    weight, value = jnp.array([1.0, 3.0]), jnp.array([8.0, 4.0])
+    assert float(losses.optimal_baseline(weight, value)) == 5.0
+    assert float(losses.optimal_baseline(16.0 * weight, value)) == 5.0
+    assert float(losses.optimal_baseline(jnp.ones(2), value)) == 6.0
+    assert float(losses.optimal_baseline(weight, value + 2.0)) == 7.0
+    assert float(losses.optimal_baseline(jnp.zeros(2), value)) == 0.0
+
+
+def bandit():
+    """Probabilities, scores and values of a choice among four, drawn once and for all."""
+    example = tiny_mdp.example()
+    policy = distributions.Categorical(jnp.asarray(example.bandit_logits))
+    p = jnp.exp(policy.log_probs)
+    return p, jnp.eye(4) - p[None], jnp.asarray(example.bandit_value)
+
+
+def test_optimal_baseline_minimises_the_variance_of_the_gradient_of_a_bandit():
+    with jax.enable_x64(True):
+        p, score, value = bandit()
+        norm = jnp.sum(jnp.square(score), -1)
+        best = float(losses.optimal_baseline(p * norm, value))
+
+        def variance(baseline):
+            # An exact sum over actions; the mean does not depend on the baseline.
+            gradient = score * (value - baseline)[:, None]
+            mean = jnp.sum(p[:, None] * gradient, 0)
+            return float(jnp.sum(p[:, None] * jnp.square(gradient - mean[None])))
+
+        grid = np.linspace(-2.0, 2.0, 401)
+        assert grid[np.argmin([variance(b) for b in grid])] == pytest.approx(best, abs=0.0051)
+        assert best == pytest.approx(0.5487, abs=1e-4)
+        found = [variance(b) for b in (best, float(jnp.sum(p * value)), 0.0)]
+        np.testing.assert_allclose(found, [0.1573, 0.1647, 0.3546], atol=1e-4)
 
 
 @pytest.mark.parametrize("clip_eps", [0.0, 0.1, 0.3, 2.0])
@@ -100,6 +187,7 @@ def test_at_ratio_one_every_surrogate_has_the_plain_policy_gradient():
     for actual in (
         surrogate(losses.ppo_clip, 0.2),
         surrogate(losses.ppo_kl_penalty, jnp.zeros(32), 3.0),
+        surrogate(lambda new, old, adv: losses.score_function(new, adv)),
     ):
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-7)
 
@@ -244,6 +332,183 @@ def test_value_loss_against_stable_baselines(case):
     assert float(actual.mean()) > logged * 1.01
 
 
+def test_td_target_by_hand():
+    # Neither flag, truncated, terminated, both: 1 + 8 / 2 unless the task itself ended.
+    reward, next_value = jnp.ones(4), jnp.full(4, 8.0)
+    truncated = jnp.array([False, True, False, True])
+    terminated = jnp.array([False, False, True, True])
+    target = losses.td_target(reward, next_value, terminated, 0.5)
+    assert target.tolist() == [5.0, 5.0, 1.0, 1.0]
+    as_if_done = losses.td_target(reward, next_value, terminated | truncated, 0.5)
+    assert as_if_done.tolist() == [5.0, 1.0, 1.0, 1.0]
+    slopes = jax.grad(lambda x: losses.td_target(reward, x, terminated, 0.5).sum())(next_value)
+    assert slopes.tolist() == [0.5, 0.5, 0.0, 0.0]
+
+
+def transitions(seed, size=60):
+    draw = np.random.default_rng(seed)
+    reward, value, next_value = single(*draw.normal(size=(3, size)))
+    terminated = jnp.asarray(draw.random(size) < 0.3)
+    return reward, value, next_value, terminated
+
+
+def test_td_target_is_that_of_rlax_and_of_the_returns():
+    reward, value, next_value, terminated = transitions(14)
+    target = losses.td_target(reward, next_value, terminated, 0.9)
+    discount = 0.9 * (1.0 - terminated)
+    peer = jax.vmap(rlax.td_learning)(value, reward, discount, next_value)
+    np.testing.assert_allclose(target - value, peer, rtol=1e-5, atol=1e-6)
+    done = jnp.ones_like(terminated)
+    one_step = returns.n_step_return(reward, next_value, terminated, done, 0.9, 1)
+    np.testing.assert_allclose(target, one_step, rtol=1e-6)
+    advantage = returns.gae(reward, value, next_value, terminated, terminated, 0.9, 0.0)
+    np.testing.assert_allclose(target, advantage + value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("nothing", [np.nan, np.inf])
+def test_td_target_of_a_terminated_step_does_not_look_at_the_next_value(nothing):
+    def total(next_value):
+        return losses.td_target(jnp.ones(1), next_value, jnp.ones(1, bool), 0.9).sum()
+
+    target, slopes = jax.value_and_grad(total)(jnp.array([nothing]))
+    assert float(target) == 1.0
+    assert slopes.tolist() == [0.0]
+
+
+def test_td_target_without_discount_is_the_reward():
+    reward, _, next_value, terminated = transitions(15)
+    assert losses.td_target(reward, next_value, terminated, 0.0).tolist() == reward.tolist()
+
+
+def test_deterministic_policy_by_hand():
+    # Q = -(a - 3)^2 with a = 2 s: the loss 4 (s - 3/2)^2 has the slope 8 (s - 3/2).
+    def loss(s):
+        return losses.deterministic_policy(-jnp.square(2.0 * s - 3.0))
+
+    value, slopes = jax.vmap(jax.value_and_grad(loss))(jnp.array([1.0, 2.0, 1.5]))
+    assert value.tolist() == [1.0, 1.0, 0.0]
+    assert slopes.tolist() == [-4.0, 4.0, 0.0]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.2, 3.0])
+def test_soft_losses_are_the_loop(alpha):
+    log_prob, _, value = batch(16)
+    expected = [alpha * a - q for a, q in zip(log_prob, value, strict=True)]
+    args = single(log_prob, value)
+    np.testing.assert_allclose(losses.soft_policy(*args, alpha), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        losses.soft_value(*args, alpha), np.negative(expected), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_soft_losses_by_hand():
+    # log 1/2 at temperature 2: the loss is -2 log 2 - 3, and the action is worth 3 + 2 log 2.
+    args = jnp.log(jnp.array([0.5])), jnp.array([3.0])
+    assert float(losses.soft_policy(*args, 2.0)[0]) == pytest.approx(-3.0 - 2 * np.log(2.0))
+    assert float(losses.soft_value(*args, 2.0)[0]) == pytest.approx(3.0 + 2 * np.log(2.0))
+    assert slope(losses.soft_policy, *args, 2.0).tolist() == [2.0]
+    to_value = jax.grad(lambda x: losses.soft_policy(args[0], x, 2.0).sum())(args[1])
+    assert to_value.tolist() == [-1.0]
+
+
+def test_at_temperature_zero_the_soft_losses_are_the_hard_ones():
+    log_prob, _, value = single(*batch(17))
+    hard = losses.deterministic_policy(value)
+    assert losses.soft_policy(log_prob, value, 0.0).tolist() == hard.tolist()
+    assert losses.soft_value(log_prob, value, 0.0).tolist() == value.tolist()
+
+
+def test_soft_policy_is_least_where_the_policy_is_the_softmax_of_the_values():
+    with jax.enable_x64(True):
+        value = jnp.asarray(np.random.default_rng(18).normal(size=(5, 4)))
+        alpha = 0.3
+
+        def loss(logits):
+            policy = distributions.Categorical(logits)
+            return policy.expectation(losses.soft_policy(policy.log_probs, value, alpha)).sum()
+
+        best, slopes = jax.value_and_grad(loss)(value / alpha)
+        np.testing.assert_allclose(slopes, jnp.zeros((5, 4)), atol=1e-14)
+        log_sum = alpha * jax.nn.logsumexp(value / alpha, axis=-1)
+        assert float(best) == pytest.approx(-float(log_sum.sum()), rel=1e-12)
+        for other in (jnp.zeros((5, 4)), value, 2.0 * value / alpha):
+            assert float(loss(other)) > float(best) + 1e-3
+            assert float(jnp.abs(jax.grad(loss)(other)).max()) > 1e-3
+
+
+def test_soft_policy_over_all_actions_is_the_mean_over_samples():
+    (logits,) = single([0.4, -1.0, 0.3, 1.1])
+    value = jnp.array([1.0, 3.0, -2.0, 0.5])
+    policy = distributions.Categorical(logits)
+    exact = policy.expectation(losses.soft_policy(policy.log_probs, value, 0.7))
+    num_samples = 40_000
+    many = distributions.Categorical(jnp.broadcast_to(logits, (num_samples, 4)))
+    action = many.sample(jax.random.key(6))
+    sampled = losses.soft_policy(many.log_prob(action), value[action], 0.7)
+    assert sampled.shape == (num_samples,)
+    deviation = float(sampled.std()) / np.sqrt(num_samples)
+    assert float(sampled.mean()) == pytest.approx(float(exact), abs=4 * deviation)
+
+
+def test_soft_policy_of_samples_as_data_teaches_nothing_on_average():
+    logits, value = single([0.4, -1.0, 0.3], [1.0, 3.0, -2.0])
+
+    def loss(x, weights_move):
+        policy = distributions.Categorical(x)
+        p = jnp.exp(policy.log_probs)
+        p = p if weights_move else jax.lax.stop_gradient(p)
+        return jnp.sum(p * losses.soft_policy(policy.log_probs, value, 0.7))
+
+    np.testing.assert_allclose(jax.grad(loss)(logits, False), jnp.zeros(3), atol=1e-6)
+    assert float(jnp.abs(jax.grad(loss)(logits, True)).max()) > 0.1
+
+
+def test_temperature_by_hand():
+    # log alpha = -2, entropies 3 and 1/2, target 1: -2 * 2 = -4 and -2 * -1/2 = 1
+    actual = losses.temperature(jnp.array(-2.0), jnp.array([3.0, 0.5]), 1.0)
+    assert actual.tolist() == [-4.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("entropy", "direction"), [(0.2, 1.0), (-3.0, 1.0), (2.0, -1.0), (1.0, 0.0)]
+)
+@pytest.mark.parametrize("log_alpha", [-3.0, 0.0, 2.0])
+def test_temperature_rises_where_there_is_too_little_entropy(entropy, direction, log_alpha):
+    gradient = jax.grad(lambda x: losses.temperature(x, jnp.array([entropy]), 1.0).mean())
+    before = jnp.array(log_alpha)
+    step = before - 0.1 * gradient(before) - before
+    assert float(jnp.sign(step)) == direction
+
+
+def test_temperature_moves_nothing_but_the_temperature():
+    log_alpha, entropy = jnp.array(0.7), jnp.array([3.0, -1.0])
+    to_entropy = jax.grad(lambda x: losses.temperature(log_alpha, x, 0.5).sum())(entropy)
+    to_target = jax.grad(lambda x: losses.temperature(log_alpha, entropy, x).sum())(0.5)
+    assert to_entropy.tolist() == [0.0, 0.0]
+    assert float(to_target) == 0.0
+
+
+def test_temperature_has_the_sign_of_the_papers_loss_and_not_its_speed():
+    entropy = jnp.array([2.0, 1.6])
+
+    def paper(log_alpha):
+        log_prob = -entropy
+        return jnp.mean(-jnp.exp(log_alpha) * (log_prob + 0.5))
+
+    for log_alpha in jnp.array([-4.0, 0.0, 1.0]):
+        own = jax.grad(lambda x: losses.temperature(x, entropy, 0.5).mean())(log_alpha)
+        theirs = jax.grad(paper)(log_alpha)
+        assert float(theirs) == pytest.approx(float(own * jnp.exp(log_alpha)), rel=1e-5)
+
+
+def test_temperature_is_one_number_per_run():
+    with pytest.raises(AssertionError, match="shape"):
+        losses.temperature(jnp.zeros(1), jnp.zeros(5), 0.0)
+    per_run = jax.vmap(losses.temperature)
+    actual = per_run(jnp.array([1.0, 2.0]), jnp.ones((2, 5)), jnp.array([0.0, 3.0]))
+    assert actual.tolist() == [[1.0] * 5, [-4.0] * 5]
+
+
 def test_approximate_kl_is_the_formula():
     log_prob, old_log_prob, _ = batch(7)
     ratio = np.exp(log_prob - old_log_prob)
@@ -329,6 +594,10 @@ FUNCTIONS = {
     "value_loss_clipped": lambda a, b, c, eps: losses.value_loss_clipped(a, b, c, eps),
     "approximate_kl": lambda a, b, c, eps: losses.approximate_kl(a, b) + 0.0 * c,
     "is_clipped": lambda a, b, c, eps: losses.is_clipped(a, b, eps) + 0.0 * c,
+    "score_function": lambda a, b, c, eps: losses.score_function(a, b) + 0.0 * c,
+    "td_target": lambda a, b, c, eps: losses.td_target(a, b, c > 0.0, eps),
+    "soft_value": lambda a, b, c, eps: losses.soft_value(a, b, eps) + 0.0 * c,
+    "soft_policy": lambda a, b, c, eps: losses.soft_policy(a, b, eps) + 0.0 * c,
 }
 
 
@@ -352,7 +621,18 @@ def test_a_column_against_a_row_is_refused(function):
         function(flat, flat[:, None], flat, 0.2)
 
 
+def test_optimal_baseline_of_each_run_of_a_batch():
+    weight, value = single(*np.random.default_rng(19).exponential(size=(2, 3, 20)))
+    actual = jax.jit(jax.vmap(losses.optimal_baseline))(weight, value)
+    expected = jnp.stack(
+        [losses.optimal_baseline(w, q) for w, q in zip(weight, value, strict=True)]
+    )
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+    with pytest.raises(AssertionError, match="shape"):
+        losses.optimal_baseline(weight, value[0])
+
+
 def test_examples():
     results = doctest.testmod(losses)
-    assert results.attempted >= 6
+    assert results.attempted >= 13
     assert results.failed == 0
