@@ -189,6 +189,50 @@ def between(config: Any, low: float, high: float, *names: str) -> None:
         require(low <= value <= high, f"{name} must be between {low} and {high}, but is {value}.")
 
 
+# The range of each field whose name means the same in every agent, forks included.
+AT_LEAST = {
+    0: (
+        "learning_rate", "critic_learning_rate", "clip_eps", "vf_clip_eps", "vf_coef", "ent_coef",
+        "cg_damping", "noise_std",
+    ),
+    1: (
+        "num_envs", "num_steps", "num_epochs", "num_minibatches", "num_gradient_steps",
+        "batch_size", "cg_iters",
+    ),
+}  # fmt: skip
+ABOVE_ZERO = (
+    "learning_rate_half_life", "max_grad_norm", "max_kl", "clip_obs", "clip_reward", "reward_scale",
+)  # fmt: skip
+IN_UNIT_INTERVAL = ("gamma", "gae_lambda", "tau", "ou_theta", "shrink")
+
+
+def in_range(config: Any) -> None:
+    """Require that each field with one of the standard names is in that name's range."""
+    present = field_types(type(config))
+
+    def own(names: Iterable[str]) -> list[str]:
+        return [name for name in names if name in present]
+
+    for minimum, names in AT_LEAST.items():
+        at_least(config, minimum, *own(names))
+    above(config, 0, *own(ABOVE_ZERO))
+    between(config, 0, 1, *own(IN_UNIT_INTERVAL))
+
+
+def check_rollout(config: Any) -> None:
+    """Require that the data of an update, num_envs*num_steps, suit the fields that cut them up."""
+    size = config.steps_per_update
+    between(config, size, 2**31 * size - 1, "total_timesteps")
+    minibatches = getattr(config, "num_minibatches", 1)
+    if minibatches != 1:
+        divides(config, "num_minibatches", size, "num_envs*num_steps")
+    require(
+        size > minibatches or not config.normalize_advantage,
+        f"normalize_advantage needs two samples, but num_envs*num_steps is {size} and "
+        f"num_minibatches {minibatches}.",
+    )
+
+
 def divides(config: Any, name: str, number: int, number_name: str) -> None:
     """Require that the named field divides `number`, naming both."""
     value = getattr(config, name)

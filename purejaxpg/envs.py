@@ -141,12 +141,38 @@ def from_config(config: Any) -> Env:
     return make(config.env, **dict(config.env_kwargs))
 
 
+def setup(config: Any) -> tuple[Env, Any]:
+    """Return the environment that an agent's configuration names, and its parameters."""
+    env = from_config(config)
+    return env, params(env, config.env_params)
+
+
 def check(config: Any) -> Env:
-    """Check the fields `env`, `env_kwargs` and `env_params`; return the environment."""
+    """Check what `config` says of the environment and of its actions; return the environment."""
     env = from_config(config)
     for name, value in config.env_params.items():
         _check_param(env, name, value)
+    noise = getattr(config, "initial_log_std", 0.0)
+    configs.require(
+        not env.discrete or noise == 0.0,
+        f"initial_log_std {noise} is for the Gaussian policy of continuous actions; "
+        f"those of {env.name} are discrete.",
+    )
     return env
+
+
+def require_bounded(env: Env, agent: str) -> None:
+    """Require continuous actions between finite bounds, for an agent that squashes its own."""
+    configs.require(
+        not env.discrete,
+        f"env {env.name!r} has discrete actions, but {agent} needs continuous ones; "
+        "on Pendulum-v1, for one, it works.",
+    )
+    bounds = np.asarray(action_bounds(env, env.default_params))
+    configs.require(
+        bool(np.isfinite(bounds).all()),
+        f"env {env.name!r} does not bound its actions, and {agent} needs bounds.",
+    )
 
 
 def params(env: Env, overrides: Mapping[str, Any]) -> Any:
@@ -206,8 +232,7 @@ def step(
         and what the step returned.
     """
     if not env.discrete:
-        bounds = env.inner.action_space(params)
-        action = jnp.clip(action, bounds.low, bounds.high)
+        action = jnp.clip(action, *action_bounds(env, params))
     own_step = type(env.inner).step is not environment.Environment.step
     advance = _step_as_wrapped if own_step else _step
     obs, next_obs, inner, reward, terminated, truncated = advance(
@@ -272,17 +297,41 @@ def _where(done: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
     return jnp.where(column, new, old).astype(old.dtype)
 
 
-def episode_metrics(steps: Step) -> dict[str, jax.Array]:
+def episode_metrics(steps: Step, where: jax.Array | bool = True) -> dict[str, jax.Array]:
     """Reduce any number of steps to the sums of the episodes that ended in them.
 
     Sums and a count, not a mean: where no episode ended there is no return to report, and a
     zero would read as one.
+
+    Args:
+        steps: leaves [...].
+        where: [...] bool, the steps that count.
+
+    Returns:
+        Scalars by name.
     """
+    ended = steps.done & where
     return {
-        "episode/return_sum": steps.episode_return.sum(),
-        "episode/length_sum": steps.episode_length.sum().astype(jnp.float32),
-        "episode/count": steps.done.sum().astype(jnp.float32),
+        "episode/return_sum": jnp.sum(steps.episode_return, where=ended),
+        "episode/length_sum": jnp.sum(steps.episode_length, where=ended).astype(jnp.float32),
+        "episode/count": ended.sum().astype(jnp.float32),
     }
+
+
+def action_bounds(env: Env, params: Any) -> tuple[jax.Array, jax.Array]:
+    """Return the lowest and the highest action, each [A], of an environment that bounds them.
+
+    They may be traced: a parameter of the environment can set them.
+    """
+    space = env.inner.action_space(params)
+    low, high = (jnp.broadcast_to(bound, space.shape) for bound in (space.low, space.high))
+    return low.astype(jnp.float32), high.astype(jnp.float32)
+
+
+def to_bounds(env: Env, params: Any, action: jax.Array) -> jax.Array:
+    """Map actions [..., A] from [-1, 1] to the bounds of the action space, linearly."""
+    low, high = action_bounds(env, params)
+    return low + 0.5 * (action + 1.0) * (high - low)
 
 
 def _construct(name: str, kwargs: Mapping[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,8 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 TORSOS = ("mlp", "cnn")
 
+Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> array
+
 
 @jax.custom_batching.sequential_vmap
 def qr(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -30,7 +33,7 @@ def qr(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
     return q, r
 
 
-def orthogonal(scale: float) -> Callable[..., jax.Array]:
+def orthogonal(scale: float) -> Initializer:
     """Return an initialiser of orthogonal matrices times `scale`, safe under vmap.
 
     Args:
@@ -53,6 +56,19 @@ def orthogonal(scale: float) -> Callable[..., jax.Array]:
     return init
 
 
+def initializer(config: Any, scale: float) -> Initializer:
+    """Return the initialiser of weights that `config.orthogonal_init` chooses.
+
+    Args:
+        config: an agent's configuration.
+        scale: gain of the orthogonal matrix. LeCun's normal initialisation has no gain.
+
+    Returns:
+        A function (key, shape, dtype) -> array.
+    """
+    return orthogonal(scale) if config.orthogonal_init else nn.initializers.lecun_normal()
+
+
 class MLP(nn.Module):
     """Fully connected layers, each followed by the activation.
 
@@ -61,11 +77,12 @@ class MLP(nn.Module):
 
     hidden: tuple[int, ...]
     activation: str
+    kernel_init: Initializer = orthogonal(math.sqrt(2))
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for width in self.hidden:
-            x = nn.Dense(width, kernel_init=orthogonal(math.sqrt(2)))(x)
+            x = nn.Dense(width, kernel_init=self.kernel_init)(x)
             x = ACTIVATIONS[self.activation](x)
         return x
 
@@ -81,30 +98,38 @@ class CNN(nn.Module):
     image_shape: tuple[int, ...]
     hidden: tuple[int, ...]
     activation: str
+    kernel_init: Initializer = orthogonal(math.sqrt(2))
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         batch = x.shape[:-1]
         x = x.reshape(-1, *self.image_shape)
-        x = nn.Conv(16, (3, 3), padding="VALID", kernel_init=orthogonal(math.sqrt(2)))(x)
+        x = nn.Conv(16, (3, 3), padding="VALID", kernel_init=self.kernel_init)(x)
         x = ACTIVATIONS[self.activation](x).reshape(*batch, -1)
-        return MLP(self.hidden, self.activation)(x)
+        return MLP(self.hidden, self.activation, self.kernel_init)(x)
 
 
-def torso(
-    kind: str, obs_shape: tuple[int, ...], hidden: tuple[int, ...], activation: str
-) -> nn.Module:
-    """Return the torso named `kind`, for observations of shape `obs_shape` before flattening."""
-    if kind == "cnn":
-        return CNN(obs_shape, hidden, activation)
-    return MLP(hidden, activation)
+def torso(config: Any, obs_shape: tuple[int, ...]) -> nn.Module:
+    """Return the torso that an agent's configuration asks for.
+
+    Args:
+        config: its fields `torso`, `hidden`, `activation` and `orthogonal_init` are read.
+        obs_shape: shape of an observation before it was flattened.
+
+    Returns:
+        A module [..., D] -> [..., hidden[-1]], named `torso` among the parameters.
+    """
+    kernel_init = initializer(config, math.sqrt(2))
+    if config.torso == "cnn":
+        return CNN(obs_shape, config.hidden, config.activation, kernel_init, name="torso")
+    return MLP(config.hidden, config.activation, kernel_init, name="torso")
 
 
-def check(config: object, obs_shape: tuple[int, ...]) -> None:
+def check(config: Any, obs_shape: tuple[int, ...]) -> None:
     """Check the fields `torso`, `hidden` and `activation` of an agent's configuration."""
     configs.one_of(config, "torso", TORSOS)
     configs.one_of(config, "activation", ACTIVATIONS)
-    hidden, kind = config.hidden, config.torso  # type: ignore[attr-defined]
+    hidden, kind = config.hidden, config.torso
     configs.require(
         len(hidden) > 0 and min(hidden) > 0,
         f"hidden must be a list of positive layer widths, but is {list(hidden)}.",

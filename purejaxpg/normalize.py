@@ -1,4 +1,11 @@
-"""Running mean and variance, and the two normalisers built on them."""
+"""Running mean and variance, the two normalisers built on them, and what an agent does with these.
+
+The functions whose first argument is `config` read the agent's switches: `normalize_obs`,
+`clip_obs`, `normalize_reward`, `gamma`, `reward_scale` and `clip_reward`.
+"""
+
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -104,7 +111,6 @@ def scale_reward(
     reward: jax.Array,
     done: jax.Array,
     gamma: jax.Array | float,
-    clip: jax.Array | float,
 ) -> tuple[RewardScale, jax.Array]:
     """Divide rewards by the standard deviation of the discounted sum of rewards.
 
@@ -115,12 +121,56 @@ def scale_reward(
         reward: [T, N] raw.
         done: [T, N] bool.
         gamma: discount per environment step, in [0, 1].
-        clip: bound on the result; inf switches it off.
 
     Returns:
-        The updated scale, and rewards [T, N] in [-clip, clip].
+        The updated scale, and rewards [T, N].
     """
     running, sums = discounted_sum(scale.running, reward, done, gamma)
     moments = update(scale.moments, sums)
-    scaled = reward * jax.lax.rsqrt(moments.var + 1e-8)
-    return RewardScale(running, moments), jnp.clip(scaled, -clip, clip)
+    return RewardScale(running, moments), reward * jax.lax.rsqrt(moments.var + 1e-8)
+
+
+@struct.dataclass
+class Normalizers:
+    """All that an agent carries of its inputs' statistics; what is switched off stays as it is."""
+
+    obs: Moments  # [D]
+    reward: RewardScale  # [N]
+
+
+def init_both(obs: jax.Array) -> Normalizers:
+    """Return the normalisers for observations [N, D] before anything was seen."""
+    return Normalizers(init(obs.shape[1:]), init_reward_scale(obs.shape[0]))
+
+
+def observations(config: Any, normalizers: Normalizers, obs: jax.Array) -> jax.Array:
+    """Return observations [..., D] as the networks see them."""
+    return normalize(normalizers.obs, obs, config.clip_obs) if config.normalize_obs else obs
+
+
+def observed(config: Any, normalizers: Normalizers, obs: jax.Array) -> Normalizers:
+    """Fold raw observations [..., D] into the statistics, where the agent normalises by them."""
+    if not config.normalize_obs:
+        return normalizers
+    return dataclasses.replace(normalizers, obs=update(normalizers.obs, obs))
+
+
+def rewards(
+    config: Any, normalizers: Normalizers, reward: jax.Array, done: jax.Array
+) -> tuple[Normalizers, jax.Array]:
+    """Return rewards as the agent learns from them: normalised, scaled, then clipped.
+
+    Args:
+        config: the agent's configuration.
+        normalizers: updated with these rewards first.
+        reward: [T, N] raw.
+        done: [T, N] bool.
+
+    Returns:
+        The normalisers, and rewards [T, N] in [-clip_reward, clip_reward].
+    """
+    if config.normalize_reward:
+        scale, reward = scale_reward(normalizers.reward, reward, done, config.gamma)
+        normalizers = dataclasses.replace(normalizers, reward=scale)
+    bound = config.clip_reward
+    return normalizers, jnp.clip(config.reward_scale * reward, -bound, bound)

@@ -1,44 +1,93 @@
 """The agents that the contract, probe and style tests run over: every file in the package."""
 
 import dataclasses
+import functools
 import importlib
 import pkgutil
 import types
 from typing import Any
 
+import jax
+
 import purejaxpg.agents
+from purejaxpg import InputError, envs
 
 AGENTS = [
     importlib.import_module(f"purejaxpg.agents.{found.name}")
     for found in pkgutil.iter_modules(purejaxpg.agents.__path__)
 ]
 
-# Small enough to compile and run in seconds. A field that an agent lacks is left out.
+# Small enough to compile and run in seconds, with time limits that are reached. A field that an
+# agent lacks is left out.
 TINY: dict[str, Any] = {
-    "env": "CartPole-v1",
     "total_timesteps": 64,
     "num_envs": 2,
     "num_steps": 8,
+    "max_steps": 8,
     "num_epochs": 2,
     "num_minibatches": 2,
+    "num_critic_steps": 2,
+    "num_gradient_steps": 2,
+    "batch_size": 8,
+    "replay_capacity": 40,
+    "learning_starts": 16,
     "hidden": (8, 8),
+    "env_params": {"max_steps_in_episode": 8.0},
 }
+# Enough for a task of one or two steps. An agent that takes one gradient step per update needs
+# more data for as many steps.
 PROBE_FIELDS: dict[str, Any] = {
+    **TINY,
     "total_timesteps": 32_000,
     "num_envs": 16,
-    "num_steps": 8,
+    "max_steps": 0,
     "num_epochs": 4,
-    "num_minibatches": 2,
+    "num_critic_steps": 10,
+    "num_gradient_steps": 16,
+    "batch_size": 32,
+    "replay_capacity": 4_000,
+    "learning_starts": 200,
     "hidden": (16, 16),
     "learning_rate": 5e-3,
+    "critic_learning_rate": 5e-3,
+    "tau": 0.05,
+    "tune_alpha": False,
+    "alpha": 1e-3,  # values as without entropy
+    "env_params": {},
 }
+# Their policy has no randomness of its own; noise is a part of collecting data.
+DETERMINISTIC = {"ddpg"}
 
 
 def name(agent: types.ModuleType) -> str:
     return agent.__name__.rpartition(".")[2]
 
 
+def has(agent: types.ModuleType, field: str) -> bool:
+    return field in {each.name for each in dataclasses.fields(agent.Config)}
+
+
+def accepts(agent: types.ModuleType, env: str) -> bool:
+    try:
+        agent.check(agent.Config(env=env))
+    except InputError as error:
+        assert "actions" in str(error)  # the only reason there may be
+        return False
+    return True
+
+
+@functools.cache
+def env_of(agent: types.ModuleType) -> str:
+    return "CartPole-v1" if accepts(agent, "CartPole-v1") else "Pendulum-v1"
+
+
 def tiny(agent: types.ModuleType, **fields: Any) -> Any:
     """A small configuration of `agent`, with `fields` changed."""
-    known = {field.name for field in dataclasses.fields(agent.Config)}
-    return agent.Config(**{k: v for k, v in {**TINY, **fields}.items() if k in known})
+    wanted = {"env": env_of(agent), **TINY, **fields}
+    return agent.Config(**{field: v for field, v in wanted.items() if has(agent, field)})
+
+
+def some_obs(agent: types.ModuleType, count: int) -> jax.Array:
+    """Observations that are plausible for `tiny`'s environment, and differ."""
+    env = envs.make(env_of(agent))
+    return jax.random.normal(jax.random.key(5), (count, env.obs_size))

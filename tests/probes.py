@@ -126,6 +126,16 @@ class Quadratic(Probe):
         return spaces.Box(-2.0, 2.0, (1,))
 
 
+class Followed(Observed):
+    """Reward -(a - s/2)^2 for a continuous action and an observation s of 1 or -1."""
+
+    def outcome(self, state: State, action: jax.Array) -> Any:
+        return -((action[0] - 0.5 * state.obs[0]) ** 2), jnp.ones((), bool), state.obs
+
+    def action_space(self, params: Any = None) -> Any:
+        return spaces.Box(-2.0, 2.0, (1,))
+
+
 class Indifferent(Probe):
     """No reward and two actions: an entropy bonus has to make the policy uniform."""
 
@@ -135,8 +145,54 @@ class Indifferent(Probe):
         return jnp.zeros(()), jnp.ones((), bool), state.obs
 
 
+class Tasks(Probe):
+    """Several probes in one, of which the traced parameter `task` chooses: one compilation for all.
+
+    Where a probe knows one action, the others do not matter either.
+    """
+
+    probes: tuple[Probe, ...] = ()
+
+    @property
+    def default_params(self) -> Any:
+        return TaskParams()
+
+    def reset_env(self, key: jax.Array, params: Any) -> tuple[jax.Array, State]:
+        first = jnp.stack([probe.first_obs(key) for probe in self.probes])
+        return first[params.task], State(first[params.task], jnp.zeros((), jnp.int32))
+
+    def step_env(self, key: jax.Array, state: State, action: Any, params: Any) -> Any:
+        outcomes = [probe.outcome(state, action) for probe in self.probes]
+        stacked = jax.tree.map(lambda *x: jnp.stack([jnp.asarray(e) for e in x]), *outcomes)
+        reward, terminated, obs = jax.tree.map(lambda x: x[params.task], stacked)
+        return obs, State(obs, state.time + 1), reward, terminated, {}
+
+
+@struct.dataclass
+class TaskParams:
+    """Which probe it is, and the time limit that only `Endless` reaches."""
+
+    task: int = 0
+    max_steps_in_episode: int = 5
+
+
+class Discrete(Tasks):
+    probes = (
+        Constant(), Observed(), Discounted(), Chosen(), Matched(), Endless(), Indifferent(),
+    )  # fmt: skip
+    num_choices = 2
+
+
+class Continuous(Tasks):
+    probes = (Constant(), Observed(), Discounted(), Quadratic(), Followed(), Endless())
+
+    def action_space(self, params: Any = None) -> Any:
+        return spaces.Box(-2.0, 2.0, (1,))
+
+
 PROBES = (
-    Constant, Observed, Discounted, Chosen, Matched, Endless, Quadratic, Indifferent,
+    Constant, Observed, Discounted, Chosen, Matched, Endless, Quadratic, Followed, Indifferent,
+    Discrete, Continuous,
 )  # fmt: skip
 
 
@@ -144,3 +200,11 @@ def register() -> None:
     """Register every probe under its class name, as `probe/NAME`."""
     for probe in PROBES:
         envs.register(f"probe/{probe.__name__}", probe)
+
+
+def tasks(kind: str) -> list[str]:
+    """Names of the probes in `Discrete` or `Continuous`, in the order of `task`."""
+    return [
+        type(probe).__name__
+        for probe in {"Discrete": Discrete, "Continuous": Continuous}[kind].probes
+    ]

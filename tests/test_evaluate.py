@@ -147,8 +147,8 @@ def test_number_of_episodes_is_its_own(options: dict[str, int], count: int) -> N
 def test_reward_is_raw_where_training_normalises_it() -> None:
     config = settings("probe/Endless", normalize_reward=True)
     state = updated(config)
-    assert float(state.reward_scale.moments.count) == config.batch_size
-    assert float(state.reward_scale.moments.var) > 0.1
+    assert float(state.normalizers.reward.moments.count) == config.steps_per_update
+    assert float(state.normalizers.reward.moments.var) > 0.1
     result = score(0, ppo, state, config, num_episodes=4)
     np.testing.assert_array_equal(result["return"], np.full(4, 5.0))
 
@@ -160,15 +160,15 @@ SHORT = {"num_episodes": 16, "max_steps": 60}
 
 def test_normalisers_are_used_and_left_alone() -> None:
     state = updated(CARTPOLE)
-    assert float(state.obs_moments.count) == 2 * CARTPOLE.batch_size  # the first rollout and one
+    assert float(state.normalizers.obs.count) == 2 * CARTPOLE.steps_per_update
     before = jax.tree.map(np.array, state)
     first = score(0, ppo, state, CARTPOLE, greedy=True, **SHORT)
     second = score(0, ppo, state, CARTPOLE, greedy=True, **SHORT)
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, state))
     jax.tree.map(np.testing.assert_array_equal, first, second)
     # Other statistics make another policy: the ones in the state are those that are used.
-    shifted = state.obs_moments.replace(mean=state.obs_moments.mean + 3.0)
-    moved = state.replace(obs_moments=shifted)
+    shifted = state.normalizers.obs.replace(mean=state.normalizers.obs.mean + 3.0)
+    moved = state.replace(normalizers=state.normalizers.replace(obs=shifted))
     other = score(0, ppo, moved, CARTPOLE, greedy=True, **SHORT)
     assert (other["length"] != first["length"]).any()
 

@@ -19,6 +19,12 @@ from purejaxpg.agents import ppo
 
 ROOT = pathlib.Path(networks.__file__).resolve().parent.parent
 
+
+def settings(**fields: Any) -> Any:
+    standard = {"torso": "mlp", "hidden": (8,), "activation": "tanh", "orthogonal_init": True}
+    return types.SimpleNamespace(**{**standard, **fields})
+
+
 # --- orthogonal matrices ------------------------------------------------------------------------
 
 
@@ -105,7 +111,7 @@ def test_initialising_many_agents_at_once_does_not_hang() -> None:
 @pytest.mark.fast
 @pytest.mark.parametrize("leading", [(), (3,), (2, 3)])
 def test_mlp(leading: tuple[int, ...]) -> None:
-    torso = networks.torso("mlp", (5,), (8, 6), "tanh")
+    torso = networks.torso(settings(hidden=(8, 6)), (5,))
     x = random.normal(random.key(0), (*leading, 5))
     output, params = jax.jit(torso.init_with_output)(random.key(1), x)
     assert output.shape == (*leading, 6)
@@ -122,7 +128,7 @@ def test_mlp(leading: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("leading", [(), (3,), (2, 3)])
 def test_cnn_folds_observations_back_to_images(leading: tuple[int, ...]) -> None:
-    torso = networks.torso("cnn", (6, 5, 2), (7,), "relu")
+    torso = networks.torso(settings(torso="cnn", hidden=(7,), activation="relu"), (6, 5, 2))
     images = random.normal(random.key(0), (*leading, 6, 5, 2))
     flat = images.reshape(*leading, -1)
     params = jax.jit(torso.init)(random.key(1), flat)
@@ -139,7 +145,7 @@ def test_cnn_folds_observations_back_to_images(leading: tuple[int, ...]) -> None
 
 @pytest.mark.parametrize("activation", networks.ACTIVATIONS)
 def test_every_activation(activation: str) -> None:
-    torso = networks.torso("mlp", (3,), (4,), activation)
+    torso = networks.torso(settings(hidden=(4,), activation=activation), (3,))
     x = random.normal(random.key(0), (2, 3))
     output, params = jax.jit(torso.init_with_output)(random.key(1), x)
     linear = x @ params["params"]["Dense_0"]["kernel"]
@@ -163,10 +169,6 @@ def test_cnn_in_an_agent() -> None:
 # --- settings -----------------------------------------------------------------------------------
 
 
-def settings(**fields: Any) -> Any:
-    return types.SimpleNamespace(**{"torso": "mlp", "hidden": (8,), "activation": "tanh", **fields})
-
-
 @pytest.mark.fast
 @pytest.mark.parametrize(
     ("obs_shape", "fields"),
@@ -174,7 +176,7 @@ def settings(**fields: Any) -> Any:
 )
 def test_good_settings(obs_shape: tuple[int, ...], fields: Any) -> None:
     networks.check(settings(**fields), obs_shape)
-    torso = networks.torso(fields.get("torso", "mlp"), obs_shape, (8,), "tanh")
+    torso = networks.torso(settings(**fields), obs_shape)
     x = jnp.ones((2, int(np.prod(obs_shape))))
     assert jax.eval_shape(torso.init_with_output, random.key(0), x)[0].shape == (2, 8)
 

@@ -1,5 +1,8 @@
 """Running moments and discounted sums against NumPy over all data at once."""
 
+import types
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -212,7 +215,7 @@ def test_rewards_are_divided_by_the_deviation_of_their_sums() -> None:
     _, sums = discounted_loop(np.zeros(3), reward, done, 0.9)
     for start, stop in ((0, 10), (10, 24)):
         part = jnp.asarray(reward[start:stop]), jnp.asarray(done[start:stop])
-        scale, scaled = normalize.scale_reward(scale, *part, 0.9, jnp.inf)
+        scale, scaled = normalize.scale_reward(scale, *part, 0.9)
         # No mean is subtracted: all of these rewards stay positive.
         expected = reward[start:stop] / sums[:stop].std()
         np.testing.assert_allclose(scaled, expected, rtol=1e-4)
@@ -220,18 +223,52 @@ def test_rewards_are_divided_by_the_deviation_of_their_sums() -> None:
     assert scale.running.shape == (3,)
 
 
-def test_scaled_rewards_are_clipped_on_both_sides() -> None:
-    reward = jnp.array([[1.0], [-1.0], [100.0], [-100.0]])
-    done = jnp.ones((4, 1), bool)  # each sum is its reward alone
-    deviation = np.std([1.0, -1.0, 100.0, -100.0])
-    _, free = normalize.scale_reward(normalize.init_reward_scale(1), reward, done, 0.9, jnp.inf)
-    np.testing.assert_allclose(free, reward / deviation, rtol=1e-5)
-    _, scaled = normalize.scale_reward(normalize.init_reward_scale(1), reward, done, 0.9, 0.5)
-    np.testing.assert_allclose(scaled, np.clip(reward / deviation, -0.5, 0.5), rtol=1e-5)
-    assert float(scaled.max()) == 0.5
+def settings(**fields: Any) -> Any:
+    standard = {
+        "normalize_obs": False, "clip_obs": 10.0, "normalize_reward": False, "gamma": 0.9,
+        "reward_scale": 1.0, "clip_reward": jnp.inf,
+    }  # fmt: skip
+    return types.SimpleNamespace(**{**standard, **fields})
+
+
+REWARD = jnp.array([[1.0], [-1.0], [100.0], [-100.0]])
+DONE = jnp.ones((4, 1), bool)  # so each discounted sum is its reward alone
+DEVIATION = np.std([1.0, -1.0, 100.0, -100.0])
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, REWARD),
+        ({"reward_scale": 0.1}, 0.1 * REWARD),
+        ({"clip_reward": 5.0}, jnp.clip(REWARD, -5.0, 5.0)),
+        ({"reward_scale": 0.1, "clip_reward": 5.0}, jnp.clip(0.1 * REWARD, -5.0, 5.0)),
+        ({"normalize_reward": True}, REWARD / DEVIATION),
+        (
+            {"normalize_reward": True, "reward_scale": 2.0, "clip_reward": 0.5},
+            jnp.clip(2.0 * REWARD / DEVIATION, -0.5, 0.5),
+        ),
+    ],
+)
+def test_rewards_are_normalised_then_scaled_then_clipped(fields: Any, expected: Any) -> None:
+    before = normalize.init_both(jnp.zeros((1, 3)))
+    after, got = normalize.rewards(settings(**fields), before, REWARD, DONE)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    assert float(after.reward.moments.count) == (4 if "normalize_reward" in fields else 0)
+
+
+def test_observations_are_left_alone_unless_asked() -> None:
+    obs = 3.0 + random.normal(random.key(0), (50, 2))
+    for switched_on in (False, True):
+        config = settings(normalize_obs=switched_on, clip_obs=1.0)
+        after = normalize.observed(config, normalize.init_both(obs), obs)
+        seen = normalize.observations(config, after, obs)
+        assert float(after.obs.count) == (50 if switched_on else 0)
+        assert (float(seen.mean()) < 0.2) == switched_on
+        assert (float(jnp.abs(seen).max()) == 1.0) == switched_on
 
 
 def test_no_reward_at_all_stays_none() -> None:
     reward, done = jnp.zeros((4, 2)), jnp.zeros((4, 2), bool)
-    _, scaled = normalize.scale_reward(normalize.init_reward_scale(2), reward, done, 0.9, jnp.inf)
+    _, scaled = normalize.scale_reward(normalize.init_reward_scale(2), reward, done, 0.9)
     assert scaled.tolist() == reward.tolist()

@@ -1,12 +1,14 @@
-"""Proximal policy optimisation, clipped, for discrete and continuous actions.
+"""Proximal policy optimisation (PPO) for discrete and continuous actions.
 
 Maximises, over the data of the previous policy and for several epochs,
 
     L(θ) = E[ min(r A, clip(r, 1-ε, 1+ε) A) ] - c_v E[ ½ (V - G)² ] + c_e E[ H(π) ],   r = π / π_old
 
-where A is the generalised advantage estimate and G = A + V_old its value target.
+where A is the generalised advantage estimate and G = A + V_old its value target. With surrogate
+"kl_penalty" the first term is E[ r A - β KL(π_old ‖ π) ], and after each update β is doubled where
+the divergence exceeds 1.5 target_kl, halved where it is below target_kl / 1.5.
 
-Schulman et al. 2017, arXiv:1707.06347; the details follow Huang et al. 2022, "The 37
+Schulman et al. 2017, arXiv:1707.06347, eq. 7 to 9; the details follow Huang et al. 2022, "The 37
 implementation details of PPO". Of the 13 core details: vectorised environments, orthogonal
 initialisation (√2; 0.01 policy; 1 value), Adam with ε = 1e-5, linear annealing, GAE with a
 bootstrap, shuffled minibatches that cover all data, advantages normalised per minibatch, the
@@ -42,7 +44,7 @@ from flax import struct
 from jax import lax, random
 
 from purejaxpg import config as configs
-from purejaxpg import envs, networks, normalize
+from purejaxpg import envs, networks, normalize, schedules
 from purejaxpg.kernels import distributions, losses, returns
 
 Metrics = dict[str, jax.Array]
@@ -59,15 +61,18 @@ class Config:
     num_steps: int = 128  # T, steps of each environment per update
     num_epochs: int = 4  # passes over the data of an update
     num_minibatches: int = 4  # gradient steps per pass; must divide N*T
+    surrogate: str = "clip"  # "clip", or "kl_penalty" with an adaptive coefficient
     torso: str = "mlp"  # "mlp", or "cnn" for images
     hidden: tuple[int, ...] = (64, 64)  # widths of the fully connected layers
     activation: str = "tanh"  # tanh, relu, elu, silu or gelu
-    anneal_learning_rate: bool = True  # linearly, to zero after the last update
+    orthogonal_init: bool = True  # else LeCun's normal initialisation
+    learning_rate_schedule: str = "linear"  # to zero; or "constant" or "robbins_monro"
     normalize_advantage: bool = True  # to mean 0, variance 1 within each minibatch
     normalize_obs: bool = False  # by running mean and standard deviation
     normalize_reward: bool = False  # by the standard deviation of the discounted return
 
     learning_rate: float = 2.5e-4  # step size of Adam
+    learning_rate_half_life: float = 100.0  # of robbins_monro, in updates
     gamma: float = 0.99  # discount per environment step, in [0, 1]
     gae_lambda: float = 0.95  # 0: one-step TD, 1: Monte Carlo
     clip_eps: float = 0.2  # ratios beyond 1 ± this gain nothing more
@@ -76,37 +81,33 @@ class Config:
     ent_coef: float = 0.01  # weight of the entropy bonus
     max_grad_norm: float = 0.5  # bound on the global gradient norm; inf: off
     max_kl: float = float("inf")  # estimated KL that ends an update early; inf: off
+    kl_coef: float = 1.0  # β of the first update, for kl_penalty
+    target_kl: float = 0.01  # divergence per update that kl_penalty steers towards
     clip_obs: float = 10.0  # bound on a normalised observation
-    clip_reward: float = 10.0  # bound on a normalised reward
+    reward_scale: float = 1.0  # factor on the reward, after any normalisation
+    clip_reward: float = float("inf")  # bound on the scaled reward; inf: off
     initial_log_std: float = 0.0  # of the policy's noise, for continuous actions
     env_params: dict[str, float] = dataclasses.field(default_factory=dict)  # e.g. gravity
 
     @property
-    def batch_size(self) -> int:
-        """Environment steps per update."""
+    def steps_per_update(self) -> int:
+        """Environment steps, and samples, of one update."""
         return self.num_envs * self.num_steps
 
     @property
     def num_updates(self) -> int:
         """Updates in a whole run."""
-        return self.total_timesteps // self.batch_size
+        return self.total_timesteps // self.steps_per_update
 
 
 def check(config: Config) -> None:
     """Raise an InputError in one plain sentence unless the configuration makes sense."""
-    env, size = envs.check(config), config.batch_size
-    networks.check(config, env.obs_shape)
-    configs.at_least(config, 1, "num_envs", "num_steps", "num_epochs", "num_minibatches")
-    configs.at_least(config, 0.0, "learning_rate", "clip_eps", "vf_clip_eps", "vf_coef", "ent_coef")
-    configs.at_least(config, 0.0, "max_kl")
-    configs.above(config, 0.0, "max_grad_norm", "clip_obs", "clip_reward")
-    configs.between(config, 0.0, 1.0, "gamma", "gae_lambda")
-    configs.divides(config, "num_minibatches", size, "num_envs*num_steps")
-    configs.between(config, size, 2**31 * size - 1, "total_timesteps")
-    alone = config.normalize_advantage and 1 < config.num_minibatches == size
-    configs.require(not alone, f"num_minibatches {size} leaves one sample, so no advantage.")
-    noisy = env.discrete and config.initial_log_std != 0.0
-    configs.require(not noisy, f"initial_log_std is for continuous actions, not {env.name}'s.")
+    networks.check(config, envs.check(config).obs_shape)
+    configs.in_range(config)
+    configs.check_rollout(config)
+    schedules.check(config)
+    configs.one_of(config, "surrogate", ("clip", "kl_penalty"))
+    configs.above(config, 0, "kl_coef", "target_kl")
 
 
 @struct.dataclass
@@ -142,97 +143,82 @@ class TrainState:
     opt_state: Any
     env_state: envs.EnvState
     obs: jax.Array  # [N, D] raw, to act on next
-    obs_moments: normalize.Moments  # [D]
-    reward_scale: normalize.RewardScale  # [N]
+    normalizers: normalize.Normalizers
+    kl_coef: jax.Array  # [] β
     num_updates: jax.Array  # [] int32, finished
 
 
 class Actor(nn.Module):
     """Torso and policy head: [..., D] -> distribution over actions."""
 
-    torso: nn.Module
-    env: envs.Env
-    initial_log_std: jax.Array | float
+    config: Config
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> distributions.Categorical | distributions.DiagGaussian:
-        small = networks.orthogonal(0.01)
-        output = nn.Dense(self.env.action_size, kernel_init=small)(self.torso(obs))
-        if self.env.discrete:
+        config, env = self.config, envs.from_config(self.config)
+        x = networks.torso(config, env.obs_shape)(obs)
+        output = nn.Dense(env.action_size, kernel_init=networks.initializer(config, 0.01))(x)
+        if env.discrete:
             return distributions.Categorical(output)
-        initial = nn.initializers.constant(self.initial_log_std)
-        log_std = self.param("log_std", initial, (self.env.action_size,))
+        initial = nn.initializers.constant(config.initial_log_std)
+        log_std = self.param("log_std", initial, (env.action_size,))
         return distributions.DiagGaussian(output, log_std)
 
 
 class Critic(nn.Module):
     """Torso and value head: [..., D] -> [...]."""
 
-    torso: nn.Module
+    config: Config
 
     @nn.compact
     def __call__(self, obs: jax.Array) -> jax.Array:
-        return nn.Dense(1, kernel_init=networks.orthogonal(1.0))(self.torso(obs)).squeeze(-1)
+        x = networks.torso(self.config, envs.from_config(self.config).obs_shape)(obs)
+        return nn.Dense(1, kernel_init=networks.initializer(self.config, 1.0))(x).squeeze(-1)
 
 
-def make_networks(config: Config) -> tuple[Actor, Critic]:
-    env = envs.from_config(config)
-    torso = partial(networks.torso, config.torso, env.obs_shape, config.hidden, config.activation)
-    return Actor(torso(), env, config.initial_log_std), Critic(torso())
-
-
-def make_optimizer(
-    config: Config, num_updates: jax.Array | int = 0
-) -> optax.GradientTransformation:
-    fraction = num_updates / config.num_updates if config.anneal_learning_rate else 0.0
+def make_optimizer(config: Config, num_updates: Any = 0) -> optax.GradientTransformation:
     clip = optax.clip_by_global_norm(config.max_grad_norm)
-    adam = optax.adam(config.learning_rate * (1.0 - fraction), eps=1e-5)
+    adam = optax.adam(schedules.scheduled(config, config.learning_rate, num_updates), eps=1e-5)
     return optax.flatten(optax.chain(clip, adam))  # one vector compiles and runs faster
 
 
 def init(key: jax.Array, config: Config) -> TrainState:
     key_env, key_actor, key_critic, key_moments = random.split(key, 4)
-    env = envs.from_config(config)
-    env_params = envs.params(env, config.env_params)
+    env, env_params = envs.setup(config)
     obs, env_state = envs.reset(key_env, env, env_params, config.num_envs)
-    actor, critic = make_networks(config)
-    params = {"actor": actor.init(key_actor, obs), "critic": critic.init(key_critic, obs)}
+    params = {
+        "actor": Actor(config).init(key_actor, obs),
+        "critic": Critic(config).init(key_critic, obs),
+    }
     state = TrainState(
         params=params,
         opt_state=make_optimizer(config).init(params),
         env_state=env_state,
         obs=obs,
-        obs_moments=normalize.init(obs.shape[1:]),
-        reward_scale=normalize.init_reward_scale(config.num_envs),
+        normalizers=normalize.init_both(obs),
+        kl_coef=jnp.asarray(config.kl_coef, jnp.float32),
         num_updates=jnp.zeros((), jnp.int32),
     )
     if config.normalize_obs:
         _, seen, _ = rollout(key_moments, state, config)
-        moments = normalize.update(state.obs_moments, seen.obs)
-        state = dataclasses.replace(state, obs_moments=moments)
+        normalizers = normalize.observed(config, state.normalizers, seen.obs)
+        state = dataclasses.replace(state, normalizers=normalizers)
     return state
-
-
-def normalized(state: TrainState, obs: jax.Array, config: Config) -> jax.Array:
-    if not config.normalize_obs:
-        return obs
-    return normalize.normalize(state.obs_moments, obs, config.clip_obs)
 
 
 def rollout(
     key: jax.Array, state: TrainState, config: Config
 ) -> tuple[TrainState, Transition, Metrics]:
     """Act for T steps -> state, Transition [T, N], metrics of the episodes that ended."""
-    env = envs.from_config(config)
-    params = envs.params(env, config.env_params)
-    actor, _ = make_networks(config)
+    env, env_params = envs.setup(config)
 
     def step(carry: Any, key: jax.Array) -> Any:
         obs, env_state = carry
         key_action, key_env = random.split(key)
-        policy = actor.apply(state.params["actor"], normalized(state, obs, config))
+        seen = normalize.observations(config, state.normalizers, obs)
+        policy = Actor(config).apply(state.params["actor"], seen)
         action = policy.sample(key_action)
-        following, env_state, now = envs.step(key_env, env, env_state, action, params)
+        following, env_state, now = envs.step(key_env, env, env_state, action, env_params)
         transition = Transition(
             obs, action, policy.log_prob(action), now.reward, now.terminated, now.done, now.next_obs
         )
@@ -248,38 +234,36 @@ def advantages(
     state: TrainState, transition: Transition, config: Config
 ) -> tuple[TrainState, Batch]:
     """Turn [T, N] transitions into a flat batch [T*N], and let the normalisers see them."""
-    _, critic = make_networks(config)
-    obs = normalized(state, transition.obs, config)
-    value = critic.apply(state.params["critic"], obs)
-    next_obs = normalized(state, transition.next_obs, config)
-    next_value = critic.apply(state.params["critic"], next_obs)
-    reward, done = transition.reward, transition.done
-    if config.normalize_reward:
-        scale, reward = normalize.scale_reward(
-            state.reward_scale, reward, done, config.gamma, config.clip_reward
-        )
-        state = dataclasses.replace(state, reward_scale=scale)
-    if config.normalize_obs:
-        moments = normalize.update(state.obs_moments, transition.obs)
-        state = dataclasses.replace(state, obs_moments=moments)
+    obs = normalize.observations(config, state.normalizers, transition.obs)
+    next_obs = normalize.observations(config, state.normalizers, transition.next_obs)
+    value = Critic(config).apply(state.params["critic"], obs)
+    next_value = Critic(config).apply(state.params["critic"], next_obs)
+    terminated, done = transition.terminated, transition.done
+    normalizers, reward = normalize.rewards(config, state.normalizers, transition.reward, done)
+    normalizers = normalize.observed(config, normalizers, transition.obs)
     advantage = returns.gae(
-        reward, value, next_value, transition.terminated, done, config.gamma, config.gae_lambda
+        reward, value, next_value, terminated, done, config.gamma, config.gae_lambda
     )
     target = advantage + value
     batch = Batch(obs, transition.action, transition.log_prob, value, advantage, target)
-    return state, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+    batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+    return dataclasses.replace(state, normalizers=normalizers), batch
 
 
-def loss(params: Any, batch: Batch, config: Config) -> tuple[jax.Array, Metrics]:
-    """Negative of the objective on one minibatch -> scalar, metrics."""
-    actor, critic = make_networks(config)
-    policy = actor.apply(params["actor"], batch.obs)
-    value = critic.apply(params["critic"], batch.obs)
+def loss(params: Any, batch: Batch, old: TrainState, config: Config) -> tuple[jax.Array, Metrics]:
+    """Negative of the objective on one minibatch of the data of `old` -> scalar, metrics."""
+    policy = Actor(config).apply(params["actor"], batch.obs)
+    value = Critic(config).apply(params["critic"], batch.obs)
     log_prob = policy.log_prob(batch.action)
     advantage = batch.advantage
     if config.normalize_advantage:
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-    policy_loss = losses.ppo_clip(log_prob, batch.log_prob, advantage, config.clip_eps).mean()
+    if config.surrogate == "clip":
+        surrogate = losses.ppo_clip(log_prob, batch.log_prob, advantage, config.clip_eps)
+    else:
+        kl = Actor(config).apply(old.params["actor"], batch.obs).kl(policy)
+        surrogate = losses.ppo_kl_penalty(log_prob, batch.log_prob, advantage, kl, old.kl_coef)
+    policy_loss = surrogate.mean()
     errors = losses.value_loss_clipped(value, batch.value, batch.target, config.vf_clip_eps)
     value_loss = errors.mean()
     entropy = policy.entropy().mean()
@@ -303,7 +287,7 @@ def update(key: jax.Array, state: TrainState, config: Config) -> tuple[TrainStat
     def gradient_step(carry: Any, indices: jax.Array) -> Any:
         params, opt_state, stopped = carry
         minibatch = jax.tree.map(lambda x: x[indices], batch)
-        (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params, minibatch, config)
+        gradient, metrics = jax.grad(loss, has_aux=True)(params, minibatch, state, config)
         stopped |= metrics["policy/kl"] > config.max_kl
         change, new_opt_state = optimizer.update(gradient, opt_state, params)
         new = (optax.apply_updates(params, change), new_opt_state)
@@ -313,15 +297,29 @@ def update(key: jax.Array, state: TrainState, config: Config) -> tuple[TrainStat
     carry = (state.params, state.opt_state, jnp.zeros((), bool))
     (params, opt_state, _), steps = lax.scan(gradient_step, carry, shuffled(key_shuffle, config))
     state = dataclasses.replace(
-        state, params=params, opt_state=opt_state, num_updates=state.num_updates + 1
+        state,
+        params=params,
+        opt_state=opt_state,
+        kl_coef=adapted_kl_coef(state, params, batch, config),
+        num_updates=state.num_updates + 1,
     )
     return state, {**episodes, **{name: value.mean() for name, value in steps.items()}}
+
+
+def adapted_kl_coef(old: TrainState, params: Any, batch: Batch, config: Config) -> jax.Array:
+    """β for the next update, after one that led from `old` to `params`."""
+    if config.surrogate == "clip":
+        return old.kl_coef
+    before, after = (Actor(config).apply(p["actor"], batch.obs) for p in (old.params, params))
+    ratio = before.kl(after).mean() / config.target_kl
+    factor = jnp.where(ratio > 1.5, 2.0, jnp.where(ratio < 1.0 / 1.5, 0.5, 1.0))
+    return jnp.clip(old.kl_coef * factor, 1e-6, 1e6)  # doubled from zero, it would stay zero
 
 
 def shuffled(key: jax.Array, config: Config) -> jax.Array:
     """Indices into the batch, a fresh permutation per epoch -> [epochs * minibatches, B]."""
     keys = random.split(key, config.num_epochs)
-    order = jax.vmap(lambda key: random.permutation(key, config.batch_size))(keys)
+    order = jax.vmap(lambda key: random.permutation(key, config.steps_per_update))(keys)
     return order.reshape(config.num_epochs * config.num_minibatches, -1)
 
 
@@ -339,8 +337,8 @@ def policy(
     key: jax.Array, state: TrainState, obs: jax.Array, config: Config, greedy: bool = False
 ) -> jax.Array:
     """Actions [N] or [N, A] for raw observations [N, D]."""
-    actor, _ = make_networks(config)
-    distribution = actor.apply(state.params["actor"], normalized(state, obs, config))
+    seen = normalize.observations(config, state.normalizers, obs)
+    distribution = Actor(config).apply(state.params["actor"], seen)
     return distribution.mode() if greedy else distribution.sample(key)
 
 

@@ -66,7 +66,7 @@ def run(
     work = sum(
         sum(len(unit.runs) for unit in group.units if unit.name in pending)
         * group.config.num_updates
-        * group.config.batch_size
+        * group.config.steps_per_update
         for group in groups
     )
     progress.begin(spec, groups, work)
@@ -127,8 +127,8 @@ def run_group(
         facts = {
             "wall_s": time.monotonic() - began,
             "compile_s": programs.compile_s,
-            "steps_per_update": group.config.batch_size,
-            "env_steps": group.config.batch_size * group.config.num_updates,
+            "steps_per_update": group.config.steps_per_update,
+            "env_steps": group.config.steps_per_update * group.config.num_updates,
             "rows_per_device": group.rows,
             "devices": len(used),
             "device_kind": used[0].device_kind,

@@ -111,7 +111,7 @@ class Progress:
             self.diverged |= {
                 run.run_id for run, at in zip(unit.runs, diverged_at[rows], strict=True) if at
             }
-            self.done_steps += len(unit.runs) * updates * group.config.batch_size
+            self.done_steps += len(unit.runs) * updates * group.config.steps_per_update
         self.bar.update(self.task, completed=self.done_steps, status=self.status())
         if now - self.last_line > LINE_EVERY_S and not self.console.is_terminal:
             self.line()

@@ -104,7 +104,7 @@ def load_agent(name: str, base: Path = Path()) -> types.ModuleType:
         raise InputError(f"agent {name!r} must define {', '.join(configs.CONTRACT)}.")
     known = set(dir(module.Config)) | set(getattr(module.Config, "__dataclass_fields__", ()))
     known = {*dir(module.Config), *getattr(module.Config, "__dataclass_fields__", ())}
-    for needed in ("env", "env_kwargs", "env_params", "num_updates", "batch_size"):
+    for needed in ("env", "env_kwargs", "env_params", "num_updates", "steps_per_update"):
         if needed not in known:
             raise InputError(f"Config of agent {name!r} must be a dataclass with {needed}.")
     return module

@@ -32,11 +32,10 @@ def largest_change(before: Any, after: Any) -> float:
 def test_ratio_is_one_on_the_first_minibatch() -> None:
     """Log-probabilities recomputed for the update are those of the rollout, to the last bits."""
     state, batch = jax.jit(collected)(TINY)
-    _, metrics = ppo.loss(state.params, batch, TINY)
+    _, metrics = ppo.loss(state.params, batch, state, TINY)
     assert float(metrics["policy/clip_fraction"]) == 0.0
     assert abs(float(metrics["policy/kl"])) < 1e-12
-    actor, _ = ppo.make_networks(TINY)
-    log_prob = actor.apply(state.params["actor"], batch.obs).log_prob(batch.action)
+    log_prob = ppo.Actor(TINY).apply(state.params["actor"], batch.obs).log_prob(batch.action)
     np.testing.assert_allclose(np.exp(log_prob - batch.log_prob), 1.0, rtol=0, atol=2**-22)
 
 
@@ -49,8 +48,7 @@ def test_ratio_is_one_with_normalised_observations_and_continuous_actions() -> N
     state, transition, _ = jax.jit(ppo.rollout)(random.key(2), state, config)
     _, batch = ppo.advantages(state, transition, config)
     assert not np.allclose(batch.obs.reshape(-1), transition.obs.reshape(-1))
-    actor, _ = ppo.make_networks(config)
-    log_prob = actor.apply(before.params["actor"], batch.obs).log_prob(batch.action)
+    log_prob = ppo.Actor(config).apply(before.params["actor"], batch.obs).log_prob(batch.action)
     np.testing.assert_allclose(np.exp(log_prob - batch.log_prob), 1.0, rtol=0, atol=1e-5)
 
 
@@ -58,13 +56,12 @@ def test_first_gradient_is_the_policy_gradient() -> None:
     """At ratio 1 the clipped surrogate has the gradient of -A log pi."""
     config = dataclasses.replace(TINY, vf_coef=0.0, ent_coef=0.0, normalize_advantage=False)
     state, batch = jax.jit(collected)(config)
-    actor, _ = ppo.make_networks(config)
 
     def score_function(params: Any) -> jax.Array:
-        log_prob = actor.apply(params["actor"], batch.obs).log_prob(batch.action)
+        log_prob = ppo.Actor(config).apply(params["actor"], batch.obs).log_prob(batch.action)
         return -(batch.advantage * log_prob).mean()
 
-    ours = jax.grad(lambda params: ppo.loss(params, batch, config)[0])(state.params)
+    ours = jax.grad(lambda params: ppo.loss(params, batch, state, config)[0])(state.params)
     plain = jax.grad(score_function)(state.params)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
@@ -72,7 +69,7 @@ def test_first_gradient_is_the_policy_gradient() -> None:
 
 def test_each_epoch_covers_all_data_in_its_own_order() -> None:
     order = ppo.shuffled(random.key(0), TINY).reshape(TINY.num_epochs, -1)
-    assert np.array_equal(np.sort(order, axis=1), np.tile(np.arange(TINY.batch_size), (2, 1)))
+    assert np.array_equal(np.sort(order, axis=1), np.tile(np.arange(TINY.steps_per_update), (2, 1)))
     assert not np.array_equal(order[0], order[1])
 
 
@@ -89,7 +86,7 @@ def test_annealing_reaches_zero_after_the_last_update_and_not_before() -> None:
     assert size(0) == pytest.approx(1.0, rel=1e-4)
     assert size(total - 1) == pytest.approx(1 / total, rel=1e-4)
     assert size(total) == 0.0
-    assert size(total, anneal_learning_rate=False) == pytest.approx(1.0, rel=1e-4)
+    assert size(total, learning_rate_schedule="constant") == pytest.approx(1.0, rel=1e-4)
 
 
 def test_learning_rate_of_a_run_is_annealed() -> None:
@@ -105,7 +102,7 @@ def test_learning_rate_of_a_run_is_annealed() -> None:
 
 def test_kl_bound_stops_an_update_early() -> None:
     """The minibatch that exceeds the bound and all later ones change nothing."""
-    config = dataclasses.replace(TINY, learning_rate=0.1, anneal_learning_rate=False)
+    config = dataclasses.replace(TINY, learning_rate=0.1, learning_rate_schedule="constant")
     state = ppo.init(random.key(0), config)
     update = jax.jit(ppo.update)
     free, free_metrics = update(random.key(1), state, config)
@@ -127,9 +124,8 @@ def test_time_limit_bootstraps_from_the_observation_before_the_reset() -> None:
     assert ended.sum() >= 16
     assert not np.asarray(transition.terminated).any()  # 4 steps are too few to fall over
     _, batch = ppo.advantages(state, transition, config)
-    _, critic = ppo.make_networks(config)
-    next_value = critic.apply(state.params["critic"], transition.next_obs)
-    value = critic.apply(state.params["critic"], transition.obs)
+    next_value = ppo.Critic(config).apply(state.params["critic"], transition.next_obs)
+    value = ppo.Critic(config).apply(state.params["critic"], transition.obs)
     delta = transition.reward + config.gamma * next_value - value
     got = np.asarray(batch.advantage).reshape(ended.shape)
     np.testing.assert_allclose(got[ended], np.asarray(delta)[ended], atol=1e-5)
@@ -144,15 +140,14 @@ def test_rewards_are_scaled_by_the_deviation_of_the_discounted_return() -> None:
         jnp.zeros(config.num_envs), transition.reward, transition.done, config.gamma
     )
     scale = np.asarray(sums).std()
-    _, critic = ppo.make_networks(config)
-    value = critic.apply(state.params["critic"], transition.obs)
-    next_value = critic.apply(state.params["critic"], transition.next_obs)
+    value = ppo.Critic(config).apply(state.params["critic"], transition.obs)
+    next_value = ppo.Critic(config).apply(state.params["critic"], transition.next_obs)
     expected = returns.gae(
         transition.reward / scale, value, next_value, transition.terminated, transition.done,
         config.gamma, config.gae_lambda,
     )  # fmt: skip
     np.testing.assert_allclose(batch.advantage, expected.reshape(-1), rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(after.reward_scale.running, carried)
+    np.testing.assert_allclose(after.normalizers.reward.running, carried)
     clipped = dataclasses.replace(config, clip_reward=0.01)
     _, small = ppo.advantages(state, transition, clipped)
     assert float(jnp.abs(small.advantage).max()) < float(jnp.abs(batch.advantage).max())
@@ -161,7 +156,7 @@ def test_rewards_are_scaled_by_the_deviation_of_the_discounted_return() -> None:
 def test_observation_moments_are_those_of_all_data_seen() -> None:
     config = dataclasses.replace(TINY, normalize_obs=True)
     state = ppo.init(random.key(0), config)
-    assert float(state.obs_moments.count) == config.batch_size  # a rollout of the first policy
+    assert float(state.normalizers.obs.count) == config.steps_per_update  # the first policy's
     raw = dataclasses.replace(config, normalize_obs=False)
     *_, key_moments = random.split(random.key(0), 4)
     _, first, _ = ppo.rollout(key_moments, ppo.init(random.key(0), raw), raw)
@@ -171,8 +166,8 @@ def test_observation_moments_are_those_of_all_data_seen() -> None:
         seen.append(np.asarray(transition.obs).reshape(-1, 4))
         state, _ = ppo.advantages(state, transition, config)
     data = np.concatenate(seen)
-    np.testing.assert_allclose(state.obs_moments.mean, data.mean(0), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(state.obs_moments.var, data.var(0), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(state.normalizers.obs.mean, data.mean(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(state.normalizers.obs.var, data.var(0), rtol=1e-3, atol=1e-6)
 
 
 def test_actions_are_stored_unclipped() -> None:
@@ -212,7 +207,10 @@ def test_orthogonal_gains() -> None:
         ({"gamma": 1.5}, ["gamma", "1.5"]),
         ({"learning_rate": -1.0}, ["learning_rate", "-1.0"]),
         ({"total_timesteps": 10}, ["total_timesteps", "64", "10"]),
-        ({"initial_log_std": 1.0}, ["initial_log_std", "continuous", "CartPole-v1"]),
+        (
+            {"initial_log_std": 1.0},
+            ["initial_log_std", "1.0", "Gaussian", "CartPole-v1", "discrete"],
+        ),
         ({"torso": "cnn"}, ["torso", "'cnn'", "[4]"]),
         ({"activation": "sine"}, ["activation", "'sine'"]),
         ({"hidden": ()}, ["hidden", "[]"]),

@@ -1,0 +1,333 @@
+"""Natural policy gradient (NPG) for discrete and continuous actions.
+
+Follows the steepest ascent of the expected return where distance is measured between policies, not
+between parameters, and goes as far as a trust region of divergence δ reaches:
+
+    θ' = θ + √(2δ / xᵀF x) x,      F x = g = E[ A ∇log π(a|s) ],      F = E[ ∇log π ∇log πᵀ ]
+
+F is the Fisher information of the policy. It is never formed: x comes from conjugate gradients,
+which need only products F v, with cg_damping added to the diagonal. A is the generalised advantage
+estimate. The critic takes minibatch steps of Adam on ½ (V - G)², G = A + V_old, after the policy.
+
+Kakade 2001, "A natural policy gradient"; the step to the boundary is that of Schulman et al. 2015,
+arXiv:1502.05477, appendix C, without its line search: so the divergence may exceed δ.
+
+Differs from them:
+1. A time limit is not a terminal state: the value of the observation before the reset is
+   bootstrapped. Treating it as terminal biases every value near the limit.
+2. The curvature in the step's length is that of F itself; damping only enters the direction. It
+   breaks the invariance to the parametrisation, and cg_damping = 0 restores it to first order.
+3. The statistics of the normalisers change once per update, after the rollout; those of the
+   observations start from one rollout of the untrained policy, which total_timesteps leaves out.
+
+Run: purejaxpg train npg --env CartPole-v1 --seed 0
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+from jax import flatten_util, lax, random
+
+from purejaxpg import config as configs
+from purejaxpg import envs, networks, normalize, schedules
+from purejaxpg.kernels import distributions, losses, returns, trust_region
+
+Metrics = dict[str, jax.Array]
+
+
+@configs.dataclass
+class Config:
+    """Settings of one run: floats are traced, the rest is part of the compiled program."""
+
+    env: str = "CartPole-v1"  # environment; `purejaxpg list` shows them
+    env_kwargs: tuple[tuple[str, Any], ...] = ()  # arguments of the environment's constructor
+    total_timesteps: int = 500_000  # environment steps, rounded down to whole updates
+    num_envs: int = 8  # N, environments side by side
+    num_steps: int = 128  # T, steps of each environment per update
+    num_epochs: int = 10  # passes of the critic over the data of an update
+    num_minibatches: int = 4  # gradient steps per pass; must divide N*T
+    cg_iters: int = 10  # iterations of conjugate gradient
+    torso: str = "mlp"  # "mlp", or "cnn" for images
+    hidden: tuple[int, ...] = (64, 64)  # widths of the fully connected layers
+    activation: str = "tanh"  # tanh, relu, elu, silu or gelu
+    orthogonal_init: bool = True  # else LeCun's normal initialisation
+    learning_rate_schedule: str = "linear"  # to zero; or "constant" or "robbins_monro"
+    normalize_advantage: bool = True  # to mean 0, variance 1 within the update
+    normalize_obs: bool = False  # by running mean and standard deviation
+    normalize_reward: bool = False  # by the standard deviation of the discounted return
+
+    max_kl: float = 0.01  # δ, divergence that a step may reach in the quadratic model
+    cg_damping: float = 0.1  # added to the diagonal of the Fisher information
+    learning_rate: float = 1e-3  # step size of Adam, for the critic alone
+    learning_rate_half_life: float = 100.0  # of robbins_monro, in updates
+    gamma: float = 0.99  # discount per environment step, in [0, 1]
+    gae_lambda: float = 0.95  # 0: one-step TD, 1: Monte Carlo
+    max_grad_norm: float = 0.5  # bound on the critic's gradient norm; inf: off
+    clip_obs: float = 10.0  # bound on a normalised observation
+    reward_scale: float = 1.0  # factor on the reward, after any normalisation
+    clip_reward: float = float("inf")  # bound on the scaled reward; inf: off
+    initial_log_std: float = 0.0  # of the policy's noise, for continuous actions
+    env_params: dict[str, float] = dataclasses.field(default_factory=dict)  # e.g. gravity
+
+    @property
+    def steps_per_update(self) -> int:
+        """Environment steps, and samples, of one update."""
+        return self.num_envs * self.num_steps
+
+    @property
+    def num_updates(self) -> int:
+        """Updates in a whole run."""
+        return self.total_timesteps // self.steps_per_update
+
+
+def check(config: Config) -> None:
+    """Raise an InputError in one plain sentence unless the configuration makes sense."""
+    networks.check(config, envs.check(config).obs_shape)
+    configs.in_range(config)
+    configs.check_rollout(config)
+    schedules.check(config)
+    configs.require(math.isfinite(config.max_kl), "max_kl must be finite, but is inf.")
+
+
+@struct.dataclass
+class Transition:
+    """One step of each environment."""
+
+    obs: jax.Array  # [T, N, D] raw
+    action: jax.Array  # [T, N] int32 or [T, N, A], not clipped to the bounds
+    reward: jax.Array  # [T, N] raw
+    terminated: jax.Array  # [T, N] bool
+    done: jax.Array  # [T, N] bool, terminated or truncated
+    next_obs: jax.Array  # [T, N, D] raw, before any reset
+
+
+@struct.dataclass
+class Batch:
+    """What the loss needs of a transition."""
+
+    obs: jax.Array  # [B, D] normalised
+    action: jax.Array  # [B] or [B, A]
+    advantage: jax.Array  # [B]
+    target: jax.Array  # [B]
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that a run carries from one update to the next."""
+
+    params: Any  # {"actor", "critic"}
+    opt_state: Any  # of the critic
+    env_state: envs.EnvState
+    obs: jax.Array  # [N, D] raw, to act on next
+    normalizers: normalize.Normalizers
+    num_updates: jax.Array  # [] int32, finished
+
+
+class Actor(nn.Module):
+    """Torso and policy head: [..., D] -> distribution over actions."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> distributions.Categorical | distributions.DiagGaussian:
+        config, env = self.config, envs.from_config(self.config)
+        x = networks.torso(config, env.obs_shape)(obs)
+        output = nn.Dense(env.action_size, kernel_init=networks.initializer(config, 0.01))(x)
+        if env.discrete:
+            return distributions.Categorical(output)
+        initial = nn.initializers.constant(config.initial_log_std)
+        log_std = self.param("log_std", initial, (env.action_size,))
+        return distributions.DiagGaussian(output, log_std)
+
+
+class Critic(nn.Module):
+    """Torso and value head: [..., D] -> [...]."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> jax.Array:
+        x = networks.torso(self.config, envs.from_config(self.config).obs_shape)(obs)
+        return nn.Dense(1, kernel_init=networks.initializer(self.config, 1.0))(x).squeeze(-1)
+
+
+def make_optimizer(config: Config, num_updates: Any = 0) -> optax.GradientTransformation:
+    clip = optax.clip_by_global_norm(config.max_grad_norm)
+    adam = optax.adam(schedules.scheduled(config, config.learning_rate, num_updates), eps=1e-5)
+    return optax.flatten(optax.chain(clip, adam))  # one vector compiles and runs faster
+
+
+def init(key: jax.Array, config: Config) -> TrainState:
+    key_env, key_actor, key_critic, key_moments = random.split(key, 4)
+    env, env_params = envs.setup(config)
+    obs, env_state = envs.reset(key_env, env, env_params, config.num_envs)
+    params = {
+        "actor": Actor(config).init(key_actor, obs),
+        "critic": Critic(config).init(key_critic, obs),
+    }
+    state = TrainState(
+        params=params,
+        opt_state=make_optimizer(config).init(params["critic"]),
+        env_state=env_state,
+        obs=obs,
+        normalizers=normalize.init_both(obs),
+        num_updates=jnp.zeros((), jnp.int32),
+    )
+    if config.normalize_obs:
+        _, seen, _ = rollout(key_moments, state, config)
+        normalizers = normalize.observed(config, state.normalizers, seen.obs)
+        state = dataclasses.replace(state, normalizers=normalizers)
+    return state
+
+
+def rollout(
+    key: jax.Array, state: TrainState, config: Config
+) -> tuple[TrainState, Transition, Metrics]:
+    """Act for T steps -> state, Transition [T, N], metrics of the episodes that ended."""
+    env, env_params = envs.setup(config)
+
+    def step(carry: Any, key: jax.Array) -> Any:
+        obs, env_state = carry
+        key_action, key_env = random.split(key)
+        seen = normalize.observations(config, state.normalizers, obs)
+        policy = Actor(config).apply(state.params["actor"], seen)
+        action = policy.sample(key_action)
+        following, env_state, now = envs.step(key_env, env, env_state, action, env_params)
+        transition = Transition(obs, action, now.reward, now.terminated, now.done, now.next_obs)
+        return (following, env_state), (transition, envs.episode_metrics(now))
+
+    keys = random.split(key, config.num_steps)
+    (obs, env_state), (transition, episodes) = lax.scan(step, (state.obs, state.env_state), keys)
+    metrics = {name: value.sum() for name, value in episodes.items()}
+    return dataclasses.replace(state, obs=obs, env_state=env_state), transition, metrics
+
+
+def advantages(
+    state: TrainState, transition: Transition, config: Config
+) -> tuple[TrainState, Batch]:
+    """Turn [T, N] transitions into a flat batch [T*N], and let the normalisers see them."""
+    obs = normalize.observations(config, state.normalizers, transition.obs)
+    next_obs = normalize.observations(config, state.normalizers, transition.next_obs)
+    value = Critic(config).apply(state.params["critic"], obs)
+    next_value = Critic(config).apply(state.params["critic"], next_obs)
+    terminated, done = transition.terminated, transition.done
+    normalizers, reward = normalize.rewards(config, state.normalizers, transition.reward, done)
+    normalizers = normalize.observed(config, normalizers, transition.obs)
+    advantage = returns.gae(
+        reward, value, next_value, terminated, done, config.gamma, config.gae_lambda
+    )
+    target = advantage + value
+    if config.normalize_advantage:
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    batch = Batch(obs, transition.action, advantage, target)
+    batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+    return dataclasses.replace(state, normalizers=normalizers), batch
+
+
+def policy_loss(actor: Any, batch: Batch, config: Config) -> jax.Array:
+    """Negative of the objective whose gradient is g -> scalar."""
+    policy = Actor(config).apply(actor, batch.obs)
+    return losses.score_function(policy.log_prob(batch.action), batch.advantage).mean()
+
+
+def natural_step(actor: Any, batch: Batch, config: Config) -> tuple[Any, Metrics]:
+    """Step along the natural gradient to the trust region's boundary -> parameters, metrics."""
+    params, unravel = flatten_util.ravel_pytree(actor)
+
+    def policy(params: jax.Array) -> Any:
+        return Actor(config).apply(unravel(params), batch.obs)
+
+    def objective(params: jax.Array) -> jax.Array:
+        return -policy_loss(unravel(params), batch, config)
+
+    surrogate, gradient = jax.value_and_grad(objective)(params)
+    fisher = trust_region.fisher_vector_product(policy, params)
+    direction = trust_region.conjugate_gradient(
+        lambda v: fisher(v) + config.cg_damping * v, gradient, config.cg_iters
+    )
+    new = params + trust_region.step_to_boundary(direction, fisher(direction), config.max_kl)
+    metrics = {
+        "loss/policy": -surrogate,
+        "policy/entropy": policy(new).entropy().mean(),
+        "policy/kl": policy(params).kl(policy(new)).mean(),
+    }
+    return unravel(new), metrics
+
+
+def value_loss(critic: Any, batch: Batch, config: Config) -> jax.Array:
+    """Squared error of the critic on one minibatch -> scalar."""
+    return losses.value_loss(Critic(config).apply(critic, batch.obs), batch.target).mean()
+
+
+def fit_critic(
+    key: jax.Array, state: TrainState, batch: Batch, config: Config
+) -> tuple[Any, Any, Metrics]:
+    """Take epochs of minibatch gradient steps -> parameters, state of the optimiser, metrics."""
+    optimizer = make_optimizer(config, state.num_updates)
+
+    def gradient_step(carry: Any, indices: jax.Array) -> Any:
+        critic, opt_state = carry
+        minibatch = jax.tree.map(lambda x: x[indices], batch)
+        loss, gradient = jax.value_and_grad(value_loss)(critic, minibatch, config)
+        change, opt_state = optimizer.update(gradient, opt_state, critic)
+        return (optax.apply_updates(critic, change), opt_state), loss
+
+    carry = (state.params["critic"], state.opt_state)
+    (critic, opt_state), steps = lax.scan(gradient_step, carry, shuffled(key, config))
+    return critic, opt_state, {"loss/value": steps.mean()}
+
+
+def update(key: jax.Array, state: TrainState, config: Config) -> tuple[TrainState, Metrics]:
+    """One iteration: T*N environment steps, one step of the policy, epochs of the critic."""
+    key_rollout, key_shuffle = random.split(key)
+    state, transition, episodes = rollout(key_rollout, state, config)
+    state, batch = advantages(state, transition, config)
+    actor, policy_metrics = natural_step(state.params["actor"], batch, config)
+    critic, opt_state, value_metrics = fit_critic(key_shuffle, state, batch, config)
+    state = dataclasses.replace(
+        state,
+        params={"actor": actor, "critic": critic},
+        opt_state=opt_state,
+        num_updates=state.num_updates + 1,
+    )
+    return state, {**episodes, **policy_metrics, **value_metrics}
+
+
+def shuffled(key: jax.Array, config: Config) -> jax.Array:
+    """Indices into the batch, a fresh permutation per epoch -> [epochs * minibatches, B]."""
+    keys = random.split(key, config.num_epochs)
+    order = jax.vmap(lambda key: random.permutation(key, config.steps_per_update))(keys)
+    return order.reshape(config.num_epochs * config.num_minibatches, -1)
+
+
+def train(key: jax.Array, config: Config) -> tuple[TrainState, Metrics]:
+    """A whole run from one key -> final state, metrics [num_updates]."""
+    state = init(random.fold_in(key, 0), config)
+
+    def step(state: TrainState, u: jax.Array) -> tuple[TrainState, Metrics]:
+        return update(random.fold_in(key, u), state, config)
+
+    return lax.scan(step, state, jnp.arange(1, config.num_updates + 1))
+
+
+def policy(
+    key: jax.Array, state: TrainState, obs: jax.Array, config: Config, greedy: bool = False
+) -> jax.Array:
+    """Actions [N] or [N, A] for raw observations [N, D]."""
+    seen = normalize.observations(config, state.normalizers, obs)
+    distribution = Actor(config).apply(state.params["actor"], seen)
+    return distribution.mode() if greedy else distribution.sample(key)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from purejaxpg import cli
+
+    sys.exit(cli.main(["train", __file__, *sys.argv[1:]]))

@@ -1,0 +1,169 @@
+"""What is special to REINFORCE: whole episodes, and which return weighs which action."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import probes
+import pytest
+from jax import random
+
+from purejaxpg import InputError, envs
+from purejaxpg.agents import reinforce
+
+TINY = reinforce.Config(
+    total_timesteps=256,
+    num_envs=8,
+    max_steps=20,
+    hidden=(8, 8),
+    num_critic_steps=2,
+    env_params={"max_steps_in_episode": 20.0},
+)
+
+
+class Lottery(probes.Probe):
+    """Reward 1 a step; an episode lasts 1 step or 7, drawn at its start and seen."""
+
+    def first_obs(self, key: jax.Array) -> jax.Array:
+        return jnp.where(random.bernoulli(key, 0.5, (1,)), 1.0, 7.0)
+
+    def outcome(self, state: probes.State, action: jax.Array) -> Any:
+        return jnp.ones(()), state.time + 1 >= state.obs[0], state.obs
+
+
+def collected(config: reinforce.Config) -> tuple[Any, Any, Any, Any]:
+    state = reinforce.init(random.key(0), config)
+    transition, metrics = reinforce.rollout(random.key(1), state, config)
+    _, batch = reinforce.advantages(state, transition, config)
+    return state, transition, batch, metrics
+
+
+def test_each_environment_gives_one_whole_episode() -> None:
+    _, transition, _, metrics = jax.jit(collected)(TINY)
+    valid, done = np.asarray(transition.valid), np.asarray(transition.done)
+    for n in range(TINY.num_envs):
+        (ends,) = np.nonzero(done[:, n])
+        assert valid[:, n].tolist() == [t <= ends[0] for t in range(20)]
+    assert float(metrics["episode/count"]) == TINY.num_envs
+    assert float(metrics["episode/length_sum"]) == valid.sum() == metrics["episode/return_sum"]
+
+
+def test_short_episodes_do_not_count_more() -> None:
+    """Half of the episodes last 7 steps. Among those completed in 10 steps, far fewer do."""
+    envs.register("Lottery", Lottery)
+    config = dataclasses.replace(
+        TINY, env="Lottery", num_envs=4000, max_steps=10, env_params={}, total_timesteps=40_000
+    )
+    reinforce.check(config)
+    _, transition, _, metrics = jax.jit(collected)(config)
+    mean = float(metrics["episode/return_sum"] / metrics["episode/count"])
+    assert mean == pytest.approx(4.0, abs=5 * 3.0 / np.sqrt(4000))  # five standard errors
+    lengths = np.asarray(transition.obs[..., 0])[np.asarray(transition.done)]
+    assert lengths.mean() < 3.4  # what counting every completed episode would say
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({}, "reward to go"),
+        ({"weight_by_discount": True}, "weighted"),
+        ({"reward_to_go": False}, "total return"),
+        ({"baseline": False}, "no baseline"),
+        ({"baseline": False, "normalize_advantage": True}, "whitened"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_weights_against_a_loop(fields: dict[str, Any], name: str) -> None:
+    config = dataclasses.replace(TINY, gamma=0.8, **fields)
+    state, transition, batch, _ = jax.jit(collected)(config)
+    value, next_value = (
+        np.asarray(reinforce.Critic(config).apply(state.params["critic"], obs), np.float64)
+        for obs in (transition.obs, transition.next_obs)
+    )
+    done, valid = np.asarray(transition.done), np.asarray(transition.valid)
+    expected = np.zeros(done.shape)
+    for n in range(config.num_envs):
+        end = int(np.nonzero(done[:, n])[0][0])
+        cut = not transition.terminated[end, n] and config.baseline
+        to_go = next_value[end, n] if cut else 0.0
+        for t in range(end, -1, -1):
+            to_go = float(transition.reward[t, n]) + 0.8 * to_go
+            weight = 0.8**t if config.weight_by_discount else 1.0
+            expected[t, n] = weight * (to_go - config.baseline * value[t, n])
+        if not config.reward_to_go:
+            expected[: end + 1, n] = to_go - value[: end + 1, n]
+    if config.normalize_advantage:
+        expected = (expected - expected[valid].mean()) / (expected[valid].std() + 1e-8)
+    np.testing.assert_allclose(
+        np.asarray(batch.advantage)[valid], expected[valid], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_loss_is_the_mean_over_episodes_of_sums_over_their_steps() -> None:
+    state, transition, batch, _ = jax.jit(collected)(TINY)
+    policy = reinforce.Actor(TINY).apply(state.params["actor"], transition.obs)
+    log_prob = np.asarray(policy.log_prob(transition.action))
+    terms = -log_prob * np.asarray(batch.advantage)
+    expected = np.mean([terms[batch.valid[:, n], n].sum() for n in range(TINY.num_envs)])
+    loss, _ = reinforce.policy_loss(state.params["actor"], batch, TINY)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-4)
+    # Nothing that follows an episode's end has any part in it, nor in the baseline.
+    outside = ~np.asarray(batch.valid)
+    assert outside.any()
+    broken = batch.replace(
+        advantage=jnp.where(outside, 1e6, batch.advantage),
+        target=jnp.where(outside, 1e6, batch.target),
+    )
+    again, _ = reinforce.policy_loss(state.params["actor"], broken, TINY)
+    assert float(again) == float(loss)
+    values = [reinforce.value_loss(state.params["critic"], b, TINY) for b in (batch, broken)]
+    assert float(values[0]) == float(values[1])
+
+
+def test_baseline_is_fitted_after_it_was_used() -> None:
+    """The policy's step is the same whatever the baseline then learns from the same returns."""
+    state = reinforce.init(random.key(0), TINY)
+    update = jax.jit(reinforce.update)
+    slow, _ = update(random.key(1), state, TINY)
+    fast, _ = update(random.key(1), state, dataclasses.replace(TINY, critic_learning_rate=1.0))
+    for a, b in zip(*(jax.tree.leaves(s.params["actor"]) for s in (slow, fast)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    kernels = [s.params["critic"]["params"]["Dense_0"]["kernel"] for s in (slow, fast)]
+    assert not np.array_equal(*kernels)
+
+
+def test_without_a_baseline_no_critic_is_trained() -> None:
+    config = dataclasses.replace(TINY, baseline=False)
+    state = reinforce.init(random.key(0), config)
+    after, metrics = jax.jit(reinforce.update)(random.key(1), state, config)
+    pairs = zip(*(jax.tree.leaves(s.params["critic"]) for s in (state, after)), strict=True)
+    assert all(np.array_equal(a, b) for a, b in pairs)
+    assert "loss/value" not in metrics
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"max_steps": 19}, ["max_steps", "20", "CartPole-v1", "19", "max_steps_in_episode"]),
+        ({"max_steps": -1}, ["max_steps", "-1"]),
+        ({"env_params": {"max_steps_in_episode": 30.0}}, ["max_steps", "30", "20"]),
+        (
+            {"weight_by_discount": True, "reward_to_go": False},
+            ["weight_by_discount", "reward_to_go"],
+        ),
+        ({"num_critic_steps": -1}, ["num_critic_steps", "-1"]),
+    ],
+)
+def test_bad_settings_are_named(fields: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        reinforce.check(dataclasses.replace(TINY, **fields))
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.fast
+def test_room_for_an_episode_is_the_time_limit_unless_said() -> None:
+    assert reinforce.Config(env="Pendulum-v1").horizon == 200
+    assert reinforce.Config(env="CartPole-v1", num_envs=3).steps_per_update == 1500
