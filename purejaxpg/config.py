@@ -175,6 +175,26 @@ def at_least(config: Any, minimum: float, *names: str) -> None:
         require(value >= minimum, f"{name} must be {minimum} or more, but is {value}.")
 
 
+def at_most(config: Any, maximum: float, *names: str) -> None:
+    """Require that each named field is `maximum` or less."""
+    for name in names:
+        value = getattr(config, name)
+        require(value <= maximum, f"{name} must be {maximum} or less, but is {value}.")
+
+
+def finite(config: Any, *names: str) -> None:
+    """Require that each named field is a finite number, in the float32 that a program computes in.
+
+    Its magnitude is bounded from below too, since 1e-300 would become zero and its logarithm -inf.
+    """
+    for name in names:
+        value = abs(getattr(config, name))
+        require(
+            value == 0.0 or 1.2e-38 <= value <= 3.4e38,
+            f"{name} must be finite in single precision, but is {getattr(config, name)}.",
+        )
+
+
 def above(config: Any, bound: float, *names: str) -> None:
     """Require that each named field is more than `bound`."""
     for name in names:
@@ -202,8 +222,16 @@ AT_LEAST = {
 }  # fmt: skip
 ABOVE_ZERO = (
     "learning_rate_half_life", "max_grad_norm", "max_kl", "clip_obs", "clip_reward", "reward_scale",
+    "tau", "shrink", "alpha", "kl_coef", "target_kl",
 )  # fmt: skip
-IN_UNIT_INTERVAL = ("gamma", "gae_lambda", "tau", "ou_theta", "shrink")
+IN_UNIT_INTERVAL = (
+    "gamma", "gae_lambda", "tau", "ou_theta", "shrink", "target_entropy_ratio",
+)  # fmt: skip
+# Where infinity does not mean that something is off.
+FINITE = (
+    "learning_rate", "critic_learning_rate", "vf_coef", "ent_coef", "kl_coef", "target_kl", "alpha",
+    "cg_damping", "noise_std", "reward_scale", "initial_log_std", "target_entropy_per_dim",
+)  # fmt: skip
 
 
 def in_range(config: Any) -> None:
@@ -217,6 +245,13 @@ def in_range(config: Any) -> None:
         at_least(config, minimum, *own(names))
     above(config, 0, *own(ABOVE_ZERO))
     between(config, 0, 1, *own(IN_UNIT_INTERVAL))
+    between(config, -20, 20, *own(["initial_log_std"]))
+    finite(config, *own(FINITE))
+    at_most(
+        config,
+        2**31 - 1,
+        *(name for name, hint in present.items() if hint is int and name != "total_timesteps"),
+    )
 
 
 def check_rollout(config: Any) -> None:

@@ -161,17 +161,19 @@ def check(config: Any) -> Env:
     return env
 
 
-def require_bounded(env: Env, agent: str) -> None:
+def require_bounded(config: Any, agent: str) -> None:
     """Require continuous actions between finite bounds, for an agent that squashes its own."""
+    env, env_params = setup(config)
     configs.require(
         not env.discrete,
         f"env {env.name!r} has discrete actions, but {agent} needs continuous ones; "
         "on Pendulum-v1, for one, it works.",
     )
-    bounds = np.asarray(action_bounds(env, env.default_params))
+    low, high = (np.asarray(bound) for bound in action_bounds(env, env_params))
     configs.require(
-        bool(np.isfinite(bounds).all()),
-        f"env {env.name!r} does not bound its actions, and {agent} needs bounds.",
+        bool(np.isfinite([low, high]).all() and (low < high).all()),
+        f"env {env.name!r} has actions between {low.tolist()} and {high.tolist()}, but {agent} "
+        "needs finite bounds, the lower below the upper.",
     )
 
 

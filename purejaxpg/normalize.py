@@ -26,7 +26,7 @@ def init(shape: tuple[int, ...]) -> Moments:
     return Moments(jnp.zeros(shape), jnp.ones(shape), jnp.zeros(()))
 
 
-def update(moments: Moments, batch: jax.Array) -> Moments:
+def update(moments: Moments, batch: jax.Array, where: jax.Array | None = None) -> Moments:
     """Fold a batch into the moments, exactly as if all data had been seen at once.
 
         m = m_a + d n_b / n,    n v = n_a v_a + n_b v_b + d^2 n_a n_b / n,    d = m_b - m_a
@@ -34,6 +34,7 @@ def update(moments: Moments, batch: jax.Array) -> Moments:
     Args:
         moments: moments of shape [...].
         batch: [..., *moments shape]; all leading axes count as samples.
+        where: [...] bool, the samples that count; one of them at least. By default, all.
 
     Returns:
         The merged moments (population variance, divided by n).
@@ -42,8 +43,13 @@ def update(moments: Moments, batch: jax.Array) -> Moments:
     Statistician 37(3).
     """
     axes = tuple(range(batch.ndim - moments.mean.ndim))
-    batch_mean, batch_var = batch.mean(axes), batch.var(axes)
-    batch_count = batch.size / max(moments.mean.size, 1)
+    if where is None:
+        batch_mean, batch_var = batch.mean(axes), batch.var(axes)
+        batch_count: jax.Array | float = batch.size / max(moments.mean.size, 1)
+    else:
+        kept = where.reshape(where.shape + (1,) * moments.mean.ndim)
+        batch_mean, batch_var = batch.mean(axes, where=kept), batch.var(axes, where=kept)
+        batch_count = where.sum().astype(jnp.float32)
     count = moments.count + batch_count
     delta = batch_mean - moments.mean
     spread = moments.var * moments.count + batch_var * batch_count
@@ -111,6 +117,7 @@ def scale_reward(
     reward: jax.Array,
     done: jax.Array,
     gamma: jax.Array | float,
+    where: jax.Array | None = None,
 ) -> tuple[RewardScale, jax.Array]:
     """Divide rewards by the standard deviation of the discounted sum of rewards.
 
@@ -121,12 +128,13 @@ def scale_reward(
         reward: [T, N] raw.
         done: [T, N] bool.
         gamma: discount per environment step, in [0, 1].
+        where: [T, N] bool, the steps whose sums count. By default, all.
 
     Returns:
         The updated scale, and rewards [T, N].
     """
     running, sums = discounted_sum(scale.running, reward, done, gamma)
-    moments = update(scale.moments, sums)
+    moments = update(scale.moments, sums, where)
     return RewardScale(running, moments), reward * jax.lax.rsqrt(moments.var + 1e-8)
 
 
@@ -148,15 +156,29 @@ def observations(config: Any, normalizers: Normalizers, obs: jax.Array) -> jax.A
     return normalize(normalizers.obs, obs, config.clip_obs) if config.normalize_obs else obs
 
 
-def observed(config: Any, normalizers: Normalizers, obs: jax.Array) -> Normalizers:
+def observed(
+    config: Any, normalizers: Normalizers, obs: jax.Array, where: jax.Array | None = None
+) -> Normalizers:
     """Fold raw observations [..., D] into the statistics, where the agent normalises by them."""
     if not config.normalize_obs:
         return normalizers
-    return dataclasses.replace(normalizers, obs=update(normalizers.obs, obs))
+    return dataclasses.replace(normalizers, obs=update(normalizers.obs, obs, where))
+
+
+def restarted(normalizers: Normalizers) -> Normalizers:
+    """Forget the episodes in progress, for data in which every environment starts anew."""
+    running = jnp.zeros_like(normalizers.reward.running)
+    return dataclasses.replace(
+        normalizers, reward=dataclasses.replace(normalizers.reward, running=running)
+    )
 
 
 def rewards(
-    config: Any, normalizers: Normalizers, reward: jax.Array, done: jax.Array
+    config: Any,
+    normalizers: Normalizers,
+    reward: jax.Array,
+    done: jax.Array,
+    where: jax.Array | None = None,
 ) -> tuple[Normalizers, jax.Array]:
     """Return rewards as the agent learns from them: normalised, scaled, then clipped.
 
@@ -165,12 +187,13 @@ def rewards(
         normalizers: updated with these rewards first.
         reward: [T, N] raw.
         done: [T, N] bool.
+        where: [T, N] bool, the steps that count for the statistics. By default, all.
 
     Returns:
         The normalisers, and rewards [T, N] in [-clip_reward, clip_reward].
     """
     if config.normalize_reward:
-        scale, reward = scale_reward(normalizers.reward, reward, done, config.gamma)
+        scale, reward = scale_reward(normalizers.reward, reward, done, config.gamma, where)
         normalizers = dataclasses.replace(normalizers, reward=scale)
     bound = config.clip_reward
     return normalizers, jnp.clip(config.reward_scale * reward, -bound, bound)

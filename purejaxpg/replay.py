@@ -59,6 +59,8 @@ def check(config: Any) -> None:
         f"learning_starts must be num_envs ({config.num_envs}) or more, or there is nothing to "
         f"sample, but is {starts}.",
     )
+    configs.divides(config, "num_envs", starts, "learning_starts")
+    configs.at_most(config, 2**31 - 1, "replay_capacity", "total_timesteps")
     configs.require(
         starts < config.total_timesteps,
         f"learning_starts must be less than total_timesteps ({config.total_timesteps}), or the "

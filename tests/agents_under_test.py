@@ -46,7 +46,7 @@ PROBE_FIELDS: dict[str, Any] = {
     "num_gradient_steps": 16,
     "batch_size": 32,
     "replay_capacity": 4_000,
-    "learning_starts": 200,
+    "learning_starts": 192,
     "hidden": (16, 16),
     "learning_rate": 5e-3,
     "critic_learning_rate": 5e-3,

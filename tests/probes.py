@@ -1,7 +1,7 @@
 """Environments with known answers: a broken agent fails one of them and the name tells why.
 
 The ladder follows Andy Jones, "Debugging RL, without the agonizing pain", extended by a time
-limit, a continuous action and an environment without any reward.
+limit, a continuous action and a task for an entropy bonus.
 """
 
 from typing import Any
@@ -136,13 +136,8 @@ class Followed(Observed):
         return spaces.Box(-2.0, 2.0, (1,))
 
 
-class Indifferent(Probe):
-    """No reward and two actions: an entropy bonus has to make the policy uniform."""
-
-    num_choices = 2
-
-    def outcome(self, state: State, action: jax.Array) -> Any:
-        return jnp.zeros(()), jnp.ones((), bool), state.obs
+class Tempered(Chosen):
+    """`Chosen` again, for an entropy bonus of weight c: the best policy has odds of exp(2 / c)."""
 
 
 class Tasks(Probe):
@@ -178,7 +173,7 @@ class TaskParams:
 
 class Discrete(Tasks):
     probes = (
-        Constant(), Observed(), Discounted(), Chosen(), Matched(), Endless(), Indifferent(),
+        Constant(), Observed(), Discounted(), Chosen(), Matched(), Endless(), Tempered(),
     )  # fmt: skip
     num_choices = 2
 
@@ -191,7 +186,7 @@ class Continuous(Tasks):
 
 
 PROBES = (
-    Constant, Observed, Discounted, Chosen, Matched, Endless, Quadratic, Followed, Indifferent,
+    Constant, Observed, Discounted, Chosen, Matched, Endless, Quadratic, Followed, Tempered,
     Discrete, Continuous,
 )  # fmt: skip
 

@@ -230,3 +230,50 @@ def test_too_many_devices_are_refused_before_anything_is_written() -> None:
 
 def test_module_runs_as_a_program() -> None:
     assert in_a_process("--version").stdout == f"purejaxpg {purejaxpg.__version__}\n"
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            "ddpg --env CartPole-v1",
+            "env 'CartPole-v1' has discrete actions, but DDPG needs continuous ones; "
+            "on Pendulum-v1, for one, it works.",
+        ),
+        (
+            "sac --replay-capacity 100",
+            "replay_capacity must be batch_size (256) or more, but is 100.",
+        ),
+        (
+            "sac --learning-starts 5000 --total-timesteps 4000",
+            "learning_starts must be less than total_timesteps (4000), or the warm-up is longer "
+            "than the training, but is 5000.",
+        ),
+        (
+            "ppo --initial-log-std 1",
+            "initial_log_std 1.0 is for the Gaussian policy of continuous actions; "
+            "those of CartPole-v1 are discrete.",
+        ),
+        ("trpo --max-kl 0", "max_kl must be more than 0, but is 0.0."),
+        ("npg --max-kl=-1", "max_kl must be more than 0, but is -1.0."),
+        (
+            "reinforce --max-steps 100",
+            "max_steps must leave room for an episode, 500 steps in CartPole-v1, but is 100; "
+            "a lower env_params.max_steps_in_episode makes episodes shorter.",
+        ),
+        (
+            "a2c --learning-rate-schedule cosine",
+            "learning_rate_schedule must be one of 'constant', 'linear', 'robbins_monro', "
+            "but is 'cosine'.",
+        ),
+    ],
+)
+def test_settings_that_make_no_sense_are_one_sentence(
+    words: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", *words.split()]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.replace("\n", " ").strip() == sentence
+    assert captured.out == ""
+    assert not list(pathlib.Path().iterdir())

@@ -118,6 +118,21 @@ def test_train_is_init_then_updates_with_folded_keys(agent: types.ModuleType) ->
             np.testing.assert_allclose(value, metrics[name][u - 1], rtol=1e-4, atol=1e-5)
 
 
+def test_a_state_keeps_its_types(agent: types.ModuleType) -> None:
+    """Or an update would be compiled twice, and a scan refuse its carry; in 64 bits too."""
+
+    def types_of(tree: Any) -> list[Any]:
+        return [(x.shape, x.dtype, getattr(x, "weak_type", False)) for x in jax.tree.leaves(tree)]
+
+    config = under_test.tiny(agent)
+    before = jax.eval_shape(agent.init, random.key(0), config)
+    after, _ = jax.eval_shape(agent.update, random.key(1), before, config)
+    assert types_of(before) == types_of(after)
+    with jax.enable_x64(True):
+        state, _ = jax.eval_shape(agent.train, random.key(0), config)
+    assert jax.tree.structure(state) == jax.tree.structure(before)
+
+
 def rows_of(agent: types.ModuleType, runs: list[specs.Run], rows: int) -> Any:
     """Train `runs` as one unit, with the engine's own programs -> states, metrics."""
     seeds, batch = plans.stack(runs, rows)
@@ -126,11 +141,14 @@ def rows_of(agent: types.ModuleType, runs: list[specs.Run], rows: int) -> Any:
     return SEGMENT(agent, count, seeds, batch, states, zeros, np.int32(1), np.int32(count))
 
 
+def rates(value: float) -> dict[str, float]:
+    return {"learning_rate": value, "critic_learning_rate": value}
+
+
 def test_a_row_does_not_depend_on_its_neighbours(agent: types.ModuleType) -> None:
     """Row i of 8 different runs equals the same run padded with copies of itself, bitwise."""
     runs = [
-        specs.Run(str(i), under_test.tiny(agent, learning_rate=1e-3 * (i + 1)), i, {})
-        for i in range(8)
+        specs.Run(str(i), under_test.tiny(agent, **rates(1e-3 * (i + 1))), i, {}) for i in range(8)
     ]
     states, _, metrics = rows_of(agent, runs, 8)
     for i in (0, 3, 7):
@@ -143,7 +161,7 @@ def test_a_row_does_not_depend_on_its_neighbours(agent: types.ModuleType) -> Non
 def test_a_diverged_row_is_marked_and_harms_no_neighbour(agent: types.ModuleType) -> None:
     healthy = [specs.Run(str(i), under_test.tiny(agent), i, {}) for i in range(4)]
     broken = [*healthy]
-    broken[2] = specs.Run("2", under_test.tiny(agent, learning_rate=float("nan")), 2, {})
+    broken[2] = specs.Run("2", under_test.tiny(agent, **rates(float("nan"))), 2, {})
     states, diverged_at, _ = rows_of(agent, healthy, 4)
     other_states, other_diverged_at, _ = rows_of(agent, broken, 4)
     assert diverged_at.tolist() == [0, 0, 0, 0]
@@ -219,13 +237,21 @@ def test_gradient_clipping_is_global(agent: types.ModuleType) -> None:
         chex.assert_trees_all_close(step, again, rtol=1e-4)
 
 
-@pytest.mark.parametrize("trick", ["learning_rate_schedule", "orthogonal_init", "normalize_obs"])
+TRICKS: dict[str, Any] = {
+    "learning_rate_schedule": "robbins_monro", "orthogonal_init": False, "normalize_obs": True,
+    "normalize_advantage": True, "normalize_reward": True, "reward_scale": 3.0,
+    "clip_reward": 0.5, "max_grad_norm": 1e-6,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("trick", TRICKS)
 def test_each_trick_changes_what_is_learnt(agent: types.ModuleType, trick: str) -> None:
     """An option that does nothing would make a sweep compare a run with itself."""
-    plain = under_test.tiny(agent)
-    value = getattr(plain, trick)
-    other = "robbins_monro" if isinstance(value, str) else not value
-    changed = dataclasses.replace(plain, **{trick: other})
+    if not under_test.has(agent, trick):
+        pytest.skip(f"{under_test.name(agent)} has no {trick}")
+    # Normalised advantages would hide the scale of the reward.
+    plain = under_test.tiny(agent, normalize_advantage=False)
+    changed = dataclasses.replace(plain, **{trick: TRICKS[trick]})
     agent.check(changed)
     states = [jax.jit(agent.train)(random.key(0), config)[0] for config in (plain, changed)]
     assert leaves_differ(states[0].params, states[1].params)

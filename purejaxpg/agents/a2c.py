@@ -62,7 +62,7 @@ class Config:
     learning_rate: float = 7e-4  # step size of RMSprop
     learning_rate_half_life: float = 100.0  # of robbins_monro, in updates
     gamma: float = 0.99  # discount per environment step, in [0, 1]
-    gae_lambda: float = 1.0  # 0: one-step TD, 1: Monte Carlo
+    gae_lambda: float = 1.0  # 0: one-step TD, 1: the longest return in the rollout
     vf_coef: float = 0.5  # weight of the value loss
     ent_coef: float = 0.01  # weight of the entropy bonus
     max_grad_norm: float = 0.5  # bound on the global gradient norm; inf: off
@@ -219,7 +219,10 @@ def advantages(
     advantage = returns.gae(
         reward, value, next_value, terminated, done, config.gamma, config.gae_lambda
     )
-    batch = Batch(obs, transition.action, advantage, advantage + value)
+    target = advantage + value
+    if config.normalize_advantage:
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    batch = Batch(obs, transition.action, advantage, target)
     batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
     return dataclasses.replace(state, normalizers=normalizers), batch
 
@@ -228,10 +231,7 @@ def loss(params: Any, batch: Batch, config: Config) -> tuple[jax.Array, Metrics]
     """Negative of the objective -> scalar, metrics."""
     policy = Actor(config).apply(params["actor"], batch.obs)
     value = Critic(config).apply(params["critic"], batch.obs)
-    advantage = batch.advantage
-    if config.normalize_advantage:
-        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-    policy_loss = losses.score_function(policy.log_prob(batch.action), advantage).mean()
+    policy_loss = losses.score_function(policy.log_prob(batch.action), batch.advantage).mean()
     value_loss = losses.value_loss(value, batch.target).mean()
     entropy = policy.entropy().mean()
     metrics = {

@@ -20,8 +20,9 @@ Differs from the paper:
 3. Actions lie in [-1, 1] for the networks, the buffer and the noise, and are stretched to the
    environment's bounds when it steps.
 4. Gaussian noise is the default, as in later work; there is no weight decay and no batch norm, the
-   action enters Q at its first layer, and hidden layers have 256 units.
+   action enters Q at its first layer, and sizes, step sizes, tau and initialisation are others.
 5. The first learning_starts steps, taken at random in `init`, count in total_timesteps.
+6. With normalize_obs, stored observations are normalised by the statistics of the moment.
 
 Run: purejaxpg train ddpg --env Pendulum-v1 --seed 0
 """
@@ -57,7 +58,7 @@ class Config:
     batch_size: int = 256  # transitions per gradient step
     replay_capacity: int = 100_000  # transitions that are kept
     learning_starts: int = 1_000  # environment steps with random actions before the first update
-    noise: str = "gaussian"  # "gaussian", or "ou" for Ornstein-Uhlenbeck
+    exploration: str = "gaussian"  # noise; or "ou" for Ornstein-Uhlenbeck
     torso: str = "mlp"  # only "mlp"
     hidden: tuple[int, ...] = (256, 256)  # widths of the fully connected layers
     activation: str = "relu"  # tanh, relu, elu, silu or gelu
@@ -70,7 +71,7 @@ class Config:
     learning_rate_half_life: float = 1000.0  # of robbins_monro, in updates
     gamma: float = 0.99  # discount per environment step, in [0, 1]
     tau: float = 0.005  # step of the target networks towards the online ones; 1: no lag
-    noise_std: float = 0.1  # of the exploration noise; an action spans 2
+    noise_std: float = 0.1  # of what is drawn for the noise in a step; an action spans 2
     ou_theta: float = 0.15  # pull of the Ornstein-Uhlenbeck process towards 0, per step
     max_grad_norm: float = float("inf")  # bound on the norm of either gradient; inf: off
     clip_obs: float = 10.0  # bound on a normalised observation
@@ -92,10 +93,10 @@ class Config:
 def check(config: Config) -> None:
     """Raise an InputError in one plain sentence unless the configuration makes sense."""
     env = envs.check(config)
-    envs.require_bounded(env, "DDPG")
+    envs.require_bounded(config, "DDPG")
     networks.check(config, env.obs_shape)
     configs.one_of(config, "torso", ("mlp",))
-    configs.one_of(config, "noise", ("gaussian", "ou"))
+    configs.one_of(config, "exploration", ("gaussian", "ou"))
     configs.in_range(config)
     replay.check(config)
     schedules.check(config)
@@ -167,14 +168,14 @@ def init(key: jax.Array, config: Config) -> TrainState:
     key_env, key_actor, key_critic, key_random = random.split(key, 4)
     env, env_params = envs.setup(config)
     obs, env_state = envs.reset(key_env, env, env_params, config.num_envs)
-    action = jnp.zeros((config.num_envs, env.action_size))
+    action = jnp.zeros((config.num_envs, env.action_size), jnp.float32)
     params = {
         "actor": Actor(config).init(key_actor, obs),
         "critic": Critic(config).init(key_critic, obs, action),
     }
     optimizers = make_optimizers(config)
     no = jnp.zeros((), bool)
-    example = Transition(obs[0], action[0], jnp.zeros(()), no, obs[0])
+    example = Transition(obs[0], action[0], jnp.zeros((), jnp.float32), no, obs[0])
     state = TrainState(
         params=params,
         target_params=params,
@@ -187,14 +188,7 @@ def init(key: jax.Array, config: Config) -> TrainState:
         num_updates=jnp.zeros((), jnp.int32),
     )
     num_steps = config.learning_starts // config.num_envs
-    return interact(key_random, state, config, num_steps, act_at_random)[0]
-
-
-def act_at_random(
-    key: jax.Array, state: TrainState, obs: jax.Array, noise: jax.Array, config: Config
-) -> tuple[jax.Array, jax.Array]:
-    """Action uniform over the bounds -> action [N, A], noise [N, A]."""
-    return random.uniform(key, noise.shape, minval=-1.0, maxval=1.0), noise
+    return interact(key_random, state, config, num_steps, warming_up=True)[0]
 
 
 def explore(
@@ -202,14 +196,14 @@ def explore(
 ) -> tuple[jax.Array, jax.Array]:
     """Action of the policy with noise -> action [N, A], noise [N, A]."""
     seen = normalize.observations(config, state.normalizers, obs)
-    kept = 1.0 - config.ou_theta if config.noise == "ou" else 0.0
-    noise = kept * noise + config.noise_std * random.normal(key, noise.shape)
+    kept = 1.0 - config.ou_theta if config.exploration == "ou" else 0.0
+    noise = kept * noise + config.noise_std * random.normal(key, noise.shape, noise.dtype)
     action = Actor(config).apply(state.params["actor"], seen) + noise
     return jnp.clip(action, -1.0, 1.0), noise
 
 
 def interact(
-    key: jax.Array, state: TrainState, config: Config, num_steps: int, act: Any = explore
+    key: jax.Array, state: TrainState, config: Config, num_steps: int, warming_up: bool = False
 ) -> tuple[TrainState, Metrics]:
     """Act for `num_steps` and store what happens -> state, metrics of the episodes that ended."""
     env, env_params = envs.setup(config)
@@ -217,23 +211,26 @@ def interact(
     def step(carry: Any, key: jax.Array) -> Any:
         obs, env_state, noise = carry
         key_action, key_env = random.split(key)
-        action, noise = act(key_action, state, obs, noise, config)
+        if warming_up:
+            action = random.uniform(key_action, noise.shape, noise.dtype, -1.0, 1.0)
+        else:
+            action, noise = explore(key_action, state, obs, noise, config)
         scaled = envs.to_bounds(env, env_params, action)
         following, env_state, now = envs.step(key_env, env, env_state, scaled, env_params)
         noise = jnp.where(now.done[:, None], 0.0, noise)
         transition = Transition(obs, action, now.reward, now.terminated, now.next_obs)
         return (following, env_state, noise), (transition, envs.episode_metrics(now))
 
-    carry, keys = (state.obs, state.env_state, state.noise), random.split(key, num_steps)
+    keys = random.split(key, num_steps)
+    carry = (state.obs, state.env_state, state.noise)
     (obs, env_state, noise), (transition, episodes) = lax.scan(step, carry, keys)
+    rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transition)
     state = dataclasses.replace(
         state,
         env_state=env_state,
         obs=obs,
         noise=noise,
-        buffer=replay.add(
-            state.buffer, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transition)
-        ),
+        buffer=replay.add(state.buffer, rows),
         normalizers=normalize.observed(config, state.normalizers, transition.obs),
     )
     return state, {name: value.sum() for name, value in episodes.items()}
@@ -270,11 +267,11 @@ def update(key: jax.Array, state: TrainState, config: Config) -> tuple[TrainStat
     """One iteration: T*N environment steps, then gradient steps on samples of the buffer."""
     key_interact, key_learn = random.split(key)
     state, episodes = interact(key_interact, state, config, config.num_steps)
+    descend = partial(descended, make_optimizers(config, state.num_updates))
 
     def gradient_step(carry: Any, key: jax.Array) -> Any:
         params, target_params, opt_state = carry
         batch = sample(key, state, config)
-        descend = partial(descended, config=config, num_updates=state.num_updates)
         value_loss, gradient = jax.value_and_grad(critic_loss)(
             params["critic"], target_params, batch, config
         )
@@ -298,11 +295,10 @@ def update(key: jax.Array, state: TrainState, config: Config) -> tuple[TrainStat
 
 
 def descended(
-    name: str, gradient: Any, params: Any, opt_state: Any, config: Config, num_updates: jax.Array
+    optimizers: Any, name: str, gradient: Any, params: Any, opt_state: Any
 ) -> tuple[Any, Any]:
-    """Take one step of the optimiser of `name` -> parameters, states of the optimisers."""
-    optimizer = make_optimizers(config, num_updates)[name]
-    change, moments = optimizer.update(gradient, opt_state[name])
+    """Take one step with the optimiser of `name` -> parameters, states of the optimisers."""
+    change, moments = optimizers[name].update(gradient, opt_state[name])
     new = optax.apply_updates(params[name], change)
     return {**params, name: new}, {**opt_state, name: moments}
 

@@ -10,7 +10,9 @@ which need only products F v, with cg_damping added to the diagonal. A is the ge
 estimate. The critic takes minibatch steps of Adam on ½ (V - G)², G = A + V_old, after the policy.
 
 Kakade 2001, "A natural policy gradient"; the step to the boundary is that of Schulman et al. 2015,
-arXiv:1502.05477, appendix C, without its line search: so the divergence may exceed δ.
+arXiv:1502.05477, appendix C, without its line search. So the divergence may exceed δ, by far where
+the policy is almost certain of its action: with advantages that are not centred, an error of the
+critic can then overthrow it in one step.
 
 Differs from them:
 1. A time limit is not a terminal state: the value of the observation before the reset is
@@ -64,10 +66,10 @@ class Config:
 
     max_kl: float = 0.01  # δ, divergence that a step may reach in the quadratic model
     cg_damping: float = 0.1  # added to the diagonal of the Fisher information
-    learning_rate: float = 1e-3  # step size of Adam, for the critic alone
+    critic_learning_rate: float = 1e-3  # step size of Adam; that of the policy follows from δ
     learning_rate_half_life: float = 100.0  # of robbins_monro, in updates
     gamma: float = 0.99  # discount per environment step, in [0, 1]
-    gae_lambda: float = 0.95  # 0: one-step TD, 1: Monte Carlo
+    gae_lambda: float = 0.95  # 0: one-step TD, 1: the longest return in the rollout
     max_grad_norm: float = 0.5  # bound on the critic's gradient norm; inf: off
     clip_obs: float = 10.0  # bound on a normalised observation
     reward_scale: float = 1.0  # factor on the reward, after any normalisation
@@ -159,7 +161,8 @@ class Critic(nn.Module):
 
 def make_optimizer(config: Config, num_updates: Any = 0) -> optax.GradientTransformation:
     clip = optax.clip_by_global_norm(config.max_grad_norm)
-    adam = optax.adam(schedules.scheduled(config, config.learning_rate, num_updates), eps=1e-5)
+    rate = schedules.scheduled(config, config.critic_learning_rate, num_updates)
+    adam = optax.adam(rate, eps=1e-5)
     return optax.flatten(optax.chain(clip, adam))  # one vector compiles and runs faster
 
 
@@ -254,7 +257,7 @@ def natural_step(actor: Any, batch: Batch, config: Config) -> tuple[Any, Metrics
     new = params + trust_region.step_to_boundary(direction, fisher(direction), config.max_kl)
     metrics = {
         "loss/policy": -surrogate,
-        "policy/entropy": policy(new).entropy().mean(),
+        "policy/entropy": policy(params).entropy().mean(),
         "policy/kl": policy(params).kl(policy(new)).mean(),
     }
     return unravel(new), metrics

@@ -74,7 +74,7 @@ class Config:
     learning_rate: float = 2.5e-4  # step size of Adam
     learning_rate_half_life: float = 100.0  # of robbins_monro, in updates
     gamma: float = 0.99  # discount per environment step, in [0, 1]
-    gae_lambda: float = 0.95  # 0: one-step TD, 1: Monte Carlo
+    gae_lambda: float = 0.95  # 0: one-step TD, 1: the longest return in the rollout
     clip_eps: float = 0.2  # ratios beyond 1 ± this gain nothing more
     vf_clip_eps: float = float("inf")  # likewise for the change of a value
     vf_coef: float = 0.5  # weight of the value loss
@@ -107,7 +107,6 @@ def check(config: Config) -> None:
     configs.check_rollout(config)
     schedules.check(config)
     configs.one_of(config, "surrogate", ("clip", "kl_penalty"))
-    configs.above(config, 0, "kl_coef", "target_kl")
 
 
 @struct.dataclass
@@ -272,6 +271,7 @@ def loss(params: Any, batch: Batch, old: TrainState, config: Config) -> tuple[ja
         "loss/value": value_loss,
         "policy/entropy": entropy,
         "policy/kl": losses.approximate_kl(log_prob, batch.log_prob).mean(),
+        "policy/kl_coef": old.kl_coef,
         "policy/clip_fraction": losses.is_clipped(log_prob, batch.log_prob, config.clip_eps).mean(),
     }
     return policy_loss + config.vf_coef * value_loss - config.ent_coef * entropy, metrics

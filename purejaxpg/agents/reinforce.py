@@ -4,10 +4,10 @@ Follows the gradient of the expected return, estimated from N whole episodes,
 
     g = 1/N Σ_episodes Σ_t (G_t - b(s_t)) ∇log π(a_t|s_t),      G_t = Σ_k γ^k r_{t+k}
 
-b is a critic, fitted to G by num_critic_steps steps of Adam after the policy's step: a baseline
-that has seen the returns it is subtracted from would bias the gradient. Without a baseline b = 0.
-With reward_to_go off, G_t is the return of the whole episode, which has the same mean and more
-variance.
+b is a critic, fitted to the reward-to-go G_t by num_critic_steps steps of Adam after the policy's
+step: a baseline that has seen the returns it is subtracted from would bias the gradient. Without a
+baseline b = 0. With reward_to_go off, every action is weighed by the return of its whole episode,
+G_0: unbiased for the discounted return, with more variance than reward-to-go with the factor below.
 
 Each update starts N fresh episodes and plays each to its end; what an environment does afterwards
 is masked, so every start counts once. A batch that keeps the episodes completed within a number of
@@ -17,16 +17,17 @@ Williams 1992, "Simple statistical gradient-following algorithms for connectioni
 learning".
 
 Where it differs, or has to choose:
-1. The sum above leaves out a factor γ^t, as all practice does: it is then not the gradient of the
-   discounted return from the start, nor of any other function (Nota and Thomas 2020,
-   arXiv:1906.07073), and treats late steps as no less important than early ones. With
-   weight_by_discount the factor is there, the estimate is unbiased, and late steps hardly learn.
+1. Reward-to-go leaves out a factor γ^t, as most practice does: the sum is then not the gradient of
+   the discounted return from the start, nor of any other function (Nota and Thomas 2020,
+   arXiv:1906.07073), and late steps are as important as early ones. With weight_by_discount the
+   factor is there; the estimate is unbiased, up to point 2, and late steps hardly learn.
 2. A time limit is not a terminal state: the baseline's value of the observation before the reset
    stands for what would have come. Without a baseline the return ends there.
 3. One step of Adam, not of plain ascent. With normalize_advantage the estimate is biased.
 4. The steps after an episode's end count in total_timesteps, since they are computed.
-5. The statistics of the normalisers change once per update, after the rollout; those of the
-   observations start from one rollout of the untrained policy, which total_timesteps leaves out.
+5. The statistics of the normalisers change once per update, after the rollout and without the
+   masked steps; those of the observations start from one rollout of the untrained policy, which
+   total_timesteps leaves out.
 
 Run: purejaxpg train reinforce --env CartPole-v1 --seed 0
 """
@@ -102,7 +103,8 @@ def check(config: Config) -> None:
     """Raise an InputError in one plain sentence unless the configuration makes sense."""
     env = envs.check(config)
     networks.check(config, env.obs_shape)
-    configs.at_least(config, 0, "max_steps", "num_critic_steps")
+    configs.at_least(config, 0, "max_steps")
+    configs.at_least(config, 1 if config.baseline else 0, "num_critic_steps")
     configs.in_range(config)
     configs.check_rollout(config)
     schedules.check(config)
@@ -112,8 +114,10 @@ def check(config: Config) -> None:
         f"max_steps must leave room for an episode, {limit} steps in {env.name}, but is "
         f"{config.horizon}; a lower env_params.max_steps_in_episode makes episodes shorter.",
     )
-    twice = config.weight_by_discount and not config.reward_to_go
-    configs.require(not twice, "weight_by_discount needs reward_to_go; whole returns have no γ^t.")
+    configs.require(
+        config.reward_to_go or not config.weight_by_discount,
+        "weight_by_discount needs reward_to_go: the return of a whole episode takes no factor.",
+    )
 
 
 @struct.dataclass
@@ -205,7 +209,7 @@ def init(key: jax.Array, config: Config) -> TrainState:
     )
     if config.normalize_obs:
         seen, _ = rollout(key_moments, state, config)
-        normalizers = normalize.observed(config, state.normalizers, seen.obs)
+        normalizers = normalize.observed(config, state.normalizers, seen.obs, seen.valid)
         state = dataclasses.replace(state, normalizers=normalizers)
     return state
 
@@ -219,7 +223,8 @@ def rollout(key: jax.Array, state: TrainState, config: Config) -> tuple[Transiti
         obs, env_state, valid = carry
         key_action, key_env = random.split(key)
         seen = normalize.observations(config, state.normalizers, obs)
-        action = Actor(config).apply(state.params["actor"], seen).sample(key_action)
+        policy = Actor(config).apply(state.params["actor"], seen)
+        action = policy.sample(key_action)
         following, env_state, now = envs.step(key_env, env, env_state, action, env_params)
         transition = Transition(
             obs, action, now.reward, now.terminated, now.done, now.next_obs, valid
@@ -239,22 +244,25 @@ def advantages(
     """Weigh the actions of the rollout, and let the normalisers see it."""
     obs = normalize.observations(config, state.normalizers, transition.obs)
     next_obs = normalize.observations(config, state.normalizers, transition.next_obs)
-    terminated, done, valid = transition.terminated, transition.done, transition.valid
-    value = next_value = jnp.zeros(done.shape)
+    value = next_value = jnp.zeros(transition.done.shape)
     if config.baseline:
         value = Critic(config).apply(state.params["critic"], obs)
         next_value = Critic(config).apply(state.params["critic"], next_obs)
-    normalizers, reward = normalize.rewards(config, state.normalizers, transition.reward, done)
-    normalizers = normalize.observed(config, normalizers, transition.obs)
-    target = returns.lambda_return(reward, next_value, terminated, done, config.gamma, 1.0)
-    advantage = (target if config.reward_to_go else target[0]) - value
+    terminated, done, valid = transition.terminated, transition.done, transition.valid
+    normalizers = normalize.restarted(state.normalizers)
+    normalizers, reward = normalize.rewards(config, normalizers, transition.reward, done, valid)
+    normalizers = normalize.observed(config, normalizers, transition.obs, valid)
+    advantage = returns.gae(reward, value, next_value, terminated, done, config.gamma, 1.0)
+    target = advantage + value
+    if not config.reward_to_go:
+        advantage = target[0] - value
     if config.normalize_advantage:
         mean, std = (f(advantage, where=valid) for f in (jnp.mean, jnp.std))
         advantage = (advantage - mean) / (std + 1e-8)
     if config.weight_by_discount:
         advantage *= config.gamma ** jnp.arange(config.horizon)[:, None]
-    state = dataclasses.replace(state, normalizers=normalizers)
-    return state, Batch(obs, transition.action, advantage, target, valid)
+    batch = Batch(obs, transition.action, advantage, target, valid)
+    return dataclasses.replace(state, normalizers=normalizers), batch
 
 
 def policy_loss(actor: Any, batch: Batch, config: Config) -> tuple[jax.Array, Metrics]:
@@ -301,7 +309,7 @@ def update(key: jax.Array, state: TrainState, config: Config) -> tuple[TrainStat
     change, opt_state["actor"] = optimizer.update(gradient, opt_state["actor"], params["actor"])
     params["actor"] = optax.apply_updates(params["actor"], change)
     metrics |= policy_metrics
-    if config.baseline and config.num_critic_steps > 0:
+    if config.baseline:
         params["critic"], opt_state["critic"], value_metrics = fit_baseline(state, batch, config)
         metrics |= value_metrics
     state = dataclasses.replace(

@@ -68,10 +68,10 @@ class Config:
     max_kl: float = 0.01  # δ, divergence that a step may reach
     cg_damping: float = 0.1  # added to the diagonal of the Fisher information
     shrink: float = 0.8  # factor on a step that is refused
-    learning_rate: float = 1e-3  # step size of Adam, for the critic alone
+    critic_learning_rate: float = 1e-3  # step size of Adam; that of the policy follows from δ
     learning_rate_half_life: float = 100.0  # of robbins_monro, in updates
     gamma: float = 0.99  # discount per environment step, in [0, 1]
-    gae_lambda: float = 0.95  # 0: one-step TD, 1: Monte Carlo
+    gae_lambda: float = 0.95  # 0: one-step TD, 1: the longest return in the rollout
     max_grad_norm: float = 0.5  # bound on the critic's gradient norm; inf: off
     clip_obs: float = 10.0  # bound on a normalised observation
     reward_scale: float = 1.0  # factor on the reward, after any normalisation
@@ -98,6 +98,7 @@ def check(config: Config) -> None:
     schedules.check(config)
     configs.require(math.isfinite(config.max_kl), "max_kl must be finite, but is inf.")
     configs.at_least(config, 0, "max_backtracks")
+    configs.require(config.shrink < 1.0, f"shrink must be less than 1, but is {config.shrink}.")
 
 
 @struct.dataclass
@@ -166,7 +167,8 @@ class Critic(nn.Module):
 
 def make_optimizer(config: Config, num_updates: Any = 0) -> optax.GradientTransformation:
     clip = optax.clip_by_global_norm(config.max_grad_norm)
-    adam = optax.adam(schedules.scheduled(config, config.learning_rate, num_updates), eps=1e-5)
+    rate = schedules.scheduled(config, config.critic_learning_rate, num_updates)
+    adam = optax.adam(rate, eps=1e-5)
     return optax.flatten(optax.chain(clip, adam))  # one vector compiles and runs faster
 
 
@@ -270,8 +272,9 @@ def constrained_step(actor: Any, batch: Batch, config: Config) -> tuple[Any, Met
         objective_and_kl, params, step, config.max_kl, config.shrink, config.max_backtracks
     )
     metrics = {
-        "loss/policy": -objective(new),
-        "policy/entropy": policy(new).entropy().mean(),
+        "loss/policy": -objective(params),
+        "policy/improvement": objective(new) - objective(params),
+        "policy/entropy": policy(params).entropy().mean(),
         "policy/kl": policy(params).kl(policy(new)).mean(),
         "policy/step_fraction": fraction,
     }

@@ -128,7 +128,9 @@ def run_group(
             "wall_s": time.monotonic() - began,
             "compile_s": programs.compile_s,
             "steps_per_update": group.config.steps_per_update,
-            "env_steps": group.config.steps_per_update * group.config.num_updates,
+            "steps_before": steps_before(group.config),
+            "env_steps": steps_before(group.config)
+            + group.config.steps_per_update * group.config.num_updates,
             "rows_per_device": group.rows,
             "devices": len(used),
             "device_kind": used[0].device_kind,
@@ -140,6 +142,11 @@ def run_group(
             cut = functools.partial(jax.tree.map, lambda x, rows=rows: x[rows])
             commit(store, unit, cut(states), cut(metrics), cut(scores), diverged_at[rows], facts)
         progress.committed(len(set(batch)))
+
+
+def steps_before(config: Any) -> int:
+    """Return the environment steps that `init` takes to fill a replay buffer."""
+    return int(getattr(config, "learning_starts", 0))
 
 
 def run_units(

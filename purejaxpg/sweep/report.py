@@ -422,7 +422,7 @@ def _curves(store: Store) -> dict[str, _Curve]:
         return_sum, count = (arrays[name] for name in _METRICS)
         steps, returns = bin_returns(return_sum, count, per_update)
         for run_id, row in zip(by_unit[unit["name"]], returns, strict=True):
-            curves[run_id] = _Curve(steps, row)
+            curves[run_id] = _Curve(unit["facts"].get("steps_before", 0) + steps, row)
     return curves
 
 

@@ -129,7 +129,7 @@ def test_gaussian_noise_is_independent_and_added_before_the_bound() -> None:
 
 
 def test_ornstein_uhlenbeck_noise_remembers_and_starts_from_zero_in_every_episode() -> None:
-    config = dataclasses.replace(TINY, noise="ou", ou_theta=0.15, noise_std=0.2)
+    config = dataclasses.replace(TINY, exploration="ou", ou_theta=0.15, noise_std=0.2)
     state = INIT(random.key(0), config)
     obs, noise = jnp.zeros((4, 3)), jnp.zeros((4, 1))
 
@@ -182,9 +182,10 @@ def test_random_steps_count_as_training() -> None:
         ({"replay_capacity": 15}, ["replay_capacity", "16", "15"]),
         ({"replay_capacity": 60}, ["replay_capacity", "60", "learning_starts", "80"]),
         ({"learning_starts": 200, "total_timesteps": 200}, ["learning_starts", "total_timesteps"]),
-        ({"learning_starts": 190, "total_timesteps": 200}, ["total_timesteps", "32", "190", "200"]),
+        ({"learning_starts": 188, "total_timesteps": 200}, ["total_timesteps", "32", "188", "200"]),
         ({"learning_starts": 3}, ["learning_starts", "num_envs", "3"]),
-        ({"noise": "pink"}, ["noise", "'gaussian'", "'ou'", "'pink'"]),
+        ({"noise_std": float("inf")}, ["noise_std", "finite"]),
+        ({"exploration": "pink"}, ["exploration", "'gaussian'", "'ou'", "'pink'"]),
         ({"tau": 1.5}, ["tau", "1.5"]),
         ({"batch_size": 0}, ["batch_size", "0"]),
         ({"num_gradient_steps": 0}, ["num_gradient_steps", "0"]),
@@ -194,3 +195,11 @@ def test_bad_settings_are_named(fields: dict[str, Any], words: list[str]) -> Non
     with pytest.raises(InputError) as caught:
         ddpg.check(dataclasses.replace(TINY, env_params={}, **fields))
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("torque", [0.0, -2.0])
+def test_bounds_are_those_of_the_environment_as_it_is_set(torque: float) -> None:
+    config = dataclasses.replace(TINY, env_params={"max_torque": torque})
+    with pytest.raises(InputError, match="needs finite bounds, the lower below the upper"):
+        ddpg.check(config)

@@ -63,7 +63,7 @@ def test_critic_moves_no_parameter_of_the_actor(agent: types.ModuleType) -> None
     state = agent.init(random.key(0), config)
     update = jax.jit(agent.update)
     one, _ = update(random.key(1), state, config)
-    other, _ = update(random.key(1), state, dataclasses.replace(config, learning_rate=0.1))
+    other, _ = update(random.key(1), state, dataclasses.replace(config, critic_learning_rate=0.1))
     for a, b in zip(*(jax.tree.leaves(s.params["actor"]) for s in (one, other)), strict=True):
         np.testing.assert_array_equal(a, b)
     heads = [s.params["critic"]["params"]["Dense_0"]["kernel"] for s in (one, other)]
@@ -93,6 +93,9 @@ def test_no_advantage_is_no_step(agent: types.ModuleType) -> None:
         ({"max_kl": float("inf")}, ["max_kl", "finite"]),
         ({"cg_iters": 0}, ["cg_iters", "0"]),
         ({"cg_damping": -1.0}, ["cg_damping", "-1.0"]),
+        ({"cg_damping": float("inf")}, ["cg_damping", "finite", "inf"]),
+        ({"cg_iters": 10**10}, ["cg_iters", "2147483647"]),
+        ({"initial_log_std": 1000.0, "env": "Pendulum-v1"}, ["initial_log_std", "20", "1000.0"]),
         ({"num_minibatches": 7}, ["num_minibatches", "7", "64"]),
     ],
 )

@@ -116,6 +116,73 @@ def test_kl_bound_stops_an_update_early() -> None:
     assert further > 0.15
 
 
+PENALISED = dataclasses.replace(TINY, surrogate="kl_penalty", normalize_advantage=False)
+
+
+def test_penalty_is_the_divergence_from_the_old_policy() -> None:
+    """Value and gradient of the loss differ from those without a penalty by beta KL(old || new)."""
+    state, batch = jax.jit(collected)(PENALISED)
+    moved = jax.tree.map(lambda x: 100.0 * x, state.params)
+
+    def penalty(params: Any) -> jax.Array:
+        old, new = (ppo.Actor(TINY).apply(p["actor"], batch.obs) for p in (state.params, params))
+        return 7.0 * old.kl(new).mean()
+
+    def loss(params: Any, beta: float) -> jax.Array:
+        old = state.replace(kl_coef=jnp.asarray(beta))
+        return ppo.loss(params, batch, old, PENALISED)[0]
+
+    assert float(penalty(moved)) > 1e-3
+    difference = float(loss(moved, 7.0) - loss(moved, 0.0))
+    assert difference == pytest.approx(float(penalty(moved)), rel=1e-2)
+    with_it, without, alone = (
+        jax.grad(f)(moved) for f in (lambda p: loss(p, 7.0), lambda p: loss(p, 0.0), penalty)
+    )
+    trees = (with_it, without, alone)
+    for a, b, c in zip(*map(jax.tree.leaves, trees), strict=True):
+        np.testing.assert_allclose(a - b, c, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("target_over_kl", "factor"),
+    [(10.0, 0.5), (1.6, 0.5), (1.4, 1.0), (1.0, 1.0), (0.7, 1.0), (0.6, 2.0), (0.1, 2.0)],
+)
+def test_penalty_adapts_to_the_divergence(target_over_kl: float, factor: float) -> None:
+    """Halved below target / 1.5, doubled above 1.5 target, and left alone between."""
+    state, batch = jax.jit(collected)(PENALISED)
+    moved = jax.tree.map(lambda x: 100.0 * x, state.params)
+    old, new = (ppo.Actor(TINY).apply(p["actor"], batch.obs) for p in (state.params, moved))
+    kl = float(old.kl(new).mean())
+    config = dataclasses.replace(PENALISED, target_kl=kl * target_over_kl)
+    state = state.replace(kl_coef=jnp.asarray(3.0))
+    assert float(ppo.adapted_kl_coef(state, moved, batch, config)) == pytest.approx(3.0 * factor)
+    low = ppo.adapted_kl_coef(state.replace(kl_coef=jnp.asarray(1e-6)), moved, batch, config)
+    assert float(low) >= 1e-6 * (1 - 1e-5)
+    clipped = dataclasses.replace(config, surrogate="clip")
+    assert float(ppo.adapted_kl_coef(state, moved, batch, clipped)) == 3.0
+
+
+def test_penalty_carries_from_update_to_update() -> None:
+    config = dataclasses.replace(PENALISED, target_kl=1e3)  # always far below
+    _, metrics = jax.jit(ppo.train)(random.key(0), config)
+    assert metrics["policy/kl_coef"].tolist() == [1.0, 0.5, 0.25, 0.125]
+
+
+def test_advantages_are_normalised_within_the_minibatch() -> None:
+    """A shift and a scale of the advantages are gone from the policy's part of the loss."""
+    config = dataclasses.replace(TINY, vf_coef=0.0, ent_coef=0.0)
+    state, batch = jax.jit(collected)(config)
+    moved = batch.replace(advantage=5.0 * batch.advantage + 3.0)
+    values = [float(ppo.loss(state.params, b, state, config)[0]) for b in (batch, moved)]
+    assert values[0] == pytest.approx(values[1], abs=1e-5)
+    gradients = [
+        jax.grad(lambda p, b=b: ppo.loss(p, b, state, config)[0])(state.params)
+        for b in (batch, moved)
+    ]
+    for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
+
+
 def test_time_limit_bootstraps_from_the_observation_before_the_reset() -> None:
     config = dataclasses.replace(TINY, env_params={"max_steps_in_episode": 4})
     state = ppo.init(random.key(0), config)
@@ -206,6 +273,11 @@ def test_orthogonal_gains() -> None:
         ({"num_envs": 0}, ["num_envs", "0"]),
         ({"gamma": 1.5}, ["gamma", "1.5"]),
         ({"learning_rate": -1.0}, ["learning_rate", "-1.0"]),
+        ({"surrogate": "hinge"}, ["surrogate", "'clip'", "'kl_penalty'", "'hinge'"]),
+        ({"kl_coef": 0.0}, ["kl_coef", "0.0"]),
+        ({"target_kl": -1.0}, ["target_kl", "-1.0"]),
+        ({"kl_coef": float("inf")}, ["kl_coef", "finite", "inf"]),
+        ({"max_kl": 0.0}, ["max_kl", "0.0"]),
         ({"total_timesteps": 10}, ["total_timesteps", "64", "10"]),
         (
             {"initial_log_std": 1.0},

@@ -122,6 +122,37 @@ def test_loss_is_the_mean_over_episodes_of_sums_over_their_steps() -> None:
     assert float(values[0]) == float(values[1])
 
 
+def test_normalisers_see_the_episodes_and_nothing_else() -> None:
+    """Two updates against all data at once: no step after an end, and no sum that runs on.
+
+    Each update starts fresh episodes, so the discounted sums start from zero each time.
+    """
+    envs.register("Lottery", Lottery)
+    config = dataclasses.replace(
+        TINY, env="Lottery", num_envs=50, max_steps=10, env_params={}, gamma=0.9,
+        normalize_obs=True, normalize_reward=True,
+    )  # fmt: skip
+    state = reinforce.init(random.key(0), config)
+    raw = dataclasses.replace(config, normalize_obs=False)
+    first, _ = reinforce.rollout(
+        random.split(random.key(0), 3)[2], reinforce.init(random.key(0), raw), raw
+    )
+    seen, sums = [np.asarray(first.obs)[np.asarray(first.valid)]], []
+    for u in (1, 2):
+        transition, _ = reinforce.rollout(random.key(u), state, config)
+        state, _ = reinforce.advantages(state, transition, config)
+        valid = np.asarray(transition.valid)
+        seen.append(np.asarray(transition.obs)[valid])
+        steps = np.cumsum(valid, axis=0)[valid]  # 1, 2, ... within each episode
+        sums.append((1 - 0.9**steps) / (1 - 0.9))
+    obs, sums = np.concatenate(seen), np.concatenate(sums)
+    got = state.normalizers
+    np.testing.assert_allclose(got.obs.mean, obs.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(got.obs.var, obs.var(0), rtol=1e-3)
+    assert float(got.reward.moments.count) == len(sums)
+    np.testing.assert_allclose(got.reward.moments.var, sums.var(), rtol=1e-3)
+
+
 def test_baseline_is_fitted_after_it_was_used() -> None:
     """The policy's step is the same whatever the baseline then learns from the same returns."""
     state = reinforce.init(random.key(0), TINY)
@@ -154,7 +185,7 @@ def test_without_a_baseline_no_critic_is_trained() -> None:
             {"weight_by_discount": True, "reward_to_go": False},
             ["weight_by_discount", "reward_to_go"],
         ),
-        ({"num_critic_steps": -1}, ["num_critic_steps", "-1"]),
+        ({"num_critic_steps": 0}, ["num_critic_steps", "1 or more", "0"]),
     ],
 )
 def test_bad_settings_are_named(fields: dict[str, Any], words: list[str]) -> None:

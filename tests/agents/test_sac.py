@@ -133,7 +133,7 @@ def test_entropy_settles_at_its_target(env: str) -> None:
     probes.register()
     config = sac.Config(
         env=env, total_timesteps=20_000, num_envs=16, num_steps=2, num_gradient_steps=8,
-        batch_size=32, learning_starts=200, replay_capacity=2_000, hidden=(16, 16), alpha=0.1,
+        batch_size=32, learning_starts=192, replay_capacity=2_000, hidden=(16, 16), alpha=0.1,
         learning_rate=3e-3, target_entropy_ratio=0.6, target_entropy_per_dim=-0.5,
     )  # fmt: skip
     sac.check(config)
@@ -182,6 +182,26 @@ def test_actions_stay_within_the_bounds_and_are_scaled_to_them() -> None:
     np.testing.assert_allclose(action, 2.0 * unscaled, rtol=1e-5)
 
 
+def test_warm_up_acts_at_random_whatever_the_policy_would_do() -> None:
+    config = dataclasses.replace(
+        DISCRETE, learning_starts=2_000, total_timesteps=3_000, replay_capacity=2_000
+    )
+    state = INIT(random.key(0), config)
+    taken = np.asarray(state.buffer.storage.action)
+    assert taken.mean() == pytest.approx(0.5, abs=4 * 0.5 / np.sqrt(2_000))
+    config = dataclasses.replace(config, env="Pendulum-v1")
+    taken = np.sort(np.asarray(INIT(random.key(0), config).buffer.storage.action)[:, 0])
+    assert np.abs(taken - np.linspace(-1, 1, 2_000)).max() < 2 * 1.95 / np.sqrt(2_000)
+
+
+def test_rewards_are_scaled_and_clipped_as_they_are_learnt_from() -> None:
+    config = dataclasses.replace(CONTINUOUS, reward_scale=0.5, clip_reward=1.0)
+    _, plain = sampled(CONTINUOUS)
+    _, scaled = sampled(config)
+    np.testing.assert_allclose(scaled.reward, jnp.clip(0.5 * plain.reward, -1.0, 1.0), rtol=1e-6)
+    assert float(scaled.reward.min()) == -1.0
+
+
 def test_images_with_discrete_actions() -> None:
     config = dataclasses.replace(DISCRETE, env="Breakout-MinAtar", torso="cnn", env_params={})
     sac.check(config)
@@ -199,6 +219,13 @@ def test_images_with_discrete_actions() -> None:
         ({"alpha": 0.0}, ["alpha", "more than 0", "0.0"]),
         ({"target_entropy_ratio": 1.2}, ["target_entropy_ratio", "1.2"]),
         ({"torso": "cnn"}, ["torso", "'cnn'"]),
+        ({"alpha": float("inf")}, ["alpha", "finite", "inf"]),
+        ({"alpha": 1e-300}, ["alpha", "finite", "1e-300"]),
+        ({"target_entropy_per_dim": float("nan")}, ["target_entropy_per_dim", "nan"]),
+        ({"tau": 0.0}, ["tau", "0.0"]),
+        ({"learning_starts": 81}, ["num_envs", "learning_starts", "81"]),
+        ({"total_timesteps": 10**12}, ["total_timesteps", "2147483647"]),
+        ({"replay_capacity": 3 * 10**9}, ["replay_capacity", "2147483647"]),
     ],
 )
 def test_bad_settings_are_named(fields: dict[str, Any], words: list[str]) -> None:

@@ -64,7 +64,8 @@ def test_a_step_keeps_the_constraint_and_improves_the_surrogate(max_kl: float, g
         # The paper's direction: the old policy's divergence from the new.
         assert 0.0 < float(before.kl(after).mean()) <= max_kl * (1 + 1e-4)
         assert surrogate > float(batch.advantage.mean())
-        assert float(metrics["loss/policy"]) == pytest.approx(-surrogate, abs=1e-5)
+        gained = surrogate - float(batch.advantage.mean())
+        assert float(metrics["policy/improvement"]) == pytest.approx(gained, abs=1e-5)
 
 
 def test_a_small_region_takes_the_whole_step() -> None:
@@ -100,7 +101,8 @@ def test_lanes_of_a_batch_backtrack_each_for_itself() -> None:
     ("fields", "words"),
     [
         ({"max_backtracks": -1}, ["max_backtracks", "-1"]),
-        ({"shrink": 1.5}, ["shrink", "1.5"]),
+        ({"shrink": 1.0}, ["shrink", "less than 1", "1.0"]),
+        ({"shrink": 0.0}, ["shrink", "0.0"]),
     ],
 )
 def test_bad_settings_are_named(fields: dict[str, Any], words: list[str]) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from purejaxpg import InputError, evaluate
 from purejaxpg.agents import ppo
-from purejaxpg.sweep import engine
+from purejaxpg.sweep import engine, report
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import progress as progresses
 from purejaxpg.sweep import spec as specs
@@ -93,6 +93,22 @@ def test_results_are_stored_with_everything_that_made_them(tmp_path: pathlib.Pat
     facts = units[0]["facts"]
     assert {"wall_s", "compile_s", "jax", "rows_per_device", "platform"} <= set(facts)
     assert facts["env_steps"] == 64
+
+
+def test_steps_of_a_warm_up_count(tmp_path: pathlib.Path) -> None:
+    fields = {
+        "env": "Pendulum-v1", "total_timesteps": 100, "learning_starts": 40, "num_envs": 2,
+        "num_steps": 5, "num_gradient_steps": 1, "batch_size": 4, "replay_capacity": 60,
+        "hidden": [8], "env_params": {"max_steps_in_episode": 20},
+    }  # fmt: skip
+    plain = {"agent": "ddpg", "seeds": 1, "eval_episodes": 2, "config": fields}
+    run(specs.from_dict(plain, "warm"), tmp_path)
+    with stores.Store.read(tmp_path) as store:
+        (unit,) = store.units()
+        (curve,) = report._curves(store).values()
+    assert unit["facts"]["steps_before"] == 40
+    assert unit["facts"]["env_steps"] == 100
+    assert curve.steps.tolist() == [45.0, 55.0, 65.0, 75.0, 85.0, 95.0]
 
 
 def keys_and_configs(runs: Any) -> tuple[jax.Array, Any]:
