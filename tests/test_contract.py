@@ -238,9 +238,8 @@ def test_gradient_clipping_is_global(agent: types.ModuleType) -> None:
 
 
 TRICKS: dict[str, Any] = {
-    "learning_rate_schedule": "robbins_monro", "orthogonal_init": False, "normalize_obs": True,
-    "normalize_advantage": True, "normalize_reward": True, "reward_scale": 3.0,
-    "clip_reward": 0.5, "max_grad_norm": 1e-6,
+    "normalize_obs": True, "normalize_advantage": True, "normalize_reward": True,
+    "reward_scale": 3.0, "clip_reward": 0.5, "max_grad_norm": 1e-6,
 }  # fmt: skip
 
 
@@ -256,6 +255,31 @@ def test_each_trick_changes_what_is_learnt(agent: types.ModuleType, trick: str) 
     states = [jax.jit(agent.train)(random.key(0), config)[0] for config in (plain, changed)]
     assert leaves_differ(states[0].params, states[1].params)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(states[1].params))
+
+
+def test_initialisation_is_orthogonal_unless_switched_off(agent: types.ModuleType) -> None:
+    config = under_test.tiny(agent, hidden=(6, 6))
+    for orthogonal in (True, False):
+        chosen = dataclasses.replace(config, orthogonal_init=orthogonal)
+        params = jax.jit(agent.init)(random.key(0), chosen).params
+        kernel = np.asarray(params["actor"]["params"]["torso"]["Dense_1"]["kernel"])
+        assert np.allclose(kernel.T @ kernel, 2.0 * np.eye(6), atol=1e-4) == orthogonal
+
+
+def test_learning_rate_follows_its_schedule(agent: types.ModuleType) -> None:
+    """Halved after half of the updates by "linear", after the half-life by "robbins_monro"."""
+    params, gradient = jnp.zeros(3), jnp.ones(3)
+    config = under_test.tiny(agent, learning_rate_half_life=4.0, max_grad_norm=jnp.inf)
+    half = config.num_updates / 2
+    for schedule, after in (("constant", None), ("linear", half), ("robbins_monro", 4.0)):
+        chosen = dataclasses.replace(config, learning_rate_schedule=schedule)
+        steps = []
+        for num_updates in (0.0, after or 3.0):
+            several = hasattr(agent, "make_optimizers")
+            made = (agent.make_optimizers if several else agent.make_optimizer)(chosen, num_updates)
+            optimizer = made["critic"] if several else made
+            steps.append(float(optimizer.update(gradient, optimizer.init(params))[0][0]))
+        assert steps[1] / steps[0] == pytest.approx(0.5 if after else 1.0, rel=1e-5)
 
 
 def test_file_copied_elsewhere_runs(agent: types.ModuleType, tmp_path: pathlib.Path) -> None:

@@ -128,7 +128,7 @@ def test_learns(name: str) -> None:
     assert got[1] >= CASES[name].at_least, got
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if "environments" not in name])
 def test_learns_nothing_with_learning_switched_off(name: str) -> None:
     """The same program with step sizes of zero: the threshold is out of reach by far."""
     off = {"learning_rate": 0.0, "critic_learning_rate": 0.0, "max_kl": 1e-12}
