@@ -430,9 +430,9 @@ def test_what_fits_is_accepted(change: dict[str, int]) -> None:
             "than the training, but is 10000.",
         ),
         (
-            {"learning_starts": 9969, "replay_capacity": 9969},
+            {"learning_starts": 9972, "replay_capacity": 9972},
             "total_timesteps must leave room for an update of num_envs * num_steps (32) after "
-            "learning_starts (9969), but is 10000.",
+            "learning_starts (9972), but is 10000.",
         ),
     ],
 )
