@@ -60,7 +60,7 @@ def check(config: Any) -> None:
         f"sample, but is {starts}.",
     )
     configs.divides(config, "num_envs", starts, "learning_starts")
-    configs.at_most(config, 2**31 - 1, "replay_capacity", "total_timesteps")
+    configs.at_most(config, 2**31 - 1, "total_timesteps")
     configs.require(
         starts < config.total_timesteps,
         f"learning_starts must be less than total_timesteps ({config.total_timesteps}), or the "
