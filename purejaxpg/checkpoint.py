@@ -108,6 +108,21 @@ def save(path: str | os.PathLike[str], state: Any) -> str:
     return digest
 
 
+def verify(path: str | os.PathLike[str], sha256: str | None = None) -> None:
+    """Check every file of a checkpoint against its hash, without reading the arrays.
+
+    Args:
+        path: the directory that ``save`` wrote.
+        sha256: what ``save`` returned; None leaves the manifest itself unchecked.
+
+    Raises:
+        FaultError: a file is missing, damaged or not listed.
+    """
+    source = _existing(Path(os.path.abspath(path)))
+    with faults("read the checkpoint", source):
+        _verified_manifest(source, sha256)
+
+
 def load(path: str | os.PathLike[str], template: Any, sha256: str | None = None) -> Any:
     """Verify a checkpoint and read it back into the structure of a template.
 

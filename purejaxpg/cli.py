@@ -1,4 +1,4 @@
-"""The command line: list, train, sweep, report, fork.
+"""The command line: list, train, plan, sweep, report, fsck, fork.
 
 Nothing here imports jax until a command needs it, so that help answers at once, and so that the
 number of CPU devices can still be chosen.
@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError(f"There is no option {rest[0]!r} (see purejaxpg --help).")
         if arguments.command is train:
             train(arguments, rest)
-        else:
-            arguments.command(arguments)
+            return 0
+        return arguments.command(arguments) or 0
     except InputError as error:
         return complain(error, EXIT_INPUT)
     except FaultError as error:
@@ -47,7 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         message = "Interrupted; what is finished is kept, and the same command goes on from there."
         return complain(message, EXIT_INTERRUPTED)
-    return 0
 
 
 def complain(message: object, status: int) -> int:
@@ -81,17 +80,43 @@ def make_parser() -> Parser:
     trainer.add_argument("--seed", type=int, default=0, help="decides all randomness (0)")
     add_run_options(trainer, "results/AGENT-ENV-seedN-HASH", "1")
 
-    sweeper = add(sweep, "run a sweep, or go on with one")
-    sweeper.add_argument("spec", type=Path, metavar="SPEC.toml", help="what to sweep")
-    add_run_options(sweeper, "results/SPEC", "all; the cores of a CPU count as devices")
-
-    reporter = add(report, "write the table and the figure of a sweep again")
-    reporter.add_argument("directory", type=Path, metavar="DIR", help="a result directory")
-
+    add_sweep_commands(add)
     forker = add(fork, "copy an agent's file, to be changed and swept by its path")
     forker.add_argument("agent", help="a name from `purejaxpg list agents`")
     forker.add_argument("file", type=Path, metavar="FILE.py", help="the new file")
     return parser
+
+
+def add_sweep_commands(add: Any) -> None:
+    """Add the commands on sweeps and their results."""
+    planner = add(plan, "show what a sweep will compile and take: memory, disk, time")
+    planner.add_argument("spec", type=Path, metavar="SPEC.toml", help="what to sweep")
+    planner.add_argument("--devices", type=int, metavar="N", help="use N devices (all)")
+    planner.add_argument("--confirm", type=int, default=0, metavar="N", help="as for sweep")
+    planner.add_argument("--quick", action="store_true", help="compile and time nothing")
+    planner.add_argument(
+        "--tune", action="store_true", help="measure sizes of units, write the best into SPEC.toml"
+    )
+
+    sweeper = add(sweep, "run a sweep, or go on with one")
+    sweeper.add_argument("spec", type=Path, metavar="SPEC.toml", help="what to sweep")
+    add_run_options(sweeper, "results/SPEC", "all; the cores of a CPU count as devices")
+    sweeper.add_argument(
+        "--confirm",
+        type=int,
+        default=0,
+        metavar="N",
+        help="then run the winner, the runners-up and the default on N fresh seeds (0: do not)",
+    )
+
+    reporter = add(report, "write the report of a sweep again")
+    reporter.add_argument("directory", type=Path, metavar="DIR", help="a result directory")
+
+    checker = add(fsck, "check every hash of a result directory")
+    checker.add_argument("directory", type=Path, metavar="DIR", help="a result directory")
+    checker.add_argument(
+        "--repair", action="store_true", help="let the next run compute again what is damaged"
+    )
 
 
 def add_run_options(parser: argparse.ArgumentParser, out: str, devices: str) -> None:
@@ -144,8 +169,29 @@ def train(arguments: argparse.Namespace, words: list[str]) -> None:
     run_sweep(spec, arguments, Path("results") / name, devices)
 
 
+def plan(arguments: argparse.Namespace) -> None:
+    """Show what a sweep will take, or measure how it is done best."""
+    require_count("--confirm", arguments.confirm)
+    devices = find_devices(arguments.devices)
+    from purejaxpg.sweep import forecast
+    from purejaxpg.sweep import spec as specs
+
+    spec, say = specs.load(arguments.spec), functools.partial(print, flush=True)
+    if arguments.tune:
+        forecast.tune(spec, arguments.spec, devices, say)
+    else:
+        forecast.plan(spec, devices, arguments.confirm, say, arguments.quick)
+
+
+def require_count(name: str, value: int) -> None:
+    """Raise an InputError unless an option is a whole number, 0 or more."""
+    if value < 0:
+        raise InputError(f"{name} must be 0 or more, but is {value}.")
+
+
 def sweep(arguments: argparse.Namespace) -> None:
     """Run a sweep, or go on with one."""
+    require_count("--confirm", arguments.confirm)
     devices = find_devices(arguments.devices)
     from purejaxpg.sweep import spec as specs
 
@@ -160,6 +206,13 @@ def report(arguments: argparse.Namespace) -> None:
     console = make_console()
     written = reports.write(arguments.directory, console)
     console.print(f"Results: {written}", highlight=False, soft_wrap=True, markup=False)
+
+
+def fsck(arguments: argparse.Namespace) -> int:
+    """Check every hash of a result directory."""
+    from purejaxpg.sweep import fsck as checks
+
+    return checks.run(arguments.directory, arguments.repair, functools.partial(print, flush=True))
 
 
 def fork(arguments: argparse.Namespace) -> None:
@@ -186,20 +239,26 @@ def run_sweep(
     spec: Any, arguments: argparse.Namespace, default_out: Path, devices: list[Any]
 ) -> None:
     """Run or resume `spec`, then report."""
-    from purejaxpg.sweep import engine
+    from purejaxpg.sweep import compute, engine
     from purejaxpg.sweep import progress as progresses
     from purejaxpg.sweep import report as reports
+    from purejaxpg.sweep import search as searches
     from purejaxpg.sweep import store as stores
 
     console = make_console()
     say = functools.partial(console.print, highlight=False, soft_wrap=True, markup=False)
     out = arguments.out or default_out
+    confirm = getattr(arguments, "confirm", 0)
     with stores.Store.open(out, dict(spec.identity), spec.text) as store:
-        if store.finished:
+        pending = engine.unfinished(searches.rounds(spec, confirm), store)
+        if not pending:
             say(f"Already finished: {out}")
         else:
-            with progresses.Progress(console, arguments.quiet) as progress:
-                engine.run(spec, store, devices, progress)
+            log = store.path / "progress.jsonl"
+            with progresses.Progress(console, arguments.quiet, log) as progress:
+                progress.begin(spec, searches.rehearse(searches.rounds(spec, confirm)))
+                backend = compute.Backend(spec, devices)
+                engine.run(searches.rounds(spec, confirm), store, backend, progress)
     written = reports.write(out, console)
     say(f"Results: {written}")
 

@@ -124,7 +124,7 @@ def test_sweep_then_again_then_changed(capsys: pytest.CaptureFixture[str]) -> No
     spec.write_text(SPEC, encoding="utf-8")
     assert cli.main(["sweep", "study.toml", "--devices", "1"]) == 0
     first = capsys.readouterr().out
-    assert "2 configurations x 2 seeds = 4 runs in 1 compilation" in first
+    assert "2 configurations x 2 seeds = 4 runs, " in first
     results = pathlib.Path("results/study")
     written = {path.name for path in (results / "report").iterdir()}
     assert written >= {"table.csv", "table.md", "curves.png"}

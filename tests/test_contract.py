@@ -19,8 +19,7 @@ import pytest
 from jax import random
 
 from purejaxpg import config as configs
-from purejaxpg.sweep import engine
-from purejaxpg.sweep import plan as plans
+from purejaxpg.sweep import compute
 from purejaxpg.sweep import spec as specs
 
 pytestmark = pytest.mark.parametrize("agent", under_test.AGENTS, ids=under_test.name)
@@ -34,8 +33,8 @@ SIGNATURES = {
 }
 
 
-START = jax.jit(engine.start_rows, static_argnums=0)
-SEGMENT = jax.jit(engine.segment_rows, static_argnums=(0, 1))
+START = jax.jit(compute.start_rows, static_argnums=0)
+SEGMENT = jax.jit(compute.segment_rows, static_argnums=(0, 1))
 
 
 def leaves_differ(a: Any, b: Any) -> bool:
@@ -135,7 +134,7 @@ def test_a_state_keeps_its_types(agent: types.ModuleType) -> None:
 
 def rows_of(agent: types.ModuleType, runs: list[specs.Run], rows: int) -> Any:
     """Train `runs` as one unit, with the engine's own programs -> states, metrics."""
-    seeds, batch = plans.stack(runs, rows)
+    seeds, batch = compute.stack(runs, rows)
     states, count = START(agent, seeds, batch), runs[0].config.num_updates
     zeros = np.zeros(rows, np.int32)
     return SEGMENT(agent, count, seeds, batch, states, zeros, np.int32(1), np.int32(count))
@@ -174,7 +173,7 @@ def test_a_diverged_row_is_marked_and_harms_no_neighbour(agent: types.ModuleType
 def test_segments_of_any_length_give_the_same_bits(agent: types.ModuleType) -> None:
     run = [specs.Run("0", under_test.tiny(agent), 3, {})]
     whole, _, _ = rows_of(agent, run, 2)
-    seeds, batch = plans.stack(run, 2)
+    seeds, batch = compute.stack(run, 2)
     count = run[0].config.num_updates
     states = START(agent, seeds, batch)
     at = np.zeros(2, np.int32)

@@ -54,7 +54,7 @@ CASES = {
         "a2c", {**CARTPOLE, "total_timesteps": 200_000, "learning_rate": 1e-2}, 180.0, 60.0
     ),
     # Without a line search, a step of the default size can undo what a nearly deterministic policy
-    # has learnt: with max_kl = 0.01, 1 of 32 seeds ended below 180 on jax 0.11, with 0.005 none did.
+    # has learnt: with max_kl = 0.01, 1 of 32 seeds ended below 180 (jax 0.11), with 0.005 none.
     "npg": Case(
         "npg", {**CARTPOLE, "total_timesteps": 80_000, "max_kl": 0.005}, 180.0, 60.0
     ),

@@ -1,315 +1,275 @@
-"""Runs the units of a sweep: the host loops over compiled segments of vmapped updates.
+"""Runs a sweep: round by round, unit by unit, segment by segment, storing as it goes.
 
-Nothing inside a segment talks to the host. Progress, stopping and storing happen between
-segments, and a run of a sweep is `train(key, config)` cut into pieces: the same folded keys, so
-the same random numbers.
+What is computed is the backend's business (`compute.py`); this module decides in which order, what
+is kept, and what happens when something goes wrong. It does not import jax.
+
+Whatever moment the process dies at, the same command ends with the same arrays: units are committed
+whole, those in progress leave snapshots, and the rounds of a search follow from what is committed.
 """
 
-import concurrent.futures
 import dataclasses
-import functools
-import hashlib
-import importlib.metadata
-import math
 import time
-import types
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax, random
-from jax.sharding import Mesh, PartitionSpec
 
-import purejaxpg
-from purejaxpg import FaultError, InputError, envs, evaluate
-from purejaxpg import config as configs
+from purejaxpg import FaultError
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import progress as progresses
-from purejaxpg.sweep import spec as specs
+from purejaxpg.sweep import search as searches
+from purejaxpg.sweep import snapshots
 from purejaxpg.sweep import store as stores
 
-SEGMENTS = 60  # per run: the steps of the progress bar
-ROWS = "rows"  # name of the mesh axis
+SNAPSHOT_EVERY_S = 30.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Programs:
-    """The compiled programs of one group; every array leads with [devices * rows]."""
+class OutOfMemory(Exception):
+    """A unit does not fit on its device; `fits` rows may."""
 
-    start: Callable[..., Any]  # seeds, configs -> states
-    segment: Callable[..., Any]  # seeds, configs, states, diverged_at, first, count -> ...
-    score: Callable[..., Any]  # seeds, configs, states -> evaluation
-    segment_length: int  # room for so many updates
-    compile_s: float
+    def __init__(self, reason: str, fits: int) -> None:
+        """Say why, and how many rows to try."""
+        super().__init__(reason)
+        self.fits = fits
+
+
+class Backend(Protocol):
+    """What computes: `compute.Backend`, or a stand-in."""
+
+    def groups(
+        self, index: int, round_: plans.Round, stored_rows: Mapping[str, int]
+    ) -> list[plans.Group]:
+        """Cut a round into groups and units."""
+
+    def compile(self, group: plans.Group) -> Any:
+        """Return programs with `rows`, `units` and `segment_length`, or raise OutOfMemory."""
+
+    def inputs(self, programs: Any, batch: Sequence[plans.Unit]) -> Any:
+        """Return what every program takes first."""
+
+    def start(self, programs: Any, inputs: Any) -> Any:
+        """Initialise every row -> states."""
+
+    def segment(
+        self, programs: Any, inputs: Any, states: Any, diverged_at: Any, first: int, count: int
+    ) -> tuple[Any, np.ndarray, dict[str, np.ndarray]]:
+        """Do updates first, ..., first + count - 1 -> states, diverged_at, metrics."""
+
+    def score(self, programs: Any, inputs: Any, states: Any, updates: int) -> dict[str, np.ndarray]:
+        """Evaluate every row after so many updates."""
+
+    def cut(self, states: Any, rows: slice) -> Any:
+        """Return the states of some rows."""
+
+    def join(self, programs: Any, trees: Sequence[Any]) -> Any:
+        """Put the states of a batch of units together, padded."""
+
+    def pick(self, parts: Sequence[tuple[Any, int]]) -> Any:
+        """Make the states of one unit out of (states, row) for each leg."""
+
+    def template(self, unit: plans.Unit) -> Any:
+        """Return the shapes of a unit's states."""
+
+    def metric_names(self, unit: plans.Unit) -> list[str]:
+        """Return the names of the agent's metrics."""
+
+    def facts(self, programs: Any, group: plans.Group) -> dict[str, Any]:
+        """Return what is to be known about the computation of a unit."""
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of what the numbers depend on."""
+
+    def save(self, path: Any, tree: Any) -> str:
+        """Write a checkpoint and return the hash of its manifest."""
+
+    def load(self, path: Any, template: Any, sha256: str | None = None) -> Any:
+        """Read a checkpoint that has this hash."""
+
+    def to_dict(self, config: Any) -> dict[str, Any]:
+        """Return a configuration as plain values."""
+
+
+@dataclasses.dataclass
+class Work:
+    """All that the functions below share."""
+
+    store: stores.Store
+    backend: Backend
+    progress: progresses.Progress
+    snapshots: snapshots.Snapshots
 
 
 def run(
-    spec: specs.Spec,
+    rounds: searches.Rounds,
     store: stores.Store,
-    devices: Sequence[jax.Device],
+    backend: Backend,
     progress: progresses.Progress,
+    snapshot_every_s: float = SNAPSHOT_EVERY_S,
 ) -> None:
-    """Run what is pending, and commit each unit as it ends.
+    """Compute what is not committed yet, round by round.
 
     Args:
-        spec: the sweep.
-        store: where results go; units it already holds are not run again.
-        devices: each computes one unit at a time.
+        rounds: what to compute; `search.rounds` of a spec.
+        store: where results go; units it already holds are not computed again.
+        backend: computes.
         progress: told what happens.
+        snapshot_every_s: least time between two snapshots of the units in progress.
     """
-    groups = plans.groups(spec, len(devices), devices[0].platform, stored_rows(store))
-    store.plan({unit.name: planned(unit) for group in groups for unit in group.units})
-    pending = set(store.pending())
-    work = sum(
-        sum(len(unit.runs) for unit in group.units if unit.name in pending)
-        * group.config.num_updates
-        * group.config.steps_per_update
-        for group in groups
+    shots = snapshots.Snapshots(
+        store.path / "progress", backend.save, backend.load, snapshot_every_s
     )
-    progress.begin(spec, groups, work)
-    warn_of_other_versions(store, progress)
-    for group in groups:
-        units = [unit for unit in group.units if unit.name in pending]
-        try:
-            if units:
-                run_group(spec, store, group, units, devices, progress)
-        except jax.errors.JaxRuntimeError as error:
-            text = str(error).splitlines()[0].rstrip(".")
-            full = "RESOURCE_EXHAUSTED" in text
-            hint = "a lower rows_per_device needs less memory" if full else "what is done is kept"
-            raise FaultError(f"jax failed: {text}; {hint}.") from error
+    work = Work(store, backend, progress, shots)
+    requeue_damaged(work)
+    warn_of_other_versions(work)
+    index = 0
+    try:
+        round_ = next(rounds)
+        while True:
+            run_round(work, index, round_)
+            round_ = rounds.send(results(store, index))
+            index += 1
+    except StopIteration:
+        return
 
 
-def warn_of_other_versions(store: stores.Store, progress: progresses.Progress) -> None:
+def unfinished(rounds: searches.Rounds, store: stores.Store) -> bool:
+    """Tell whether anything of `rounds` is not committed, or no longer intact."""
+    if store.pending() or store.damaged():
+        return True
+    planned_rounds = {unit["round"] for unit in store.units()}
+    try:
+        next(rounds)
+        for index in range(len(planned_rounds)):
+            rounds.send(results(store, index))
+        return True
+    except StopIteration:
+        return False
+
+
+def results(store: stores.Store, index: int) -> searches.Results:
+    """Return how the legs of a round ended."""
+    return {
+        leg["run_id"]: searches.Result(leg["score"], leg["status"] == "diverged")
+        for leg in store.legs()
+        if leg["round"] == index
+    }
+
+
+def requeue_damaged(work: Work) -> None:
+    """Compute again what is committed and no longer intact."""
+    damaged = work.store.damaged()
+    work.store.reset(damaged)
+    for unit, reason in damaged.items():
+        work.progress.say(f"Note: {reason.rstrip('.')}; the unit {unit} is computed again.")
+
+
+def warn_of_other_versions(work: Work) -> None:
     """Say so where units were computed by other versions than those that go on now."""
-    now = versions()
-    for unit in store.units():
+    now = work.backend.versions()
+    for unit in work.store.units():
         facts = unit["facts"] or {}
         changed = [name for name in now if name in facts and facts[name] != now[name]]
-        if changed:
+        if changed and work.store.pending():
             was = ", ".join(f"{name} {facts[name]}" for name in changed)
-            progress.say(f"Note: {unit['name']} was computed with {was}; the bits may differ now.")
+            note = f"Note: {unit['name']} was computed with {was}; the bits may differ now."
+            work.progress.say(note)
             return
 
 
-def planned(unit: plans.Unit) -> list[stores.Run]:
-    """Describe a unit's runs in plain values."""
+def run_round(work: Work, index: int, round_: plans.Round) -> None:
+    """Plan a round and compute what is pending of it, with fewer rows where memory runs out."""
+    sizes = {unit["name"]: unit["size"] for unit in work.store.units()}
+    while True:
+        groups = work.backend.groups(index, round_, sizes)
+        plan = {
+            unit.name: planned(work.backend, unit, round_.stage)
+            for group in groups
+            for unit in group.units
+        }
+        padded = {unit.name: group.rows for group in groups for unit in group.units}
+        work.store.plan(plan, index, padded)
+        pending = set(work.store.pending(index))
+        # A process may have been killed between a commit and the end of its snapshots.
+        everything = [unit for group in groups for unit in group.units]
+        work.snapshots.discard(unit for unit in everything if unit.name not in pending)
+        work.progress.round_begins(index, round_, groups, pending)
+        for group in groups:
+            units = [unit for unit in group.units if unit.name in pending]
+            try:
+                if units:
+                    run_group(work, group, units)
+            except OutOfMemory as error:
+                sizes |= shrink(work, index, group, error)
+                break
+        else:
+            return
+
+
+def planned(backend: Backend, unit: plans.Unit, stage: str) -> list[stores.Run]:
+    """Describe a unit's legs in plain values."""
     return [
-        stores.Run(run.run_id, configs.to_dict(run.config), run.seed, dict(run.swept))
-        for run in unit.runs
+        stores.Run(
+            run_id=leg.run.run_id,
+            config=backend.to_dict(leg.run.config),
+            seed=leg.run.seed,
+            swept=dict(leg.run.swept),
+            stage=stage,
+            start=leg.start,
+            stop=leg.stop,
+            total=leg.run.config.num_updates,
+            parent=leg.parent,
+        )
+        for leg in unit.legs
     ]
 
 
-def stored_rows(store: stores.Store) -> dict[str, int]:
-    """Return the number of runs in each unit that an earlier process planned."""
-    return {unit["name"]: unit["rows"] for unit in store.units()}
+def shrink(work: Work, index: int, group: plans.Group, error: OutOfMemory) -> dict[str, int]:
+    """Choose fewer rows for a group that does not fit, and give up what was computed with more.
+
+    The size of a unit is part of the numerics, so a group never mixes two.
+    """
+    rows = min(error.fits, group.rows - 1)
+    if rows < 1:
+        raise FaultError(
+            f"Out of memory: {error}, and a unit cannot be smaller; fewer num_envs, a shorter "
+            "num_steps or a smaller replay_capacity need less."
+        ) from error
+    done = [unit.name for unit in group.units if unit.name not in work.store.pending(index)]
+    work.store.reset(done)
+    work.snapshots.discard(group.units)
+    note = (
+        f"Out of memory in round {index}, group {group.index}: {error}; "
+        f"it is computed with {rows} rows a device instead."
+    )
+    work.store.note(note)
+    work.progress.say(note)
+    return {plans.unit_name(index, group.index, 0): rows}
 
 
-def run_group(
-    spec: specs.Spec,
-    store: stores.Store,
-    group: plans.Group,
-    units: Sequence[plans.Unit],
-    devices: Sequence[jax.Device],
-    progress: progresses.Progress,
-) -> None:
-    """Compile the group's programs and run `units`, as many at a time as there are devices."""
-    progress.compiling(group)
-    used = devices[: len(group.units)]  # not of the pending ones: resuming must not change it
-    programs = build(spec, group, used)
-    progress.compiled(group, programs.compile_s)
-    for batch in batched(units, len(used)):
+def run_group(work: Work, group: plans.Group, units: Sequence[plans.Unit]) -> None:
+    """Compute `units`, as many at a time as the programs take, and commit each batch."""
+    work.progress.compiling(group)
+    programs = work.backend.compile(group)
+    work.progress.compiled(group, programs.compile_s)
+    for batch in batched(units, programs.units):
         began = time.monotonic()
-        states, diverged_at, metrics, scores = run_units(group, batch, programs, progress)
+        states, diverged_at, metrics, scores = run_batch(work, group, programs, batch)
+        config, updates = group.config, group.stop - group.start
+        before = 0 if group.start else int(getattr(config, "learning_starts", 0))
         facts = {
             "wall_s": time.monotonic() - began,
-            "compile_s": programs.compile_s,
-            "steps_per_update": group.config.steps_per_update,
-            "steps_before": steps_before(group.config),
-            "env_steps": steps_before(group.config)
-            + group.config.steps_per_update * group.config.num_updates,
-            "rows_per_device": group.rows,
-            "devices": len(used),
-            "device_kind": used[0].device_kind,
-            "platform": used[0].platform,
-            **versions(),
+            "steps_per_update": config.steps_per_update,
+            "env_steps": before + config.steps_per_update * updates,
+            **work.backend.facts(programs, group),
         }
         for i, unit in enumerate(dict.fromkeys(batch)):
-            rows = slice(i * group.rows, i * group.rows + len(unit.runs))
-            cut = functools.partial(jax.tree.map, lambda x, rows=rows: x[rows])
-            commit(store, unit, cut(states), cut(metrics), cut(scores), diverged_at[rows], facts)
-        progress.committed(len(set(batch)))
-
-
-def steps_before(config: Any) -> int:
-    """Return the environment steps that `init` takes to fill a replay buffer."""
-    return int(getattr(config, "learning_starts", 0))
-
-
-def run_units(
-    group: plans.Group,
-    batch: Sequence[plans.Unit],
-    programs: Programs,
-    progress: progresses.Progress,
-) -> tuple[Any, np.ndarray, dict[str, np.ndarray], Any]:
-    """Train and score `batch`, one unit a device -> states, diverged_at, metrics, scores."""
-    stacked = [plans.stack(unit.runs, group.rows) for unit in batch]
-    seeds, batch_configs = jax.tree.map(lambda *x: np.concatenate(x), *stacked)
-    states = programs.start(seeds, batch_configs)
-    diverged_at = np.zeros(len(seeds), np.int32)
-    pieces = []
-    total, length = group.config.num_updates, programs.segment_length
-    for first in range(1, total + 1, length):
-        count = min(length, total + 1 - first)
-        states, diverged_at, metrics = programs.segment(
-            seeds, batch_configs, states, diverged_at, np.int32(first), np.int32(count)
-        )
-        pieces.append({name: np.asarray(value)[:, :count] for name, value in metrics.items()})
-        progress.advance(group, batch, count, pieces[-1], np.asarray(diverged_at))
-    progress.scoring()
-    scores = {k: np.asarray(v) for k, v in programs.score(seeds, batch_configs, states).items()}
-    metrics = {name: np.concatenate([p[name] for p in pieces], axis=1) for name in pieces[0]}
-    return states, np.asarray(diverged_at), metrics, scores
-
-
-def commit(
-    store: stores.Store,
-    unit: plans.Unit,
-    states: Any,
-    metrics: dict[str, np.ndarray],
-    scores: dict[str, np.ndarray],
-    diverged_at: np.ndarray,
-    facts: dict[str, Any],
-) -> None:
-    """Store one unit's results, padding already cut off."""
-    outcomes = [
-        stores.Outcome(
-            run_id=run.run_id,
-            status="diverged" if diverged_at[row] else "done",
-            score=float(scores["evaluation/return"][row].mean()),
-            greedy_score=float(scores["evaluation/greedy_return"][row].mean()),
-            diverged_at=int(diverged_at[row]) or None,
-        )
-        for row, run in enumerate(unit.runs)
-    ]
-    store.commit(unit.name, {**metrics, **scores}, states, outcomes, facts)
-
-
-def build(spec: specs.Spec, group: plans.Group, devices: Sequence[jax.Device]) -> Programs:
-    """Compile a group's three programs for `devices`."""
-    began = time.monotonic()
-    refuse_incomplete(spec.agent, group.config)
-    agent, length = spec.agent, math.ceil(group.config.num_updates / SEGMENTS)
-    horizon = max(
-        envs.horizon(envs.from_config(run.config), run.config.env_params)
-        for unit in group.units
-        for run in unit.runs
-    )
-    over_rows, same = PartitionSpec(ROWS), PartitionSpec()
-    shard = functools.partial(
-        jax.shard_map, mesh=Mesh(np.array(devices), (ROWS,)), out_specs=over_rows, check_vma=False
-    )
-    start = shard(functools.partial(start_rows, agent), in_specs=(over_rows, over_rows))
-    segment = shard(
-        functools.partial(segment_rows, agent, length), in_specs=(over_rows,) * 4 + (same, same)
-    )
-    score = shard(
-        functools.partial(score_rows, agent, spec.eval_episodes, horizon), in_specs=(over_rows,) * 3
-    )
-    stacked = plans.stack(group.units[0].runs, group.rows)
-    seeds, rows = jax.tree.map(lambda x: np.concatenate([x] * len(devices)), stacked)
-    states = jax.eval_shape(start, seeds, rows)
-    diverged_at, one = np.zeros(len(seeds), np.int32), np.int32(1)
-    lowered = (
-        jax.jit(start).lower(seeds, rows),
-        jax.jit(segment, donate_argnums=2).lower(seeds, rows, states, diverged_at, one, one),
-        jax.jit(score).lower(seeds, rows, states),
-    )
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # XLA compiles without Python's lock
-        starts, trains, scores = pool.map(lambda program: program.compile(), lowered)
-    return Programs(starts, trains, scores, length, time.monotonic() - began)
-
-
-def run_keys(seeds: jax.Array, data: Any) -> jax.Array:
-    """Fold `data` into the key of each run; a run's key is its seed's and is never split."""
-    return jax.vmap(lambda seed: random.fold_in(random.key(seed, impl="threefry2x32"), data))(seeds)
-
-
-def start_rows(agent: types.ModuleType, seeds: jax.Array, configs: Any) -> Any:
-    """Initialise each row -> states [rows, ...]."""
-    return jax.vmap(agent.init)(run_keys(seeds, 0), configs)
-
-
-def segment_rows(
-    agent: types.ModuleType,
-    length: int,
-    seeds: jax.Array,
-    configs: Any,
-    states: Any,
-    diverged_at: jax.Array,
-    first: jax.Array,
-    count: jax.Array,
-) -> tuple[Any, jax.Array, dict[str, jax.Array]]:
-    """Do updates first, ..., first + count - 1 of each row.
-
-    Args:
-        agent: the module.
-        length: room for so many updates in the metrics; at least `count`.
-        seeds: [rows] uint32.
-        configs: leaves [rows].
-        states: leaves [rows, ...].
-        diverged_at: [rows] int32, the first update with a non-finite number, or 0.
-        first: [] int32, 1 in a run's first segment.
-        count: [] int32.
-
-    Returns:
-        States, diverged_at, and metrics [rows, length] of which the first `count` are filled.
-    """
-    update = jax.vmap(agent.update)
-    shapes = jax.eval_shape(update, run_keys(seeds, 1), states, configs)[1]
-    metrics = {name: jnp.zeros((len(seeds), length)) for name in shapes}
-
-    def step(i: jax.Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        states, diverged_at, metrics = carry
-        u = first + i
-        states, now = update(run_keys(seeds, u), states, configs)
-        newly = (diverged_at == 0) & ~finite(states.params, now)
-        diverged_at = jnp.where(newly, u, diverged_at)
-        return states, diverged_at, {name: metrics[name].at[:, i].set(now[name]) for name in now}
-
-    return lax.fori_loop(0, count, step, (states, diverged_at, metrics))
-
-
-def finite(params: Any, metrics: dict[str, jax.Array]) -> jax.Array:
-    """Tell of each row whether its parameters and losses are finite -> [rows] bool.
-
-    Returns of episodes do not tell: a policy whose parameters are NaN still collects reward.
-    """
-    watched = [value for name, value in metrics.items() if name.startswith("loss/")]
-    leaves = [*jax.tree.leaves(params), *watched]
-    rows = [jnp.isfinite(x).reshape(x.shape[0], -1).all(axis=1) for x in leaves]
-    return jnp.stack(rows).all(axis=0)
-
-
-def score_rows(
-    agent: types.ModuleType,
-    episodes: int,
-    horizon: int,
-    seeds: jax.Array,
-    configs: Any,
-    states: Any,
-) -> dict[str, jax.Array]:
-    """Evaluate each row after its last update -> returns [rows, episodes]."""
-    after = configs.num_updates
-
-    score = functools.partial(evaluate.score, agent=agent, num_episodes=episodes, max_steps=horizon)
-    keys = run_keys(seeds, np.uint32(2**31 + after))
-    return jax.vmap(lambda key, state, config: score(key, state=state, config=config))(
-        keys, states, configs
-    )
+            rows = slice(i * programs.rows, i * programs.rows + len(unit.legs))
+            arrays = {name: value[rows] for name, value in {**metrics, **scores}.items()}
+            state = work.backend.cut(states, rows)
+            ended = outcomes(unit, arrays, diverged_at[rows])
+            work.store.commit(unit.name, arrays, state, ended, facts, work.backend.save)
+            work.snapshots.discard([unit])
+        work.progress.committed(len(set(batch)))
 
 
 def batched(units: Sequence[plans.Unit], size: int) -> Iterator[list[plans.Unit]]:
@@ -319,31 +279,133 @@ def batched(units: Sequence[plans.Unit], size: int) -> Iterator[list[plans.Unit]
         yield batch + [batch[-1]] * (size - len(batch))
 
 
-@functools.cache
-def versions() -> dict[str, str]:
-    """Return the versions of what the numbers depend on, the package's own source included."""
-    packages = ("jax", "jaxlib", "gymnax", "optax", "flax", "numpy")
-    found = {name: importlib.metadata.version(name) for name in packages}
-    source = hashlib.sha256()
-    for path in sorted(Path(purejaxpg.__file__).parent.rglob("*.py")):
-        source.update(path.read_bytes())
-    return {**found, "purejaxpg": purejaxpg.__version__, "source": source.hexdigest()[:16]}
+def run_batch(
+    work: Work, group: plans.Group, programs: Any, batch: Sequence[plans.Unit]
+) -> tuple[Any, np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Train and score `batch`, one unit a device -> states, diverged_at, metrics, scores."""
+    backend, length = work.backend, programs.segment_length
+    inputs = backend.inputs(programs, batch)
+    done, states, diverged_at, pieces = begin(work, group, programs, batch, inputs)
+    for first in range(done + 1, group.stop + 1, length):
+        count = min(length, group.stop + 1 - first)
+        states, diverged_at, metrics = backend.segment(
+            programs, inputs, states, diverged_at, first, count
+        )
+        pieces.append(metrics)
+        work.progress.advance(group, batch, count, metrics, diverged_at)
+        if work.snapshots.due and first + count <= group.stop:
+            snapshot(work, programs, batch, first + count - 1, (states, diverged_at, pieces))
+    work.progress.scoring()
+    scores = backend.score(programs, inputs, states, group.stop)
+    return states, diverged_at, joined(pieces), scores
 
 
-def refuse_incomplete(agent: types.ModuleType, config: Any) -> None:
-    """Raise an InputError unless the agent's states and metrics are what the engine reads."""
-    key = random.key(0)
-    state = jax.eval_shape(agent.init, key, config)
-    name = agent.__name__.rpartition(".")[2]
-    if not hasattr(state, "params"):
-        raise InputError(f"The state of agent {name!r} must have the attribute params.")
-    _, metrics = jax.eval_shape(agent.update, key, state, config)
-    for metric in ("episode/return_sum", "episode/length_sum", "episode/count"):
-        if metric not in metrics:
-            raise InputError(f"The metrics of agent {name!r} must hold {metric!r}.")
-    for metric, value in metrics.items():
-        if value.shape != ():
-            raise InputError(
-                f"The metric {metric!r} of agent {name!r} must be a scalar, "
-                f"but has shape {list(value.shape)}."
-            )
+def joined(pieces: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Put metrics of consecutive segments together -> [rows, updates]."""
+    return {name: np.concatenate([p[name] for p in pieces], axis=1) for name in pieces[0]}
+
+
+def outcomes(
+    unit: plans.Unit, arrays: Mapping[str, np.ndarray], diverged_at: np.ndarray
+) -> list[stores.Outcome]:
+    """Say how each leg of a unit ended."""
+    return [
+        stores.Outcome(
+            run_id=leg.run.run_id,
+            status="diverged" if diverged_at[row] else "done",
+            score=float(arrays["evaluation/return"][row].mean()),
+            greedy_score=float(arrays["evaluation/greedy_return"][row].mean()),
+            diverged_at=int(diverged_at[row]) or None,
+        )
+        for row, leg in enumerate(unit.legs)
+    ]
+
+
+# --------------------------------------------------------------------------------- states on disk
+
+
+def begin(
+    work: Work, group: plans.Group, programs: Any, batch: Sequence[plans.Unit], inputs: Any
+) -> tuple[int, Any, np.ndarray, list[dict[str, np.ndarray]]]:
+    """Return where a batch starts: updates done, states, diverged_at, metrics so far.
+
+    From snapshots where there are any, else from the states of the round before, else anew.
+    """
+    backend, distinct = work.backend, list(dict.fromkeys(batch))
+    found = work.snapshots.newest(distinct, lambda unit, at: shapes(work, group, unit, at))
+    if found is not None:
+        updates, trees = found
+        # A batch that is filled up repeats its last unit.
+        trees += [trees[-1]] * (len(batch) - len(trees))
+        states = backend.join(programs, [tree["states"] for tree in trees])
+        diverged_at = stacked([tree["diverged_at"] for tree in trees], programs.rows)
+        names = trees[0]["metrics"]
+        metrics = {
+            name: stacked([tree["metrics"][name] for tree in trees], programs.rows)
+            for name in names
+        }
+        work.progress.resumed(group, batch, updates)
+        return updates, states, diverged_at, [metrics]
+    if group.start:
+        states, diverged_at = inherited(work, group, programs, batch)
+        return group.start, states, diverged_at, []
+    fresh = np.zeros(programs.rows * len(batch), np.int32)
+    return 0, backend.start(programs, inputs), fresh, []
+
+
+def stacked(parts: Sequence[np.ndarray], rows: int) -> np.ndarray:
+    """Put the rows of a batch's units together, each padded with its last one."""
+    return np.concatenate([np.concatenate([x, *([x[-1:]] * (rows - len(x)))]) for x in parts])
+
+
+def snapshot(
+    work: Work, programs: Any, batch: Sequence[plans.Unit], updates: int, at: tuple[Any, ...]
+) -> None:
+    """Write down where a batch is."""
+    states, diverged_at, pieces = at
+    metrics, trees, units = joined(pieces), [], list(dict.fromkeys(batch))
+    for i, unit in enumerate(units):
+        rows = slice(i * programs.rows, i * programs.rows + len(unit.legs))
+        trees.append(
+            {
+                "states": work.backend.cut(states, rows),
+                "diverged_at": np.asarray(diverged_at[rows]),
+                "metrics": {name: value[rows] for name, value in metrics.items()},
+            }
+        )
+    work.snapshots.write(units, updates, trees)
+
+
+def shapes(work: Work, group: plans.Group, unit: plans.Unit, updates: int) -> dict[str, Any]:
+    """Return a pytree of what `snapshot` wrote."""
+    rows, names = len(unit.legs), work.backend.metric_names(unit)
+    done = np.zeros((rows, updates - group.start), np.float32)
+    return {
+        "states": work.backend.template(unit),
+        "diverged_at": np.zeros(rows, np.int32),
+        "metrics": dict.fromkeys(names, done),
+    }
+
+
+def inherited(
+    work: Work, group: plans.Group, programs: Any, batch: Sequence[plans.Unit]
+) -> tuple[Any, np.ndarray]:
+    """Return the states and diverged_at with which the legs of a batch go on."""
+    legs = {(leg["run_id"], leg["stop"]): leg for leg in work.store.legs()}
+    loaded: dict[str, Any] = {}
+    trees, diverged_at = [], []
+    for unit in batch:
+        parents = [legs[leg.parent or "", leg.start] for leg in unit.legs]
+        for name in dict.fromkeys(parent["unit"] for parent in parents):
+            if name not in loaded:
+                rows = sum(leg["unit"] == name for leg in legs.values())
+                template = work.backend.template(first_rows(unit, rows))
+                loaded[name] = work.store.state(name, template, work.backend.load)
+        trees.append(work.backend.pick([(loaded[p["unit"]], p["row"]) for p in parents]))
+        diverged_at.append(np.array([p["diverged_at"] or 0 for p in parents], np.int32))
+    return work.backend.join(programs, trees), stacked(diverged_at, programs.rows)
+
+
+def first_rows(unit: plans.Unit, rows: int) -> plans.Unit:
+    """Return a unit of so many rows whose states have the shapes of `unit`'s."""
+    return plans.Unit(unit.name, (unit.legs[0],) * rows)

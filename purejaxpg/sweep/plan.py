@@ -1,26 +1,46 @@
-"""What a sweep compiles and in which pieces it runs.
+"""What a sweep computes, in which pieces.
 
-Runs whose static fields agree share one compiled program: a group. A group is cut into units of a
-fixed number of rows, one run a row, the last one padded. A device computes one unit at a time.
+A **leg** is a stretch of a run: some of its updates, from its own beginning or from a stored state.
+A **round** is the legs that can be computed without knowing each other's results; a plain sweep is
+one round, a search several. Legs of a round whose static fields agree share one compiled program: a
+**group**. A group is cut into **units** of a fixed number of rows, one leg a row, the last unit
+padded. A device computes one unit at a time.
+
 The size of a unit is part of the numerics, because XLA's results depend on the size of a batch,
 but at a fixed size a row does not depend on its neighbours. So a unit's results are the same
 whatever the order of the units and the number of devices.
+
+Nothing here imports jax.
 """
 
 import dataclasses
-import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
-import jax
-import numpy as np
-
-from purejaxpg import config as configs
-from purejaxpg.sweep import spec as specs
+if TYPE_CHECKING:
+    from purejaxpg.sweep import spec as specs
 
 # Rows beyond this make a CPU slower, since a row's parameters and optimiser leave its cache.
 CPU_ROWS = 16
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Leg:
+    """Updates `start` + 1, ..., `stop` of a run."""
+
+    run: "specs.Run"
+    start: int
+    stop: int
+    parent: str | None = None  # id of the run whose state it starts from; None: it starts anew
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Round:
+    """Legs that do not wait for each other."""
+
+    legs: tuple[Leg, ...]
+    stage: str = "tune"  # or "confirm"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,89 +48,89 @@ class Unit:
     """The rows that one device computes together."""
 
     name: str
-    runs: tuple[specs.Run, ...]  # at most `Group.rows`
+    legs: tuple[Leg, ...]  # at most `Group.rows`
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Group:
-    """Runs that share one compiled program."""
+    """Legs that share one compiled program and the same updates."""
 
     index: int
+    signature: str  # of the compiled program
     rows: int  # of a unit, padding included
     units: tuple[Unit, ...]
 
     @property
     def config(self) -> Any:
         """A configuration with the group's static fields."""
-        return self.units[0].runs[0].config
+        return self.units[0].legs[0].run.config
 
     @property
-    def num_runs(self) -> int:
-        """Number of runs, padding not counted."""
-        return sum(len(unit.runs) for unit in self.units)
+    def num_legs(self) -> int:
+        """Number of legs, padding not counted."""
+        return sum(len(unit.legs) for unit in self.units)
+
+    @property
+    def start(self) -> int:
+        """Updates that its legs have behind them."""
+        return self.units[0].legs[0].start
+
+    @property
+    def stop(self) -> int:
+        """Updates that its legs have behind them afterwards."""
+        return self.units[0].legs[0].stop
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps of all its legs."""
+        updates = self.stop - self.start
+        return self.num_legs * updates * int(self.config.steps_per_update)
 
 
 def groups(
-    spec: specs.Spec, devices: int, platform: str, stored_rows: Mapping[str, int] | None = None
+    index: int,
+    round_: Round,
+    signature: Callable[[Any], str],
+    rows: Callable[[str, int], int],
+    stored_rows: Mapping[str, int] | None = None,
 ) -> list[Group]:
-    """Group the runs by compile signature and cut the groups into units.
+    """Group the legs of a round by compiled program and cut the groups into units.
 
     Args:
-        spec: the sweep.
-        devices: how many devices share the work.
-        platform: "cpu", "gpu" or "tpu".
-        stored_rows: runs in each unit of an earlier plan of this sweep, which keeps its sizes
+        index: of the round, from 0.
+        round_: what is to be cut up.
+        signature: a configuration's compile signature.
+        rows: signature and number of legs -> rows of a unit.
+        stored_rows: legs in each unit of an earlier plan of this sweep, which keeps its sizes
             even where the number of devices has changed.
 
     Returns:
-        The groups, in the order of their first run.
+        The groups, in the order of their first leg.
     """
-    members: dict[str, list[specs.Run]] = {}
-    for run in spec.runs:
-        members.setdefault(signature(run.config), []).append(run)
+    members: dict[tuple[str, int, int], list[Leg]] = {}
+    for leg in round_.legs:
+        key = (signature(leg.run.config), leg.start, leg.stop)
+        members.setdefault(key, []).append(leg)
     planned = []
-    for index, runs in enumerate(members.values()):
-        stored = (stored_rows or {}).get(unit_name(index, 0))
-        rows = spec.rows_per_device or stored or default_rows(len(runs), devices, platform)
-        cuts = range(0, len(runs), rows)
+    for number, ((program, _, _), legs) in enumerate(members.items()):
+        size = (stored_rows or {}).get(unit_name(index, number, 0)) or rows(program, len(legs))
         units = tuple(
-            Unit(unit_name(index, i), tuple(runs[cut : cut + rows])) for i, cut in enumerate(cuts)
+            Unit(unit_name(index, number, i), tuple(legs[cut : cut + size]))
+            for i, cut in enumerate(range(0, len(legs), size))
         )
-        planned.append(Group(index, rows, units))
+        planned.append(Group(number, program, size, units))
     return planned
 
 
-def unit_name(group: int, unit: int) -> str:
+def unit_name(round_index: int, group: int, unit: int) -> str:
     """Return the name under which the store knows a unit."""
-    return f"group{group}-unit{unit}"
+    return f"round{round_index}-group{group}-unit{unit}"
 
 
-def signature(config: Any) -> str:
-    """Return what decides the compiled program: the static fields and the names in env_params."""
-    hints = configs.field_types(type(config))
-    values = configs.to_dict(config)
-    static = {name: values[name] for name, hint in hints.items() if hint not in configs.TRACED}
-    return json.dumps([static, sorted(getattr(config, "env_params", {}))], sort_keys=True)
-
-
-def default_rows(num_runs: int, devices: int, platform: str) -> int:
-    """Return the rows of a unit: an even share of the runs, at most CPU_ROWS on a CPU.
+def even_rows(num_legs: int, devices: int, most: int) -> int:
+    """Return the rows of a unit: an even share of the legs, at most `most`.
 
     The share is made even, so that no device idles while another works off a last unit.
     """
-    share = math.ceil(num_runs / devices)
-    if platform != "cpu":
-        return share
-    return math.ceil(share / math.ceil(share / CPU_ROWS))
-
-
-def stack(runs: Sequence[specs.Run], rows: int) -> tuple[np.ndarray, Any]:
-    """Batch runs for vmap, padded to `rows` with copies of the last one.
-
-    Returns:
-        Seeds [rows], and a Config whose leaves are float32 [rows].
-    """
-    padded = [*runs, *([runs[-1]] * (rows - len(runs)))]
-    seeds = np.array([run.seed for run in padded], np.uint32)
-    leaves = [run.config for run in padded]
-    return seeds, jax.tree.map(lambda *values: np.array(values, np.float32), *leaves)
+    share = math.ceil(num_legs / devices)
+    return math.ceil(share / math.ceil(share / most))

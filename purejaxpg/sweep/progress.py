@@ -1,8 +1,15 @@
-"""What a person sees while a sweep runs: a live bar on a terminal, plain lines elsewhere."""
+"""What a person sees while a sweep runs: a live bar on a terminal, plain lines elsewhere.
 
+The same numbers go into ``DIR/progress.jsonl``, a line every second at most, for other programs to
+follow. It is a log and not a result: nothing reads it back.
+"""
+
+import contextlib
+import json
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -18,18 +25,24 @@ from rich.progress import (
 from rich.table import Column
 
 from purejaxpg.sweep import plan as plans
-from purejaxpg.sweep import report as reports
-from purejaxpg.sweep import spec as specs
+from purejaxpg.sweep import ranking
+
+if TYPE_CHECKING:
+    from purejaxpg.sweep import spec as specs
 
 LINE_EVERY_S = 10.0  # between plain lines
+LOG_EVERY_S = 1.0  # between lines of the log
 
 
 class Progress:
     """Reports a sweep to `console`; says nothing where `quiet`."""
 
-    def __init__(self, console: Console, quiet: bool = False) -> None:
-        """Report to `console`; `quiet` keeps even the bar away."""
+    def __init__(self, console: Console, quiet: bool = False, log: Path | None = None) -> None:
+        """Report to `console` and into the file `log`; `quiet` keeps even the bar away."""
         self.console = console
+        self.log = log
+        self.last_log = 0.0
+        self.run_steps = 0.0  # of a whole run, on average
         self.quiet = quiet
         self.done_steps = 0
         self.total_steps = 0
@@ -37,6 +50,7 @@ class Progress:
         self.latest: dict[str, float] = {}  # run id -> recent return
         self.labels: dict[str, str] = {}  # run id -> configuration
         self.diverged: set[str] = set()
+        self.known: set[str] = set()  # signatures of compiled programs
         self.last_line = self.last_event = time.monotonic()
         self.bar = Bar(
             TextColumn("{task.description}"),
@@ -67,30 +81,65 @@ class Progress:
         """Remove the bar."""
         self.bar.stop()
 
-    def begin(self, spec: specs.Spec, groups: Sequence[plans.Group], work: int) -> None:
-        """The sweep begins; `work` environment steps are to be done."""
-        self.total_steps = work
-        self.bar.update(self.task, total=work)
-        self.labels = {run.run_id: label(run.swept) for run in spec.runs}
-        num_seeds = len(spec.runs) // spec.num_configs
-        sides = f"{count(spec.num_configs, 'configuration')} x {count(num_seeds, 'seed')}"
-        product = f"{sides} = {count(len(spec.runs), 'run')}"
+    def begin(self, spec: "specs.Spec", rounds: Sequence[plans.Round]) -> None:
+        """The sweep begins; it will have such rounds."""
+        legs = [leg for round_ in rounds for leg in round_.legs]
+        self.total_steps = sum(steps_of(leg) for leg in legs)
+        self.run_steps = self.total_steps / len({leg.run.run_id for leg in legs})
+        self.bar.update(self.task, total=self.total_steps)
+        sides = f"{count(spec.num_configs, 'configuration')} x {count(len(spec.seeds), 'seed')}"
+        runs = count(len({leg.run.run_id for leg in legs}), "run")
+        several = f" in {len(rounds)} rounds" if len(rounds) > 1 else ""
         self.say(
-            f"{spec.name}: {spec.agent_name}, {product} in {count(len(groups), 'compilation')}, "
-            f"{work / 1e6:.1f} M environment steps to go."
+            f"{spec.name}: {spec.agent_name}, {sides} = {runs}{several}, "
+            f"{self.total_steps / 1e6:.1f} M environment steps."
         )
 
+    def round_begins(
+        self,
+        index: int,
+        round_: plans.Round,
+        groups: Sequence[plans.Group],
+        pending: Collection[str],
+    ) -> None:
+        """A round begins, of which the units in `pending` are not computed yet."""
+        self.labels |= {leg.run.run_id: label(leg.run.swept) for leg in round_.legs}
+        units = [(unit, group) for group in groups for unit in group.units]
+        done = [unit for unit, _ in units if unit.name not in pending]
+        stored = sum(steps_of(leg) for unit in done for leg in unit.legs)
+        self.total_steps -= stored
+        self.bar.update(self.task, total=self.total_steps)
+        if pending:
+            stage = "confirming" if round_.stage == "confirm" else f"round {index + 1}"
+            kept = f", {len(done)} of {len(units)} units are done" if done else ""
+            self.say(
+                f"{stage.capitalize()}: {count(len(round_.legs), 'run')} in "
+                f"{count(len(groups), 'compilation')}{kept}."
+            )
+
+    def resumed(self, group: plans.Group, batch: Sequence[plans.Unit], updates: int) -> None:
+        """`batch` goes on from a snapshot after so many updates."""
+        for unit in dict.fromkeys(batch):
+            done = sum(steps_of(leg) for leg in unit.legs)
+            self.total_steps -= round(done * (updates - group.start) / (group.stop - group.start))
+        self.bar.update(self.task, total=self.total_steps)
+        self.say(f"Going on from a snapshot after update {updates} of {group.stop}.")
+
     def compiling(self, group: plans.Group) -> None:
-        """The programs of `group` are being compiled."""
+        """The programs of `group` are being compiled, unless an earlier round had them."""
+        if group.signature in self.known:
+            return
         self.bar.update(self.task, description="compiling")
         self.say(
-            f"Compiling group {group.index}: {group.num_runs} runs, {group.rows} rows a device ..."
+            f"Compiling group {group.index}: {group.num_legs} runs, {group.rows} rows a device ..."
         )
 
     def compiled(self, group: plans.Group, seconds: float) -> None:
         """They are compiled; training begins."""
         self.bar.update(self.task, description="training")
-        self.say(f"Compiled group {group.index} in {seconds:.1f} s.")
+        if group.signature not in self.known:
+            self.known.add(group.signature)
+            self.say(f"Compiled group {group.index} in {seconds:.1f} s.")
         self.last_event = time.monotonic()
 
     def advance(
@@ -106,22 +155,25 @@ class Progress:
         self.training_s += now - self.last_event
         self.last_event = now
         for i, unit in enumerate(dict.fromkeys(batch)):
-            rows = slice(i * group.rows, i * group.rows + len(unit.runs))
+            rows = slice(i * group.rows, i * group.rows + len(unit.legs))
             self.note_returns(unit, {name: value[rows] for name, value in metrics.items()})
             self.diverged |= {
-                run.run_id for run, at in zip(unit.runs, diverged_at[rows], strict=True) if at
+                leg.run.run_id for leg, at in zip(unit.legs, diverged_at[rows], strict=True) if at
             }
-            self.done_steps += len(unit.runs) * updates * group.config.steps_per_update
+            self.done_steps += len(unit.legs) * updates * group.config.steps_per_update
         self.bar.update(self.task, completed=self.done_steps, status=self.status())
+        if now - self.last_log > LOG_EVERY_S:
+            self.last_log = now
+            self.write_log()
         if now - self.last_line > LINE_EVERY_S and not self.console.is_terminal:
             self.line()
 
     def note_returns(self, unit: plans.Unit, metrics: Mapping[str, np.ndarray]) -> None:
         """Remember the mean return of each run's recently ended episodes."""
         total, ended = metrics["episode/return_sum"].sum(1), metrics["episode/count"].sum(1)
-        for run, return_sum, episodes in zip(unit.runs, total, ended, strict=True):
+        for leg, return_sum, episodes in zip(unit.legs, total, ended, strict=True):
             if episodes > 0:
-                self.latest[run.run_id] = float(return_sum / episodes)
+                self.latest[leg.run.run_id] = float(return_sum / episodes)
 
     def scoring(self) -> None:
         """The trained policies are being evaluated."""
@@ -136,6 +188,8 @@ class Progress:
         """One line on speed and the best configuration so far."""
         speed = self.done_steps / max(self.training_s, 1e-9)
         words = [f"{speed / 1e3:.0f}k steps/s"]
+        if self.run_steps:
+            words.append(f"{ranking.short(float(f'{speed / self.run_steps:.2g}'))} agents/s")
         if self.latest:
             best, value = self.best()
             words.append(f"best {value:.1f}" + (f" ({best})" if best else ""))
@@ -159,10 +213,33 @@ class Progress:
         left = self.training_s * (1 - share) / max(share, 1e-9)
         self.say(f"{share:4.0%}, about {left:.0f} s left, {self.status()}")
 
+    def write_log(self) -> None:
+        """Append a line to the log; a log that cannot be written stops nothing."""
+        speed = self.done_steps / max(self.training_s, 1e-9)
+        best, value = self.best() if self.latest else ("", None)
+        line = {
+            "training_s": round(self.training_s, 3),
+            "env_steps": self.done_steps,
+            "env_steps_to_do": self.total_steps,
+            "env_steps_per_s": round(speed, 1),
+            "agents_per_s": round(speed / self.run_steps, 4) if self.run_steps else None,
+            "best": best,
+            "best_recent_return": value,
+            "diverged": len(self.diverged),
+        }
+        if self.log is not None:
+            with contextlib.suppress(OSError), self.log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
     def say(self, text: Any) -> None:
         """Print above the bar."""
         if not self.quiet:
             self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def steps_of(leg: plans.Leg) -> int:
+    """Environment steps of a leg."""
+    return (leg.stop - leg.start) * int(leg.run.config.steps_per_update)
 
 
 def count(number: int, noun: str) -> str:
@@ -172,4 +249,4 @@ def count(number: int, noun: str) -> str:
 
 def label(swept: Mapping[str, Any]) -> str:
     """{"learning_rate": 3e-4, "clip_eps": 0.2} -> "learning_rate=3e-4 clip_eps=0.2"."""
-    return " ".join(f"{name}={reports.short(value)}" for name, value in swept.items())
+    return " ".join(f"{name}={ranking.short(value)}" for name, value in swept.items())

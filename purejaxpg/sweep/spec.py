@@ -7,6 +7,14 @@
     [sweep]                           # axes; their product times the seeds are the runs
     learning_rate = [3e-4, 1e-3]
 
+and for a search, `space.py` has the distributions that an axis may be, `search.py` the meaning of::
+
+    [search]  # grid (the default), random, sobol, lhs or optuna
+    method = "sobol"
+    samples = 64
+    [halving]  # stop the worse configurations early
+    [pbt]  # or let a population adapt its hyperparameters
+
 TOML, because YAML reads `5e-4` as a string.
 """
 
@@ -28,8 +36,11 @@ from typing import Any
 import purejaxpg.agents
 from purejaxpg import InputError
 from purejaxpg import config as configs
+from purejaxpg.sweep import search as searches
+from purejaxpg.sweep import space
 
-KEYS = ("agent", "seeds", "config", "sweep", "eval_episodes", "rows_per_device")
+TABLES = ("config", "sweep", "search", "halving", "pbt")
+KEYS = ("agent", "seeds", "eval_episodes", "rows_per_device", *TABLES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,16 +60,50 @@ class Spec:
     name: str
     agent_name: str
     agent: types.ModuleType
-    runs: tuple[Run, ...]
+    runs: tuple[Run, ...]  # those known beforehand: all but optuna's; one seed of a population's
     eval_episodes: int
     rows_per_device: int | None  # None: decided when the sweep is planned
     identity: Mapping[str, Any]  # JSON-able; equal for equal sweeps only
-    text: str = ""
+    text: str
+    axes: Mapping[str, space.Axis]
+    seeds: tuple[int, ...]
+    search: searches.Search
+    fixed: Mapping[str, Any]  # the table [config]
+    source: str  # hash of the agent's file
 
     @property
     def num_configs(self) -> int:
         """Number of configurations, seeds not counted."""
-        return len(self.runs) // len({run.seed for run in self.runs})
+        if self.search.pbt is not None:
+            return self.search.pbt.population
+        return len(self.runs) // len(self.seeds) or self.search.samples
+
+    def make_run(self, swept: Mapping[str, Any], seed: int) -> Run:
+        """Return the run of a configuration and a seed; the configuration is checked."""
+        config = configs.build(self.agent.Config, _nested(self.fixed, swept))
+        self.agent.check(config)
+        content = json.dumps([self.source, configs.to_dict(config), seed], sort_keys=True)
+        return Run(_digest(content)[:16], config, seed, swept)
+
+    def default_values(self, env: str) -> dict[str, Any]:
+        """Return what the swept fields are by default, in environment `env`."""
+        plain = configs.to_dict(self.agent.Config())
+        values = {}
+        for name in self.axes:
+            outer, dot, inner = name.partition(".")
+            values[name] = (env if name == "env" else plain[name]) if not dot else None
+            if outer == "env_params":
+                values[name] = self._default_env_param(env, inner)
+            elif dot:
+                raise InputError(f"confirm cannot tell the default of {name}.")
+        return values
+
+    def _default_env_param(self, env: str, name: str) -> float:
+        """Return the environment's own value of a parameter."""
+        from purejaxpg import envs
+
+        config = configs.build(self.agent.Config, _nested(self.fixed, {"env": env}))
+        return float(getattr(envs.params(envs.from_config(config), {}), name))
 
 
 def agent_names() -> list[str]:
@@ -102,7 +147,6 @@ def load_agent(name: str, base: Path = Path()) -> types.ModuleType:
         ) from error
     if not configs.is_config_module(module):
         raise InputError(f"agent {name!r} must define {', '.join(configs.CONTRACT)}.")
-    known = set(dir(module.Config)) | set(getattr(module.Config, "__dataclass_fields__", ()))
     known = {*dir(module.Config), *getattr(module.Config, "__dataclass_fields__", ())}
     for needed in ("env", "env_kwargs", "env_params", "num_updates", "steps_per_update"):
         if needed not in known:
@@ -140,58 +184,186 @@ def from_dict(raw: Mapping[str, Any], name: str, base: Path = Path(), text: str 
     both = ", ".join(sorted(set(_flat(fixed)) & set(swept)))
     configs.require(not both, f"{both} must stand in [config] or in [sweep], not in both.")
     axes = _axes(agent, swept)
-    seeds = _seeds(raw.get("seeds", 1))
+    search = _search(agent, raw, axes)
     source = hashlib.sha256(agent_path(agent_name, base).read_bytes()).hexdigest()
-    runs = tuple(_runs(agent, fixed, axes, seeds, source))
-    _refuse_repeated(runs)
-    eval_episodes = _positive("eval_episodes", raw.get("eval_episodes", 128))
     rows = raw.get("rows_per_device")
     if rows is not None:
         _positive("rows_per_device", rows)
-    identity = {
-        "agent": agent_name,
-        "agent_source": source[:16],
-        "seeds": seeds,
-        "config": json.loads(json.dumps(fixed)),
-        "sweep": json.loads(json.dumps(axes)),
-        "eval_episodes": eval_episodes,
-        "rows_per_device": rows,
+    spec = Spec(
+        name=name,
+        agent_name=agent_name,
+        agent=agent,
+        runs=(),
+        eval_episodes=_positive("eval_episodes", raw.get("eval_episodes", 128)),
+        rows_per_device=rows,
+        identity={},
+        text=text,
+        axes=axes,
+        seeds=tuple(_seeds(raw.get("seeds", 1))),
+        search=search,
+        fixed=fixed,
+        source=source,
+    )
+    runs = tuple(_runs(spec))
+    if search.pbt is None:
+        _refuse_repeated(runs)
+    return dataclasses.replace(spec, runs=runs, identity=_identity(spec, raw, swept))
+
+
+def _identity(spec: Spec, raw: Mapping[str, Any], swept: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what makes this sweep this sweep."""
+    searched = {name: raw[name] for name in ("search", "halving", "pbt") if name in raw}
+    plain = {
+        "agent": spec.agent_name,
+        "agent_source": spec.source[:16],
+        "seeds": list(spec.seeds),
+        "config": spec.fixed,
+        "sweep": swept,
+        "eval_episodes": spec.eval_episodes,
+        "rows_per_device": spec.rows_per_device,
+        **searched,
     }
-    return Spec(name, agent_name, agent, runs, eval_episodes, rows, identity, text)
+    return json.loads(json.dumps(plain))
 
 
-def _runs(
-    agent: types.ModuleType,
-    fixed: Mapping[str, Any],
-    axes: Mapping[str, list[Any]],
-    seeds: list[int],
-    source: str,
-) -> Iterable[Run]:
-    for values in itertools.product(*axes.values()):
-        swept = dict(zip(axes, values, strict=True))
-        config = configs.build(agent.Config, _nested(fixed, swept))
-        agent.check(config)
-        for seed in seeds:
-            content = json.dumps([source, configs.to_dict(config), seed], sort_keys=True)
-            yield Run(_digest(content)[:16], config, seed, swept)
+def _runs(spec: Spec) -> Iterable[Run]:
+    """Yield the runs that are known before anything is computed."""
+    search, names = spec.search, list(spec.axes)
+    if search.method == "optuna":
+        for end in (0.0, 0.999):  # a mistake is better found now than after hours
+            spec.make_run({name: axis.at(end) for name, axis in spec.axes.items()}, spec.seeds[0])
+        return
+    if search.method == "grid":
+        product = itertools.product(*(axis.values for axis in spec.axes.values()))
+        chosen = [dict(zip(names, values, strict=True)) for values in product]
+    else:
+        chosen = space.sample(spec.axes, search.method, search.samples, search.seed)
+        if search.pbt is None:  # lists of values may give a configuration twice
+            chosen = list({repr(values): values for values in chosen}.values())
+    for swept in chosen:
+        for seed in spec.seeds if search.pbt is None else spec.seeds[:1]:
+            yield spec.make_run(swept, seed)
 
 
-def _axes(agent: types.ModuleType, axes: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Check the axes: known fields, each with a list of distinct values of the right type."""
+def _axes(agent: types.ModuleType, swept: Mapping[str, Any]) -> dict[str, space.Axis]:
+    """Check the axes: known fields, each with distinct values of the right type."""
     hints = configs.field_types(agent.Config)
-    for name, values in axes.items():
+    axes = {}
+    for name, value in swept.items():
         configs.require_known(name.partition(".")[0], hints, "field")
         configs.require(
             name not in ("env_params", "env_kwargs"),
-            f"[sweep] {name} must name one value, as {name}.NAME = [...], but is {values!r}.",
+            f"[sweep] {name} must name one value, as {name}.NAME = [...], but is {value!r}.",
         )
-        configs.require(
-            isinstance(values, list) and len(values) > 0,
-            f"[sweep] {name} must be a list of values, but is {values!r}.",
+        axes[name] = space.axis(name, value)
+        for example in axes[name].examples():  # its type, before anything is done with it
+            configs.build(agent.Config, _nested({}, {name: example}))
+    return axes
+
+
+def _search(
+    agent: types.ModuleType, raw: Mapping[str, Any], axes: Mapping[str, space.Axis]
+) -> searches.Search:
+    """Check the tables [search], [halving] and [pbt]."""
+    search = _options(searches.Search, "search", _table(raw, "search"), ("halving", "pbt"))
+    configs.require(
+        search.method in searches.METHODS,
+        f"[search] method must be one of {', '.join(map(repr, searches.METHODS))}, "
+        f"but is {search.method!r}.",
+    )
+    halving = _options(searches.Halving, "halving", _table(raw, "halving"))
+    pbt = _options(searches.Pbt, "pbt", _table(raw, "pbt"))
+    search = dataclasses.replace(
+        search,
+        halving=halving if "halving" in raw else None,
+        pbt=pbt if "pbt" in raw else None,
+    )
+    if search.pbt is not None:
+        search = _check_pbt(agent, search, search.pbt, axes)
+    _check_search(search, axes)
+    return search
+
+
+def _check_search(search: searches.Search, axes: Mapping[str, space.Axis]) -> None:
+    """Refuse what does not go together."""
+    drawn = search.method != "grid"
+    require = configs.require
+    for axis in axes.values():
+        require(
+            drawn or axis.kind == "list",
+            f"[sweep] {axis.name} must be a list for a grid; a distribution needs [search] with "
+            "method = 'random', 'sobol', 'lhs' or 'optuna'.",
         )
-        for value in values:  # its type, before anything is done with it
-            configs.build(agent.Config, _nested({}, {name: value}))
-    return dict(axes)
+    require(
+        not drawn or (search.samples > 0 and len(axes) > 0),
+        f"[search] method {search.method!r} needs samples, 1 or more, and at least one axis in "
+        f"[sweep], but samples is {search.samples} and there are {len(axes)} axes.",
+    )
+    require(search.batch > 0, f"[search] batch must be 1 or more, but is {search.batch}.")
+    require(search.seed >= 0, f"[search] seed must be 0 or more, but is {search.seed}.")
+    staged = search.halving is not None or search.pbt is not None
+    require(
+        not (staged and search.method == "optuna"),
+        "[search] method 'optuna' must stand alone, without [halving] and [pbt].",
+    )
+    require(
+        search.method != "optuna" or "env" not in axes,
+        "[sweep] env must be one environment for optuna: scores of two are not comparable.",
+    )
+    if search.halving is not None:
+        require(search.pbt is None, "[halving] and [pbt] must not stand in one sweep.")
+        require(
+            search.halving.rungs > 1,
+            f"[halving] rungs must be 2 or more, but is {search.halving.rungs}.",
+        )
+        require(
+            1 < search.halving.eta <= 1000,
+            f"[halving] eta must be more than 1 (and at most 1000), but is {search.halving.eta}.",
+        )
+
+
+def _check_pbt(
+    agent: types.ModuleType,
+    search: searches.Search,
+    pbt: searches.Pbt,
+    axes: Mapping[str, space.Axis],
+) -> searches.Search:
+    """Refuse a population that cannot be; a population is drawn, at random unless said."""
+    require, hints = configs.require, configs.field_types(agent.Config)
+    for name in axes:
+        outer = name.partition(".")[0]
+        require(
+            hints[outer] is float,
+            f"[pbt] needs traced fields, numbers annotated float, in [sweep], but {name} is not.",
+        )
+    require(len(axes) > 0, "[pbt] needs at least one axis in [sweep], but there is none.")
+    require(pbt.population > 1, f"[pbt] population must be 2 or more, but is {pbt.population}.")
+    require(pbt.generations > 1, f"[pbt] generations must be 2 or more, but is {pbt.generations}.")
+    require(0 < pbt.replace <= 0.5, f"[pbt] replace must be in (0, 0.5], but is {pbt.replace}.")
+    require(0 <= pbt.resample <= 1, f"[pbt] resample must be in [0, 1], but is {pbt.resample}.")
+    low, high = (*pbt.factors, 0.0, 0.0)[:2]
+    require(
+        len(pbt.factors) == 2 and 0 < low <= 1 <= high,
+        f"[pbt] factors must be [low, high] with 0 < low <= 1 <= high, but is {list(pbt.factors)}.",
+    )
+    require(
+        search.samples in (0, pbt.population),
+        f"[search] samples must be the population, {pbt.population}, but is {search.samples}.",
+    )
+    method = "random" if search.method == "grid" else search.method
+    return dataclasses.replace(search, method=method, samples=pbt.population)
+
+
+def _options(cls: Any, table: str, values: Mapping[str, Any], hidden: tuple[str, ...] = ()) -> Any:
+    """Read a table of options as a dataclass, each of its field's type."""
+    hints = {name: h for name, h in configs.field_types(cls).items() if name not in hidden}
+    for name in values:
+        configs.require_known(name, hints, f"key in [{table}] named")
+    read = {
+        name: configs.coerce(f"[{table}] {name}", hints[name], value)
+        for name, value in values.items()
+    }
+    return cls(**read)
 
 
 def _refuse_repeated(runs: tuple[Run, ...]) -> None:

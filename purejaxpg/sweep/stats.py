@@ -6,11 +6,15 @@ Precipice"). The episodes of one run are never resampled: they say how well that
 not how much runs differ.
 """
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import special
 
 from purejaxpg import InputError
 
@@ -129,3 +133,469 @@ def _draw(
         columns.append(start + generator.integers(0, n, size=(resamples, n)))
         start += n
     return np.concatenate(columns, axis=1)
+
+
+# ------------------------------------------------------------------------------ comparing methods
+
+
+def probability_of_improvement(x: Sequence[ArrayLike], y: Sequence[ArrayLike]) -> float:
+    """Return how often a run of X beats a run of Y on the same environment, averaged over those.
+
+    P(X > Y) = 1/M sum_m 1/(N K) sum_ij S(x_mi, y_mj), S = 1 if x > y, 1/2 if equal, else 0.
+
+    It says how sure a gain is, and nothing about how large.
+
+    Args:
+        x: scores of X, one array ``[n_m]`` per environment.
+        y: scores of Y, one array ``[k_m]`` per environment, in the same order.
+
+    Returns:
+        A number from 0 to 1; 0.5 where neither is better.
+
+    Source: Agarwal et al. 2021, probability of improvement (the Mann-Whitney U over N K).
+    """
+    pairs = zip(_strata(list(x)), _strata(list(y)), strict=True)
+    return float(np.mean([_beats(a, b) for a, b in pairs]))
+
+
+def improvement_ci(
+    x: Sequence[ArrayLike],
+    y: Sequence[ArrayLike],
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of ``probability_of_improvement``.
+
+    Runs of X and of Y are resampled independently, within each environment.
+
+    Args:
+        x: scores of X, one array ``[n_m]`` per environment.
+        y: scores of Y, one array ``[k_m]`` per environment.
+        confidence: between 0 and 1.
+        resamples: how many.
+        seed: the only source of randomness.
+
+    Returns:
+        The lower and the upper end.
+
+    Source: Agarwal et al. 2021, probability of improvement.
+    """
+    generator = np.random.default_rng(seed)
+    pairs = zip(_strata(list(x)), _strata(list(y)), strict=True)
+    drawn = [
+        _beats(_again(a, resamples, generator), _again(b, resamples, generator)) for a, b in pairs
+    ]
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(np.mean(drawn, axis=0), [tail, 1.0 - tail])
+    return float(low), float(high)
+
+
+def performance_profile(
+    scores: Sequence[ArrayLike], thresholds: ArrayLike, resamples: int = 500, seed: int = 0
+) -> tuple[Floats, Floats, Floats]:
+    """Return the share of runs that score above each threshold, with a pointwise 95% interval.
+
+    F(tau) = 1/M sum_m 1/N_m sum_n 1[x_mn > tau]
+
+    Args:
+        scores: one array ``[n_m]`` per environment, on a common scale.
+        thresholds: tau ``[t]``.
+        resamples: of the stratified bootstrap over runs.
+        seed: the only source of randomness.
+
+    Returns:
+        Share, lower end and upper end, each ``[t]``.
+
+    Source: Agarwal et al. 2021, performance profiles (run-score distributions).
+    """
+    strata, taus = _strata(list(scores)), np.asarray(thresholds, np.float64)
+    generator = np.random.default_rng(seed)
+    share = np.mean([_share_above(part, taus) for part in strata], axis=0)
+    drawn = np.mean(
+        [_share_above(_again(part, resamples, generator), taus) for part in strata], axis=0
+    )
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    return share, low, high
+
+
+def first_place(scores: Sequence[ArrayLike], resamples: int = 2000, seed: int = 0) -> Floats:
+    """Return how often each configuration has the highest IQM when its runs are resampled.
+
+    A winner that comes first in half of the resamples is a tie with somebody. Ties in a resample
+    are shared. With one run each nothing can change, and the answer is 0 or 1.
+
+    Args:
+        scores: final scores of each configuration's runs, arrays ``[n_c]``.
+        resamples: how many.
+        seed: the only source of randomness.
+
+    Returns:
+        Shares ``[c]`` that add up to 1.
+
+    Source: Goldstein and Spiegelhalter 1996, League Tables and Their Limitations: intervals of
+        ranks.
+    """
+    generator = np.random.default_rng(seed)
+    drawn = np.stack([iqm(_again(part, resamples, generator)) for part in _strata(list(scores))])
+    first = drawn == drawn.max(axis=0)
+    return (first / first.sum(axis=0)).mean(axis=1)
+
+
+def wilson_interval(failures: int, runs: int) -> tuple[float, float]:
+    """Return the 95% score interval of a rate, which is not empty at 0 of n.
+
+    (p + z^2/2n -+ z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n),  z = 1.96
+
+    Args:
+        failures: from 0 to ``runs``.
+        runs: at least 1.
+
+    Returns:
+        The lower and the upper end, within [0, 1].
+
+    Source: Wilson 1927, Probable Inference, the Law of Succession, and Statistical Inference.
+    """
+    z, p = 1.959963984540054, failures / runs
+    middle = p + z * z / (2 * runs)
+    half = z * math.sqrt(p * (1 - p) / runs + z * z / (4 * runs * runs))
+    scale = 1 + z * z / runs
+    low = (middle - half) / scale if failures else 0.0
+    high = (middle + half) / scale if failures < runs else 1.0
+    return low, high
+
+
+def _again(values: Floats, resamples: int, generator: np.random.Generator) -> Floats:
+    """Return runs drawn with replacement ``[resamples, n]``."""
+    return values[generator.integers(0, values.size, size=(resamples, values.size))]
+
+
+def _beats(x: Floats, y: Floats) -> Any:
+    """Return how often a value of x ``[..., n]`` is above one of y ``[..., k]``, ties by half."""
+    differences = np.sign(x[..., :, None] - y[..., None, :])
+    return (differences.mean(axis=(-2, -1)) + 1.0) / 2.0
+
+
+def _share_above(values: Floats, taus: Floats) -> Floats:
+    """Return the share of values ``[..., n]`` above each threshold ``[..., t]``."""
+    return (values[..., None, :] > taus[:, None]).mean(axis=-1)
+
+
+# ------------------------------------------------------------------------ hyperparameter importance
+
+
+class Importance(NamedTuple):
+    """How the variance of the configurations' scores splits up; shares of it.
+
+    Attributes:
+        main: share of each hyperparameter alone ``[j]``.
+        low: lower end of its 95% interval ``[j]``; NaN where nothing could be resampled.
+        high: upper end.
+        pairs: share of what two hyperparameters do together beyond both alone ``[j, j]``,
+            symmetric, zero diagonal.
+        noise: share of the seeds; NaN with one run per configuration.
+        effects: mean score at each level, the others averaged out, one array ``[levels]`` each.
+        errors: half width of the 95% interval of each of them.
+    """
+
+    main: Floats
+    low: Floats
+    high: Floats
+    pairs: Floats
+    noise: float
+    effects: tuple[Floats, ...]
+    errors: tuple[Floats, ...]
+
+
+def importance(
+    codes: ArrayLike, scores: Sequence[ArrayLike], halves: int = 100, seed: int = 0
+) -> Importance:
+    """Split the variance of scores over hyperparameters: the main effects of a functional ANOVA.
+
+    y(x) = f_0 + sum_j f_j(x_j) + sum_ij f_ij(x_i, x_j) + ...,   share_j = Var f_j / Var y
+
+    Each f_j is constant on the levels of x_j; all of them are fitted together by least squares, so
+    a design that is no grid does not credit one hyperparameter with another's effect. f_ij are the
+    cell means of what is left. Var f_j is too large by the noise in the fitted f_j, which is
+    subtracted (as in epsilon squared); so a hyperparameter that does nothing gets about 0. In a
+    full grid that noise comes from the seeds alone, otherwise from all that f_0 and f_j leave.
+
+    It says what matters over the whole space that was searched: a wider range of a hyperparameter
+    makes it more important. With scores that are 1 for the best quarter and 0 for the rest, it is
+    a histogram PED-ANOVA: what matters for being among the best.
+
+    Args:
+        codes: level of each hyperparameter in each configuration ``[n, j]``, integers from 0.
+        scores: finite final scores of each configuration's runs, arrays ``[n_c]``.
+        halves: half-samples for the intervals: of the seeds in a full grid, of the configurations
+            otherwise (delete-half jackknife).
+        seed: the only source of randomness.
+
+    Returns:
+        An ``Importance``; all shares are 0 where the scores do not differ.
+
+    Source: Hutter, Hoos and Leyton-Brown 2014 (F_U = V_U / V); the top quarter: Watanabe,
+        Bansal, Hutter 2023; half-samples: Shao and Wu 1989.
+    """
+    levels, runs = np.asarray(codes, int), _strata(list(scores))
+    means = np.array([part.mean() for part in runs])
+    grid, noise = _is_grid(levels), _seed_noise(runs)
+    design = _Design.of(levels)
+    found = _shares(design, means, noise, grid)
+    generator = np.random.default_rng(seed)
+    drawn = [
+        _half_of_seeds(design, runs, noise, generator)
+        if grid
+        else _half_of_configs(levels, means, generator)
+        for _ in range(halves if _can_halve(grid, runs) else 0)
+    ]
+    low, high = np.full((2, levels.shape[1]), np.nan)
+    if drawn:
+        low, high = np.quantile(np.stack(drawn), [0.025, 0.975], axis=0)
+    total = float(means.var())
+    share = float("nan") if noise is None else min(1.0, noise / total) if total else 0.0
+    return found._replace(low=low, high=high, noise=share)
+
+
+@dataclass(frozen=True)
+class _Design:
+    """Least squares on one indicator per level of each hyperparameter, without the matrix."""
+
+    codes: NDArray[np.int64]  # [n, j]
+    inverse: Floats  # pseudo-inverse of the Gram matrix [1 + levels, 1 + levels]
+    slices: tuple[slice, ...]  # places of each hyperparameter's levels
+    rank: int
+
+    @classmethod
+    def of(cls, codes: NDArray[np.int64]) -> "_Design":
+        counts = codes.max(axis=0) + 1
+        starts = 1 + np.concatenate([[0], np.cumsum(counts)])
+        slices = tuple(slice(a, b) for a, b in itertools.pairwise(starts.tolist()))
+        gram = np.zeros((int(starts[-1]), int(starts[-1])))
+        gram[0, 0] = len(codes)
+        for (a, first), (b, second) in itertools.product(enumerate(slices), repeat=2):
+            cells = codes[:, a] * counts[b] + codes[:, b]
+            shape = (counts[a], counts[b])
+            gram[first, second] = np.bincount(cells, minlength=math.prod(shape)).reshape(shape)
+            gram[0, second] = gram[second, 0] = np.bincount(codes[:, b], minlength=counts[b])
+        values, vectors = np.linalg.eigh(gram)
+        known = values > values[-1] * len(values) * np.finfo(np.float64).eps
+        inverse = (vectors[:, known] / values[known]) @ vectors[:, known].T
+        return cls(codes, inverse, slices, int(known.sum()))
+
+    def fit(self, y: Floats) -> Floats:
+        """Return the coefficients ``[1 + levels]`` of smallest norm."""
+        pairs = zip(self.codes.T, self.slices, strict=True)
+        sums = [np.bincount(own, y, place.stop - place.start) for own, place in pairs]
+        return self.inverse @ np.concatenate([[y.sum()], *sums])
+
+    def predict(self, fitted: Floats) -> Floats:
+        """Return what the coefficients say ``[n]``."""
+        pairs = zip(self.codes.T, self.slices, strict=True)
+        return np.sum([fitted[place][own] for own, place in pairs], axis=0) + fitted[0]
+
+
+def _is_grid(codes: NDArray[np.int64]) -> bool:
+    """Tell whether every combination of levels occurs exactly once."""
+    distinct = len(np.unique(codes, axis=0))
+    combinations = math.prod(len(np.unique(column)) for column in codes.T)
+    return distinct == combinations == len(codes)
+
+
+def _seed_noise(runs: Sequence[Floats]) -> float | None:
+    """Return the variance of a configuration's mean due to its seeds; None with one run each."""
+    several = [part.var(ddof=1) / part.size for part in runs if part.size > 1]
+    return float(np.mean(several)) if several else None
+
+
+def _can_halve(grid: bool, runs: Sequence[Floats]) -> bool:
+    return min(part.size for part in runs) > 1 if grid else len(runs) >= 8
+
+
+def _half_of_seeds(
+    design: _Design, runs: Sequence[Floats], noise: float | None, generator: np.random.Generator
+) -> Floats:
+    """Return the main shares when each configuration keeps half of its runs."""
+    more = int(generator.integers(2))  # of an odd number, the smaller or the larger half
+    kept = [part.size // 2 + more * (part.size % 2) for part in runs]
+    drawn = zip(runs, kept, strict=True)
+    means = np.array([generator.permutation(part)[:count].mean() for part, count in drawn])
+    noise = noise or 0.0
+    louder = noise * float(np.mean([part.size / n for part, n in zip(runs, kept, strict=True)]))
+    shares = _shares(design, means, louder, grid=True, paired=False).main
+    # The noise that the smaller number of runs adds must not count in the whole variance.
+    total = float(means.var())
+    scale = total / max(total - louder + noise, 0.5 * total) if total else 1.0
+    return np.minimum(shares * scale, 1.0)
+
+
+def _half_of_configs(
+    codes: NDArray[np.int64], means: Floats, generator: np.random.Generator
+) -> Floats:
+    """Return the main shares of a random half of the configurations."""
+    kept = generator.permutation(len(means))[: (len(means) + 1) // 2]
+    return _shares(_Design.of(codes[kept]), means[kept], None, grid=False, paired=False).main
+
+
+def _shares(
+    design: _Design, y: Floats, noise: float | None, grid: bool, paired: bool = True
+) -> Importance:
+    """Return the shares of main effects and pairs, without intervals."""
+    total, n, j = float(y.var()), len(y), design.codes.shape[1]
+    fitted = design.fit(y)
+    residual = y - design.predict(fitted)
+    spare = n - design.rank
+    left = float(residual @ residual) / spare if spare > 0 else noise or 0.0
+    variance = noise if grid and noise is not None else left
+    main, effects, errors = np.zeros(j), [], []
+    width = float(special.stdtrit(max(spare, 1), 0.975)) if variance is left else 1.96
+    for index, columns in enumerate(design.slices):
+        levels = columns.stop - columns.start
+        weights = np.bincount(design.codes[:, index], minlength=levels) / n
+        centring = np.eye(levels) - weights
+        effect = centring @ fitted[columns]
+        spread = np.diag(centring @ design.inverse[columns, columns] @ centring.T)
+        main[index] = max(0.0, float(weights @ (effect**2 - variance * spread)))
+        effects.append(y.mean() + effect)
+        errors.append(width * np.sqrt(variance * np.maximum(spread, 0.0) + variance / n))
+    pairs = np.zeros((j, j))
+    for a, b in itertools.combinations(range(j), 2) if paired else ():
+        pairs[a, b] = pairs[b, a] = _interaction(design, a, b, residual, noise if grid else None)
+    scale = 1.0 / total if total > 1e-12 * max(1.0, float(np.abs(y).max()) ** 2) else 0.0
+    nothing = np.full(j, np.nan)
+    return Importance(
+        np.minimum(main * scale, 1.0), nothing, nothing, np.minimum(pairs * scale, 1.0),
+        float("nan"), tuple(effects), tuple(errors),
+    )  # fmt: skip
+
+
+def _interaction(design: _Design, a: int, b: int, residual: Floats, noise: float | None) -> float:
+    """Return the variance of the cell means of two hyperparameters, less what noise puts there."""
+    first, second = (_coarse(design.codes[:, k], len(residual)) for k in (a, b))
+    cell = np.unique(first * (second.max() + 1) + second, return_inverse=True)[1]
+    counts = np.bincount(cell)
+    squares = float((np.bincount(cell, residual) ** 2 / counts).sum())
+    freedom = max(0, counts.size - int(np.unique(first).size + np.unique(second).size) + 1)
+    spare = len(residual) - design.rank - freedom
+    if noise is None and spare <= 0:
+        return 0.0
+    within = noise if noise is not None else (float(residual @ residual) - squares) / spare
+    return max(0.0, (squares - freedom * max(within, 0.0)) / len(residual))
+
+
+def _coarse(codes: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """Return fewer levels where two-way cells would otherwise hold fewer than about 4 values."""
+    levels, most = int(codes.max()) + 1, max(2, int(math.sqrt(n / 4)))
+    return codes if levels <= most else codes * most // levels
+
+
+# --------------------------------------------------------------------------- several environments
+
+
+def percentile_normalized(scores: ArrayLike) -> Floats:
+    """Return scores on a scale that environments share: 0 at the 5th percentile, 1 at the 95th.
+
+    Args:
+        scores: of each environment and configuration ``[e, h]``, finite.
+
+    Returns:
+        ``[e, h]``; 0 throughout an environment in which all scores are equal.
+
+    Source: percentiles of all settings' scores as in Adkins, Bowling and White 2024; of this
+        sweep's settings here.
+    """
+    values = np.asarray(scores, np.float64)
+    low, high = np.quantile(values, [0.05, 0.95], axis=1, keepdims=True)
+    return (values - low) / np.where(high > low, high - low, np.inf)
+
+
+class Sensitivity(NamedTuple):
+    """What tuning for each environment gains over one setting for all.
+
+    Attributes:
+        value: the sensitivity, ``tuned - cross``.
+        tuned: mean over environments of the best setting of each.
+        cross: mean over environments of the one setting that is best on average.
+        best: index of the best setting of each environment ``[e]``.
+        best_cross: index of the setting that is best on average.
+    """
+
+    value: float
+    tuned: float
+    cross: float
+    best: NDArray[np.int64]
+    best_cross: int
+
+
+def sensitivity(normalized: ArrayLike) -> Sensitivity:
+    """Return the hyperparameter sensitivity of an algorithm over environments.
+
+    Phi = 1/|E| sum_e max_h Gamma(e, h) - max_h 1/|E| sum_e Gamma(e, h)
+
+    The best of noisy scores is too high, and it is taken |E| times in the first term but once in
+    the second: with few seeds Phi is overestimated.
+
+    Args:
+        normalized: Gamma, scores on a common scale ``[e, h]``, every setting in every environment.
+
+    Returns:
+        A ``Sensitivity``; its value is 0 where one setting is best everywhere.
+
+    Source: Adkins, Bowling and White 2024, A Method for Evaluating Hyperparameter Sensitivity in
+        Reinforcement Learning (arXiv:2412.07165); as ``compute_scores`` in the authors' code.
+    """
+    gamma = np.asarray(normalized, np.float64)
+    average = gamma.mean(axis=0)
+    tuned, cross = float(gamma.max(axis=1).mean()), float(average.max())
+    return Sensitivity(tuned - cross, tuned, cross, gamma.argmax(axis=1), int(average.argmax()))
+
+
+class Dimensionality(NamedTuple):
+    """What tuning only some hyperparameters per environment achieves.
+
+    Attributes:
+        effective: how many are enough for 95% of the fully tuned score.
+        scores: best mean score with 0, 1, ..., j of them tuned ``[j + 1]``.
+        subsets: which ones these are.
+    """
+
+    effective: int
+    scores: Floats
+    subsets: tuple[tuple[int, ...], ...]
+
+
+def effective_dimensionality(
+    normalized: ArrayLike, codes: ArrayLike, enough: float = 0.95
+) -> Dimensionality:
+    """Return how many hyperparameters must be tuned per environment, the others left in common.
+
+    d = min |S| such that  mean_e max over h with h = h* outside S of Gamma(e, h)
+                           >= 0.95 mean_e max_h Gamma(e, h),   h* best on average
+
+    It needs settings that share values, so it means something on grids only.
+
+    Args:
+        normalized: Gamma ``[e, h]``.
+        codes: level of each hyperparameter in each setting ``[h, j]``; j at most about 12, since
+            all subsets are tried.
+        enough: the share of the fully tuned score to be reached.
+
+    Returns:
+        A ``Dimensionality``.
+
+    Source: Adkins, Bowling and White 2024; as ``generate_dimensionality_plot`` in the authors'
+        code.
+    """
+    gamma, levels = np.asarray(normalized, np.float64), np.asarray(codes)
+    common = levels[gamma.mean(axis=0).argmax()]
+    differs = levels != common
+    scores, subsets = [], []
+    for size in range(levels.shape[1] + 1):
+        tried = {
+            tuned: float(gamma[:, ~np.delete(differs, tuned, axis=1).any(axis=1)].max(1).mean())
+            for tuned in itertools.combinations(range(levels.shape[1]), size)
+        }
+        subsets.append(max(tried, key=lambda tuned: tried[tuned]))
+        scores.append(tried[subsets[-1]])
+    reached = [size for size, score in enumerate(scores) if score >= enough * scores[-1] - 1e-12]
+    return Dimensionality(min(reached, default=len(scores) - 1), np.array(scores), tuple(subsets))

@@ -5,11 +5,17 @@ unit's files are written and synced first, under names the ledger does not know 
 transaction then records their hashes and the outcomes. Whatever interrupts this leaves the unit
 either committed or pending, never in between.
 
+A run is committed in one leg or in several: a search stops some runs early and trains others on, so
+a unit holds one leg of each of its runs, and the rounds of a search are planned one after another.
+
 Layout::
 
     DIR/ledger.sqlite           what is planned, what is committed, every file's SHA-256
     DIR/arrays/<unit>.npz       metrics and evaluations, one row per run
     DIR/checkpoints/<unit>/     the whole training state of the unit
+    DIR/progress/<unit>.*/      the same of units that are being computed
+    DIR/records/<unit>.json     what the ledger says of a committed unit, in case the ledger is lost
+    DIR/identity.json           what it says of the sweep
     DIR/spec.toml               the text of the spec, for the reader
     DIR/lock                    held by the process that runs the sweep
 """
@@ -24,7 +30,7 @@ import re
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -37,39 +43,53 @@ from purejaxpg import FaultError, InputError, checkpoint
 
 LEDGER = "ledger.sqlite"
 _NEW_LEDGER = "ledger.sqlite.new"
-_FORMAT = 1
+_FORMAT = 2
 _BUSY_SECONDS = 30.0
 _UNIT_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+_REPAIR = "`purejaxpg fsck DIR --repair` rebuilds it from the records of its units"
 _MEMBER = "metric."  # np.savez has parameters of its own, which a bare metric name could hit
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE notes (number INTEGER PRIMARY KEY, text TEXT NOT NULL);
 CREATE TABLE units (
-    name TEXT PRIMARY KEY, position INTEGER NOT NULL, done INTEGER NOT NULL,
+    name TEXT PRIMARY KEY, round INTEGER NOT NULL, position INTEGER NOT NULL,
+    size INTEGER NOT NULL, done INTEGER NOT NULL,
     arrays_sha256 TEXT, checkpoint_sha256 TEXT, facts TEXT, record_sha256 TEXT);
-CREATE TABLE runs (
-    run_id TEXT PRIMARY KEY, unit TEXT NOT NULL, row INTEGER NOT NULL,
-    config TEXT NOT NULL, seed INTEGER NOT NULL, swept TEXT NOT NULL,
+CREATE TABLE legs (
+    unit TEXT NOT NULL, row INTEGER NOT NULL, run_id TEXT NOT NULL, round INTEGER NOT NULL,
+    config TEXT NOT NULL, seed INTEGER NOT NULL, swept TEXT NOT NULL, stage TEXT NOT NULL,
+    start INTEGER NOT NULL, stop INTEGER NOT NULL, total INTEGER NOT NULL, parent TEXT,
     status TEXT NOT NULL, score REAL, greedy_score REAL, diverged_at INTEGER,
-    UNIQUE (unit, row));
+    PRIMARY KEY (unit, row), UNIQUE (run_id, round));
 """
 
 
 @dataclass(frozen=True)
 class Run:
-    """One planned training run.
+    """One planned training run, or one leg of it.
 
     Attributes:
-        run_id: unique within the sweep.
+        run_id: unique within the sweep, and within a round.
         config: every field of the run's configuration, as JSON-able values.
         seed: the seed that alone decides the run's key.
         swept: the swept fields only (not the seed); what tells configurations apart.
+        stage: ``"tune"``, or ``"confirm"`` for runs on fresh seeds.
+        start: updates before this leg.
+        stop: updates after it.
+        total: updates of the whole run.
+        parent: the run whose state of the round before this leg starts from; None: it starts anew.
     """
 
     run_id: str
     config: dict[str, Any]
     seed: int
     swept: dict[str, Any]
+    stage: str = "tune"
+    start: int = 0
+    stop: int = 0
+    total: int = 0
+    parent: str | None = None
 
 
 @dataclass(frozen=True)
@@ -192,14 +212,21 @@ class Store:
         """What the sweep was opened with."""
         return json.loads(self._query("SELECT value FROM meta WHERE key = 'identity'")[0]["value"])
 
-    def plan(self, units: dict[str, Sequence[Run]]) -> None:
-        """Make the ledger's plan equal to this one; planning the same twice changes nothing.
+    def plan(
+        self,
+        units: Mapping[str, Sequence[Run]],
+        round_index: int = 0,
+        sizes: Mapping[str, int] | None = None,
+    ) -> None:
+        """Make the ledger's plan of a round equal to this one; planning it twice changes nothing.
 
         Pending units that the new plan lacks are forgotten (a smaller chunk size renames them);
-        committed ones must be in it with the same runs.
+        committed ones must be in it with the same runs. Other rounds are left alone.
 
         Args:
             units: the runs of each unit in row order, by unit name, in the order of execution.
+            round_index: the round that they make up, from 0.
+            sizes: rows of each unit with its padding; by default the number of its runs.
 
         Raises:
             InputError: a name is not usable, a run occurs twice, or committed results would be
@@ -208,39 +235,53 @@ class Store:
         """
         _check_plan(units)
         rows = {
-            name: [_run_row(name, index, run) for index, run in enumerate(runs)]
+            name: [_leg_row(name, round_index, index, run) for index, run in enumerate(runs)]
             for name, runs in units.items()
         }
         with self._transaction() as connection:
-            done = {row["name"] for row in self._query("SELECT name FROM units WHERE done = 1")}
+            known = self._query("SELECT name, done FROM units WHERE round = ?", (round_index,))
+            done = {row["name"] for row in known if row["done"]}
             for name in done:
                 self._refuse_lost(name, rows.get(name))
-            connection.execute(
-                "DELETE FROM runs WHERE unit IN (SELECT name FROM units WHERE done = 0)"
-            )
-            connection.execute("DELETE FROM units WHERE done = 0")
+            pending = [(row["name"],) for row in known if not row["done"]]
+            connection.executemany("DELETE FROM legs WHERE unit = ?", pending)
+            connection.executemany("DELETE FROM units WHERE name = ?", pending)
             connection.executemany(
-                "INSERT INTO units (name, position, done) VALUES (?, ?, 0) "
+                "INSERT INTO units (name, round, position, size, done) VALUES (?, ?, ?, ?, 0) "
                 "ON CONFLICT (name) DO UPDATE SET position = excluded.position",
-                [(name, position) for position, name in enumerate(rows)],
+                [
+                    (name, round_index, position, (sizes or {}).get(name, len(legs)))
+                    for position, (name, legs) in enumerate(rows.items())
+                ],
             )
+            columns = ", ".join(_PLANNED)
             connection.executemany(
-                "INSERT INTO runs (unit, row, run_id, config, seed, swept, status) "
-                "VALUES (?, ?, ?, ?, ?, ?, 'pending')",
-                [run for name, runs in rows.items() if name not in done for run in runs],
+                f"INSERT INTO legs ({columns}, status) "
+                f"VALUES ({', '.join('?' * len(_PLANNED))}, 'pending')",
+                [leg for name, legs in rows.items() if name not in done for leg in legs],
             )
             _seal(connection)
 
-    def pending(self) -> list[str]:
+    def pending(self, round_index: int | None = None) -> list[str]:
         """Return the names of the units that are not committed, in planned order."""
-        rows = self._query("SELECT name FROM units WHERE done = 0 ORDER BY position")
-        return [row["name"] for row in rows]
+        rows = self._query("SELECT name, round FROM units WHERE done = 0 ORDER BY round, position")
+        return [row["name"] for row in rows if round_index in (None, row["round"])]
 
     @property
     def finished(self) -> bool:
-        """Whether something is planned and all of it is committed."""
+        """Whether something is planned and all that is planned is committed."""
         row = self._query("SELECT COUNT(*) AS n, COALESCE(SUM(done), 0) AS done FROM units")[0]
         return row["n"] > 0 and row["n"] == row["done"]
+
+    def note(self, text: str) -> None:
+        """Record what a reader of the results has to know; the same note is recorded once."""
+        with self._transaction() as connection:
+            if text not in self.notes():
+                connection.execute("INSERT INTO notes (text) VALUES (?)", (text,))
+
+    def notes(self) -> list[str]:
+        """Return the recorded notes, oldest first."""
+        return [row["text"] for row in self._query("SELECT text FROM notes ORDER BY number")]
 
     # --------------------------------------------------------------------------------- committing
 
@@ -251,6 +292,7 @@ class Store:
         state: Any,
         outcomes: Sequence[Outcome],
         facts: dict[str, Any],
+        save: Callable[[Path, Any], str] = checkpoint.save,
     ) -> None:
         """Record a finished unit: arrays, then checkpoint, then one transaction that makes it true.
 
@@ -262,6 +304,7 @@ class Store:
             outcomes: one per run of the unit, in row order.
             facts: JSON-able measurements of the unit: ``steps_per_update``, ``wall_s``, devices,
                 versions, ...
+            save: writes a state into a directory and returns the hash of its manifest.
 
         Raises:
             InputError: the unit is not pending, or rows, arrays and outcomes do not match.
@@ -273,11 +316,19 @@ class Store:
         arrays_sha256 = self._write_arrays(unit, arrays)
         checkpoint_sha256 = None
         if state is not None:
-            checkpoint_sha256 = checkpoint.save(self._checkpoint_path(unit), state)
+            checkpoint_sha256 = save(self._checkpoint_path(unit), state)
         results = [(*_result(o), unit, row) for row, o in enumerate(outcomes)]
+        hashes = {"arrays_sha256": arrays_sha256, "checkpoint_sha256": checkpoint_sha256}
+        self._record(
+            {**dict(self._unit_row(unit)), "done": 1, **hashes, "facts": facts_text},
+            [
+                {**leg, **dict(zip(_RESULT, _result(o), strict=True))}
+                for leg, o in zip(self._legs_of(unit), outcomes, strict=True)
+            ],
+        )
         with self._transaction() as connection:
             connection.executemany(
-                "UPDATE runs SET status = ?, score = ?, greedy_score = ?, diverged_at = ? "
+                "UPDATE legs SET status = ?, score = ?, greedy_score = ?, diverged_at = ? "
                 "WHERE unit = ? AND row = ?",
                 results,
             )
@@ -287,6 +338,31 @@ class Store:
                 (arrays_sha256, checkpoint_sha256, facts_text, unit),
             )
             _seal(connection, unit)
+
+    def write_record(self, unit: str) -> None:
+        """Write the record of a committed unit again.
+
+        Args:
+            unit: a committed unit.
+
+        Raises:
+            FaultError: it cannot be written.
+        """
+        self._record(dict(self._committed(unit)), self._legs_of(unit))
+
+    def write_texts(self) -> None:
+        """Write ``identity.json`` and ``spec.toml`` again out of the ledger."""
+        found = self._query("SELECT value FROM meta WHERE key = 'spec'")
+        _write_about(self.path, self.identity, found[0]["value"])
+
+    def has_state(self, unit: str) -> bool:
+        """Tell whether the state of a committed unit can be read."""
+        digest = self._committed(unit)["checkpoint_sha256"]
+        try:
+            checkpoint.verify(self._checkpoint_path(unit), digest)
+        except FaultError:
+            return False
+        return digest is not None
 
     def reset(self, units: Iterable[str]) -> None:
         """Make committed units pending again.
@@ -310,12 +386,45 @@ class Store:
                     (unit,),
                 )
                 connection.execute(
-                    "UPDATE runs SET status = 'pending', score = NULL, greedy_score = NULL, "
+                    "UPDATE legs SET status = 'pending', score = NULL, greedy_score = NULL, "
                     "diverged_at = NULL WHERE unit = ?",
                     (unit,),
                 )
 
+    def _restore(self, record: Path) -> bool:
+        """Enter a record into an empty ledger; False where it is damaged."""
+        try:
+            content = read_hashed(record)
+        except FaultError:
+            return False
+        with self._transaction() as connection:
+            for table, rows in (("units", [content["unit"]]), ("legs", content["legs"])):
+                for row in rows:
+                    names = ", ".join(row)
+                    marks = ", ".join("?" * len(row))
+                    values = list(row.values())
+                    connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", values)
+            _seal(connection, content["unit"]["name"])
+        return True
+
     # ------------------------------------------------------------------------------------ reading
+
+    def damaged(self) -> dict[str, str]:
+        """Check every file of every committed unit against its hash.
+
+        Returns:
+            What is wrong, by unit; nothing where all is intact.
+        """
+        rows = self._query("SELECT * FROM units WHERE done = 1 ORDER BY round, position")
+        found = {}
+        for row in rows:
+            try:
+                self._check_arrays(row["name"], row["arrays_sha256"])
+                if row["checkpoint_sha256"] is not None:
+                    checkpoint.verify(self._checkpoint_path(row["name"]), row["checkpoint_sha256"])
+            except FaultError as error:
+                found[row["name"]] = str(error)
+        return found
 
     def arrays(self, unit: str, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
         """Verify and read the arrays of a committed unit.
@@ -331,21 +440,17 @@ class Store:
             InputError: the unit is not committed.
             FaultError: the file is missing or damaged.
         """
-        digest = self._committed(unit)["arrays_sha256"]
-        path = self._arrays_path(unit)
-        if not path.is_file():
-            raise FaultError(f"{path} is missing, and the ledger says that it was written.")
+        path = self._check_arrays(unit, self._committed(unit)["arrays_sha256"])
         with checkpoint.faults("read", path):
-            if checkpoint.sha256_of(path) != digest:
-                raise FaultError(f"{path} is damaged: its SHA-256 is not the one in the ledger.")
             return _read_npz(path, names)
 
-    def state(self, unit: str, template: Any) -> Any:
+    def state(self, unit: str, template: Any, load: Callable[..., Any] = checkpoint.load) -> Any:
         """Verify and read the final training state of a committed unit.
 
         Args:
             unit: a committed unit.
             template: pytree of the state's structure, shapes and dtypes.
+            load: reads what the ``save`` of ``commit`` wrote.
 
         Returns:
             The state, as ``checkpoint.load`` gives it.
@@ -357,36 +462,59 @@ class Store:
         digest = self._committed(unit)["checkpoint_sha256"]
         if digest is None:
             raise InputError(f"The unit {unit} was committed without a checkpoint.")
-        return checkpoint.load(self._checkpoint_path(unit), template, sha256=digest)
+        return load(self._checkpoint_path(unit), template, sha256=digest)
 
     def runs(self) -> list[dict[str, Any]]:
-        """Return every planned run in planned order.
+        """Return every run in planned order, as its latest leg stands.
 
         Returns:
-            Dicts with ``run_id, unit, row, config, seed, swept, status, score, greedy_score,
-            diverged_at``; status is ``"pending"``, ``"done"`` or ``"diverged"``, and the scores of
-            pending runs are None.
+            Dicts as in ``legs``; the status of a run that a search did not train to its end is
+            ``"stopped"`` instead of ``"done"``.
+        """
+        latest: dict[str, dict[str, Any]] = {}
+        for leg in self.legs():
+            before = latest.get(leg["run_id"])
+            # A leg that is planned but not committed does not hide the score of the one before.
+            if before is not None and leg["status"] == "pending":
+                leg = {**before, "status": "pending"}
+            latest[leg["run_id"]] = leg
+        for leg in latest.values():
+            if leg["status"] == "done" and leg["stop"] < leg["total"]:
+                leg["status"] = "stopped"
+        return list(latest.values())
+
+    def legs(self) -> list[dict[str, Any]]:
+        """Return every leg of every run in planned order.
+
+        Returns:
+            Dicts with ``run_id, unit, row, round, stage, start, stop, total, parent, config, seed,
+            swept, status, score, greedy_score, diverged_at``; status is ``"pending"``, ``"done"``
+            or ``"diverged"``, and the scores of pending legs are None.
         """
         rows = self._query(
-            "SELECT r.* FROM runs r JOIN units u ON r.unit = u.name ORDER BY u.position, r.row"
+            "SELECT l.* FROM legs l JOIN units u ON l.unit = u.name "
+            "ORDER BY u.round, u.position, l.row"
         )
-        return [_run_dict(row) for row in rows]
+        return [_leg_dict(row) for row in rows]
 
     def units(self) -> list[dict[str, Any]]:
         """Return every planned unit in planned order.
 
         Returns:
-            Dicts with ``name, done, rows, facts``; the facts of a pending unit are None.
+            Dicts with ``name, round, done, rows, size, facts``: rows without and size with padding;
+            the facts of a pending unit are None.
         """
         rows = self._query(
-            "SELECT u.name, u.done, u.facts, COUNT(r.run_id) AS n FROM units u "
-            "LEFT JOIN runs r ON r.unit = u.name GROUP BY u.name ORDER BY u.position"
+            "SELECT u.name, u.round, u.size, u.done, u.facts, COUNT(l.run_id) AS n FROM units u "
+            "LEFT JOIN legs l ON l.unit = u.name GROUP BY u.name ORDER BY u.round, u.position"
         )
         return [
             {
                 "name": row["name"],
+                "round": row["round"],
                 "done": bool(row["done"]),
                 "rows": row["n"],
+                "size": row["size"],
                 "facts": json.loads(row["facts"]) if row["facts"] else None,
             }
             for row in rows
@@ -394,8 +522,28 @@ class Store:
 
     # ---------------------------------------------------------------------------------- internals
 
+    def _legs_of(self, unit: str) -> list[dict[str, Any]]:
+        """Return a unit's rows of the ledger as they stand there."""
+        rows = self._query("SELECT * FROM legs WHERE unit = ? ORDER BY row", (unit,))
+        return [dict(row) for row in rows]
+
+    def _record(self, unit: dict[str, Any], legs: list[dict[str, Any]]) -> None:
+        """Write beside a unit what the ledger says of it, so that a lost ledger can be rebuilt."""
+        content = {"unit": {**unit, "record_sha256": None}, "legs": legs}
+        _write_text(self.path / "records" / f"{unit['name']}.json", _hashed(content))
+
     def _arrays_path(self, unit: str) -> Path:
         return self.path / "arrays" / f"{unit}.npz"
+
+    def _check_arrays(self, unit: str, digest: str) -> Path:
+        """Return the path of a unit's array file once its hash is found right."""
+        path = self._arrays_path(unit)
+        if not path.is_file():
+            raise FaultError(f"{path} is missing, and the ledger says that it was written.")
+        with checkpoint.faults("read", path):
+            if checkpoint.sha256_of(path) != digest:
+                raise FaultError(f"{path} is damaged: its SHA-256 is not the one in the ledger.")
+        return path
 
     def _checkpoint_path(self, unit: str) -> Path:
         return self.path / "checkpoints" / unit
@@ -437,8 +585,8 @@ class Store:
 
     def _refuse_lost(self, unit: str, planned: list[tuple[Any, ...]] | None) -> None:
         """Refuse a plan in which a committed unit is absent or has other runs."""
-        stored = self._query("SELECT * FROM runs WHERE unit = ? ORDER BY row", (unit,))
-        columns = ("unit", "row", "run_id", "config", "seed")  # the config includes what is swept
+        stored = self._query("SELECT * FROM legs WHERE unit = ? ORDER BY row", (unit,))
+        columns = _PLANNED[:-1]  # not what is swept: the config includes it
         found = [tuple(row[column] for column in columns) for row in stored]
         if planned is None or [row[: len(columns)] for row in planned] != found:
             raise InputError(
@@ -452,7 +600,7 @@ class Store:
         """Refuse a commit whose rows could be attributed to the wrong run."""
         if self._unit_row(unit)["done"]:
             raise InputError(f"The unit {unit} of {self.path} is already committed.")
-        stored = self._query("SELECT run_id FROM runs WHERE unit = ? ORDER BY row", (unit,))
+        stored = self._query("SELECT run_id FROM legs WHERE unit = ? ORDER BY row", (unit,))
         planned = [row["run_id"] for row in stored]
         if [outcome.run_id for outcome in outcomes] != planned:
             raise InputError(
@@ -489,6 +637,9 @@ class Store:
         """Return the store after the ledger has been found intact, or close it and raise."""
         try:
             self._check_ledger()
+        except FaultError as error:
+            self.close()
+            raise FaultError(f"{str(error).rstrip('.')}; {_REPAIR}.") from error
         except BaseException:
             self.close()
             raise
@@ -531,8 +682,22 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _run_row(unit: str, row: int, run: Run) -> tuple[Any, ...]:
-    return unit, row, run.run_id, _json(run.config), int(run.seed), _json(run.swept, sort=False)
+# The columns that a plan decides, in the order of `_leg_row`.
+_PLANNED = (
+    "unit", "row", "run_id", "round", "config", "seed", "stage", "start", "stop", "total", "parent",
+    "swept",
+)  # fmt: skip
+
+
+def _leg_row(unit: str, round_index: int, row: int, run: Run) -> tuple[Any, ...]:
+    head = (unit, row, run.run_id, round_index, _json(run.config), int(run.seed), run.stage)
+    return (
+        *head, int(run.start), int(run.stop), int(run.total), run.parent,
+        _json(run.swept, sort=False),
+    )  # fmt: skip
+
+
+_RESULT = ("status", "score", "greedy_score", "diverged_at")  # the columns of `_result`
 
 
 def _result(outcome: Outcome) -> tuple[str, float, float, int | None]:
@@ -541,8 +706,8 @@ def _result(outcome: Outcome) -> tuple[str, float, float, int | None]:
     return outcome.status, float(outcome.score), float(outcome.greedy_score), update
 
 
-def _run_dict(row: sqlite3.Row) -> dict[str, Any]:
-    """Return one run of the ledger with its JSON columns decoded."""
+def _leg_dict(row: sqlite3.Row) -> dict[str, Any]:
+    """Return one leg of the ledger with its JSON columns decoded."""
     run = {key: row[key] for key in row.keys()}  # noqa: SIM118 (a Row iterates over its values)
     run["config"], run["swept"] = json.loads(run["config"]), json.loads(run["swept"])
     for score in ("score", "greedy_score"):
@@ -571,8 +736,9 @@ def _records(connection: sqlite3.Connection, unit: str | None = None) -> dict[st
     """
     condition, parameters = ("", ()) if unit is None else (" WHERE u.name = ?", (unit,))
     rows = connection.execute(
-        "SELECT u.name, u.position, u.arrays_sha256, u.checkpoint_sha256, u.facts, r.* "
-        f"FROM units u LEFT JOIN runs r ON r.unit = u.name{condition} ORDER BY u.name, r.row",
+        "SELECT u.name, u.round, u.position, u.size, u.arrays_sha256, u.checkpoint_sha256, "
+        "u.facts, l.* "
+        f"FROM units u LEFT JOIN legs l ON l.unit = u.name{condition} ORDER BY u.name, l.row",
         parameters,
     )
     digests: dict[str, Any] = {}
@@ -590,7 +756,7 @@ def _seal(connection: sqlite3.Connection, unit: str | None = None) -> None:
     )
 
 
-def _check_plan(units: dict[str, Sequence[Run]]) -> None:
+def _check_plan(units: Mapping[str, Sequence[Run]]) -> None:
     """Refuse unit names that are no safe file names, empty units, and runs that occur twice."""
     seen: dict[str, str] = {}
     for name, runs in units.items():
@@ -677,6 +843,81 @@ def _refuse_foreign(root: Path, create: bool) -> None:
         )
 
 
+def _write_text(path: Path, text: str) -> None:
+    """Write a text file durably, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with checkpoint.faults("write", path):
+        path.parent.mkdir(exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        checkpoint.sync(temporary)
+        os.replace(temporary, path)
+        checkpoint.sync(path.parent)
+
+
+def _write_about(root: Path, identity: dict[str, Any], spec_text: str) -> None:
+    """Write the files that say what the sweep is."""
+    _write_text(root / "spec.toml", spec_text)
+    _write_text(root / "identity.json", _hashed({"identity": identity, "spec": spec_text}))
+
+
+def _hashed(content: dict[str, Any]) -> str:
+    """Return a JSON text that carries its own hash."""
+    return json.dumps({"sha256": _sha256(_json(content)), "content": content}, indent=1)
+
+
+def read_hashed(path: Path) -> dict[str, Any]:
+    """Read what ``_hashed`` wrote.
+
+    Raises:
+        FaultError: it is missing or damaged.
+    """
+    with checkpoint.faults("read", path):
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            content = found["content"]
+            if found["sha256"] == _sha256(_json(content)):
+                return content
+        except (ValueError, KeyError, TypeError) as error:
+            raise FaultError(f"{path} is damaged: it is not what was written.") from error
+    raise FaultError(f"{path} is damaged: its SHA-256 is not the one it carries.")
+
+
+def rebuild(root: Path) -> list[str]:
+    """Make a new ledger out of ``identity.json`` and the records; the old one is moved aside.
+
+    Args:
+        root: a result directory whose ledger cannot be used.
+
+    Returns:
+        The units that are committed in the new ledger. All else is planned anew by the next run.
+
+    Raises:
+        FaultError: the identity is damaged too, another process holds the directory, or the new
+            ledger cannot be written.
+    """
+    about = read_hashed(root / "identity.json")
+    lock = _lock(root, create=True)
+    try:
+        with checkpoint.faults("rebuild the ledger of", root):
+            aside = root / "ledger.damaged"
+            aside.mkdir(exist_ok=True)
+            for suffix in ("", "-wal", "-shm"):
+                if (root / f"{LEDGER}{suffix}").exists():
+                    os.replace(root / f"{LEDGER}{suffix}", aside / f"{LEDGER}{suffix}")
+            _create(root, about["identity"], about["spec"])
+            store = Store(root, _connect(root), lock)
+            try:
+                return [path.stem for path in _records_of(root) if store._restore(path)]
+            finally:
+                store._connection.close()
+    finally:
+        _unlock(lock)
+
+
+def _records_of(root: Path) -> list[Path]:
+    return sorted((root / "records").glob("*.json")) if (root / "records").is_dir() else []
+
+
 def _create(root: Path, identity: dict[str, Any], spec_text: str) -> None:
     """Fill a new directory; the rename of the ledger comes last and makes it a result directory."""
     new = root / _NEW_LEDGER
@@ -687,12 +928,12 @@ def _create(root: Path, identity: dict[str, Any], spec_text: str) -> None:
         connection.executescript(_SCHEMA)
         text = _json(identity)
         meta = {"format": str(_FORMAT), "identity": text, "identity_sha256": _sha256(text)}
+        meta["spec"] = spec_text
         connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
     (root / "arrays").mkdir(exist_ok=True)
     (root / "checkpoints").mkdir(exist_ok=True)
-    (root / "spec.toml").write_text(spec_text, encoding="utf-8")
+    _write_about(root, identity, spec_text)
     checkpoint.sync(new)
-    checkpoint.sync(root / "spec.toml")
     os.replace(new, root / LEDGER)
     checkpoint.sync(root)
     checkpoint.sync(root.parent)

@@ -1,6 +1,6 @@
 """The engine on real, tiny training: storing, resuming, grouping, devices, compilations."""
 
-import io
+import json
 import os
 import pathlib
 import subprocess
@@ -11,73 +11,21 @@ import jax
 import numpy as np
 import pytest
 from jax import random
-from rich.console import Console
+from tiny_sweep import TINY, contents, run, swept
 
-from purejaxpg import InputError, evaluate
+from purejaxpg import FaultError, InputError, evaluate
 from purejaxpg.agents import ppo
-from purejaxpg.sweep import engine, report
-from purejaxpg.sweep import plan as plans
+from purejaxpg.sweep import compute, curves, engine
 from purejaxpg.sweep import progress as progresses
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import store as stores
-
-TINY: dict[str, Any] = {
-    "agent": "ppo",
-    "seeds": 2,
-    "eval_episodes": 4,
-    "rows_per_device": 2,
-    "config": {
-        "total_timesteps": 64,
-        "num_envs": 2,
-        "num_steps": 8,
-        "num_epochs": 1,
-        "num_minibatches": 1,
-        "hidden": [8],
-        "env_params": {"max_steps_in_episode": 20},
-    },
-    "sweep": {"learning_rate": [1e-3, 1e-2], "gamma": [0.9, 0.99]},
-}
-
-
-def swept(**sweep: Any) -> specs.Spec:
-    fixed = {name: value for name, value in TINY["config"].items() if name not in sweep}
-    return specs.from_dict({**TINY, "config": fixed, "sweep": sweep or TINY["sweep"]}, "tiny")
-
-
-def run(
-    spec: specs.Spec, out: pathlib.Path, stop_after: int | None = None, devices: int = 1
-) -> str:
-    """Run `spec` into `out` -> what was printed; after `stop_after` commits, it is interrupted."""
-    console = Console(file=io.StringIO(), width=200)
-    with stores.Store.open(out, dict(spec.identity)) as store:
-        if stop_after is not None:
-            interrupt_after(store, stop_after)
-        with progresses.Progress(console) as progress:
-            engine.run(spec, store, jax.devices()[:devices], progress)
-    return console.file.getvalue()  # type: ignore[attr-defined]
-
-
-def interrupt_after(store: stores.Store, commits: int) -> None:
-    original, left = store.commit, [commits]
-
-    def commit(*arguments: Any) -> None:
-        if left[0] == 0:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        original(*arguments)
-
-    store.commit = commit  # type: ignore[method-assign]
-
-
-def contents(out: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
-    with stores.Store.read(out) as store:
-        return {unit["name"]: store.arrays(unit["name"]) for unit in store.units()}
 
 
 def test_results_are_stored_with_everything_that_made_them(tmp_path: pathlib.Path) -> None:
     spec = swept()
     printed = run(spec, tmp_path / "out")
-    assert "4 configurations x 2 seeds = 8 runs in 1 compilation" in printed
+    assert "4 configurations x 2 seeds = 8 runs, " in printed
+    assert "8 runs in 1 compilation." in printed
     with stores.Store.read(tmp_path / "out") as store:
         assert store.finished
         runs, units = store.runs(), store.units()
@@ -105,15 +53,16 @@ def test_steps_of_a_warm_up_count(tmp_path: pathlib.Path) -> None:
     run(specs.from_dict(plain, "warm"), tmp_path)
     with stores.Store.read(tmp_path) as store:
         (unit,) = store.units()
-        (curve,) = report._curves(store).values()
+        arrays = {unit["name"]: store.arrays(unit["name"], curves.METRICS)}
+        (curve,) = curves.of_runs(store, store.legs(), arrays).values()
     assert unit["facts"]["steps_before"] == 40
     assert unit["facts"]["env_steps"] == 100
     assert curve.steps.tolist() == [45.0, 55.0, 65.0, 75.0, 85.0, 95.0]
 
 
 def keys_and_configs(runs: Any) -> tuple[jax.Array, Any]:
-    seeds, configs = plans.stack(runs, len(runs))
-    return engine.run_keys(seeds, 0), configs
+    seeds, configs = compute.stack(runs, len(runs))
+    return compute.run_keys(seeds, 0), configs
 
 
 def test_an_interrupted_sweep_goes_on_and_ends_with_the_same_bits(tmp_path: pathlib.Path) -> None:
@@ -209,7 +158,7 @@ def test_a_diverged_run_is_marked_and_stored(tmp_path: pathlib.Path) -> None:
 def on_four_devices(call: str, *words: str) -> None:
     """Run `call`, an expression about this module, in a process with four CPU devices."""
     here = pathlib.Path(__file__).resolve()
-    path = os.pathsep.join(map(str, (here.parent, here.parents[2])))
+    path = os.pathsep.join(map(str, (here.parent, here.parents[1], here.parents[2])))
     flags = "--xla_force_host_platform_device_count=4"
     subprocess.run(
         [sys.executable, "-c", f"import sys, test_engine\n{call}", *words],
@@ -305,7 +254,130 @@ def test_a_fork_that_breaks_the_contract_is_told_before_training(
 def test_plain_progress_lines(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progresses, "LINE_EVERY_S", 0.0)
     printed = run(swept(), tmp_path / "out")
-    assert "steps/s, best " in printed
+    assert "steps/s, " in printed
+    assert " agents/s, best " in printed
     assert "(learning_rate=" in printed
     assert "about" in printed
     assert "s left" in printed
+
+
+def rounds_of(out: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
+    """The legs of each run, with their arrays, in order."""
+    with stores.Store.read(out) as store:
+        arrays = {unit["name"]: store.arrays(unit["name"]) for unit in store.units()}
+        found: dict[str, list[dict[str, Any]]] = {}
+        for leg in store.legs():
+            rows = {name: array[leg["row"]] for name, array in arrays[leg["unit"]].items()}
+            found.setdefault(leg["run_id"], []).append({**leg, "arrays": rows})
+    return found
+
+
+HALVING = {**TINY, "halving": {"rungs": 2, "eta": 2}, "search": {}}
+
+
+def test_a_rung_is_a_prefix_of_the_same_run(tmp_path: pathlib.Path) -> None:
+    """Runs that reach the last rung have the metrics and the score of the plain sweep, bitwise."""
+    run(swept(), tmp_path / "plain")
+    run(specs.from_dict(HALVING, "tiny"), tmp_path / "halved")
+    plain, halved = rounds_of(tmp_path / "plain"), rounds_of(tmp_path / "halved")
+    assert plain.keys() == halved.keys()
+    assert sorted(len(legs) for legs in halved.values()) == [1] * 4 + [2] * 4
+    for name, legs in halved.items():
+        (whole,) = plain[name]
+        assert [(leg["start"], leg["stop"]) for leg in legs] == [(0, 2), (2, 4)][: len(legs)]
+        for metric in ("loss/policy", "episode/return_sum"):
+            pieces = np.concatenate([leg["arrays"][metric] for leg in legs])
+            assert np.array_equal(pieces, whole["arrays"][metric][: len(pieces)])
+        if len(legs) == 2:
+            assert legs[1]["score"] == whole["score"]
+    with stores.Store.read(tmp_path / "halved") as store:
+        assert sorted(row["status"] for row in store.runs()) == ["done"] * 4 + ["stopped"] * 4
+
+
+PBT = {
+    **TINY, "seeds": 1, "rows_per_device": 4, "pbt": {"population": 4, "generations": 2},
+    "sweep": {"learning_rate": {"log_uniform": [1e-4, 1e-1]}},
+}  # fmt: skip
+
+
+def test_a_population_copies_states_and_resumes_to_the_same_bits(tmp_path: pathlib.Path) -> None:
+    spec = specs.from_dict(PBT, "population")
+    run(spec, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(spec, tmp_path / "cut", stop_after=1)
+    run(spec, tmp_path / "cut")
+    whole, cut = rounds_of(tmp_path / "whole"), rounds_of(tmp_path / "cut")
+    assert [len(legs) for legs in whole.values()] == [2] * 4
+    second = [legs[1] for legs in whole.values()]
+    copies = [leg for leg in second if leg["parent"] != leg["run_id"]]
+    assert len(copies) == 1
+    first = {name: legs[0] for name, legs in whole.items()}
+    scores = [leg["score"] for leg in first.values()]
+    assert first[copies[0]["run_id"]]["score"] == min(scores)
+    assert first[copies[0]["parent"]]["score"] == max(scores)
+    for name, legs in whole.items():
+        for leg, other in zip(legs, cut[name], strict=True):
+            assert leg["config"] == other["config"] and leg["parent"] == other["parent"]
+            for metric, array in leg["arrays"].items():
+                assert np.array_equal(array, other["arrays"][metric]), metric
+
+
+def test_a_unit_too_large_is_made_smaller_and_said_so(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit between the needs of one row and of four; the results are those of small units."""
+    spec = specs.from_dict({**TINY, "rows_per_device": 8}, "tiny")
+    needs = []
+    original = compute.build
+
+    def noting(*arguments: Any) -> compute.Programs:
+        programs = original(*arguments)
+        needs.append(programs.bytes_per_device)
+        return programs
+
+    monkeypatch.setattr(compute, "build", noting)
+    monkeypatch.setattr(compute.memory, "limit", lambda devices: needs[0] // 2)
+    printed = run(spec, tmp_path / "out")
+    with stores.Store.read(tmp_path / "out") as store:
+        assert store.finished
+        rows = {unit["size"] for unit in store.units()}
+        (note,) = store.notes()
+    assert len(rows) == 1 and max(rows) < 8
+    assert "8 rows need" in note and f"with {max(rows)} rows a device instead" in note
+    assert note in printed
+    monkeypatch.setattr(compute.memory, "limit", lambda devices: 2**62)
+    small = specs.from_dict({**TINY, "rows_per_device": max(rows)}, "tiny")
+    run(small, tmp_path / "small")
+    first, second = rounds_of(tmp_path / "out"), rounds_of(tmp_path / "small")
+    for name, (leg,) in first.items():
+        for metric, array in leg["arrays"].items():
+            assert np.array_equal(array, second[name][0]["arrays"][metric]), metric
+
+
+def test_no_memory_for_a_single_row_is_a_sentence(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compute.memory, "limit", lambda devices: 1)
+    with pytest.raises(FaultError, match=r"Out of memory: .* a unit cannot be smaller"):
+        run(swept(), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [("RESOURCE_EXHAUSTED: no 9 GB", engine.OutOfMemory), ("INTERNAL: lost", FaultError)],
+)
+def test_errors_of_jax_are_told_apart(message: str, expected: type[Exception]) -> None:
+    with pytest.raises(expected), compute.out_of_memory(8):
+        raise jax.errors.JaxRuntimeError(message)
+
+
+def test_the_log_can_be_followed_by_programs(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progresses, "LOG_EVERY_S", 0.0)
+    run(swept(), tmp_path / "out")
+    lines = (tmp_path / "out" / "progress.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [json.loads(line) for line in lines]
+    assert [line["env_steps"] for line in found] == sorted(line["env_steps"] for line in found)
+    assert found[-1]["env_steps"] == found[-1]["env_steps_to_do"] == 8 * 64
+    assert found[-1]["best"].startswith("learning_rate=")

@@ -7,10 +7,11 @@ import sys
 
 import numpy as np
 import pytest
+import synthetic_sweep
 from rich.console import Console
 
 from purejaxpg import FaultError, InputError
-from purejaxpg.sweep import report, stats
+from purejaxpg.sweep import analysis, curves, ranking, report, stats
 from purejaxpg.sweep.store import Outcome, Run, Store
 
 UPDATES = 30
@@ -193,7 +194,8 @@ def test_episodes_that_were_cut_short_are_counted(tmp_path):
 def test_nothing_committed_yet(tmp_path):
     target, text = run_report(make_store(tmp_path / "out", RATES, SCORES, commit=0))
     assert "No run is finished yet." in text
-    assert not (target / "curves.png").exists() and "curves.png" not in text
+    assert not list(target.glob("*.png"))
+    assert "No run is finished yet." in (target / "index.html").read_text()
     with Store.read(tmp_path / "out") as store:
         assert report.best_row(store) is None
 
@@ -269,15 +271,17 @@ def test_every_update_lies_in_exactly_one_bin(updates):
 
 def test_the_curve_of_a_configuration_needs_half_of_its_runs():
     returns = np.array([[np.nan, 2.0], [np.nan, 4.0], [9.0, 6.0]])
-    np.testing.assert_array_equal(report._over_seeds(returns), [np.nan, 4.0])
-    low, high = report._interval(returns)
+    np.testing.assert_array_equal(curves.over_seeds(returns), [np.nan, 4.0])
+    low, high = curves.interval(returns)
     assert np.isnan(low[0]) and low[1] < 4.0 < high[1]
 
 
 def test_results_without_episodes_get_a_table_and_no_picture(tmp_path):
     path = make_store(tmp_path / "out", RATES, SCORES, arrays=False)
     target, text = run_report(path)
-    assert sorted(p.name for p in target.iterdir()) == ["table.csv", "table.md"]
+    names = {p.name for p in target.iterdir()}
+    assert {"index.html", "table.csv", "table.md", "runs.csv"} <= names
+    assert not {"curves.png", "curves.svg", "curves.csv"} & names
     assert "mean of stochastic evaluation episodes" in " ".join(text.split())
 
 
@@ -285,7 +289,7 @@ def test_the_picture_draws_the_best_in_colour_and_names_them(tmp_path, monkeypat
     from matplotlib.figure import Figure
 
     figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, path: figures.append(self))
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: figures.append(self))
     rates = [{"learning_rate": 10.0**-index} for index in range(8)]
     scores = [[100.0 * index + seed for seed in range(4)] for index in range(8)]
     run_report(make_store(tmp_path / "out", rates, scores))
@@ -301,6 +305,130 @@ def test_the_picture_draws_the_best_in_colour_and_names_them(tmp_path, monkeypat
     assert coloured[0].get_xdata()[-1] == (UPDATES - 0.5) * 512
     colours = {line.get_color() for line in axes.lines}
     assert len(colours) == 6
+
+
+# ----------------------------------------------------------------------------------------- stages
+
+
+def commit(store, name, index, outcomes, **arrays):
+    """Commit made-up results of a planned unit: `(run_id, status, score)` each."""
+    rows = [Outcome(run_id, status, score, score, None) for run_id, status, score in outcomes]
+    store.commit(name, arrays, None, rows, {"steps_per_update": 10, "env_steps": 10, "wall_s": 1.5})
+
+
+def staged(path, tuned, confirmed, identity=None):
+    """Write scores by learning rate, `tuned` in one stage and `confirmed` in the other."""
+    with Store.open(path, {"agent": "ppo", **(identity or {})}) as store:
+        for index, (stage, scores) in enumerate([("tune", tuned), ("confirm", confirmed)]):
+            runs, outcomes = [], []
+            for rate, row in scores.items():
+                for seed, score in enumerate(row):
+                    name, swept = f"{stage}-{rate}-{seed}", {"learning_rate": rate}
+                    config = {"env": "CartPole-v1", **swept}
+                    runs.append(Run(name, config, seed, swept, stage, 0, 9, 9))
+                    outcomes.append((name, "done", score))
+            store.plan({stage: runs}, index)
+            commit(store, stage, index, outcomes)
+    return path
+
+
+def test_fresh_seeds_never_choose_the_winner(tmp_path):
+    tuned = {1e-2: [400.0, 500], 1e-3: [300.0, 310], 1e-4: [100.0, 90], 1e-5: [20.0, 10]}
+    # In any order: runs of one compilation are planned together.
+    confirmed = {1e-4: [95.0, 99], 3e-4: [150.0, 250], 1e-2: [200.0, 210], 1e-3: [300.0, 320]}
+    path = staged(tmp_path / "out", tuned, confirmed)
+    with Store.read(path) as store:
+        assert report.best_row(store).swept == {"learning_rate": 1e-2}
+        assert [c.iqm for c in report.rank(store)] == [450, 305, 95, 15]
+        assert [c.finished for c in report.rank(store, "confirm")] == [2, 2, 2, 2]
+    target, text = run_report(path)
+    assert "on fresh seeds" in text and "The best of many" not in text
+    assert re.search(r"winner +0.01 +205.0", text) and re.search(r"default +3e-4 +200.0", text)
+    with (target / "confirmed.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["role"] for row in rows] == ["winner", "runner-up", "runner-up", "default"]
+    assert [float(row["final_iqm"]) for row in rows] == [205, 310, 97, 200]
+    page = (target / "index.html").read_text()
+    assert "overtaken" in page and "On fresh seeds the runner-up (rank 2) scores higher" in page
+    assert len(read_csv(target)) == 4
+    with (target / "runs.csv").open(newline="") as file:
+        assert [row["stage"] for row in csv.DictReader(file)] == ["tune"] * 8 + ["confirm"] * 8
+
+
+@pytest.fixture
+def halved(tmp_path):
+    """Three configurations; the best at first does not get worse, and the last one is stopped."""
+    path, scores = tmp_path / "out", {1e-2: [50.0, 60.0], 1e-3: [90.0, 80.0], 1e-4: [70.0, None]}
+    with Store.open(path, {"agent": "ppo", "halving": {"eta": 3}}) as store:
+        for index, (start, stop) in enumerate([(0, 3), (3, 9)]):
+            kept = {rate: row[index] for rate, row in scores.items() if row[index] is not None}
+            runs = [
+                Run(str(rate), {"env": "A"}, 0, {"learning_rate": rate}, "tune", start, stop, 9,
+                    str(rate) if start else None)
+                for rate in kept
+            ]  # fmt: skip
+            name = f"round{index}"
+            store.plan({name: runs}, index)
+            count = np.ones((len(runs), stop - start), np.float32)
+            sums = np.stack([np.full(stop - start, score) for score in kept.values()])
+            outcomes = [(str(rate), "done", score) for rate, score in kept.items()]
+            arrays = {"episode/count": count, "episode/return_sum": sums.astype(np.float32)}
+            commit(store, name, index, outcomes, **arrays)
+    return path
+
+
+def test_what_was_stopped_early_ranks_last(halved):
+    with Store.read(halved) as store:
+        ranked = report.rank(store)
+    # 70 is more than 60, but it was reached after a third of the updates.
+    assert [c.swept["learning_rate"] for c in ranked] == [1e-3, 1e-2, 1e-4]
+    assert [c.iqm for c in ranked] == [80.0, 60.0, 70.0]
+    assert [c.reached for c in ranked] == [1.0, 1.0, 1 / 3]
+
+
+def test_the_legs_of_a_run_make_one_curve(halved):
+    with Store.read(halved) as store:
+        arrays = {u["name"]: store.arrays(u["name"], curves.METRICS) for u in store.units()}
+        found = curves.of_runs(store, store.legs(), arrays)
+    np.testing.assert_array_equal(found["0.01"].steps, np.arange(9) * 10 + 5)
+    np.testing.assert_array_equal(found["0.01"].returns, [50.0] * 3 + [60.0] * 6)
+    np.testing.assert_array_equal(found["0.0001"].steps, [5, 15, 25])
+    assert found["0.01"].best == 60.0 and found["0.01"].area == pytest.approx(510 / 9)
+
+
+def test_the_cost_of_a_run_is_that_of_its_legs(halved):
+    target, _ = run_report(halved)
+    rows = {float(row["learning_rate"]): row for row in read_csv(target)}
+    # 1.5 s for three rows, then 1.5 s for two.
+    assert float(rows[1e-3]["device_seconds"]) == pytest.approx(0.5 + 0.75)
+    assert float(rows[1e-4]["device_seconds"]) == pytest.approx(0.5)
+    assert rows[1e-3]["env_steps"] == "20" and rows[1e-4]["env_steps"] == "10"
+
+
+def test_a_diverged_run_is_the_worst_of_those_trained_as_far():
+    runs = [
+        {"run_id": name, "status": status, "score": score, "stop": stop, "total": 9}
+        for name, status, score, stop in [
+            ("a", "done", 50.0, 9), ("b", "diverged", np.nan, 9), ("c", "done", 5.0, 3),
+        ]
+    ]  # fmt: skip
+    assert ranking.filled_scores(runs) == {"a": 50.0, "b": 50.0, "c": 5.0}
+
+
+def test_a_population_shows_how_its_best_member_came_to_be(tmp_path):
+    with Store.read(synthetic_sweep.population(tmp_path / "out", 6, 4)) as store:
+        data = analysis.of_store(store)
+        legs = {(leg["run_id"], leg["round"]): leg for leg in store.legs()}
+    ((_, schedule),) = data.schedules
+    assert schedule.steps == [(0, 50), (50, 100), (100, 150), (150, 200)]
+    # Followed back by hand.
+    member, values = schedule.member, []
+    for index in reversed(range(4)):
+        values.insert(0, legs[member, index]["swept"]["learning_rate"])
+        member = legs[member, index]["parent"]
+    assert schedule.values["learning_rate"] == values
+    assert [len(c.scores) for c in data.ranked] == [1] * 6
+    assert not data.sections[0].effects.axes
 
 
 # ----------------------------------------------------------------------------------------- faults

@@ -5,7 +5,6 @@ import pathlib
 import pytest
 
 from purejaxpg import InputError
-from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import spec as specs
 
 pytestmark = pytest.mark.fast
@@ -127,30 +126,3 @@ def test_broken_agent_files_are_named(tmp_path: pathlib.Path, text: str, word: s
         load(tmp_path, GOOD.replace('"ppo"', '"./mine.py"'))
     assert "./mine.py" in str(caught.value)
     assert word in str(caught.value)
-
-
-def test_static_fields_make_groups_and_traced_ones_do_not(tmp_path: pathlib.Path) -> None:
-    text = GOOD.replace(
-        "learning_rate = [3e-4, 1e-3]", "learning_rate = [3e-4, 1e-3]\nnum_epochs = [1, 2]"
-    )
-    groups = plans.groups(load(tmp_path, text), devices=2, platform="cpu")
-    assert [group.num_runs for group in groups] == [12, 12]
-    assert [group.config.num_epochs for group in groups] == [1, 2]
-
-
-@pytest.mark.parametrize(
-    ("runs", "devices", "rows"),
-    [(96, 2, 16), (1, 2, 1), (3, 2, 2), (100, 2, 13), (64, 1, 16), (17, 1, 9)],
-)
-def test_default_rows_share_the_work_evenly(runs: int, devices: int, rows: int) -> None:
-    assert plans.default_rows(runs, devices, "cpu") == rows
-    assert plans.default_rows(runs, devices, "gpu") == -(-runs // devices)
-
-
-def test_stored_rows_outlive_a_change_of_devices(tmp_path: pathlib.Path) -> None:
-    spec = load(tmp_path, GOOD)
-    two = plans.groups(spec, devices=2, platform="cpu")
-    stored = {unit.name: len(unit.runs) for group in two for unit in group.units}
-    one = plans.groups(spec, devices=1, platform="cpu", stored_rows=stored)
-    assert [u.name for g in one for u in g.units] == list(stored)
-    assert [len(u.runs) for g in one for u in g.units] == list(stored.values())

@@ -115,6 +115,7 @@ def test_what_is_committed_is_what_is_read(store):
         "run_id": "r1-0", "unit": names[1], "row": 0, "seed": 0, "status": "done",
         "config": {"learning_rate": 3e-4, "gamma": 0.99}, "swept": {"learning_rate": 3e-4},
         "score": 0.1, "greedy_score": float("inf"), "diverged_at": None,
+        "stage": "tune", "round": 0, "start": 0, "stop": 0, "total": 0, "parent": None,
     }  # fmt: skip
     assert (diverged["status"], diverged["diverged_at"]) == ("diverged", 3)
     assert np.isnan(diverged["score"])  # SQLite turns NaN into NULL
@@ -453,13 +454,13 @@ def test_no_flipped_bit_in_the_ledger_changes_a_result_unnoticed(store):
 @pytest.mark.parametrize(
     "damage",
     [
-        "UPDATE runs SET score = 0.3 WHERE run_id = 'r0-0'",
-        "UPDATE runs SET config = '{}' WHERE run_id = 'r0-0'",
+        "UPDATE legs SET score = 0.3 WHERE run_id = 'r0-0'",
+        "UPDATE legs SET config = '{}' WHERE run_id = 'r0-0'",
         "UPDATE units SET facts = '{}' WHERE done = 1",
         "UPDATE units SET done = 0",
         "UPDATE units SET done = 1",
         "UPDATE units SET position = 5 WHERE done = 1",
-        "DELETE FROM runs WHERE run_id = 'r0-1'",
+        "DELETE FROM legs WHERE run_id = 'r0-1'",
     ],
 )
 def test_an_altered_record_is_noticed(store, damage):
@@ -656,7 +657,7 @@ def test_a_sweep_killed_again_and_again_ends_complete(tmp_path):
 
 
 def test_errors_of_sqlite_become_faults(store):
-    store._connection.execute("DROP TABLE runs")
+    store._connection.execute("DROP TABLE legs")
     with pytest.raises(FaultError, match="no such table"):
         store.runs()
     assert isinstance(sqlite3.OperationalError(), sqlite3.Error)

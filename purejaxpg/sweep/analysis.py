@@ -1,0 +1,918 @@
+"""What a sweep says, as numbers: everything that the report shows, before any drawing.
+
+`of_store` reads a result directory once and returns an `Analysis`. Figures, tables and the page
+only lay out what is in it.
+"""
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from purejaxpg.sweep import curves as training
+from purejaxpg.sweep import ranking, search, stats
+from purejaxpg.sweep.ranking import Configuration, short
+from purejaxpg.sweep.store import Store
+
+HIGHLIGHTED = 5  # curves in colour
+FEW = 60  # other curves drawn one by one; more are summed up by quantiles
+CONTENDERS = 50  # configurations that may come first when seeds are resampled
+_AXES = 12  # hyperparameters analysed at most
+_PAIRS = 3
+_MOST_LEVELS = 12  # distinct values before they are put into bins
+_TOP = 0.75  # quantile above which a configuration is among the best
+_TOP_NEEDS = 20  # configurations, before there is a best quarter to speak of
+_GRID_POINTS = 60
+_EVALUATION = ("evaluation/return", "evaluation/finished")
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The values of one hyperparameter in classes: its distinct values, or bins of them.
+
+    Attributes:
+        codes: the class of each configuration ``[n]``.
+        labels: of the classes.
+        centres: their places on a numeric axis ``[levels]``; None where values are names.
+        log: whether that axis is logarithmic.
+        values: the value of each configuration on that axis ``[n]``; the class where names.
+    """
+
+    codes: np.ndarray
+    labels: tuple[str, ...]
+    centres: np.ndarray | None
+    log: bool
+    values: np.ndarray
+
+    @property
+    def binned(self) -> bool:
+        """Whether a class holds several values."""
+        return self.centres is not None and len(np.unique(self.values)) > len(self.labels)
+
+    @property
+    def ticks(self) -> tuple[str, ...]:
+        """Labels short enough for an axis: the middle of a bin."""
+        if self.centres is None or not self.binned:
+            return self.labels
+        return tuple(_rough(float(centre)) for centre in self.centres)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What one hyperparameter does, in one environment.
+
+    Attributes:
+        name: of the field.
+        levels: its classes.
+        share: of the variance of scores that it explains alone.
+        low: lower end of the 95% interval of that; NaN where unknown.
+        high: upper end.
+        top_share: the same for being in the best quarter; NaN with few configurations.
+        effects: mean score at each level, the others averaged out ``[levels]``.
+        errors: half width of the 95% interval of each ``[levels]``.
+        best: best score at each level ``[levels]``.
+        failures: diverged runs and all runs of each level.
+    """
+
+    name: str
+    levels: Levels
+    share: float
+    low: float
+    high: float
+    top_share: float
+    effects: np.ndarray
+    errors: np.ndarray
+    best: np.ndarray
+    failures: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Mean scores over two hyperparameters: ``means [a, b]``, NaN where nothing was tried."""
+
+    first: str
+    second: str
+    first_labels: tuple[str, ...]
+    second_labels: tuple[str, ...]
+    second_ticks: tuple[str, ...]
+    means: np.ndarray
+    counts: np.ndarray
+    share: float  # of the variance, beyond what both explain alone
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve with a band: ``steps``, ``centre``, ``low`` and ``high``, all ``[bins]``."""
+
+    label: str
+    steps: np.ndarray
+    centre: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What to draw of the training curves of one environment.
+
+    Attributes:
+        best: the highlighted ones, best first.
+        others: the rest where they are few, as steps and centre.
+        count: how many the rest are.
+        quantiles: of the rest where they are many: ``[5, points]`` at 5, 25, 50, 75 and 95%.
+        grid: steps of the quantiles ``[points]``.
+    """
+
+    best: tuple[Line, ...]
+    others: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
+    count: int = 0
+    quantiles: np.ndarray | None = None
+    grid: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """A configuration that was run again on fresh seeds.
+
+    Attributes:
+        role: ``"winner"``, ``"runner-up"`` or ``"default"``.
+        configuration: its scores on fresh seeds.
+        tuned: its scores in the tuning stage; None where it was not part of it.
+    """
+
+    role: str
+    configuration: Configuration
+    tuned: Configuration | None
+
+    @property
+    def name(self) -> str:
+        """The role, and for a runner-up which one."""
+        if self.tuned is None or self.role != "runner-up":
+            return self.role
+        return f"{self.role} (rank {self.tuned.rank})"
+
+
+@dataclass(frozen=True)
+class Improvement:
+    """How often the first of two configurations beats the second, with a 95% interval."""
+
+    over: str
+    environment: str
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What the hyperparameters do in one environment.
+
+    Attributes:
+        axes: most important first.
+        pairs: those that explain most together.
+        noise: share of the variance that is due to seeds; NaN if unknown.
+        scores: mean score of each configuration that is compared ``[n]``.
+        reached: share of the updates after which they are compared.
+    """
+
+    axes: list[Axis] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
+    noise: float = float("nan")
+    scores: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    reached: float = 1.0
+
+    @property
+    def rest(self) -> float:
+        """Share of the variance that neither single hyperparameters nor the seeds explain."""
+        explained = sum(axis.share for axis in self.axes)
+        return max(0.0, 1.0 - explained - (self.noise if np.isfinite(self.noise) else 0.0))
+
+
+@dataclass(frozen=True)
+class Section:
+    """All that is said about one environment."""
+
+    environment: str
+    ranked: list[Configuration]
+    confirmed: list[Confirmed]
+    first: tuple[float, ...]  # how often each of the best comes first when seeds are resampled
+    curves: Curves | None
+    confirmed_curves: Curves | None
+    effects: Effects
+    improvements: list[Improvement]
+
+    @property
+    def winner(self) -> Configuration | None:
+        """The best configuration of the tuning stage."""
+        return self.ranked[0] if self.ranked and self.ranked[0].rank == 1 else None
+
+    def role(self, name: str) -> Confirmed | None:
+        """Return the confirmed configuration of a role, the first of several."""
+        return next((c for c in self.confirmed if c.role == name), None)
+
+
+@dataclass(frozen=True)
+class Cross:
+    """What is said about several environments together.
+
+    Attributes:
+        environments: their names.
+        settings: how many configurations were finished in all of them.
+        sensitivity: gain of tuning per environment.
+        interval: its 95% interval over seeds; None with one run per configuration.
+        dimensionality: None where the settings are no grid.
+        names: of the hyperparameters, in the order of ``dimensionality.subsets``.
+        best_cross: the swept fields of the setting that is best on average.
+        normalized_best: normalised score of each environment's best and of the common one
+            ``[2, environments]``.
+    """
+
+    environments: tuple[str, ...]
+    settings: int
+    sensitivity: stats.Sensitivity
+    interval: tuple[float, float] | None
+    dimensionality: stats.Dimensionality | None
+    names: tuple[str, ...]
+    best_cross: dict[str, Any]
+    normalized_best: np.ndarray
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Performance profiles: one line per method over ``thresholds``."""
+
+    thresholds: np.ndarray
+    lines: tuple[tuple[str, np.ndarray, np.ndarray, np.ndarray], ...]
+    normalized: bool
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the hyperparameters of a population's best member changed.
+
+    Attributes:
+        member: its run.
+        steps: its legs as (first, last) update.
+        values: of each hyperparameter in each leg.
+        scores: after each leg.
+        everyone: (first update, last update, value) of all members, by hyperparameter.
+        copied: how many times it went on from another member.
+    """
+
+    member: str
+    steps: list[tuple[int, int]]
+    values: dict[str, list[Any]]
+    scores: list[float]
+    everyone: dict[str, list[tuple[int, int, Any]]]
+    copied: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What was spent: environment steps, seconds of computing and of compiling, both on the wall.
+
+    ``by_run`` has steps and device seconds of each run.
+    """
+
+    env_steps: int = 0
+    wall_s: float = 0.0
+    compile_s: float = 0.0
+    by_run: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Everything that a report says."""
+
+    identity: dict[str, Any]
+    spec_text: str
+    command: str  # that confirms the winner
+    runs: list[dict[str, Any]]
+    training: dict[str, training.Curve]
+    sections: list[Section]
+    cross: Cross | None
+    profile: Profile | None
+    overall: list[Improvement]  # averaged over environments
+    schedules: list[tuple[str, Schedule]]
+    cost: Cost
+    facts: dict[str, str]
+    notes: list[str]
+
+    @property
+    def ranked(self) -> list[Configuration]:
+        """All configurations of the tuning stage."""
+        return [c for section in self.sections for c in section.ranked]
+
+    @property
+    def population(self) -> bool:
+        """Whether members of populations were trained."""
+        return ranking.is_population(self.identity)
+
+
+def of_store(store: Store) -> Analysis:
+    """Read a result directory and compute all that the report shows.
+
+    Args:
+        store: an open result directory; units may still be pending.
+
+    Returns:
+        The analysis.
+
+    Raises:
+        FaultError: a result is damaged or cannot be read.
+    """
+    runs, identity = store.runs(), store.identity
+    legs = store.legs() if hasattr(store, "legs") else runs
+    arrays, episodes, cut = _arrays(store)
+    found = training.of_runs(store, legs, arrays)
+    population = ranking.is_population(identity)
+    ranked = ranking.rank_runs(runs, members=population)
+    confirmed = ranking.rank_runs(runs, ranking.CONFIRM)
+    confirmed = [c for c in confirmed if c.finished]
+    by_environment = ranking.sections(confirmed)
+    tune = [run for run in runs if run.get("stage", ranking.TUNE) == ranking.TUNE]
+    sections = []
+    for name, own in ranking.sections(ranked).items():
+        again = _roles(own, by_environment.get(name, []))
+        here = [leg for leg in legs if ranking.environment_of(leg) == name]
+        sections.append(_section(name, own, again, here, found, identity, tune))
+    return Analysis(
+        identity=identity,
+        spec_text=_spec_text(store),
+        command=_command(store, identity),
+        runs=runs,
+        training=found,
+        sections=sections,
+        cross=None if population else _cross(sections),
+        profile=None if population else _profile(sections),
+        overall=_overall(sections),
+        schedules=_schedules(legs, sections) if population else [],
+        cost=_cost(store, legs),
+        facts=_facts(store),
+        notes=_notes(ranked, bool(confirmed), episodes, cut, _recorded_notes(store)),
+    )
+
+
+# ---------------------------------------------------------------------------------------- reading
+
+
+def _arrays(store: Store) -> tuple[dict[str, dict[str, np.ndarray]], int | None, int]:
+    """Return curves' arrays by committed unit, episodes per run, and how many were cut short."""
+    arrays: dict[str, dict[str, np.ndarray]] = {}
+    episodes, cut = None, 0
+    for unit in store.units():
+        if not unit["done"]:
+            continue
+        found = store.arrays(unit["name"], [*training.METRICS, *_EVALUATION])
+        returns = found.pop(_EVALUATION[0], None)
+        finished = found.pop(_EVALUATION[1], None)
+        if episodes is None and returns is not None and returns.ndim == 2:
+            episodes = int(returns.shape[1])
+        cut += 0 if finished is None else int((~finished.astype(bool)).sum())
+        arrays[unit["name"]] = found
+    return arrays, episodes, cut
+
+
+def _spec_text(store: Store) -> str:
+    path = store.path / "spec.toml"
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _command(store: Store, identity: Mapping[str, Any]) -> str:
+    """Return the command that runs the winner again on fresh seeds."""
+    agent = str(identity.get("agent", ""))
+    # The copy of the spec lies elsewhere, so a path in it would lead elsewhere.
+    spec = "SPEC.toml" if "/" in agent or agent.endswith(".py") else str(store.path / "spec.toml")
+    out = shlex.quote(str(store.path))
+    return f"purejaxpg sweep {shlex.quote(spec)} --out {out} --confirm 16"
+
+
+def _recorded_notes(store: Store) -> list[str]:
+    return store.notes() if hasattr(store, "notes") else []
+
+
+def _notes(
+    ranked: Sequence[Configuration],
+    confirmed: bool,
+    episodes: int | None,
+    cut: int,
+    recorded: list[str],
+) -> list[str]:
+    """Return the sentences that say what the numbers are, and what is missing."""
+    missing = sum(c.planned - c.finished for c in ranked)
+    total = sum(c.planned for c in ranked)
+    if missing == total:
+        return ["No run is finished yet."]
+    number = f"{episodes} " if episodes else ""
+    notes = [
+        f"Final return: IQM over seeds of the mean of {number}stochastic evaluation episodes "
+        "after the last update, with a 95% bootstrap interval over seeds; greedy: the same with "
+        "greedy actions."
+    ]
+    if cut:
+        notes.append(f"{cut} evaluation episodes were cut short and count as they stood.")
+    if any(c.diverged for c in ranked):
+        notes.append("Diverged runs count as the worst score of their environment.")
+    if any(0 < c.reached < 1 for c in ranked):
+        notes.append(
+            "Configurations that the search stopped early rank below those that went further."
+        )
+    if missing:
+        notes.append(f"Unfinished: {missing} of {total} runs are missing from this report.")
+    several = max(len(section) for section in ranking.sections(ranked).values()) > 1
+    if several and not confirmed:
+        notes.append(
+            "The best of many looks better than it is: run the winner again on fresh seeds before "
+            "quoting its number."
+        )
+    return notes + recorded
+
+
+_VERSIONS = ("purejaxpg", "jax", "jaxlib", "python", "numpy")
+
+
+def _facts(store: Store) -> dict[str, str]:
+    """Return where and with what the runs were computed; several values where they differ."""
+    values: dict[str, list[str]] = {}
+    skipped = {"wall_s", "compile_s", "env_steps", "steps_before", "steps_per_update"}
+    for unit in store.units():
+        for name, value in (unit["facts"] or {}).items():
+            text = value if isinstance(value, str) else json.dumps(value)
+            if name not in skipped and text not in values.setdefault(name, []):
+                values[name].append(text)
+    return {name.replace("_", " "): ", ".join(found[:6]) for name, found in values.items()}
+
+
+def _cost(store: Store, legs: Iterable[dict[str, Any]]) -> Cost:
+    """Return what all committed legs cost; units that were computed together count once."""
+    rows: dict[tuple[int, float, float], int] = {}
+    keys, steps = {}, {}
+    for unit in store.units():
+        facts = unit["facts"] or {}
+        if not unit["done"]:
+            continue
+        seconds = [float(facts.get(name) or 0.0) for name in ("wall_s", "compile_s")]
+        key = (int(unit.get("round", 0)), seconds[0], seconds[1])
+        keys[unit["name"]], steps[unit["name"]] = key, float(facts.get("env_steps") or 0.0)
+        rows[key] = rows.get(key, 0) + unit["rows"]
+    by_run: dict[str, tuple[float, float]] = {}
+    for leg in legs:
+        if leg["unit"] in keys:
+            before = by_run.get(leg["run_id"], (0.0, 0.0))
+            key = keys[leg["unit"]]
+            share = key[1] / rows[key]
+            by_run[leg["run_id"]] = (before[0] + steps[leg["unit"]], before[1] + share)
+    return Cost(
+        env_steps=int(sum(done for done, _ in by_run.values())),
+        wall_s=sum(wall_s for _, wall_s, _ in rows),
+        # A program that is used again took its time once.
+        compile_s=sum({compile_s for _, _, compile_s in rows}),
+        by_run=by_run,
+    )
+
+
+# ------------------------------------------------------------------------------------ environments
+
+
+def _roles(tuned: Sequence[Configuration], confirmed: Sequence[Configuration]) -> list[Confirmed]:
+    """Say which confirmed configuration is what, the winner first and the default last.
+
+    Winner and runners-up are the best of the tuning stage, so what is confirmed without being
+    among those is the default. Where the default is one of them, nothing says which.
+    """
+    best = [c for c in tuned if c.rank is not None and c.reached >= tuned[0].reached]
+    order = {c.key: place for place, c in enumerate(best[: 1 + search.RUNNERS_UP])}
+    places = {c.key: c for c in tuned}
+    found = []
+    for c in sorted(confirmed, key=lambda c: order.get(c.key, len(order))):
+        role = "runner-up" if order.get(c.key) else "winner" if c.key in order else "default"
+        found.append(Confirmed(role, c, places.get(c.key)))
+    return found if found and found[0].role == "winner" else []  # the winner may be pending
+
+
+def _section(
+    name: str,
+    ranked: list[Configuration],
+    confirmed: list[Confirmed],
+    legs: Sequence[dict[str, Any]],
+    found: Mapping[str, training.Curve],
+    identity: dict[str, Any],
+    runs: Sequence[dict[str, Any]],
+) -> Section:
+    """Return all that is said about one environment."""
+    curves, population = dict(found), ranking.is_population(identity)
+    own = [run for run in runs if ranking.environment_of(run) == name]
+    again = [c.configuration for c in confirmed]
+    contenders = [
+        c.scores for c in ranked[:CONTENDERS] if c.rank and c.reached >= ranked[0].reached
+    ]
+    finite = contenders and np.isfinite(np.concatenate(contenders)).all()
+    return Section(
+        environment=name,
+        ranked=ranked,
+        confirmed=confirmed,
+        first=tuple(stats.first_place(contenders).tolist()) if finite else (),
+        curves=_curves(ranked, curves),
+        confirmed_curves=_curves(again, curves, [c.name for c in confirmed]),
+        effects=Effects() if population else _effects(legs, own, identity),
+        improvements=[] if population else _improvements(name, ranked, confirmed),
+    )
+
+
+def _curves(
+    ranked: Sequence[Configuration],
+    curves: dict[str, training.Curve],
+    roles: Sequence[str] | None = None,
+) -> Curves | None:
+    """Return what to draw: the best with bands, the others as lines or quantiles."""
+    stacks = [(c, training.stack(c.run_ids, curves)) for c in ranked]
+    drawable = [(c, curve) for c, curve in stacks if curve is not None]
+    if not drawable:
+        return None
+    best = []
+    for index, (c, curve) in enumerate(drawable[:HIGHLIGHTED]):
+        low, high = training.interval(curve.returns)
+        label = f"{roles[index]}: {c.label}" if roles else legend(c)
+        best.append(Line(label, curve.steps, training.over_seeds(curve.returns), low, high))
+    rest = [
+        (curve.steps, training.over_seeds(curve.returns)) for _, curve in drawable[HIGHLIGHTED:]
+    ]
+    if len(rest) <= FEW:
+        return Curves(tuple(best), tuple(rest), len(rest))
+    grid = np.linspace(0, max(steps[-1] for steps, _ in rest), _GRID_POINTS)
+    common = np.stack([_on_grid(grid, steps, centre) for steps, centre in rest])
+    enough = np.isfinite(common).sum(axis=0) >= 10
+    quantiles = np.full((5, grid.size), np.nan)
+    levels = [0.05, 0.25, 0.5, 0.75, 0.95]
+    quantiles[:, enough] = np.nanquantile(common[:, enough], levels, axis=0)
+    return Curves(tuple(best), (), len(rest), quantiles, grid)
+
+
+def legend(c: Configuration) -> str:
+    """Return what a figure calls a configuration of the tuning stage."""
+    failed = f" ({c.diverged} of {c.finished} diverged)" if c.diverged else ""
+    stopped = f" (stopped at {c.reached:.0%})" if c.reached < 1 else ""
+    return f"{c.rank}.  {c.label}{failed}{stopped}"
+
+
+def _on_grid(grid: np.ndarray, steps: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Return a curve at the steps of a grid, NaN outside its own."""
+    known = np.isfinite(centre)
+    if not known.any():
+        return np.full(grid.size, np.nan)
+    gap = (steps[1] - steps[0]) if steps.size > 1 else 0.0
+    inside = (grid >= steps[known][0] - gap) & (grid <= steps[-1] + gap)
+    return np.where(inside, np.interp(grid, steps[known], centre[known]), np.nan)
+
+
+# -------------------------------------------------------------------------------------- importance
+
+
+def _effects(
+    legs: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]], identity: Mapping[str, Any]
+) -> Effects:
+    """Return what the hyperparameters do; from first legs alone, which all runs have equally."""
+    first = [
+        leg
+        for leg in legs
+        if not leg.get("start")
+        and leg["status"] != "pending"
+        and leg.get("stage", ranking.TUNE) == ranking.TUNE
+    ]
+    filled = ranking.filled_scores(first)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for leg in first:
+        groups.setdefault(json.dumps(leg["swept"], sort_keys=True), []).append(leg)
+    scores = [np.array([filled[leg["run_id"]] for leg in group]) for group in groups.values()]
+    if len(scores) < 3 or not np.isfinite(np.concatenate(scores)).all():
+        return Effects()
+    swept = [group[0]["swept"] for group in groups.values()]
+    levels = _levels(swept, identity.get("sweep") or {})
+    if not levels:
+        return Effects()
+    codes = np.stack([each.codes for each in levels.values()], axis=1)
+    if not _enough(codes):
+        return Effects()
+    parts, means = stats.importance(codes, scores), np.array([s.mean() for s in scores])
+    axes = _axes(levels, parts, codes, means, _failures(runs, levels, groups))
+    pairs = _pairs(levels, swept, means, identity.get("sweep") or {}, parts)
+    at = min(ranking.reached(leg) for leg in first)
+    axes.sort(key=lambda axis: -axis.share)
+    # Both are estimates, and together no more than everything.
+    noise = float(np.minimum(parts.noise, max(0.0, 1.0 - parts.main.sum())))
+    return Effects(axes, pairs, noise, means, at)
+
+
+def _enough(codes: np.ndarray) -> bool:
+    """Tell whether main effects can be told from noise: in a full grid, or with some to spare."""
+    levels = codes.max(axis=0) + 1
+    grid = len(codes) == np.prod(levels) == len(np.unique(codes, axis=0))
+    return bool(grid or len(codes) >= 5 + (levels - 1).sum())
+
+
+def _levels(swept: Sequence[Mapping[str, Any]], specs: Mapping[str, Any]) -> dict[str, Levels]:
+    """Return the classes of each hyperparameter that has several."""
+    names = list(dict.fromkeys(name for each in swept for name in each if name != "env"))[:_AXES]
+    levels = {name: levels_of([s.get(name) for s in swept], specs.get(name)) for name in names}
+    return {name: each for name, each in levels.items() if len(each.labels) > 1}
+
+
+def _axes(
+    levels: Mapping[str, Levels],
+    parts: stats.Importance,
+    codes: np.ndarray,
+    means: np.ndarray,
+    failures: Mapping[str, tuple[tuple[int, int], ...]],
+) -> list[Axis]:
+    """Return what each hyperparameter does."""
+    top = np.full(len(levels), np.nan)
+    if len(means) >= _TOP_NEEDS:
+        good = (means >= np.quantile(means, _TOP)).astype(float)
+        top = stats.importance(codes, list(good[:, None]), halves=0).main
+    axes = []
+    for j, (name, each) in enumerate(levels.items()):
+        best = np.array([means[each.codes == k].max() for k in range(len(each.labels))])
+        axes.append(
+            Axis(
+                name, each, float(parts.main[j]), float(parts.low[j]), float(parts.high[j]),
+                float(top[j]), parts.effects[j], parts.errors[j], best, failures[name],
+            )
+        )  # fmt: skip
+    return axes
+
+
+def levels_of(values: Sequence[Any], spec: Any = None, most: int | None = None) -> Levels:
+    """Put the values of one hyperparameter into classes.
+
+    Args:
+        values: one per configuration.
+        spec: its line in the sweep file, a list or ``{kind: [low, high]}``, if known.
+        most: the largest number of classes; by default what the number of values allows.
+
+    Returns:
+        Its distinct values where they are few or names, else bins of about equally many.
+    """
+    numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+    texts = [json.dumps(v) for v in values]
+    if not numeric or not np.isfinite(np.array(values, float)).all():
+        names = list(dict.fromkeys(texts))
+        codes = np.array([names.index(text) for text in texts])
+        labels = tuple(short(json.loads(text)) for text in names)
+        return Levels(codes, labels, None, False, codes.astype(float))
+    numbers = np.array(values, float)
+    distinct, codes = np.unique(numbers, return_inverse=True)
+    kind = next(iter(spec), "") if isinstance(spec, Mapping) else ""
+    spread = bool(distinct[0] > 0 and distinct[-1] / distinct[0] >= 20)
+    log = kind.startswith("log") or (spread and not kind)
+    drawn = isinstance(spec, Mapping)
+    limit = most or (min(_MOST_LEVELS, max(2, len(values) // 3)) if drawn else _MOST_LEVELS)
+    if len(distinct) <= limit or (isinstance(spec, list) and most is None):
+        labels = tuple(short(_whole(v, values)) for v in distinct.tolist())
+        return Levels(codes, labels, distinct, log, numbers)
+    return _binned(numbers, most or int(np.clip(len(values) // 8, 2, 8)), log)
+
+
+def _whole(value: float, values: Sequence[Any]) -> Any:
+    """Return a number as the sweep has it: an integer where all are."""
+    return int(value) if all(isinstance(v, int) for v in values) else value
+
+
+def _binned(numbers: np.ndarray, count: int, log: bool) -> Levels:
+    """Return bins that hold about equally many values; equal values stay together."""
+    edges = np.unique(np.quantile(numbers, np.linspace(0, 1, count + 1)[1:-1]))
+    codes = np.unique(np.searchsorted(edges, numbers, side="right"), return_inverse=True)[1]
+    members = [numbers[codes == k] for k in range(codes.max() + 1)]
+    centres = [np.exp(np.log(m).mean()) if log else m.mean() for m in members]
+    labels = tuple(f"{_rough(m.min())} to {_rough(m.max())}" for m in members)
+    return Levels(codes, labels, np.array(centres), log, numbers)
+
+
+def _rough(value: float) -> str:
+    return short(float(f"{value:.2g}"))
+
+
+def _failures(
+    runs: Sequence[dict[str, Any]],
+    levels: Mapping[str, Levels],
+    groups: Mapping[str, list[dict[str, Any]]],
+) -> dict[str, tuple[tuple[int, int], ...]]:
+    """Return diverged and all committed runs at each level of each hyperparameter."""
+    place = {key: index for index, key in enumerate(groups)}
+    failed, total = np.zeros((2, len(groups)), int)
+    for run in runs:
+        index = place.get(json.dumps(run["swept"], sort_keys=True))
+        if index is not None and run["status"] != "pending":
+            total[index] += 1
+            failed[index] += run["status"] == "diverged"
+    found = {}
+    for name, each in levels.items():
+        sums = [np.bincount(each.codes, counts).astype(int) for counts in (failed, total)]
+        found[name] = tuple(zip(*(s.tolist() for s in sums), strict=True))
+    return found
+
+
+def _pairs(
+    levels: Mapping[str, Levels],
+    swept: Sequence[Mapping[str, Any]],
+    means: np.ndarray,
+    specs: Mapping[str, Any],
+    parts: stats.Importance,
+) -> list[Pair]:
+    """Return mean scores over the pairs that explain most together."""
+    names = list(levels)
+    together = parts.main[:, None] + parts.main[None, :] + parts.pairs
+    chosen = [(a, b) for a in range(len(names)) for b in range(a + 1, len(names))]
+    chosen.sort(key=lambda pair: -together[pair])
+    most = int(np.clip(np.sqrt(len(means) / 3), 3, 8))
+    coarse = {name: _coarser(levels[name], swept, name, specs, most) for name in names}
+    found = []
+    for a, b in chosen[:_PAIRS]:
+        first, second = coarse[names[a]], coarse[names[b]]
+        shape = (len(first.labels), len(second.labels))
+        cells = first.codes * shape[1] + second.codes
+        counts = np.bincount(cells, minlength=shape[0] * shape[1])
+        with np.errstate(invalid="ignore", divide="ignore"):
+            average = np.bincount(cells, means, counts.size) / counts
+        found.append(
+            Pair(
+                names[a], names[b], first.labels, second.labels, second.ticks,
+                average.reshape(shape), counts.reshape(shape), float(parts.pairs[a, b]),
+            )
+        )  # fmt: skip
+    return found
+
+
+def _coarser(
+    each: Levels, swept: Sequence[Mapping[str, Any]], name: str, specs: Mapping[str, Any], most: int
+) -> Levels:
+    """Return classes few enough that most cells of a pair hold something."""
+    if each.centres is None or (not each.binned and len(each.labels) <= _MOST_LEVELS):
+        return each
+    spec = specs.get(name)
+    return levels_of([s.get(name) for s in swept], None if isinstance(spec, list) else spec, most)
+
+
+# -------------------------------------------------------------------------------------- comparisons
+
+
+def _improvements(
+    name: str, ranked: Sequence[Configuration], confirmed: Sequence[Confirmed]
+) -> list[Improvement]:
+    """Compare the winner with what else was confirmed, or with others of the tuning stage."""
+    pairs = [(each.name, confirmed[0].configuration, each.configuration) for each in confirmed[1:]]
+    full = [c for c in ranked if c.rank is not None and c.reached >= ranked[0].reached]
+    if not confirmed and len(full) > 1:
+        pairs = [("rank 2", full[0], full[1])]
+    if not confirmed and len(full) > 3:
+        middle = full[len(full) // 2]
+        pairs.append((f"the middle of the ranking (rank {middle.rank})", full[0], middle))
+    return [_improvement(over, name, [(a, b)]) for over, a, b in pairs if _finite(a, b)]
+
+
+def _finite(*configurations: Configuration) -> bool:
+    return all(c.scores and np.isfinite(c.scores).all() for c in configurations)
+
+
+def _improvement(
+    over: str, environment: str, pairs: Sequence[tuple[Configuration, Configuration]]
+) -> Improvement:
+    x, y = [list(a.scores) for a, _ in pairs], [list(b.scores) for _, b in pairs]
+    value = stats.probability_of_improvement(x, y)
+    low, high = stats.improvement_ci(x, y)
+    return Improvement(over, environment, value, low, high)
+
+
+def _overall(sections: Sequence[Section]) -> list[Improvement]:
+    """Return the improvement of winners over defaults, averaged over several environments."""
+    pairs = []
+    for section in sections:
+        winner, default = section.role("winner"), section.role("default")
+        if winner and default and _finite(winner.configuration, default.configuration):
+            pairs.append((winner.configuration, default.configuration))
+    if len(pairs) < 2 or len(pairs) < len(sections):
+        return []
+    return [_improvement("default", f"all {len(pairs)} environments", pairs)]
+
+
+def _profile(sections: Sequence[Section]) -> Profile | None:
+    """Return the performance profiles of the best, and of the default where it was confirmed."""
+    lines: dict[str, list[Configuration]] = {}
+    for section in sections:
+        if section.confirmed:
+            chosen = {
+                "winner": section.role("winner"),
+                "runner-up": section.role("runner-up"),
+                "default": section.role("default"),
+            }
+            own = {f"{k}, fresh seeds": c.configuration for k, c in chosen.items() if c}
+        else:
+            full = [c for c in section.ranked if c.rank and c.reached >= section.ranked[0].reached]
+            own = {"best": full[0]} if full else {}
+            if len(full) > 2:
+                own["middle of the ranking"] = full[len(full) // 2]
+        for label, c in own.items():
+            lines.setdefault(label, []).append(c)
+    lines = {k: v for k, v in lines.items() if len(v) == len(sections) and _finite(*v)}
+    if not lines or max(c.finished for v in lines.values() for c in v) < 2:
+        return None
+    scales = [_scale(section) if len(sections) > 1 else (0.0, 1.0) for section in sections]
+    scaled = {
+        label: [(np.array(c.scores) - a) / b for c, (a, b) in zip(found, scales, strict=True)]
+        for label, found in lines.items()
+    }
+    values = np.concatenate([part for parts in scaled.values() for part in parts])
+    margin = 0.03 * (values.max() - values.min() or 1.0)
+    taus = np.linspace(values.min() - margin, values.max() + margin, 81)
+    drawn = [(label, *stats.performance_profile(parts, taus)) for label, parts in scaled.items()]
+    return Profile(taus, tuple(drawn), len(sections) > 1)
+
+
+def _scale(section: Section) -> tuple[float, float]:
+    """Return the 5th percentile of the configurations' scores and its distance to the 95th."""
+    scores = [c.iqm for c in section.ranked if np.isfinite(c.iqm)]
+    low, high = np.quantile(scores, [0.05, 0.95])
+    return float(low), float(high - low) or 1.0
+
+
+def _cross(sections: Sequence[Section]) -> Cross | None:
+    """Return the sensitivity over environments, from the settings finished in all of them."""
+    if len(sections) < 2:
+        return None
+    by_key = [{c.key: c for c in s.ranked if _finite(c) and c.reached >= 1} for s in sections]
+    shared = [key for key in by_key[0] if all(key in other for other in by_key)]
+    if len(shared) < 2:
+        return None
+    table = [[own[key] for key in shared] for own in by_key]
+    normalized = stats.percentile_normalized([[c.iqm for c in row] for row in table])
+    found = stats.sensitivity(normalized)
+    swept = [c.swept for c in table[0]]
+    names = [n for n in swept[0] if len({json.dumps(s.get(n)) for s in swept}) > 1]
+    codes = np.stack([_exact(swept, name) for name in names], axis=1)
+    grid = len(shared) == np.prod(codes.max(axis=0) + 1) and len(names) <= _AXES
+    both = np.array([normalized.max(axis=1), normalized[:, found.best_cross]])
+    return Cross(
+        environments=tuple(s.environment for s in sections),
+        settings=len(shared),
+        sensitivity=found,
+        interval=_sensitivity_interval(table),
+        dimensionality=stats.effective_dimensionality(normalized, codes) if grid else None,
+        names=tuple(names),
+        best_cross=swept[found.best_cross],
+        normalized_best=both,
+    )
+
+
+def _exact(swept: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+    """Return a code for every distinct value."""
+    return np.unique([json.dumps(s.get(name)) for s in swept], return_inverse=True)[1]
+
+
+def _sensitivity_interval(table: Sequence[Sequence[Configuration]]) -> tuple[float, float] | None:
+    """Return the 95% interval of the sensitivity when the seeds are resampled."""
+    sizes = {c.finished for row in table for c in row}
+    if len(sizes) > 1 or max(sizes) < 2:
+        return None
+    scores = np.array([[c.scores for c in row] for row in table])  # [e, h, seeds]
+    generator, drawn = np.random.default_rng(0), []
+    for _ in range(min(200, max(20, 20_000_000 // scores.size))):
+        again = generator.integers(0, scores.shape[-1], scores.shape)
+        iqms = stats.iqm(np.take_along_axis(scores, again, axis=-1))
+        drawn.append(stats.sensitivity(stats.percentile_normalized(iqms)).value)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
+
+
+# -------------------------------------------------------------------------------------- populations
+
+
+def _schedules(
+    legs: Sequence[dict[str, Any]], sections: Sequence[Section]
+) -> list[tuple[str, Schedule]]:
+    """Return how the best member of each environment's populations came to be."""
+    done = [leg for leg in legs if leg["status"] != "pending"]
+    known = {(leg["run_id"], leg.get("round", 0)): leg for leg in done}
+    latest = {run_id: leg for (run_id, _), leg in known.items()}
+    found = []
+    for section in sections:
+        if section.winner is None:
+            continue
+        best = latest[section.winner.run_ids[0]]
+        here = [leg for leg in done if ranking.environment_of(leg) == section.environment]
+        found.append((section.environment, _schedule(training.lineage(best, known), here)))
+    return found
+
+
+def _schedule(chain: Sequence[dict[str, Any]], legs: Sequence[dict[str, Any]]) -> Schedule:
+    names = [name for name in chain[-1]["swept"] if name != "env"]
+    span = {id(leg): (leg.get("start") or 0, leg.get("stop") or 0) for leg in (*chain, *legs)}
+    return Schedule(
+        member=chain[-1]["run_id"],
+        steps=[span[id(leg)] for leg in chain],
+        values={name: [leg["swept"][name] for leg in chain] for name in names},
+        scores=[float(leg["score"]) for leg in chain],
+        everyone={name: [(*span[id(leg)], leg["swept"][name]) for leg in legs] for name in names},
+        copied=sum(leg["run_id"] != leg.get("parent") for leg in chain[1:]),
+    )

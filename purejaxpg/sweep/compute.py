@@ -1,0 +1,391 @@
+"""The programs of a sweep: vmapped updates in compiled segments, over all devices.
+
+Nothing inside a segment talks to the host, and a run of a sweep is `train(key, config)` cut into
+pieces: the same folded keys, so the same random numbers. `engine.py` is the loop around this.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import math
+import time
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax, random
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import purejaxpg
+from purejaxpg import FaultError, InputError, checkpoint, envs, evaluate
+from purejaxpg import config as configs
+from purejaxpg.sweep import engine, memory
+from purejaxpg.sweep import plan as plans
+from purejaxpg.sweep import spec as specs
+
+SEGMENTS = 60  # per run: the steps of the progress bar
+ROWS = "rows"  # name of the mesh axis
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The compiled programs of one group; every array leads with [devices * rows]."""
+
+    start: Callable[..., Any]  # seeds, configs -> states
+    segment: Callable[..., Any]  # seeds, configs, states, diverged_at, first, count -> ...
+    score: Callable[..., Any]  # seeds, configs, states, updates -> evaluation
+    segment_length: int  # room for so many updates
+    sharding: NamedSharding
+    rows: int  # of a unit
+    compile_s: float
+    bytes_per_device: int  # at the peak, as XLA plans it
+
+    @property
+    def units(self) -> int:
+        """Number of units computed side by side."""
+        return self.sharding.mesh.size
+
+
+class Backend:
+    """Computes units of `spec` on `devices`, one unit a device."""
+
+    def __init__(self, spec: specs.Spec, devices: Sequence[jax.Device]) -> None:
+        """Compute on `devices`."""
+        self.spec = spec
+        self.devices = list(devices)
+        self.compiled: dict[tuple[Any, ...], Programs] = {}
+        self.save = checkpoint.save
+        self.load = checkpoint.load
+        self.to_dict = configs.to_dict
+
+    # ---------------------------------------------------------------------------------- planning
+
+    def groups(
+        self, index: int, round_: plans.Round, stored_rows: Mapping[str, int]
+    ) -> list[plans.Group]:
+        """Cut a round into groups and units."""
+        return plans.groups(index, round_, signature, self.rows, stored_rows)
+
+    def rows(self, program: str, num_legs: int) -> int:
+        """Return the rows of a unit of `num_legs` legs."""
+        if self.spec.rows_per_device:
+            return self.spec.rows_per_device
+        on_cpu = self.devices[0].platform == "cpu"
+        return plans.even_rows(num_legs, len(self.devices), plans.CPU_ROWS if on_cpu else 2**31)
+
+    def compile(self, group: plans.Group) -> Programs:
+        """Compile the programs of a group, or find those of an earlier round.
+
+        Raises:
+            OutOfMemory: its units will not fit.
+            InputError: the agent breaks the contract.
+        """
+        used = self.devices[: len(group.units)]  # not of the pending ones: resuming keeps it
+        key = (group.signature, group.rows, len(used), self.horizon(group))
+        if key not in self.compiled:
+            with out_of_memory(group.rows):
+                programs = build(self.spec, group, used, self.horizon(group))
+            refuse_too_large(programs, memory.limit(used))
+            self.compiled[key] = programs
+        return self.compiled[key]
+
+    def horizon(self, group: plans.Group) -> int:
+        """Return the longest episode of a group's environments."""
+        return max(
+            envs.horizon(envs.from_config(leg.run.config), leg.run.config.env_params)
+            for unit in group.units
+            for leg in unit.legs
+        )
+
+    # --------------------------------------------------------------------------------- computing
+
+    def inputs(self, programs: Programs, batch: Sequence[plans.Unit]) -> tuple[np.ndarray, Any]:
+        """Return the seeds and configurations of a batch of units, padded."""
+        stacked = [stack([leg.run for leg in unit.legs], programs.rows) for unit in batch]
+        seeds, batch_configs = jax.tree.map(lambda *x: np.concatenate(x), *stacked)
+        return seeds, batch_configs
+
+    def start(self, programs: Programs, inputs: tuple[np.ndarray, Any]) -> Any:
+        """Initialise every row -> states."""
+        with out_of_memory(programs.rows):
+            return programs.start(*inputs)
+
+    def segment(
+        self,
+        programs: Programs,
+        inputs: tuple[np.ndarray, Any],
+        states: Any,
+        diverged_at: np.ndarray,
+        first: int,
+        count: int,
+    ) -> tuple[Any, np.ndarray, dict[str, np.ndarray]]:
+        """Do updates first, ..., first + count - 1 -> states, diverged_at, metrics."""
+        with out_of_memory(programs.rows):
+            states, diverged_at, metrics = programs.segment(
+                *inputs, states, diverged_at, np.int32(first), np.int32(count)
+            )
+            found = {name: np.asarray(value)[:, :count] for name, value in metrics.items()}
+        return states, np.asarray(diverged_at), found
+
+    def score(
+        self, programs: Programs, inputs: tuple[np.ndarray, Any], states: Any, updates: int
+    ) -> dict[str, np.ndarray]:
+        """Evaluate every row after so many updates."""
+        with out_of_memory(programs.rows):
+            scores = programs.score(*inputs, states, np.int32(updates))
+            return {name: np.asarray(value) for name, value in scores.items()}
+
+    # ------------------------------------------------------------------------------------ states
+
+    def cut(self, states: Any, rows: slice) -> Any:
+        """Return the states of some rows."""
+        return jax.tree.map(lambda x: x[rows], states)
+
+    def join(self, programs: Programs, trees: Sequence[Any]) -> Any:
+        """Put the states of a batch of units together, padded, on their devices."""
+        padded = [jax.tree.map(lambda x: pad(x, programs.rows), tree) for tree in trees]
+        states = jax.tree.map(lambda *x: jnp.concatenate(x), *padded)
+        return jax.device_put(states, programs.sharding)
+
+    def pick(self, parts: Sequence[tuple[Any, int]]) -> Any:
+        """Make the states of one unit out of rows of others: (states, row) for each leg."""
+        rows = [jax.tree.map(lambda x, row=row: x[row : row + 1], tree) for tree, row in parts]
+        return jax.tree.map(lambda *x: jnp.concatenate(x), *rows)
+
+    def template(self, unit: plans.Unit) -> Any:
+        """Return the shapes of a unit's states."""
+        seeds, rows = stack([leg.run for leg in unit.legs], len(unit.legs))
+        return jax.eval_shape(functools.partial(start_rows, self.spec.agent), seeds, rows)
+
+    def metric_names(self, unit: plans.Unit) -> list[str]:
+        """Return the names of the agent's metrics."""
+        config = unit.legs[0].run.config
+        state = jax.eval_shape(self.spec.agent.init, random.key(0), config)
+        return sorted(jax.eval_shape(self.spec.agent.update, random.key(0), state, config)[1])
+
+    def facts(self, programs: Programs, group: plans.Group) -> dict[str, Any]:
+        """Return what is to be known about the computation of a unit."""
+        device = programs.sharding.mesh.devices.flat[0]
+        return {
+            "compile_s": programs.compile_s,
+            "rows_per_device": programs.rows,
+            "devices": programs.units,
+            "device_kind": device.device_kind,
+            "platform": device.platform,
+            "bytes_per_device": programs.bytes_per_device,
+            "steps_before": steps_before(group.config),
+            **self.versions(),
+        }
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of what the numbers depend on."""
+        return versions()
+
+
+@contextlib.contextmanager
+def out_of_memory(rows: int) -> Iterator[None]:
+    """Turn what jax raises inside the block: OutOfMemory, for units of so many rows, or a fault."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        text = str(error).splitlines()[0].rstrip(".")
+        if "RESOURCE_EXHAUSTED" in text:
+            raise engine.OutOfMemory(f"{rows} rows ran out of memory", rows // 2) from error
+        raise FaultError(f"jax failed: {text}; what is done is kept.") from error
+
+
+def refuse_too_large(programs: Programs, limit: int) -> None:
+    """Raise OutOfMemory where XLA plans with more bytes than a device has."""
+    needed = programs.bytes_per_device
+    if needed > limit:
+        fits = int(0.9 * programs.rows * limit / needed)
+        numbers = f"{needed / 2**20:.0f} MiB and {limit / 2**20:.0f} are free"
+        raise engine.OutOfMemory(f"{programs.rows} rows need {numbers}", fits)
+
+
+def signature(config: Any) -> str:
+    """Return what decides the compiled program: the static fields and the names in env_params."""
+    hints = configs.field_types(type(config))
+    values = configs.to_dict(config)
+    static = {name: values[name] for name, hint in hints.items() if hint not in configs.TRACED}
+    return json.dumps([static, sorted(getattr(config, "env_params", {}))], sort_keys=True)
+
+
+def stack(runs: Sequence[specs.Run], rows: int) -> tuple[np.ndarray, Any]:
+    """Batch runs for vmap, padded to `rows` with copies of the last one.
+
+    Returns:
+        Seeds [rows], and a Config whose leaves are float32 [rows].
+    """
+    padded = [*runs, *([runs[-1]] * (rows - len(runs)))]
+    seeds = np.array([run.seed for run in padded], np.uint32)
+    leaves = [run.config for run in padded]
+    return seeds, jax.tree.map(lambda *values: np.array(values, np.float32), *leaves)
+
+
+def pad(array: jax.Array, rows: int) -> jax.Array:
+    """Repeat the last row until there are `rows`."""
+    array = jnp.asarray(array)
+    return jnp.concatenate([array, *([array[-1:]] * (rows - array.shape[0]))])
+
+
+def steps_before(config: Any) -> int:
+    """Return the environment steps that `init` takes to fill a replay buffer."""
+    return int(getattr(config, "learning_starts", 0))
+
+
+def build(
+    spec: specs.Spec, group: plans.Group, devices: Sequence[jax.Device], horizon: int
+) -> Programs:
+    """Compile a group's three programs for `devices`."""
+    began = time.monotonic()
+    refuse_incomplete(spec.agent, group.config)
+    agent, length = spec.agent, math.ceil(group.config.num_updates / SEGMENTS)
+    mesh = Mesh(np.array(devices), (ROWS,))
+    over_rows, same = PartitionSpec(ROWS), PartitionSpec()
+    shard = functools.partial(jax.shard_map, mesh=mesh, out_specs=over_rows, check_vma=False)
+    start = shard(functools.partial(start_rows, agent), in_specs=(over_rows, over_rows))
+    segment = shard(
+        functools.partial(segment_rows, agent, length), in_specs=(over_rows,) * 4 + (same, same)
+    )
+    score = shard(
+        functools.partial(score_rows, agent, spec.eval_episodes, horizon),
+        in_specs=(over_rows,) * 3 + (same,),
+    )
+    stacked = stack([leg.run for leg in group.units[0].legs], group.rows)
+    seeds, rows = jax.tree.map(lambda x: np.concatenate([x] * len(devices)), stacked)
+    states = jax.eval_shape(start, seeds, rows)
+    diverged_at, one = np.zeros(len(seeds), np.int32), np.int32(1)
+    lowered = (
+        jax.jit(start).lower(seeds, rows),
+        jax.jit(segment, donate_argnums=2).lower(seeds, rows, states, diverged_at, one, one),
+        jax.jit(score).lower(seeds, rows, states, one),
+    )
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # XLA compiles without Python's lock
+        starts, trains, scores = pool.map(lambda program: program.compile(), lowered)
+    return Programs(
+        start=starts,
+        segment=trains,
+        score=scores,
+        segment_length=length,
+        sharding=NamedSharding(mesh, over_rows),
+        rows=group.rows,
+        compile_s=time.monotonic() - began,
+        bytes_per_device=max(map(memory.needed, (starts, trains, scores))),
+    )
+
+
+def run_keys(seeds: jax.Array, data: Any) -> jax.Array:
+    """Fold `data` into the key of each run; a run's key is its seed's and is never split."""
+    return jax.vmap(lambda seed: random.fold_in(random.key(seed, impl="threefry2x32"), data))(seeds)
+
+
+def start_rows(agent: types.ModuleType, seeds: jax.Array, configs: Any) -> Any:
+    """Initialise each row -> states [rows, ...]."""
+    return jax.vmap(agent.init)(run_keys(seeds, 0), configs)
+
+
+def segment_rows(
+    agent: types.ModuleType,
+    length: int,
+    seeds: jax.Array,
+    configs: Any,
+    states: Any,
+    diverged_at: jax.Array,
+    first: jax.Array,
+    count: jax.Array,
+) -> tuple[Any, jax.Array, dict[str, jax.Array]]:
+    """Do updates first, ..., first + count - 1 of each row.
+
+    Args:
+        agent: the module.
+        length: room for so many updates in the metrics; at least `count`.
+        seeds: [rows] uint32.
+        configs: leaves [rows].
+        states: leaves [rows, ...].
+        diverged_at: [rows] int32, the first update with a non-finite number, or 0.
+        first: [] int32, 1 in a run's first segment.
+        count: [] int32.
+
+    Returns:
+        States, diverged_at, and metrics [rows, length] of which the first `count` are filled.
+    """
+    update = jax.vmap(agent.update)
+    shapes = jax.eval_shape(update, run_keys(seeds, 1), states, configs)[1]
+    metrics = {name: jnp.zeros((len(seeds), length)) for name in shapes}
+
+    def step(i: jax.Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        states, diverged_at, metrics = carry
+        u = first + i
+        states, now = update(run_keys(seeds, u), states, configs)
+        newly = (diverged_at == 0) & ~finite(states.params, now)
+        diverged_at = jnp.where(newly, u, diverged_at)
+        return states, diverged_at, {name: metrics[name].at[:, i].set(now[name]) for name in now}
+
+    return lax.fori_loop(0, count, step, (states, diverged_at, metrics))
+
+
+def finite(params: Any, metrics: dict[str, jax.Array]) -> jax.Array:
+    """Tell of each row whether its parameters and losses are finite -> [rows] bool.
+
+    Returns of episodes do not tell: a policy whose parameters are NaN still collects reward.
+    """
+    watched = [value for name, value in metrics.items() if name.startswith("loss/")]
+    leaves = [*jax.tree.leaves(params), *watched]
+    rows = [jnp.isfinite(x).reshape(x.shape[0], -1).all(axis=1) for x in leaves]
+    return jnp.stack(rows).all(axis=0)
+
+
+def score_rows(
+    agent: types.ModuleType,
+    episodes: int,
+    horizon: int,
+    seeds: jax.Array,
+    configs: Any,
+    states: Any,
+    updates: jax.Array,
+) -> dict[str, jax.Array]:
+    """Evaluate each row after so many updates -> returns [rows, episodes]."""
+    score = functools.partial(evaluate.score, agent=agent, num_episodes=episodes, max_steps=horizon)
+    keys = run_keys(seeds, np.uint32(2**31) + updates.astype(np.uint32))
+    return jax.vmap(lambda key, state, config: score(key, state=state, config=config))(
+        keys, states, configs
+    )
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Return the versions of what the numbers depend on, the package's own source included."""
+    packages = ("jax", "jaxlib", "gymnax", "optax", "flax", "numpy")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    source = hashlib.sha256()
+    for path in sorted(Path(purejaxpg.__file__).parent.rglob("*.py")):
+        source.update(path.read_bytes())
+    return {**found, "purejaxpg": purejaxpg.__version__, "source": source.hexdigest()[:16]}
+
+
+def refuse_incomplete(agent: types.ModuleType, config: Any) -> None:
+    """Raise an InputError unless the agent's states and metrics are what the engine reads."""
+    key = random.key(0)
+    state = jax.eval_shape(agent.init, key, config)
+    name = agent.__name__.rpartition(".")[2]
+    if not hasattr(state, "params"):
+        raise InputError(f"The state of agent {name!r} must have the attribute params.")
+    _, metrics = jax.eval_shape(agent.update, key, state, config)
+    for metric in ("episode/return_sum", "episode/length_sum", "episode/count"):
+        if metric not in metrics:
+            raise InputError(f"The metrics of agent {name!r} must hold {metric!r}.")
+    for metric, value in metrics.items():
+        if value.shape != ():
+            raise InputError(
+                f"The metric {metric!r} of agent {name!r} must be a scalar, "
+                f"but has shape {list(value.shape)}."
+            )

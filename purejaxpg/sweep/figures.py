@@ -1,0 +1,346 @@
+"""The figures of the report as files: PNG to look at, SVG to edit and to print.
+
+They are drawn without pyplot, so that no display is asked for and no global figure is kept.
+"""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from purejaxpg.sweep.analysis import (
+    FEW,
+    Analysis,
+    Axis,
+    Curves,
+    Pair,
+    Profile,
+    Schedule,
+    Section,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart under the common forms of colour blindness.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+_GREY = "#c9c9c9"
+_SOFT = "#555555"
+_AXES = 8
+
+
+def write(data: Analysis, directory: Path) -> list[str]:
+    """Write every figure that the results allow as PNG and as SVG.
+
+    Args:
+        data: what a sweep says.
+        directory: an existing directory.
+
+    Returns:
+        The names of the PNG files.
+    """
+    drawn = {
+        "curves": _curves(data),
+        "importance": _importance(data),
+        "marginals": _marginals(data),
+        "heat_maps": _heat_maps(data),
+        "profiles": _profiles(data.profile),
+        "sensitivity": _sensitivity(data),
+        "schedule": _schedule(data.schedules),
+    }
+    figures = {name: figure for name, figure in drawn.items() if figure is not None}
+    for name, figure in figures.items():
+        _save(figure, directory / f"{name}.png")
+        _save(figure, directory / f"{name}.svg")
+    return [f"{name}.png" for name in figures]
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    """Write a figure; equal results give equal files."""
+    import matplotlib
+
+    settings: Any = {"svg.hashsalt": "purejaxpg", "svg.fonttype": "none"}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        # A letter that the font lacks is drawn as a box, and names too long overlap.
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+        warnings.filterwarnings("ignore", "constrained_layout not applied", UserWarning)
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=140)
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _panels(count: int, most: int, size: tuple[float, float]) -> tuple["Figure", list["Axes"]]:
+    """Return a figure with so many panels, at most `most` beside each other."""
+    across = min(most, count)
+    down = -(-count // across)
+    figure = _figure(size[0] * across, size[1] * down)
+    grid = list(figure.subplots(down, across, squeeze=False).flatten())
+    for axes in grid[count:]:
+        axes.set_visible(False)
+    return figure, grid[:count]
+
+
+def _plain(text: str, most: int = 110) -> str:
+    """Return a text of bounded length in which matplotlib finds no formula."""
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    whole = printable if len(printable) <= most else f"{printable[: most - 1]}…"
+    return whole.replace("$", r"\$")
+
+
+def _tick(text: str) -> str:
+    return _plain(text, 24)
+
+
+def _dress(axes: "Axes", title: str, under: str = "") -> None:
+    """Give a panel its title and a quiet frame."""
+    pad = 24 if under else 8
+    axes.set_title(_plain(title, 50), loc="left", fontsize=14, fontweight="bold", pad=pad)
+    axes.text(0, 1.03, _plain(under, 60), transform=axes.transAxes, fontsize=10, color=_SOFT)
+    axes.grid(axis="y", color="#ececec", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+# ----------------------------------------------------------------------------------------- curves
+
+
+def _curves(data: Analysis) -> "Figure | None":
+    """Draw one panel of curves per environment; None where no run recorded any."""
+    from matplotlib.ticker import EngFormatter
+
+    sections = [(section, section.curves) for section in data.sections if section.curves]
+    if not sections:
+        return None
+    width = (10.0, 5.75, 5.0)[min(3, len(sections)) - 1]
+    figure, grid = _panels(len(sections), 3, (width, 5.7))
+    for axes, (section, curves) in zip(grid, sections, strict=True):
+        _draw_curves(axes, curves)
+        seeds = max(c.finished for c in section.ranked)
+        over = f"IQM of {seeds} seeds, shaded: 95% interval" if seeds > 1 else "one seed"
+        _dress(axes, section.environment or "Training", over)
+        axes.set_xlabel("environment steps", fontsize=11)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.margins(x=0.01)
+        axes.set_xlim(left=0)
+        _legend(axes, len(curves.best), roomy=len(sections) == 1)
+    for axes in grid[:: min(3, len(sections))]:
+        axes.set_ylabel("episode return (training, stochastic policy)", fontsize=11)
+    return figure
+
+
+def _draw_curves(axes: "Axes", curves: Curves) -> None:
+    """Draw one environment: the best in colour with intervals, the others in grey."""
+    for steps, centre in curves.others:
+        axes.plot(steps, centre, color=_GREY, linewidth=0.8, zorder=1)
+    if curves.quantiles is not None and curves.grid is not None:
+        q5, q25, q50, q75, q95 = curves.quantiles
+        for low, high in ((q5, q95), (q25, q75)):
+            axes.fill_between(curves.grid, low, high, color=_GREY, alpha=0.45, linewidth=0)
+        axes.plot(curves.grid, q50, color="#8a8a8a", linewidth=1.2, linestyle=":")
+    # The best last, so that it lies on top.
+    for line, colour in reversed(list(zip(curves.best, COLOURS, strict=False))):
+        axes.fill_between(
+            line.steps, line.low, line.high, color=colour, alpha=0.14, linewidth=0, zorder=2
+        )
+        label = _plain(line.label)
+        axes.plot(line.steps, line.centre, color=colour, linewidth=2.0, zorder=3, label=label)
+    if curves.count:
+        noun = "other" if curves.count == 1 else "others"
+        what = ": median, middle half, 5% to 95%" if curves.count > FEW else ""
+        axes.plot([], [], color=_GREY, linewidth=1.2, label=f"{curves.count} {noun}{what}")
+
+
+def _legend(axes: "Axes", coloured: int, roomy: bool) -> None:
+    """List the coloured curves under the panel, from the best to the worst."""
+    handles, labels = axes.get_legend_handles_labels()
+    # They were drawn from the worst to the best.
+    order = [*range(coloured - 1, -1, -1), *range(coloured, len(handles))]
+    legend = axes.legend(
+        [handles[i] for i in order],
+        [labels[i] for i in order],
+        loc="upper left",
+        bbox_to_anchor=(0.0, -0.15),
+        borderaxespad=0.0,
+        ncols=2 if roomy and max(map(len, labels)) < 60 else 1,
+        frameon=False,
+        fontsize=10,
+        title="rank by final return",
+        title_fontsize=10,
+        alignment="left",
+    )
+    legend.get_title().set_color(_SOFT)
+
+
+# ------------------------------------------------------------------------------------- importance
+
+
+def _with_axes(data: Analysis) -> list[Section]:
+    return [section for section in data.sections if section.effects.axes]
+
+
+def _importance(data: Analysis) -> "Figure | None":
+    """Draw the share of variance of each hyperparameter, one panel per environment."""
+    sections = _with_axes(data)
+    if not sections:
+        return None
+    most = max(len(section.effects.axes) for section in sections)
+    figure, grid = _panels(len(sections), 3, (6.0, 1.4 + 0.5 * most))
+    for panel, section in zip(grid, sections, strict=True):
+        axes = section.effects.axes
+        places = np.arange(len(axes))
+        shares = np.array([axis.share for axis in axes])
+        ends = np.array([[axis.low, axis.high] for axis in axes]).T
+        panel.barh(places, 100 * shares, height=0.45, color=COLOURS[0], label="for the score")
+        panel.hlines(places, *(100 * ends), color="#222222", linewidth=1.4)
+        top = 100 * np.nan_to_num(np.array([axis.top_share for axis in axes]))
+        panel.barh(
+            places + 0.34, top, height=0.2, color=COLOURS[4], label="for being in the best quarter"
+        )
+        panel.set_yticks(places, [_tick(axis.name) for axis in axes])
+        panel.invert_yaxis()
+        _dress(panel, section.environment or "Importance", "main effects, with 95% interval")
+        panel.grid(axis="x", color="#ececec")
+        panel.grid(visible=False, axis="y")
+        panel.set_xlim(left=0)
+        panel.set_xlabel("share of the variance of scores, %")
+        panel.legend(frameon=False, loc="lower right", fontsize=9)
+    return figure
+
+
+def _marginals(data: Analysis) -> "Figure | None":
+    """Draw the score over each hyperparameter."""
+    panels = [(s, axis) for s in _with_axes(data) for axis in s.effects.axes[:_AXES]][:24]
+    if not panels:
+        return None
+    widest = max(len(section.effects.axes) for section, _ in panels)
+    figure, grid = _panels(len(panels), min(4, max(widest, 2)), (3.6, 3.1))
+    for panel, (section, axis) in zip(grid, panels, strict=True):
+        _draw_marginal(panel, axis, section.effects.scores)
+        name = f"{section.environment} · " if len(data.sections) > 1 else ""
+        _dress(panel, "", f"{name}{axis.name}")
+        panel.set_ylabel("final return")
+    return figure
+
+
+def _draw_marginal(panel: "Axes", axis: Axis, scores: np.ndarray) -> None:
+    """Draw configurations, mean with interval and the best at each level."""
+    levels = axis.levels
+    centres = np.arange(len(levels.labels)) if levels.centres is None else levels.centres
+    chosen = np.linspace(0, scores.size - 1, min(scores.size, 400)).round().astype(int)
+    panel.plot(levels.values[chosen], scores[chosen], ".", color=_GREY, markersize=3, zorder=1)
+    line = "-" if levels.centres is not None else ""
+    panel.errorbar(
+        centres,
+        axis.effects,
+        axis.errors,
+        color=COLOURS[0],
+        marker="o",
+        markersize=4,
+        linestyle=line,
+    )
+    panel.plot(centres, axis.best, "D:", color=COLOURS[1], markersize=4, linewidth=1)
+    if levels.log:
+        panel.set_xscale("log")
+    if levels.centres is None:
+        panel.set_xticks(centres, [_tick(label) for label in levels.labels])
+
+
+def _heat_maps(data: Analysis) -> "Figure | None":
+    """Draw mean scores over the most important pairs."""
+    panels = [(s, pair) for s in _with_axes(data) for pair in s.effects.pairs][:12]
+    if not panels:
+        return None
+    figure, grid = _panels(len(panels), 3, (4.8, 4.0))
+    for panel, (section, pair) in zip(grid, panels, strict=True):
+        image = _draw_pair(panel, pair)
+        figure.colorbar(image, ax=panel, label="mean final return")
+        name = section.environment if len(data.sections) > 1 else ""
+        panel.set_title(_plain(name, 40), loc="left", fontsize=11, fontweight="bold")
+    return figure
+
+
+def _draw_pair(panel: "Axes", pair: Pair) -> Any:
+    image = panel.imshow(pair.means, origin="lower", aspect="auto", cmap="cividis")
+    panel.set_yticks(range(len(pair.first_labels)), [_tick(t) for t in pair.first_labels])
+    panel.set_xticks(
+        range(len(pair.second_ticks)),
+        [_tick(t) for t in pair.second_ticks],
+        rotation=30,
+        ha="right",
+    )
+    panel.set_ylabel(_plain(pair.first, 40))
+    panel.set_xlabel(_plain(pair.second, 40))
+    return image
+
+
+# ------------------------------------------------------------------------------------ whole sweeps
+
+
+def _profiles(profile: Profile | None) -> "Figure | None":
+    """Draw the performance profiles."""
+    if profile is None:
+        return None
+    figure, (axes,) = _panels(1, 1, (7.0, 4.6))
+    for (label, share, low, high), colour in zip(profile.lines, COLOURS, strict=False):
+        axes.fill_between(profile.thresholds, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.plot(profile.thresholds, share, color=colour, linewidth=2, label=_plain(label))
+    _dress(axes, "Performance profiles", "with pointwise 95% band")
+    axes.set_ylabel("share of runs above τ")
+    axes.set_xlabel("normalised final return τ" if profile.normalized else "final return τ")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _sensitivity(data: Analysis) -> "Figure | None":
+    """Draw normalised scores of the settings tuned per environment and of the common one."""
+    cross = data.cross
+    if cross is None:
+        return None
+    figure, (axes,) = _panels(1, 1, (7.0, 1.8 + 0.45 * len(cross.environments)))
+    places = np.arange(len(cross.environments))
+    best, common = cross.normalized_best
+    axes.hlines(places, common, best, color=_GREY, linewidth=2)
+    axes.plot(best, places, "o", color=COLOURS[0], markersize=10, label="tuned for it")
+    axes.plot(common, places, "o", color=COLOURS[1], markersize=5, label="best common setting")
+    axes.set_yticks(places, [_tick(name) for name in cross.environments])
+    axes.invert_yaxis()
+    _dress(axes, f"Hyperparameter sensitivity {cross.sensitivity.value:.2g}")
+    axes.set_xlabel("normalised score")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _schedule(schedules: Sequence[tuple[str, Schedule]]) -> "Figure | None":
+    """Draw the hyperparameters of the best members over their updates."""
+    panels = [
+        (environment, found, name)
+        for environment, found in schedules
+        for name, values in found.values.items()
+        if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+    ]
+    if not panels:
+        return None
+    figure, grid = _panels(len(panels), 3, (4.8, 3.4))
+    for axes, (environment, found, name) in zip(grid, panels, strict=True):
+        everyone = found.everyone[name]
+        for start, stop, value in everyone:
+            axes.plot([start, stop], [value, value], color=_GREY, linewidth=0.8)
+        steps = [at for span in found.steps for at in span]
+        values = [value for value in found.values[name] for _ in range(2)]
+        axes.plot(steps, values, color=COLOURS[0], linewidth=2)
+        if min(v for *_, v in everyone) > 0:
+            axes.set_yscale("log")
+        _dress(axes, name, environment)
+        axes.set_xlabel("updates")
+    return figure

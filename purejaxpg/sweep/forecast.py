@@ -1,0 +1,365 @@
+"""What a sweep will take, before anything is spent: compilations, memory, disk and time.
+
+Numbers come from the programs themselves. Memory is what XLA plans for two sizes of a unit, which
+gives a fixed part and a part per row; time is that of one warm segment. Nothing is stored.
+"""
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from purejaxpg import InputError, checkpoint
+from purejaxpg import config as configs
+from purejaxpg.sweep import compute, engine, memory, snapshots
+from purejaxpg.sweep import plan as plans
+from purejaxpg.sweep import search as searches
+from purejaxpg.sweep import spec as specs
+
+MEASURED = 4  # programs that are compiled and timed; the others are estimated from these
+ENOUGH_S, SEGMENTS_TIMED = 1.0, 20  # when a segment has been timed long enough
+WORSE = 1.1  # a row that costs so much more than in half as many rows calls for a warning
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """What one program was seen to take."""
+
+    rows: int
+    devices: int
+    compile_s: float
+    start_s: float
+    update_s: float  # of all rows on all devices, one update
+    score_s: float
+    bytes_per_device: int  # as XLA plans it
+    seen_bytes: int  # by which the process's memory rose, on a CPU; 0: not known
+
+    def seconds(self, batches: int, updates: int, fresh: bool = True) -> float:
+        """Return the time of so many batches of units, compilation apart."""
+        return batches * (fresh * self.start_s + updates * self.update_s + self.score_s)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """Bytes on a device as a straight line: fixed + per_row * rows."""
+
+    fixed: float
+    per_row: float
+
+    def at(self, rows: int) -> float:
+        """Return the bytes for so many rows."""
+        return self.fixed + self.per_row * rows
+
+
+def fit(small: Measurement, large: Measurement) -> Fit:
+    """Return the line through two measurements of memory."""
+    if small.rows == large.rows:
+        return Fit(0.0, large.bytes_per_device / large.rows)
+    slope = (large.bytes_per_device - small.bytes_per_device) / (large.rows - small.rows)
+    return Fit(large.bytes_per_device - slope * large.rows, slope)
+
+
+def measure(
+    spec: specs.Spec, group: plans.Group, rows: int, devices: Sequence[jax.Device]
+) -> Measurement:
+    """Compile a group with so many rows, and time warm segments of it.
+
+    Raises:
+        OutOfMemory: it does not fit.
+    """
+    backend = compute.Backend(spec, devices)
+    legs = [leg for unit in group.units for leg in unit.legs]
+    few = tuple(
+        plans.Unit(str(i), tuple(legs[i * rows : (i + 1) * rows]) or tuple(legs[:rows]))
+        for i in range(min(len(devices), math.ceil(len(legs) / rows)))
+    )
+    resized = dataclasses.replace(group, rows=rows, units=few)
+    programs = backend.compile(resized)
+    inputs = backend.inputs(programs, few)
+    before, _ = memory.resident()
+    known = memory.forget_peak() and devices[0].platform == "cpu"
+    states, start_s = timed(lambda: backend.start(programs, inputs))
+    at = np.zeros(rows * len(few), np.int32)
+    states, at, _ = backend.segment(programs, inputs, states, at, 1, 1)  # the first is slower
+    count = programs.segment_length
+    times: list[float] = []
+    while sum(times) < ENOUGH_S and len(times) < SEGMENTS_TIMED:
+        began = time.perf_counter()
+        states, at, _ = backend.segment(programs, inputs, states, at, 2, count)
+        times.append(time.perf_counter() - began)
+    _, score_s = timed(lambda: backend.score(programs, inputs, states, 1))
+    return Measurement(
+        rows=rows,
+        devices=len(few),
+        compile_s=programs.compile_s,
+        start_s=start_s,
+        update_s=float(np.median(times)) / count,
+        score_s=score_s,
+        bytes_per_device=programs.bytes_per_device,
+        seen_bytes=memory.resident()[1] - before if known else 0,
+    )
+
+
+def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    """Return what `call` returns once it is computed, and the seconds that took."""
+    began = time.perf_counter()
+    result = jax.block_until_ready(call())
+    return result, time.perf_counter() - began
+
+
+# ------------------------------------------------------------------------------------------- plan
+
+
+def plan(
+    spec: specs.Spec, devices: Sequence[jax.Device], confirm: int, say: Say, quick: bool = False
+) -> None:
+    """Print what the sweep will do and take.
+
+    Args:
+        spec: the sweep.
+        devices: those it would run on.
+        confirm: seeds of a confirmation, 0 for none.
+        say: prints a line.
+        quick: compile and time nothing.
+    """
+    rounds = searches.rehearse(searches.rounds(spec, confirm))
+    backend = compute.Backend(spec, devices)
+    legs = [leg for round_ in rounds for leg in round_.legs]
+    runs = len({leg.run.run_id for leg in legs})
+    steps = sum((leg.stop - leg.start) * leg.run.config.steps_per_update for leg in legs)
+    kind = devices[0].device_kind
+    say(f"{spec.name}: {spec.agent_name}, {runs} runs in {len(rounds)} round(s), "
+        f"{steps / 1e6:.1f} M environment steps, on {len(devices)} x {kind}.")  # fmt: skip
+    planned = [
+        (index, group)
+        for index, round_ in enumerate(rounds)
+        for group in backend.groups(index, round_, {})
+    ]
+    for line in differences([group for _, group in planned]):
+        say(line)
+    for index, group in planned:
+        say(f"Round {index + 1}, group {group.index}: {size_of(spec, group, devices)}")
+    say(f"Disk: about {disk(spec, planned, backend, len(devices)) / 2**20:.1f} MiB.")
+    if quick:
+        return
+    found = measurements(spec, planned, devices, say)
+    report_time(planned, found, devices, say)
+
+
+def size_of(spec: specs.Spec, group: plans.Group, devices: Sequence[jax.Device]) -> str:
+    """Say how a group is cut up, and why so."""
+    if spec.rows_per_device:
+        why = "rows_per_device in the sweep file"
+    elif devices[0].platform == "cpu" and group.num_legs > plans.CPU_ROWS * len(devices):
+        why = f"the cache of a CPU: at most {plans.CPU_ROWS}"
+    else:
+        why = "an even share for each device"
+    span = f"updates {group.start + 1} to {group.stop}"
+    return (
+        f"{group.num_legs} runs, {span}, in {len(group.units)} unit(s) of {group.rows} rows "
+        f"({why})."
+    )
+
+
+def differences(groups: Sequence[plans.Group]) -> Iterator[str]:
+    """Say how many programs are compiled, and which static fields make them differ."""
+    distinct = {group.signature: configs.to_dict(group.config) for group in groups}
+    sizes = {(group.signature, group.rows) for group in groups}
+    differing = {
+        name: sorted({repr(fields.get(name)) for fields in distinct.values()})
+        for name in next(iter(distinct.values()))
+        if name not in traced_fields(groups[0].config)
+    }
+    static = {name: values for name, values in differing.items() if len(values) > 1}
+    reasons = [f"{name} ({', '.join(values[:8])})" for name, values in static.items()]
+    if len(sizes) > len(distinct):
+        reasons.append("the number of rows in a unit")
+    because = f", because these are static: {'; '.join(reasons)}" if reasons else ""
+    yield f"{len(sizes)} compilation(s){because}."
+
+
+def traced_fields(config: Any) -> set[str]:
+    """Return the names of the fields that need no compilation of their own."""
+    hints = configs.field_types(type(config))
+    return {name for name, hint in hints.items() if hint in configs.TRACED}
+
+
+def disk(
+    spec: specs.Spec,
+    planned: Iterable[tuple[int, plans.Group]],
+    backend: compute.Backend,
+    devices: int,
+) -> float:
+    """Return the bytes of arrays, checkpoints and snapshots."""
+    total, most = 0.0, 0.0
+    for _, group in planned:
+        unit = plans.Unit("one", group.units[0].legs[:1])
+        state = sum(
+            leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backend.template(unit))
+        )
+        metrics = 4 * len(backend.metric_names(unit)) * (group.stop - group.start)
+        evaluation = 13 * spec.eval_episodes  # two returns, a length and a flag for each episode
+        total += group.num_legs * (state + metrics + evaluation)
+        most = max(most, snapshots.KEPT * group.rows * min(devices, len(group.units)) * state)
+    return total + most
+
+
+def measurements(
+    spec: specs.Spec,
+    planned: Sequence[tuple[int, plans.Group]],
+    devices: Sequence[jax.Device],
+    say: Say,
+) -> dict[tuple[str, int], Measurement]:
+    """Measure the first programs of a plan -> by signature and rows."""
+    found: dict[tuple[str, int], Measurement] = {}
+    for _, group in planned:
+        key = (group.signature, group.rows)
+        if key in found or len(found) == MEASURED:
+            continue
+        say(f"Compiling and timing {group.rows} rows ...")
+        try:
+            full = measure(spec, group, group.rows, devices)
+        except engine.OutOfMemory as error:
+            say(f"Memory: {error}; the sweep will choose {error.fits} rows by itself.")
+            continue
+        found[key] = full
+        half = measure(spec, group, group.rows // 2, devices) if group.rows > 1 else full
+        say(memory_line(half, full, devices))
+        if half.rows < full.rows:
+            say(worth(half, full))
+    return found
+
+
+def memory_line(half: Measurement, full: Measurement, devices: Sequence[jax.Device]) -> str:
+    """Say what memory a unit takes, and how many rows would fit."""
+    line, limit = fit(half, full), memory.limit(devices[: full.devices])
+    most = int((limit - line.fixed) / line.per_row) if line.per_row > 0 else full.rows
+    planned = full.devices * full.bytes_per_device
+    # XLA does not know what the convolutions of a CPU take for themselves.
+    more = full.seen_bytes > 1.15 * planned + 64 * 2**20
+    seen = f"; {full.seen_bytes / 2**20:.0f} MiB were seen to be taken" if more else ""
+    return (
+        f"Memory: {full.bytes_per_device / 2**20:.1f} MiB a device ({line.per_row / 2**20:.2f} "
+        f"for each row), {planned / 2**20:.0f} MiB on "
+        f"{full.devices} device(s){seen}; about {most} rows a device would fit."
+    )
+
+
+def worth(half: Measurement, full: Measurement) -> str:
+    """Say what a row costs in a full and in a half-full unit."""
+    costs = [m.update_s / (m.rows * m.devices) * 1e3 for m in (half, full)]
+    line = (
+        f"A row's update costs {costs[1]:.2f} ms in units of {full.rows} rows "
+        f"and {costs[0]:.2f} ms in units of {half.rows}."
+    )
+    if costs[1] > WORSE * costs[0]:
+        line += f" Warning: vmapping does not pay here; try rows_per_device = {half.rows}."
+    return line
+
+
+def report_time(
+    planned: Sequence[tuple[int, plans.Group]],
+    found: Mapping[tuple[str, int], Measurement],
+    devices: Sequence[jax.Device],
+    say: Say,
+) -> None:
+    """Print the predicted time; what was not measured costs as much a step as what was."""
+    if not found:
+        return
+    compile_s, work_s, known_steps, unknown_steps = 0.0, 0.0, 0, 0
+    for key in dict.fromkeys((group.signature, group.rows) for _, group in planned):
+        mean = sum(m.compile_s for m in found.values()) / len(found)
+        compile_s += found[key].compile_s if key in found else mean
+    for _, group in planned:
+        seen = found.get((group.signature, group.rows))
+        if seen is None:
+            unknown_steps += group.env_steps
+            continue
+        batches = math.ceil(len(group.units) / min(len(devices), len(group.units)))
+        work_s += seen.seconds(batches, group.stop - group.start, group.start == 0)
+        known_steps += group.env_steps
+    work_s *= 1 + unknown_steps / known_steps
+    rough = "" if not unknown_steps else " (partly estimated: not every program was timed)"
+    say(f"Time: about {words(compile_s + work_s)}, {compile_s:.0f} s of it compiling{rough}.")
+
+
+def words(seconds: float) -> str:
+    """90 -> "90 s", 900 -> "15 min", 90000 -> "25.0 h"."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+# ------------------------------------------------------------------------------------------- tune
+
+
+def tune(spec: specs.Spec, path: Path, devices: Sequence[jax.Device], say: Say) -> int:
+    """Measure sizes of units and write the best into the sweep file.
+
+    Args:
+        spec: the sweep, without rows_per_device.
+        path: its file.
+        devices: those it will run on.
+        say: prints a line.
+
+    Returns:
+        The rows that are best for the first round's largest group.
+
+    Raises:
+        InputError: the sweep file already says rows_per_device.
+        FaultError: it cannot be written.
+    """
+    if spec.rows_per_device is not None:
+        raise InputError(
+            f"{path} already has rows_per_device = {spec.rows_per_device}; take that line out to "
+            "tune it."
+        )
+    (first, *_) = searches.rehearse(searches.rounds(spec))
+    groups = compute.Backend(spec, devices).groups(0, first, {})
+    group = max(groups, key=lambda g: g.env_steps)
+    best, least = 0, math.inf
+    for rows in sizes(group.num_legs, len(devices)):
+        try:
+            seen = measure(spec, group, rows, devices)
+        except engine.OutOfMemory as error:
+            say(f"{rows:5d} rows: {error}.")
+            break
+        batches = math.ceil(math.ceil(group.num_legs / rows) / seen.devices)
+        seconds = seen.seconds(batches, group.stop - group.start)
+        cost = seen.update_s / (rows * seen.devices) * 1e3
+        say(f"{rows:5d} rows: {cost:.3f} ms a row and update, {words(seconds)} in all.")
+        if seconds < least:
+            best, least = rows, seconds
+        elif seconds > 2 * least:  # it only gets worse from here
+            break
+    write_rows(path, best)
+    say(f"Wrote rows_per_device = {best} to {path}.")
+    return best
+
+
+def sizes(num_legs: int, devices: int) -> list[int]:
+    """Return the sizes worth trying: powers of two, and an even share."""
+    share = math.ceil(num_legs / devices)
+    powers = [2**i for i in range(share.bit_length()) if 2**i < share]
+    return [*powers, share]
+
+
+def write_rows(path: Path, rows: int) -> None:
+    """Put `rows_per_device` at the head of a sweep file, comments and all else kept."""
+    with checkpoint.faults("write", path):
+        text = path.read_text(encoding="utf-8")
+        # Behind the last key at the top level, which ends where the first table begins.
+        table = re.search(r"^\s*\[", text, re.M)
+        at = table.start() if table else len(text)
+        head, tail = text[:at].rstrip("\n"), text[at:].lstrip("\n")
+        new = f"{head}\nrows_per_device = {rows}  # measured\n\n{tail}"
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(new, encoding="utf-8")
+        temporary.replace(path)

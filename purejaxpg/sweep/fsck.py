@@ -1,0 +1,193 @@
+"""Check every hash of a result directory, and repair what can be repaired.
+
+To repair is to make the next run compute again what is damaged: nothing is guessed. Results are
+functions of the spec, so what is computed again is what was there.
+"""
+
+import dataclasses
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from purejaxpg import FaultError, InputError, checkpoint
+from purejaxpg.sweep import snapshots, store
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Something that is not as it should be."""
+
+    what: str  # one sentence
+    kind: str  # "ledger", "unit", "record", "text" or "leftover"
+    unit: str = ""
+    path: Path | None = None
+
+
+def check(directory: str | os.PathLike[str]) -> list[Problem]:
+    """Compare everything in a result directory with its hash.
+
+    Args:
+        directory: a result directory; nothing in it is changed.
+
+    Returns:
+        What is wrong; of kind "leftover" is what a killed process leaves and does no harm.
+
+    Raises:
+        InputError: there is no result directory at this path.
+    """
+    root = Path(os.path.abspath(directory))
+    if not root.is_dir() or (
+        not (root / store.LEDGER).exists() and not (root / "records").exists()
+    ):
+        raise InputError(f"{root} is not a result directory: it holds no {store.LEDGER}.")
+    found = _texts(root)
+    try:
+        with store.Store.read(root) as opened:
+            found += [Problem(text, "unit", unit) for unit, text in opened.damaged().items()]
+            units = {unit["name"]: unit["done"] for unit in opened.units()}
+    except (FaultError, InputError) as error:
+        return [*found, Problem(str(error), "ledger"), *_snapshots(root)]
+    found += [
+        Problem(f"{_record(root, unit)} is missing or damaged.", "record", unit)
+        for unit, done in units.items()
+        if done and not _intact(_record(root, unit))
+    ]
+    return [*found, *_snapshots(root), *_leftovers(root, units)]
+
+
+def run(directory: str | os.PathLike[str], repair: bool, say: Say) -> int:
+    """Check a result directory, repair it where asked, and say what was found.
+
+    Args:
+        directory: a result directory.
+        repair: make the next run compute again what is damaged.
+        say: prints a line.
+
+    Returns:
+        The exit status: 0 where all is intact or repaired, 1 where damage is left.
+
+    Raises:
+        InputError: there is no result directory at this path.
+        FaultError: the ledger and what it could be rebuilt from are both damaged, or the
+            directory cannot be written.
+    """
+    root, found = Path(os.path.abspath(directory)), check(directory)
+    for problem in found:
+        say(problem.what if problem.kind != "leftover" else f"Left over: {problem.what}")
+    damage = [problem for problem in found if problem.kind != "leftover"]
+    if not repair:
+        hint = "; --repair makes the next run compute it again" if damage else ""
+        say(f"{len(damage)} damaged, {len(found) - len(damage)} left over{hint}.")
+        return 1 if damage else 0
+    mend(root, found, say)
+    left = [problem for problem in check(root) if problem.kind != "leftover"]
+    for problem in left:
+        say(f"Not repaired: {problem.what}")
+    say("Repaired; the same sweep command computes what is missing." if found else "All is intact.")
+    return 1 if left else 0
+
+
+def mend(root: Path, found: list[Problem], say: Say) -> None:
+    """Repair what `check` found."""
+    if any(problem.kind == "ledger" for problem in found):
+        say(f"The ledger is rebuilt with {len(store.rebuild(root))} units from their records.")
+        found = check(root)
+    for problem in found:
+        if problem.path is not None:
+            _remove(problem.path)
+    with _reopened(root) as opened:
+        opened.reset(_with_parents(opened, {p.unit for p in found if p.kind == "unit"}))
+        for problem in found:
+            if problem.kind == "record" and problem.unit not in opened.pending():
+                opened.write_record(problem.unit)
+        if any(problem.kind == "text" for problem in found):
+            opened.write_texts()
+
+
+def _reopened(root: Path) -> store.Store:
+    """Open a result directory for writing, whatever sweep it holds."""
+    with store.Store.read(root) as opened:
+        identity = opened.identity
+    return store.Store.open(root, identity, create=False)
+
+
+def _with_parents(opened: store.Store, damaged: set[str]) -> list[str]:
+    """Return damaged units and, before them, those whose states they start from and are gone."""
+    legs = opened.legs()
+    unit_of = {(leg["run_id"], leg["round"]): leg["unit"] for leg in legs}
+    wanted, seen = list(damaged), set(damaged)
+    while wanted:
+        unit = wanted.pop()
+        for leg in (leg for leg in legs if leg["unit"] == unit and leg["parent"]):
+            parent = unit_of.get((leg["parent"], leg["round"] - 1))  # None: it is not committed
+            if parent is not None and parent not in seen and not opened.has_state(parent):
+                seen.add(parent)
+                wanted.append(parent)
+    return sorted(seen)
+
+
+def _texts(root: Path) -> list[Problem]:
+    """Check the files that say what the sweep is."""
+    try:
+        about = store.read_hashed(root / "identity.json")
+        same = (root / "spec.toml").read_text(encoding="utf-8") == about["spec"]
+    except FaultError as error:
+        return [Problem(str(error), "text")]
+    except (OSError, UnicodeDecodeError):
+        same = False
+    return [] if same else [Problem(f"{root / 'spec.toml'} is missing or was changed.", "text")]
+
+
+def _snapshots(root: Path) -> list[Problem]:
+    """Check the snapshots; a damaged one is no loss, only a longer way."""
+    folder, found = root / "progress", []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        match = snapshots.NAME.fullmatch(path.name)
+        if match is None:
+            found.append(Problem(f"{path} was not finished.", "leftover", path=path))
+            continue
+        try:
+            checkpoint.verify(path, match["sha256"])
+        except FaultError as error:
+            found.append(Problem(str(error), "snapshot", path=path))
+    return found
+
+
+def _leftovers(root: Path, units: dict[str, Any]) -> list[Problem]:
+    """Return files of which the ledger knows nothing."""
+    found = []
+    for folder, suffix in (("arrays", ".npz"), ("checkpoints", ""), ("records", ".json")):
+        known = {f"{unit}{suffix}" for unit, done in units.items() if done}
+        for path in sorted((root / folder).iterdir()) if (root / folder).is_dir() else []:
+            # Set aside during its replacement, a checkpoint may be the only copy.
+            aside = re.fullmatch(r"\.(.+)\.previous", path.name)
+            needed = aside is not None and not (root / folder / aside[1]).exists()
+            if path.name not in known and not needed:
+                text = f"{path} belongs to no finished unit."
+                found.append(Problem(text, "leftover", path=path))
+    return found
+
+
+def _record(root: Path, unit: str) -> Path:
+    return root / "records" / f"{unit}.json"
+
+
+def _intact(path: Path) -> bool:
+    try:
+        store.read_hashed(path)
+    except FaultError:
+        return False
+    return True
+
+
+def _remove(path: Path) -> None:
+    with checkpoint.faults("remove", path):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,255 @@
+"""The configurations of a sweep, ranked over their seeds.
+
+Runs with equal swept fields are one configuration. The score of a run is its mean return over the
+evaluation after its last update; the score of a configuration is the interquartile mean over its
+seeds. A diverged run counts as the worst of its environment. A configuration that a search stopped
+early ranks below all that went further. Runs on fresh seeds, which confirm a winner, are ranked by
+themselves and never mixed with those that chose it.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from purejaxpg.sweep import stats
+from purejaxpg.sweep.store import Store
+
+TUNE, CONFIRM = "tune", "confirm"
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What one configuration achieved over its seeds, in one environment.
+
+    Attributes:
+        rank: from 1, within the environment; None until a run of it is committed.
+        environment: the ``env`` of its runs; empty where they have none.
+        swept: the swept fields without the environment.
+        scores: final score of each committed run ``[n]``, diverged ones filled in as the worst.
+        iqm: interquartile mean of ``scores``.
+        low: lower end of its 95% bootstrap interval; equal to ``iqm`` with one run.
+        high: upper end.
+        mean: mean of ``scores``.
+        greedy_iqm: interquartile mean of the final scores of the greedy policy.
+        diverged: how many of the committed runs diverged.
+        planned: how many runs the sweep plans for it.
+        run_ids: the committed runs, in the order of ``scores``.
+        reached: share of the updates of a whole run that it was trained for; below 1 where a
+            search stopped it.
+    """
+
+    rank: int | None
+    environment: str
+    swept: dict[str, Any]
+    scores: tuple[float, ...]
+    iqm: float
+    low: float
+    high: float
+    mean: float
+    greedy_iqm: float
+    diverged: int
+    planned: int
+    run_ids: tuple[str, ...]
+    reached: float = 1.0
+
+    @property
+    def finished(self) -> int:
+        """The number of committed runs."""
+        return len(self.scores)
+
+    @property
+    def label(self) -> str:
+        """The swept fields in short, such as ``learning_rate 3e-4, clip_eps 0.2``."""
+        return (
+            ", ".join(f"{name} {short(value)}" for name, value in self.swept.items()) or "all runs"
+        )
+
+    @property
+    def key(self) -> str:
+        """What tells it from other configurations, in every environment and stage."""
+        return json.dumps(self.swept, sort_keys=True)
+
+
+def rank(store: Store, stage: str = TUNE) -> list[Configuration]:
+    """Rank the configurations of a sweep, best first.
+
+    Args:
+        store: an open result directory.
+        stage: ``"tune"``, or ``"confirm"`` for the runs on fresh seeds.
+
+    Returns:
+        All configurations, environment by environment in planned order, best first within each;
+        those without a committed run come last and have no rank.
+
+    Raises:
+        FaultError: the ledger cannot be read.
+    """
+    return rank_runs(store.runs(), stage, members=is_population(store.identity))
+
+
+def rank_runs(
+    runs: Iterable[dict[str, Any]], stage: str = TUNE, members: bool = False
+) -> list[Configuration]:
+    """Rank configurations as ``rank`` does.
+
+    Args:
+        runs: as ``Store.runs`` gives them.
+        stage: the stage whose runs count.
+        members: every run is a configuration by itself, as in a population.
+
+    Returns:
+        As ``rank``.
+    """
+    environments: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        if run.get("stage", TUNE) == stage:
+            environments.setdefault(environment_of(run), []).append(run)
+    return [c for name, own in environments.items() for c in _rank_environment(name, own, members)]
+
+
+def best_row(store: Store, environment: str | None = None) -> Configuration | None:
+    """Return the best configuration, of one environment or of the first one.
+
+    Args:
+        store: an open result directory.
+        environment: its name; None takes the first in planned order.
+
+    Returns:
+        The configuration of rank 1, or None while no run is committed.
+
+    Raises:
+        FaultError: the ledger cannot be read.
+    """
+    first = (c for c in rank(store) if c.rank == 1 and environment in (None, c.environment))
+    return next(first, None)
+
+
+def is_population(identity: dict[str, Any]) -> bool:
+    """Tell whether a sweep trains populations, whose members change their hyperparameters."""
+    return bool(identity.get("pbt"))
+
+
+def environment_of(run: dict[str, Any]) -> str:
+    """Return the environment of a run; empty where it has none."""
+    return str(run["config"].get("env", ""))
+
+
+def sections(ranked: Iterable[Configuration]) -> dict[str, list[Configuration]]:
+    """Return the configurations by environment, in order."""
+    found: dict[str, list[Configuration]] = {}
+    for configuration in ranked:
+        found.setdefault(configuration.environment, []).append(configuration)
+    return found
+
+
+def fields(ranked: Iterable[Configuration]) -> list[str]:
+    """Return the names of all swept fields, in order of appearance."""
+    return list(dict.fromkeys(name for c in ranked for name in c.swept))
+
+
+def short(value: Any) -> str:
+    """Return a value the way one would write it by hand: ``3e-4`` for ``0.00030000001``.
+
+    Args:
+        value: a swept value.
+
+    Returns:
+        At most four significant digits for a float, otherwise its plain text.
+    """
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(short(item) for item in value) + "]"
+    if not isinstance(value, float):
+        return str(value)
+    if value == 0.0 or not np.isfinite(value) or 1e-2 <= abs(value) < 1e5:
+        return f"{value:.4g}"
+    mantissa, exponent = f"{value:.3e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+# ---------------------------------------------------------------------------------------- details
+
+
+def reached(run: dict[str, Any]) -> float:
+    """Return the share of its updates that a run has behind it; 1 where that is not recorded."""
+    stop, total = run.get("stop") or 0, run.get("total") or 0
+    return min(1.0, stop / total) if stop and total else 1.0
+
+
+def filled_scores(runs: Sequence[dict[str, Any]], field: str = "score") -> dict[str, float]:
+    """Return the score of every run of one environment, diverged ones as the worst.
+
+    The worst is taken among runs that were trained equally far, as a search does when it decides.
+    """
+    groups: dict[float, list[dict[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault(reached(run), []).append(run)
+    filled: dict[str, float] = {}
+    for group in groups.values():
+        diverged = [run["status"] == "diverged" for run in group]
+        values = stats.worst_filled([run[field] for run in group], diverged)
+        filled |= zip((run["run_id"] for run in group), values.tolist(), strict=True)
+    return filled
+
+
+def _rank_environment(name: str, runs: list[dict[str, Any]], members: bool) -> list[Configuration]:
+    """Return the ranked configurations of one environment."""
+    done = [run for run in runs if run["status"] != "pending"]
+    filled = {field: filled_scores(done, field) for field in ("score", "greedy_score")}
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        key = run["run_id"] if members else json.dumps(run["swept"], sort_keys=True)
+        groups.setdefault(key, []).append(run)
+    found = [_configuration(name, group, filled) for group in groups.values()]
+    found = _with_intervals(found)
+    # A stable sort: ties keep the planned order.
+    found.sort(
+        key=lambda c: (c.finished == 0, *((-c.reached, -c.iqm, -c.mean) if c.scores else ()))
+    )
+    return [replace(c, rank=index + 1 if c.finished else None) for index, c in enumerate(found)]
+
+
+def _configuration(
+    name: str, runs: list[dict[str, Any]], filled: dict[str, dict[str, float]]
+) -> Configuration:
+    """Return the statistics of one configuration, but its interval, from its runs."""
+    done = [run for run in runs if run["status"] != "pending"]
+    run_ids = tuple(run["run_id"] for run in done)
+    scores = tuple(filled["score"][run_id] for run_id in run_ids)
+    centre = mean = greedy = float("nan")
+    if scores:
+        centre, mean = float(stats.iqm(scores)), float(np.mean(scores))
+        greedy = float(stats.iqm([filled["greedy_score"][run_id] for run_id in run_ids]))
+    return Configuration(
+        rank=None,
+        environment=name,
+        swept={key: value for key, value in runs[0]["swept"].items() if key != "env"},
+        scores=scores,
+        iqm=centre,
+        low=centre,
+        high=centre,
+        mean=mean,
+        greedy_iqm=greedy,
+        diverged=sum(run["status"] == "diverged" for run in done),
+        planned=len(runs),
+        run_ids=run_ids,
+        reached=max((reached(run) for run in done), default=0.0),
+    )
+
+
+def _with_intervals(found: list[Configuration]) -> list[Configuration]:
+    """Return configurations with their intervals; those of equally many runs in one go."""
+    by_size: dict[int, list[int]] = {}
+    for index, c in enumerate(found):
+        if c.finished > 1 and np.isfinite(c.scores).all():
+            by_size.setdefault(c.finished, []).append(index)
+    result = list(found)
+    for indices in by_size.values():
+        low, high = stats.bootstrap_ci(np.array([found[i].scores for i in indices]))
+        for i, ends in zip(indices, zip(low.tolist(), high.tolist(), strict=True), strict=True):
+            result[i] = replace(found[i], low=ends[0], high=ends[1])
+    return result

@@ -1,0 +1,114 @@
+"""Snapshots of units that are being computed, so that a killed process loses little.
+
+A snapshot is a checkpoint in ``DIR/progress`` whose name ends in the hash of its manifest: it needs
+no entry in the ledger to be trusted, and a damaged one is passed over in favour of the one before.
+Writing them takes at most a twentieth of the time, and each unit keeps two.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from purejaxpg import FaultError, checkpoint
+from purejaxpg.sweep import plan as plans
+
+KEPT = 2
+SHARE = 20.0  # at most one part in so many of the time goes into snapshots
+NAME = re.compile(r"(?P<unit>.+)\.(?P<updates>[0-9]+)-(?P<sha256>[0-9a-f]{64})")
+
+
+class Snapshots:
+    """The snapshots of one result directory."""
+
+    def __init__(
+        self,
+        directory: Path,
+        save: Callable[[Path, Any], str],
+        load: Callable[..., Any],
+        every_s: float,
+    ) -> None:
+        """Keep snapshots in `directory`, written at most every `every_s` seconds."""
+        self.directory = directory
+        self.save = save
+        self.load = load
+        self.every_s = every_s
+        self.cost_s = 0.0
+        self.last = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for the next."""
+        return time.monotonic() - self.last >= max(self.every_s, SHARE * self.cost_s)
+
+    def write(self, units: Sequence[plans.Unit], updates: int, trees: Sequence[Any]) -> None:
+        """Write a snapshot of each unit after so many updates of its runs.
+
+        Raises:
+            FaultError: it cannot be written.
+        """
+        began = time.monotonic()
+        for unit, tree in zip(units, trees, strict=True):
+            temporary = self.directory / f".{name_of(unit)}.writing"
+            digest = self.save(temporary, tree)
+            target = self.directory / f"{name_of(unit)}.{updates}-{digest}"
+            with checkpoint.faults("write the snapshot", target):
+                shutil.rmtree(target, ignore_errors=True)
+                os.replace(temporary, target)
+                checkpoint.sync(self.directory)
+            for _, _, old in sorted(self.of(unit), reverse=True)[KEPT:]:
+                shutil.rmtree(old, ignore_errors=True)
+        self.last = time.monotonic()
+        self.cost_s = self.last - began
+
+    def newest(
+        self, units: Sequence[plans.Unit], template: Callable[[plans.Unit, int], Any]
+    ) -> tuple[int, list[Any]] | None:
+        """Read the newest intact snapshots that all `units` have after the same number of updates.
+
+        Args:
+            units: computed side by side, hence at the same update.
+            template: unit and number of updates -> pytree of what `write` was given.
+
+        Returns:
+            The number of updates, and a tree per unit; None where there is none.
+        """
+        found = [
+            {updates: (digest, path) for updates, digest, path in self.of(unit)} for unit in units
+        ]
+        common = set.intersection(*(set(each) for each in found)) if found else set()
+        for updates in sorted(common, reverse=True):
+            try:
+                return updates, [
+                    self.load(each[updates][1], template(unit, updates), sha256=each[updates][0])
+                    for unit, each in zip(units, found, strict=True)
+                ]
+            except FaultError:  # damaged, or of another version: there may be an older one
+                continue
+        return None
+
+    def of(self, unit: plans.Unit) -> Iterator[tuple[int, str, Path]]:
+        """Yield updates, hash and path of each snapshot of a unit."""
+        if not self.directory.is_dir():
+            return
+        for path in self.directory.iterdir():
+            match = NAME.fullmatch(path.name)
+            if match and match["unit"] == name_of(unit):
+                yield int(match["updates"]), match["sha256"], path
+
+    def discard(self, units: Iterable[plans.Unit]) -> None:
+        """Remove all that there is of `units`, of their earlier plans too."""
+        names = {unit.name for unit in units}
+        for path in self.directory.iterdir() if names and self.directory.is_dir() else ():
+            if path.name.lstrip(".").partition(".")[0] in names:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def name_of(unit: plans.Unit) -> str:
+    """Return a unit's name with a hash of what it computes: a new plan finds no old snapshot."""
+    legs = [(leg.run.run_id, leg.start, leg.stop, leg.parent) for leg in unit.legs]
+    return f"{unit.name}.{hashlib.sha256(repr(legs).encode()).hexdigest()[:8]}"

@@ -1,0 +1,227 @@
+"""A backend in plain NumPy that stands in for training: it starts at once and imports no jax.
+
+Its "states" are sums of hashed numbers of seed, configuration and update, so that a lost, repeated
+or exchanged update changes every number after it. `python tests/stand_in.py DIR` runs a search in
+rounds into DIR; the fault tests kill it, fill its disk and flip its bits.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import sys
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from purejaxpg import FaultError, InputError, checkpoint
+from purejaxpg.sweep import engine, search, snapshots
+from purejaxpg.sweep import plan as plans
+from purejaxpg.sweep import store as stores
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    learning_rate: float
+    env: str = "stand-in"
+    num_updates: int = 24
+    steps_per_update: int = 10
+    total_timesteps: int = 240
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    run_id: str
+    config: Config
+    seed: int
+    swept: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What `search` asks of a spec."""
+
+    search: search.Search
+    seeds: tuple[int, ...] = (0, 1)
+    num_configs: int = 6
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        return tuple(
+            self.make_run({"learning_rate": rate}, seed)
+            for rate in range(self.num_configs)
+            for seed in self.seeds
+        )
+
+    def make_run(self, swept: Mapping[str, Any], seed: int) -> Run:
+        return Run(f"rate{swept['learning_rate']}-seed{seed}", Config(**swept), seed, swept)
+
+
+class Backend:
+    """Two units side by side, three rows each, segments of two updates."""
+
+    def __init__(self) -> None:
+        self.programs = types.SimpleNamespace(rows=3, units=2, segment_length=2, compile_s=0.0)
+
+    def groups(self, index: int, round_: plans.Round, stored: Mapping[str, int]) -> Any:
+        return plans.groups(index, round_, lambda _: "one", lambda *_: 3, stored)
+
+    def compile(self, group: plans.Group) -> Any:
+        return self.programs
+
+    def inputs(self, programs: Any, batch: Sequence[plans.Unit]) -> np.ndarray:
+        rows = [[identity(leg) for leg in unit.legs] for unit in batch]
+        return np.concatenate([np.array(r + [r[-1]] * (3 - len(r)), np.uint64) for r in rows])
+
+    def start(self, programs: Any, inputs: np.ndarray) -> np.ndarray:
+        return scrambled(inputs, 0)
+
+    def segment(
+        self, programs: Any, inputs: Any, states: Any, diverged_at: Any, first: int, count: int
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        found = []
+        for u in range(first, first + count):
+            states = scrambled(states ^ inputs, u)
+            found.append(as_score(states))
+        metric = np.stack(found, axis=1).astype(np.float32)
+        return states, diverged_at, {"episode/return_sum": metric, "episode/count": 0 * metric + 1}
+
+    def score(self, programs: Any, inputs: Any, states: Any, updates: int) -> Any:
+        value = as_score(scrambled(states, 1000 + updates))[:, None]
+        return {"evaluation/return": value, "evaluation/greedy_return": value}
+
+    def cut(self, states: np.ndarray, rows: slice) -> np.ndarray:
+        return states[rows]
+
+    def join(self, programs: Any, trees: Sequence[np.ndarray]) -> np.ndarray:
+        return engine.stacked(trees, 3)
+
+    def pick(self, parts: Sequence[tuple[np.ndarray, int]]) -> np.ndarray:
+        return np.array([tree[row] for tree, row in parts])
+
+    def template(self, unit: plans.Unit) -> np.ndarray:
+        return np.zeros(len(unit.legs), np.uint64)
+
+    def metric_names(self, unit: plans.Unit) -> list[str]:
+        return ["episode/count", "episode/return_sum"]
+
+    def facts(self, programs: Any, group: plans.Group) -> dict[str, Any]:
+        return {"compile_s": 0.0}
+
+    def versions(self) -> dict[str, str]:
+        return {}
+
+    def to_dict(self, config: Config) -> dict[str, Any]:
+        return dataclasses.asdict(config)
+
+    def save(self, path: Any, tree: Any) -> str:
+        """A checkpoint of one file, by the same steps as the real one: write, sync, rename."""
+        target = pathlib.Path(path)
+        temporary = target.with_name(f".{target.name}.tmp")
+        flat = dict(flattened(tree))
+        with checkpoint.faults("write the checkpoint", target):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            with (temporary / "arrays.npz").open("wb") as file:
+                np.savez(file, **flat)
+                os.fsync(file.fileno())
+            digest = checkpoint._write_manifest(temporary, [])
+            checkpoint._swap_in(temporary, target)
+        return digest
+
+    def load(self, path: Any, template: Any, sha256: str | None = None) -> Any:
+        checkpoint.verify(path, sha256)
+        try:
+            with np.load(pathlib.Path(path) / "arrays.npz", allow_pickle=False) as file:
+                return filled(template, file, "root")
+        except (ValueError, KeyError) as error:
+            raise FaultError(f"{path} does not fit: {error}.") from error
+
+
+def flattened(tree: Any, name: str = "root") -> list[tuple[str, np.ndarray]]:
+    if isinstance(tree, dict):
+        return [leaf for key in sorted(tree) for leaf in flattened(tree[key], f"{name}|{key}")]
+    return [(name.replace("/", "~"), np.asarray(tree))]
+
+
+def filled(template: Any, file: Any, name: str) -> Any:
+    if isinstance(template, dict):
+        return {key: filled(template[key], file, f"{name}|{key}") for key in template}
+    found = file[name.replace("/", "~")]
+    if found.shape != template.shape:
+        raise FaultError(f"{name} has shape {found.shape}, and {template.shape} is expected.")
+    return found
+
+
+def identity(leg: plans.Leg) -> int:
+    text = f"{leg.run.config.learning_rate} {leg.run.seed}".encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "little")
+
+
+def scrambled(x: np.ndarray, update: int) -> np.ndarray:
+    """A mixing step of 64 bits (splitmix64's), which loses nothing."""
+    with np.errstate(over="ignore"):
+        x = x + np.uint64(0x9E3779B97F4A7C15) * np.uint64(update + 1)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def as_score(x: np.ndarray) -> np.ndarray:
+    return (x >> np.uint64(40)).astype(np.float64)
+
+
+class Silent:
+    """A progress that says nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
+def spec(kind: str = "halving") -> Spec:
+    if kind == "halving":
+        return Spec(search.Search(halving=search.Halving(rungs=3, eta=2.0)))
+    if kind == "longer":
+        return Spec(search.Search(halving=search.Halving(rungs=2, eta=2.0)))
+    return Spec(search.Search())
+
+
+def run(directory: str | os.PathLike[str], kind: str = "halving") -> None:
+    """Run the search into `directory`, with a snapshot after every segment."""
+    snapshots.SHARE = 0.0
+    plain = {"kind": kind}
+    with stores.Store.open(directory, plain, f"kind = {kind!r}\n") as store:
+        rounds = search.rounds(spec(kind))  # type: ignore[arg-type]
+        engine.run(rounds, store, Backend(), Silent(), 0.0)  # type: ignore[arg-type]
+
+
+def contents(directory: str | os.PathLike[str]) -> str:
+    """Everything that a sweep is about, as one text: legs, scores, arrays and states."""
+    lines = []
+    with stores.Store.read(directory) as store:
+        for leg in store.legs():
+            lines.append(json.dumps(leg, sort_keys=True))
+        for unit in store.units():
+            assert unit["done"]
+            for name, array in store.arrays(unit["name"]).items():
+                lines.append(f"{unit['name']} {name} {array.tobytes().hex()}")
+            rows = np.zeros(unit["rows"], np.uint64)
+            state = store.state(unit["name"], rows, Backend().load)
+            lines.append(f"{unit['name']} {state.tobytes().hex()}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    assert "jax" not in sys.modules
+    try:
+        run(*sys.argv[1:])
+    except (FaultError, InputError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(1 if isinstance(error, FaultError) else 2)
+    assert "jax" not in sys.modules

@@ -1,0 +1,460 @@
+"""Whatever happens to a sweep, what was committed stays, and the end is the same to the last bit.
+
+A stand-in for training (`tests/stand_in.py`) makes a whole search take a quarter of a second, so
+that it can be killed, starved and damaged often. Invariants: nothing committed is lost or altered,
+each leg is in exactly one state, nothing counts twice, the directory always opens.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import random
+import resource
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import stand_in
+
+from purejaxpg import FaultError, InputError, checkpoint
+from purejaxpg.sweep import fsck
+from purejaxpg.sweep import store as stores
+
+SCRIPT = str(pathlib.Path(stand_in.__file__).resolve())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The directory of a run that nothing happened to."""
+    path = tmp_path_factory.mktemp("whole") / "out"
+    stand_in.run(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def expected(whole: pathlib.Path) -> str:
+    return stand_in.contents(whole)
+
+
+def start(out: pathlib.Path, *words: str, **more: Any) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, SCRIPT, str(out), *words], stderr=subprocess.PIPE, text=True, **more
+    )
+
+
+def committed(out: pathlib.Path) -> dict[str, Any]:
+    """What the ledger holds of finished units, after checking that it can be."""
+    if not (out / stores.LEDGER).is_file():
+        return {}
+    with stores.Store.read(out) as store:
+        legs = store.legs()
+        assert len({(leg["run_id"], leg["round"]) for leg in legs}) == len(legs)
+        assert {leg["status"] for leg in legs} <= {"pending", "done", "diverged"}
+        assert store.damaged() == {}
+        done = {unit["name"] for unit in store.units() if unit["done"]}
+        assert all((leg["unit"] in done) == (leg["status"] != "pending") for leg in legs)
+        return {f"{leg['unit']} {leg['row']}": leg for leg in legs if leg["unit"] in done}
+
+
+def damage_of(out: pathlib.Path) -> list[fsck.Problem]:
+    return [problem for problem in fsck.check(out) if problem.kind != "leftover"]
+
+
+def test_the_stand_in_imports_no_jax_and_repeats_itself(
+    tmp_path: pathlib.Path, expected: str
+) -> None:
+    process = start(tmp_path / "out")
+    assert process.wait(60) == 0, process.communicate()
+    assert stand_in.contents(tmp_path / "out") == expected
+    stand_in.run(tmp_path / "plain", "plain")
+    assert stand_in.contents(tmp_path / "plain") != expected
+
+
+# ------------------------------------------------------------------------------------------- kill
+
+
+def test_killed_fifty_times_at_random(tmp_path: pathlib.Path, expected: str) -> None:
+    """Each process gets a little further, or not even that; all ends as if nothing had been."""
+    out, before, kills, chance = tmp_path / "out", {}, 0, random.Random(0)
+    directories = 0
+    while kills < 50:
+        process = start(out)
+        try:
+            process.wait(chance.uniform(0.15, 0.42))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            kills += 1
+        status = process.wait()
+        assert status in (0, -signal.SIGKILL), process.communicate()
+        after = committed(out)
+        assert {name: after[name] for name in before} == before
+        before = after
+        if status == 0:  # it was faster: begin another
+            assert stand_in.contents(out) == expected
+            directories += 1
+            out, before = tmp_path / f"out{directories}", {}
+    assert start(out).wait(60) == 0
+    assert stand_in.contents(out) == expected
+    assert damage_of(out) == []
+
+
+def test_killed_at_every_step(tmp_path: pathlib.Path, expected: str) -> None:
+    """The n-th write, sync, rename or removal never happens, and the process is gone."""
+    for n in range(1, 400, 9):
+        out = tmp_path / str(n)
+        with failing_at(n, Crash) as reached, contextlib.suppress(Crash):
+            stand_in.run(out)
+        if not reached():
+            break
+        committed(out)
+        stand_in.run(out)
+        assert stand_in.contents(out) == expected, n
+        assert damage_of(out) == []
+        shutil.rmtree(out)
+    assert n > 100  # there is that much to be interrupted
+
+
+# ---------------------------------------------------------------------------------- failing calls
+
+
+class Crash(BaseException):
+    """Passes every handler of errors."""
+
+
+CALLS = ("fsync", "replace", "mkdir", "unlink")
+
+
+@contextlib.contextmanager
+def failing_at(n: int, error: Callable[[], BaseException]) -> Iterator[Callable[[], bool]]:
+    """Let the n-th call to the disk from Python fail -> whether it came to that."""
+    count, originals = [0], {name: getattr(os, name) for name in CALLS}
+    sync = checkpoint.sync
+
+    def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **more: Any) -> Any:
+            count[0] += 1
+            if count[0] == n:
+                raise error()
+            return original(*arguments, **more)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, original in originals.items():
+            patch.setattr(os, name, wrapped(original))
+        patch.setattr(checkpoint, "sync", wrapped(sync))
+        yield lambda: count[0] >= n
+
+
+@pytest.mark.parametrize("number", [28, 5], ids=["disk full", "input/output error"])
+def test_the_nth_call_to_the_disk_fails(tmp_path: pathlib.Path, expected: str, number: int) -> None:
+    """One plain sentence, what was committed stays, and the next run ends as if nothing was."""
+    stride, failed = 13, 0
+    for n in range(1 + number % stride, 2000, stride):
+        out = tmp_path / str(n)
+        with failing_at(n, lambda: OSError(number, os.strerror(number))) as reached:
+            try:
+                stand_in.run(out)
+            except FaultError as error:
+                assert "\n" not in str(error) and str(error).endswith(".")
+                failed += 1
+            was_reached = reached()
+        before = committed(out)
+        stand_in.run(out)
+        after = committed(out)
+        assert {name: after[name] for name in before} == before
+        assert stand_in.contents(out) == expected, n
+        shutil.rmtree(out)
+        if not was_reached:
+            break
+    assert failed > 20
+
+
+def test_a_file_may_not_grow(tmp_path: pathlib.Path, expected: str) -> None:
+    """The system itself refuses to write on, as it does on a full disk."""
+
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+    out = tmp_path / "out"
+    process = start(out, preexec_fn=limited)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert said.count("\n") == 1 and "Traceback" not in said
+    before = committed(out)
+    assert start(out).wait(60) == 0
+    after = committed(out)
+    assert {name: after[name] for name in before} == before
+    assert stand_in.contents(out) == expected
+
+
+# ----------------------------------------------------------------------------------------- damage
+
+
+def files_of(out: pathlib.Path) -> list[pathlib.Path]:
+    found = sorted(path for path in out.rglob("*") if path.is_file())
+    return [
+        path.relative_to(out) for path in found if path.name not in ("lock", "ledger.sqlite-shm")
+    ]
+
+
+def settled(whole: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
+    """A copy whose ledger is one file: the log of SQLite is a file of its own kind of trouble."""
+    shutil.copytree(whole, out)
+    with contextlib.closing(sqlite3.connect(out / stores.LEDGER)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        connection.execute("PRAGMA journal_mode = DELETE")
+    return out
+
+
+DAMAGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
+    "bit": lambda data, chance: flipped(data, chance.randrange(8 * len(data))),
+    "cut": lambda data, chance: data[: chance.randrange(len(data))],
+}
+
+
+def flipped(data: bytes, bit: int) -> bytes:
+    changed = bytearray(data)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "kind", ["arrays/*.npz", "checkpoints/*/arrays.npz", "checkpoints/*/MANIFEST.json"]
+)
+def test_a_damaged_result_is_found_and_the_next_run_repairs_it(
+    tmp_path: pathlib.Path, whole: pathlib.Path, expected: str, kind: str, damage: str
+) -> None:
+    chance = random.Random(kind)
+    out = settled(whole, tmp_path / "out")
+    for path in sorted(out.glob(kind)):
+        original = path.read_bytes()
+        for _ in range(5):
+            path.write_bytes(DAMAGES[damage](original, chance))
+            (problem,) = damage_of(out)
+            assert problem.kind == "unit" and "damaged" in problem.what
+        path.write_bytes(original)
+    victim = sorted(out.glob(kind))[0]
+    victim.write_bytes(DAMAGES[damage](victim.read_bytes(), chance))
+    stand_in.run(out)
+    assert stand_in.contents(out) == expected
+    assert damage_of(out) == []
+
+
+@pytest.mark.parametrize("kind", ["records/*.json", "identity.json", "spec.toml"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_text_is_found_and_written_again(
+    tmp_path: pathlib.Path, whole: pathlib.Path, expected: str, kind: str, damage: str
+) -> None:
+    chance = random.Random(kind)
+    out = settled(whole, tmp_path / "out")
+    victim = sorted(out.glob(kind))[0]
+    original = victim.read_bytes()
+    for _ in range(20):
+        victim.write_bytes(DAMAGES[damage](original, chance))
+        if json_equal(victim, original):  # a blank between two words of JSON means nothing
+            continue
+        (problem,) = damage_of(out)
+        assert problem.kind in ("record", "text")
+    said: list[str] = []
+    assert fsck.run(out, True, said.append) == 0
+    assert victim.read_bytes() == original or json_equal(victim, original)
+    assert stand_in.contents(out) == expected
+
+
+def json_equal(path: pathlib.Path, original: bytes) -> bool:
+    try:
+        return json.loads(path.read_bytes()) == json.loads(original)
+    except ValueError:
+        return False
+
+
+def test_a_flipped_bit_in_the_ledger_is_found_or_means_nothing(
+    tmp_path: pathlib.Path, whole: pathlib.Path, expected: str
+) -> None:
+    """Of any 60 bits; and a ledger that cannot be read is rebuilt, committed units and all."""
+    chance = random.Random(1)
+    out = settled(whole, tmp_path / "out")
+    ledger = out / stores.LEDGER
+    original, rebuilt = ledger.read_bytes(), 0
+    for _ in range(60):
+        ledger.write_bytes(flipped(original, chance.randrange(8 * len(original))))
+        if damage_of(out) == []:
+            assert stand_in.contents(out) == expected
+            continue
+        with pytest.raises(FaultError, match=r"fsck DIR --repair"):
+            stand_in.run(out)
+        if rebuilt < 5:
+            rebuilt += 1
+            said: list[str] = []
+            assert fsck.run(out, True, said.append) == 0
+            assert "The ledger is rebuilt with 8 units from their records." in said
+            assert stand_in.contents(out) == expected
+        shutil.rmtree(out / "ledger.damaged", ignore_errors=True)
+        for name in (f"{stores.LEDGER}-wal", f"{stores.LEDGER}-shm"):
+            (out / name).unlink(missing_ok=True)
+    assert rebuilt == 5
+
+
+def test_a_lost_ledger_is_rebuilt_and_damaged_units_are_computed_again(
+    tmp_path: pathlib.Path, whole: pathlib.Path, expected: str
+) -> None:
+    out = settled(whole, tmp_path / "out")
+    (out / stores.LEDGER).write_bytes(b"not a ledger" * 100)
+    (out / "records" / "round0-group0-unit1.json").unlink()
+    (out / "arrays" / "round1-group0-unit0.npz").unlink()
+    assert fsck.run(out, False, lambda _: None) == 1
+    assert fsck.run(out, True, lambda _: None) == 0
+    with stores.Store.read(out) as store:
+        pending = {unit["name"] for unit in store.units() if not unit["done"]}
+    assert pending == {"round1-group0-unit0"}
+    stand_in.run(out)
+    assert stand_in.contents(out) == expected
+
+
+def test_what_a_lost_state_was_made_of_is_computed_again(
+    tmp_path: pathlib.Path, whole: pathlib.Path, expected: str
+) -> None:
+    """A unit of the last rung needs the states of the rungs before it."""
+    out = settled(whole, tmp_path / "out")
+    shutil.rmtree(out / "checkpoints")
+    (out / "checkpoints").mkdir()
+    said: list[str] = []
+    assert fsck.run(out, True, said.append) == 0
+    stand_in.run(out)
+    assert stand_in.contents(out) == expected
+
+
+def interrupted(directory: pathlib.Path) -> tuple[pathlib.Path, list[pathlib.Path]]:
+    """A directory with finished snapshots of units in progress, and these."""
+    for n in range(150, 400):
+        out = directory / f"cut{n}"
+        with failing_at(n, Crash), contextlib.suppress(Crash):
+            stand_in.run(out)
+        found = [path for path in (out / "progress").iterdir() if path.name[0] != "."]
+        if len(found) >= 2 and damage_of(out) == []:
+            return out, sorted(found)
+    raise AssertionError("no crash left two snapshots")
+
+
+def test_a_damaged_snapshot_is_passed_over(tmp_path: pathlib.Path, expected: str) -> None:
+    out, found = interrupted(tmp_path)
+    for path in found:
+        (path / "arrays.npz").write_bytes(b"PK broken")
+    assert {problem.kind for problem in damage_of(out)} == {"snapshot"}
+    stand_in.run(out)
+    assert stand_in.contents(out) == expected
+    assert list((out / "progress").iterdir()) == []
+
+
+def test_a_snapshot_shortens_the_way(
+    tmp_path: pathlib.Path, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is used: after a crash in the last unit, fewer updates are left than the unit has."""
+    out, updates = tmp_path / "out", [0]
+    original = stand_in.Backend.segment
+
+    def counting(self: Any, *arguments: Any) -> Any:
+        updates[0] += arguments[-1]
+        return original(self, *arguments)
+
+    monkeypatch.setattr(stand_in.Backend, "segment", counting)
+    stand_in.run(tmp_path / "whole")
+    all_updates, updates[0] = updates[0], 0
+    with failing_at(260, Crash), contextlib.suppress(Crash):
+        stand_in.run(out)
+    first = updates[0]
+    stand_in.run(out)
+    assert first < all_updates
+    assert updates[0] - all_updates < 12  # less than a rung's worth was done twice
+    assert stand_in.contents(out) == expected
+
+
+def test_a_crafted_snapshot_runs_nothing(tmp_path: pathlib.Path, expected: str) -> None:
+    out, found = interrupted(tmp_path)
+    for path in found:
+        np.savez(path / "arrays.npz", root=np.array([Bomb()], dtype=object))
+        digest = checkpoint._write_manifest(path, [])
+        path.rename(path.with_name(path.name[: -len(digest)] + digest))  # all hashes are right
+    assert damage_of(out) == []
+    stand_in.run(out)
+    assert stand_in.contents(out) == expected
+
+
+class Bomb:
+    def __reduce__(self) -> Any:
+        return (pytest.fail, ("a pickle was executed",))
+
+
+# -------------------------------------------------------------------------------------- two at once
+
+
+def test_a_stopped_process_keeps_its_directory(tmp_path: pathlib.Path, expected: str) -> None:
+    out = tmp_path / "out"
+    first = start(out)
+    while not (out / "progress").is_dir():
+        time.sleep(0.005)
+        assert first.poll() is None
+    first.send_signal(signal.SIGSTOP)
+    try:
+        second = start(out)
+        _, said = second.communicate(timeout=60)
+        assert second.returncode == 1
+        assert "Another process is running this sweep" in said and said.count("\n") == 1
+    finally:
+        first.send_signal(signal.SIGCONT)
+    assert first.wait(60) == 0
+    assert stand_in.contents(out) == expected
+
+
+def test_two_at_the_same_moment(tmp_path: pathlib.Path, expected: str) -> None:
+    out = tmp_path / "out"
+    processes = [start(out) for _ in range(4)]
+    statuses = [process.wait(60) for process in processes]
+    assert set(statuses) <= {0, 1} and 0 in statuses
+    assert stand_in.contents(out) == expected
+    assert damage_of(out) == []
+
+
+# ------------------------------------------------------------------------------------ surroundings
+
+
+def test_another_spec_is_refused_with_what_differs(
+    tmp_path: pathlib.Path, whole: pathlib.Path
+) -> None:
+    out = settled(whole, tmp_path / "out")
+    before = {path: (out / path).read_bytes() for path in files_of(out)}
+    with pytest.raises(InputError, match=r'its kind is "halving" and this one\'s is "longer"'):
+        stand_in.run(out, "longer")
+    assert {path: (out / path).read_bytes() for path in files_of(out)} == before
+
+
+def test_the_clock_may_go_backwards(
+    tmp_path: pathlib.Path, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [2e9]
+
+    def earlier() -> float:
+        now[0] -= 3600.0
+        return now[0]
+
+    monkeypatch.setattr(time, "time", earlier)
+    out, _ = interrupted(tmp_path)
+    stand_in.run(out)
+    assert stand_in.contents(out) == expected
+
+
+def test_a_directory_that_is_no_result_is_refused(tmp_path: pathlib.Path) -> None:
+    for path in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(InputError, match="not a result directory"):
+            fsck.run(path, True, lambda _: None)

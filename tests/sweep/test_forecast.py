@@ -1,0 +1,123 @@
+"""What `plan` says before anything is spent, and what `plan --tune` writes."""
+
+import pathlib
+import tomllib
+from typing import Any
+
+import jax
+import pytest
+from tiny_sweep import TINY, run
+
+from purejaxpg import InputError
+from purejaxpg.sweep import compute, forecast
+from purejaxpg.sweep import spec as specs
+from purejaxpg.sweep import store as stores
+
+
+def said(spec: specs.Spec, confirm: int = 0, quick: bool = True) -> str:
+    lines: list[str] = []
+    forecast.plan(spec, jax.devices()[:1], confirm, lines.append, quick)
+    return "\n".join(lines)
+
+
+def make(**changed: Any) -> specs.Spec:
+    return specs.from_dict({**TINY, **changed}, "tiny")
+
+
+def test_a_plan_says_what_differs_and_in_which_pieces() -> None:
+    axes = {"learning_rate": [1e-3, 1e-2], "num_epochs": [1, 2], "activation": ["tanh", "relu"]}
+    fields = {k: v for k, v in TINY["config"].items() if k != "num_epochs"}
+    text = said(make(sweep=axes, config=fields))
+    assert "16 runs in 1 round" in text
+    assert "4 compilation(s), because these are static" in text
+    assert "num_epochs (1, 2)" in text and "activation ('relu', 'tanh')" in text
+    assert "learning_rate" not in text
+    assert text.count("4 runs, updates 1 to 4, in 2 unit(s) of 2 rows (rows_per_device in") == 4
+
+
+def test_a_plan_of_a_search_has_its_rounds() -> None:
+    text = said(make(search={}, halving={"rungs": 2, "eta": 2}), confirm=3)
+    assert "in 3 round(s)" in text
+    assert "Round 1, group 0: 8 runs, updates 1 to 2" in text
+    assert "Round 2, group 0: 4 runs, updates 3 to 4" in text
+    assert "Round 3, group 0: " in text
+
+
+def test_a_plan_measures_memory_and_time() -> None:
+    text = said(make(), quick=False)
+    assert "Memory: " in text and " rows a device would fit" in text
+    assert "A row's update costs " in text
+    assert "Time: about " in text and "s of it compiling" in text
+
+
+def test_the_disk_that_is_planned_is_what_is_written(tmp_path: pathlib.Path) -> None:
+    """Arrays and states to the byte; manifests and orbax's own files come on top."""
+    spec = make()
+    backend = compute.Backend(spec, jax.devices()[:1])
+    (round_,) = forecast.searches.rehearse(forecast.searches.rounds(spec))
+    planned = [(0, group) for group in backend.groups(0, round_, {})]
+    predicted = forecast.disk(spec, planned, backend, 1)
+    run(spec, tmp_path / "out")
+    with stores.Store.read(tmp_path / "out") as store:
+        arrays = [store.arrays(unit["name"]) for unit in store.units()]
+    written = sum(array.nbytes for found in arrays for array in found.values())
+    unit = planned[0][1].units[0]
+    shapes = backend.template(unit)
+    state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)) / len(unit.legs)
+    kept_snapshots = 2 * 2 * state  # two of a unit of two rows
+    assert predicted == pytest.approx(written + 8 * state + kept_snapshots)
+
+
+def test_memory_is_a_straight_line() -> None:
+    def seen(rows: int, bytes_: int) -> forecast.Measurement:
+        return forecast.Measurement(rows, 1, 0.0, 0.0, 0.0, 0.0, bytes_, 0)
+
+    line = forecast.fit(seen(8, 1800), seen(16, 3400))
+    assert (line.fixed, line.per_row, line.at(32)) == (200.0, 200.0, 6600.0)
+    assert forecast.fit(seen(1, 500), seen(1, 500)).at(2) == 1000.0
+
+
+def test_a_row_that_costs_more_in_a_larger_unit_is_warned_of() -> None:
+    def seen(rows: int, update_s: float) -> forecast.Measurement:
+        return forecast.Measurement(rows, 1, 0.0, 0.0, update_s, 0.0, 1, 0)
+
+    assert "Warning" not in forecast.worth(seen(8, 1.0), seen(16, 2.1))
+    assert "rows_per_device = 8" in forecast.worth(seen(8, 1.0), seen(16, 2.4))
+
+
+TEXT = """# A study.
+agent = "ppo"
+seeds = 2  # few
+
+[config]
+num_envs = 2
+num_steps = 8
+total_timesteps = 64
+hidden = [8]
+"""
+
+
+def test_tuning_writes_the_rows_and_keeps_the_rest(tmp_path: pathlib.Path) -> None:
+    path, lines = tmp_path / "study.toml", list[str]()
+    path.write_text(TEXT, encoding="utf-8")
+    best = forecast.tune(specs.load(path), path, jax.devices()[:1], lines.append)
+    text = path.read_text(encoding="utf-8")
+    assert best in (1, 2)
+    assert tomllib.loads(text) == {**tomllib.loads(TEXT), "rows_per_device": best}
+    assert "# A study." in text and "# few" in text
+    assert any(line.lstrip().startswith("2 rows: ") for line in lines)
+    with pytest.raises(InputError, match="already has rows_per_device"):
+        forecast.tune(specs.load(path), path, jax.devices()[:1], lines.append)
+
+
+def test_sizes_worth_trying() -> None:
+    assert forecast.sizes(96, 2) == [1, 2, 4, 8, 16, 32, 48]
+    assert forecast.sizes(1, 2) == [1]
+    assert forecast.sizes(64, 1) == [1, 2, 4, 8, 16, 32, 64]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(7.4, "7 s"), (119, "119 s"), (900, "15 min"), (9000, "2.5 h")]
+)
+def test_times_in_words(seconds: float, text: str) -> None:
+    assert forecast.words(seconds) == text

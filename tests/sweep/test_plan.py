@@ -1,0 +1,45 @@
+"""How rounds are cut into groups and units."""
+
+import pytest
+from tiny_sweep import swept
+
+from purejaxpg.sweep import compute
+from purejaxpg.sweep import plan as plans
+from purejaxpg.sweep import search as searches
+from purejaxpg.sweep import spec as specs
+
+pytestmark = pytest.mark.fast
+
+
+def groups(spec: specs.Spec, devices: int, stored: dict[str, int] | None = None):
+    (round_,) = searches.rehearse(searches.rounds(spec))
+
+    def rows(_: str, legs: int) -> int:
+        return plans.even_rows(legs, devices, plans.CPU_ROWS)
+
+    return plans.groups(0, round_, compute.signature, rows, stored)
+
+
+def test_static_fields_make_groups_and_traced_ones_do_not() -> None:
+    spec = swept(learning_rate=[3e-4, 1e-3], num_epochs=[1, 2], gamma=[0.9, 0.99])
+    found = groups(spec, devices=2)
+    assert [group.num_legs for group in found] == [8, 8]
+    assert [group.config.num_epochs for group in found] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("legs", "devices", "rows"),
+    [(96, 2, 16), (1, 2, 1), (3, 2, 2), (100, 2, 13), (64, 1, 16), (17, 1, 9)],
+)
+def test_rows_share_the_work_evenly(legs: int, devices: int, rows: int) -> None:
+    assert plans.even_rows(legs, devices, 16) == rows
+    assert plans.even_rows(legs, devices, 2**31) == -(-legs // devices)
+
+
+def test_stored_rows_outlive_a_change_of_devices() -> None:
+    spec = swept()
+    two = groups(spec, devices=2)
+    stored = {unit.name: group.rows for group in two for unit in group.units}
+    one = groups(spec, devices=1, stored=stored)
+    assert [u.name for g in one for u in g.units] == list(stored)
+    assert [g.rows for g in one for _ in g.units] == list(stored.values())

@@ -1,0 +1,254 @@
+"""How a search goes from round to round, with results made up: no training here."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tiny_sweep import TINY
+
+from purejaxpg import InputError
+from purejaxpg.sweep import plan as plans
+from purejaxpg.sweep import search as searches
+from purejaxpg.sweep import spec as specs
+
+pytestmark = pytest.mark.fast
+
+RATES = {"learning_rate": {"log_uniform": [1e-4, 1e-1]}, "gamma": [0.9, 0.95, 0.99]}
+Score = Callable[[specs.Run], float]
+
+
+def make(**changed: Any) -> specs.Spec:
+    config = {**TINY["config"], "total_timesteps": 1600}  # 100 updates
+    return specs.from_dict({**TINY, "config": config, "sweep": RATES, **changed}, "study")
+
+
+def play(spec: specs.Spec, score: Score, confirm: int = 0, bad: Score | None = None):
+    """Answer every round of a search with the scores of its runs -> the rounds."""
+    rounds, found = searches.rounds(spec, confirm), []
+    try:
+        found.append(next(rounds))
+        while True:
+            found.append(rounds.send(results(found[-1], score, bad)))
+    except StopIteration:
+        return found
+
+
+def results(round_: plans.Round, score: Score, bad: Score | None = None) -> searches.Results:
+    return {
+        leg.run.run_id: searches.Result(score(leg.run), bool(bad and bad(leg.run)))
+        for leg in round_.legs
+    }
+
+
+def rate(run: specs.Run) -> float:
+    return run.config.learning_rate
+
+
+def described(rounds: list[plans.Round]) -> list[Any]:
+    return [
+        (leg.run.run_id, leg.run.swept, leg.run.seed, leg.start, leg.stop, leg.parent, round_.stage)
+        for round_ in rounds
+        for leg in round_.legs
+    ]
+
+
+# ---------------------------------------------------------------------------------------- halving
+
+HALVING = {
+    "search": {"method": "sobol", "samples": 18},
+    "halving": {"rungs": 3, "eta": 3},
+}
+
+
+def test_halving_trains_the_best_third_three_times_as_long() -> None:
+    rounds = play(make(**HALVING), rate)
+    assert [len(round_.legs) for round_ in rounds] == [36, 12, 4]  # 18, 6 and 2 x 2 seeds
+    spans = [{(leg.start, leg.stop) for leg in round_.legs} for round_ in rounds]
+    assert spans == [{(0, 11)}, {(11, 33)}, {(33, 100)}]
+    best = sorted({rate(leg.run) for leg in rounds[0].legs})
+    for round_, keep in ((rounds[1], 6), (rounds[2], 2)):
+        assert sorted({rate(leg.run) for leg in round_.legs}) == best[-keep:]
+        assert all(leg.parent == leg.run.run_id for leg in round_.legs)
+
+
+def test_a_diverged_run_counts_as_the_worst() -> None:
+    rounds = play(make(**HALVING), rate, bad=lambda run: run.seed == 0)
+    again = play(make(**HALVING), rate, bad=lambda run: rate(run) > 1e-2)
+    assert {leg.run.seed for leg in rounds[1].legs} == {0, 1}  # all seeds of a configuration go on
+    assert all(rate(leg.run) <= 1e-2 for leg in again[1].legs)
+
+
+def test_every_environment_keeps_its_own_best() -> None:
+    axes = {"env": ["CartPole-v1", "Acrobot-v1"], "learning_rate": [1e-4, 1e-3, 1e-2]}
+    spec = make(sweep=axes, search={}, halving={"rungs": 2, "eta": 3}, config={
+        **TINY["config"], "total_timesteps": 1600, "env_params": {}})  # fmt: skip
+    # Scores of CartPole are far above those of Acrobot.
+    rounds = play(spec, lambda run: rate(run) + 500.0 * (run.config.env == "CartPole-v1"))
+    kept = {(leg.run.config.env, rate(leg.run)) for leg in rounds[1].legs}
+    assert kept == {("CartPole-v1", 1e-2), ("Acrobot-v1", 1e-2)}
+
+
+def test_a_rung_without_an_update_is_refused() -> None:
+    config = {**TINY["config"], "total_timesteps": 32}
+    spec = make(config=config, **HALVING)
+    with pytest.raises(InputError, match=r"total_timesteps .* 32 makes 2 updates"):
+        play(spec, rate)
+
+
+# ----------------------------------------------------------------------------------------- optuna
+
+
+def test_optuna_goes_where_the_scores_are_better() -> None:
+    pytest.importorskip("optuna")
+    spec = make(search={"method": "optuna", "samples": 40, "batch": 8}, seeds=1)
+    rounds = play(spec, lambda run: -abs(rate(run) - 1e-2) - (run.config.gamma != 0.99))
+    assert [len(round_.legs) for round_ in rounds] == [8] * 5
+    assert len({leg.run.run_id for round_ in rounds for leg in round_.legs}) == 40
+
+    def miss(round_: plans.Round) -> float:
+        return sorted(abs(rate(leg.run) - 1e-2) for leg in round_.legs)[4]
+
+    assert miss(rounds[-1]) < miss(rounds[0])
+    assert sum(leg.run.config.gamma == 0.99 for leg in rounds[-1].legs) > 4
+
+
+def test_optuna_asks_the_same_after_the_same_results() -> None:
+    pytest.importorskip("optuna")
+    spec = make(search={"method": "optuna", "samples": 12, "batch": 4}, seeds=2)
+    assert described(play(spec, rate)) == described(play(spec, rate))
+    other = make(search={"method": "optuna", "samples": 12, "batch": 4, "seed": 9}, seeds=2)
+    assert described(play(spec, rate)) != described(play(other, rate))
+
+
+def test_a_space_smaller_than_the_samples_is_refused() -> None:
+    pytest.importorskip("optuna")
+    spec = make(sweep={"gamma": [0.9, 0.99]}, search={"method": "optuna", "samples": 3})
+    with pytest.raises(InputError, match="samples must be at most the 2 configurations"):
+        play(spec, rate)
+
+
+def test_without_optuna_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "optuna", None)
+    spec = make(search={"method": "optuna", "samples": 3})
+    with pytest.raises(InputError, match=r"purejaxpg\[optuna\]"):
+        play(spec, rate)
+
+
+# ------------------------------------------------------------------------------------- population
+
+PBT = {"pbt": {"population": 8, "generations": 4, "replace": 0.25}}
+
+
+def test_the_worst_quarter_goes_on_from_the_best_quarter() -> None:
+    spec = make(**PBT, seeds=[5])
+    rounds = play(spec, rate)
+    assert [{(leg.start, leg.stop) for leg in round_.legs} for round_ in rounds] == [
+        {(0, 25)}, {(25, 50)}, {(50, 75)}, {(75, 100)}
+    ]  # fmt: skip
+    ids = [leg.run.run_id for leg in rounds[0].legs]
+    for before, after in itertools.pairwise(rounds):
+        assert [leg.run.run_id for leg in after.legs] == ids
+        assert [leg.run.seed for leg in after.legs] == [5 * 8 + i for i in range(8)]
+        order = sorted(before.legs, key=lambda leg: rate(leg.run))
+        worst, best = order[:2], order[-2:]
+        for old, new in zip(before.legs, after.legs, strict=True):
+            if old in worst:
+                assert new.parent in {leg.run.run_id for leg in best}
+            else:
+                assert new.parent == new.run.run_id
+                assert new.run.swept == old.run.swept
+
+
+def test_copies_are_perturbed_by_a_factor_or_drawn_afresh() -> None:
+    never = {**PBT["pbt"], "resample": 0.0}
+    first, second, *_ = play(make(pbt=never, seeds=[5]), rate)
+    source = {leg.run.run_id: rate(leg.run) for leg in first.legs}
+    changed = [leg for leg in second.legs if leg.parent != leg.run.run_id]
+    assert changed
+    for leg in changed:
+        factor = rate(leg.run) / source[leg.parent]
+        at_bound = rate(leg.run) == pytest.approx(1e-1)
+        assert at_bound or factor == pytest.approx(0.8, 1e-4) or factor == pytest.approx(1.25, 1e-4)
+
+
+def test_every_seed_has_a_population_of_its_own() -> None:
+    rounds = play(make(**PBT, seeds=[0, 1]), rate)
+    first, second = [leg.run.run_id for leg in rounds[0].legs[:8]], rounds[1].legs[:8]
+    assert len({leg.run.seed for leg in rounds[0].legs}) == 16
+    assert {leg.parent for leg in second} <= set(first)
+    alone = play(make(**PBT, seeds=[1]), rate)
+    together = [plans.Round(round_.legs[8:], round_.stage) for round_ in rounds]
+    assert described(alone) == described(together)
+
+
+# ----------------------------------------------------------------------------------- confirmation
+
+
+def test_winner_runners_up_and_default_are_confirmed_on_fresh_seeds() -> None:
+    spec = make(sweep={"learning_rate": [1e-4, 1e-3, 1e-2, 1e-1]}, seeds=[0, 7])
+    *_, tuning, confirmation = play(spec, rate, confirm=3)
+    assert confirmation.stage == "confirm"
+    default = spec.agent.Config().learning_rate
+    assert [rate(leg.run) for leg in confirmation.legs] == [
+        value for value in (1e-1, 1e-2, 1e-3, default) for _ in range(3)
+    ]
+    assert {leg.run.seed for leg in confirmation.legs} == {8, 9, 10}
+    assert {leg.start for leg in confirmation.legs} == {0}
+    assert tuning.stage == "tune"
+
+
+def test_fresh_seeds_at_the_end_of_the_range_begin_at_its_start() -> None:
+    spec = make(sweep={"learning_rate": [1e-3]}, seeds=[2**32 - 2, 0])
+    *_, confirmation = play(spec, rate, confirm=3)
+    assert sorted({leg.run.seed for leg in confirmation.legs}) == [1, 2, 2**32 - 1]
+
+
+def test_the_default_of_an_environment_parameter_is_the_environments_own() -> None:
+    spec = make(sweep={"env_params.gravity": [5.0, 20.0]})
+    assert spec.default_values("CartPole-v1") == {"env_params.gravity": pytest.approx(9.8)}
+
+
+def test_a_rehearsal_has_the_rounds_of_the_search() -> None:
+    spec = make(**HALVING)
+    sizes = [len(round_.legs) for round_ in searches.rehearse(searches.rounds(spec, 5))]
+    assert sizes == [len(round_.legs) for round_ in play(spec, rate, confirm=5)]
+
+
+# -------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("changed", "word"),
+    [
+        ({"search": {"method": "bayes"}}, "'optuna', but is 'bayes'"),
+        ({"search": {"methods": "random"}}, "did you mean 'method'"),
+        ({"search": {}}, "a distribution needs"),
+        ({"search": {"method": "random"}}, "samples is 0"),
+        ({"search": {"method": "random", "samples": 2.5}}, "whole number, but is 2.5"),
+        ({"search": {"method": "random", "samples": 4}, "sweep": {}}, "at least one axis"),
+        ({"search": {"method": "random", "samples": 4, "seed": -1}}, "seed must be 0 or more"),
+        ({"search": {"method": "optuna", "samples": 4, "batch": 0}}, "batch must be 1 or more"),
+        ({**HALVING, "halving": {"rungs": 1}}, "rungs must be 2 or more"),
+        ({**HALVING, "halving": {"eta": 1.0}}, "eta must be more than 1"),
+        ({**HALVING, "search": {"method": "optuna", "samples": 4}}, "must stand alone"),
+        ({**HALVING, **PBT}, "not stand in one sweep|samples must be the population"),
+        ({"pbt": {"population": 1}}, "population must be 2 or more"),
+        ({"pbt": {"generations": 1}}, "generations must be 2 or more"),
+        ({"pbt": {"replace": 0.6}}, "replace must be in"),
+        ({"pbt": {"factors": [1.1, 1.2]}}, "factors must be"),
+        ({"pbt": {"resample": 1.5}}, "resample must be in"),
+        ({**PBT, "sweep": {"cg_iters": [1, 2]}, "agent": "npg"}, "traced fields"),
+        ({**PBT, "sweep": {}}, "at least one axis"),
+        (
+            {
+                "search": {"method": "optuna", "samples": 4},
+                "sweep": {"env": ["CartPole-v1", "Acrobot-v1"]},
+            },
+            "one environment for optuna",
+        ),
+    ],
+)
+def test_searches_that_make_no_sense_are_one_sentence(changed: dict[str, Any], word: str) -> None:
+    with pytest.raises(InputError, match=word):
+        make(**changed)
