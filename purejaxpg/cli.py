@@ -124,6 +124,14 @@ def add_run_options(parser: argparse.ArgumentParser, out: str, devices: str) -> 
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"result directory ({out})")
     parser.add_argument("--devices", type=int, metavar="N", help=f"use N devices ({devices})")
     parser.add_argument("--quiet", action="store_true", help="print results only")
+    parser.add_argument(
+        "--snapshot-every",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="least seconds between snapshots of runs in progress, which a killed sweep goes on "
+        "from (30); they take at most a twentieth of the time, but for 0: after every segment",
+    )
 
 
 def list_(arguments: argparse.Namespace) -> None:
@@ -258,7 +266,8 @@ def run_sweep(
             with progresses.Progress(console, arguments.quiet, log) as progress:
                 progress.begin(spec, searches.rehearse(searches.rounds(spec, confirm)))
                 backend = compute.Backend(spec, devices)
-                engine.run(searches.rounds(spec, confirm), store, backend, progress)
+                rounds = searches.rounds(spec, confirm)
+                engine.run(rounds, store, backend, progress, arguments.snapshot_every)
     written = reports.write(out, console)
     say(f"Results: {written}")
 

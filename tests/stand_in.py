@@ -21,7 +21,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from purejaxpg import FaultError, InputError, checkpoint
-from purejaxpg.sweep import engine, search, snapshots
+from purejaxpg.sweep import engine, search
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import store as stores
 
@@ -194,7 +194,6 @@ def spec(kind: str = "halving") -> Spec:
 
 def run(directory: str | os.PathLike[str], kind: str = "halving") -> None:
     """Run the search into `directory`, with a snapshot after every segment."""
-    snapshots.SHARE = 0.0
     plain = {"kind": kind}
     with stores.Store.open(directory, plain, f"kind = {kind!r}\n") as store:
         rounds = search.rounds(spec(kind))  # type: ignore[arg-type]

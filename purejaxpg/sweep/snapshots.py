@@ -32,7 +32,7 @@ class Snapshots:
         load: Callable[..., Any],
         every_s: float,
     ) -> None:
-        """Keep snapshots in `directory`, written at most every `every_s` seconds."""
+        """Keep snapshots in `directory`, written at most every `every_s` seconds; 0: always."""
         self.directory = directory
         self.save = save
         self.load = load
@@ -43,6 +43,8 @@ class Snapshots:
     @property
     def due(self) -> bool:
         """Whether it is time for the next."""
+        if self.every_s == 0:
+            return True
         return time.monotonic() - self.last >= max(self.every_s, SHARE * self.cost_s)
 
     def write(self, units: Sequence[plans.Unit], updates: int, trees: Sequence[Any]) -> None:

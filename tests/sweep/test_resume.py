@@ -1,0 +1,177 @@
+"""2N updates are N, a snapshot, another process, and N more: bit for bit, for every agent."""
+
+import os
+import pathlib
+import random
+import subprocess
+import sys
+import time
+import types
+from typing import Any
+
+import agents_under_test as under_test
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from purejaxpg import config as configs
+from purejaxpg.sweep import compute, engine
+from purejaxpg.sweep import progress as progresses
+from purejaxpg.sweep import search as searches
+from purejaxpg.sweep import spec as specs
+from purejaxpg.sweep import store as stores
+
+UPDATES = 4
+
+
+class Interrupting(progresses.Progress):
+    """Ctrl-C in the middle of a unit, after its snapshot."""
+
+    def advance(self, *arguments: Any) -> None:
+        super().advance(*arguments)
+        if self.done_steps * 2 > self.total_steps:
+            raise KeyboardInterrupt
+
+
+def spec_of(agent: types.ModuleType) -> specs.Spec:
+    config = under_test.tiny(agent)
+    per_update, before = config.steps_per_update, getattr(config, "learning_starts", 0)
+    fields = {**configs.to_dict(config), "total_timesteps": before + UPDATES * per_update}
+    plain = {
+        "agent": under_test.name(agent), "seeds": 3, "rows_per_device": 4, "eval_episodes": 2,
+        "config": fields,
+    }  # fmt: skip
+    return specs.from_dict(plain, "resumed")
+
+
+def go(agent: types.ModuleType, out: pathlib.Path, interrupted: bool = False) -> None:
+    """Run a sweep of three runs in one unit, to its end or to the middle."""
+    spec, kind = spec_of(agent), Interrupting if interrupted else progresses.Progress
+    with stores.Store.open(out, dict(spec.identity)) as store:
+        progress = kind(Console(quiet=True))
+        progress.begin(spec, searches.rehearse(searches.rounds(spec)))
+        backend = compute.Backend(spec, jax.devices()[:1])
+        engine.run(searches.rounds(spec), store, backend, progress, snapshot_every_s=0.0)
+
+
+def results(agent: types.ModuleType, out: pathlib.Path) -> dict[str, np.ndarray]:
+    """Arrays and the leaves of the final state."""
+    spec = spec_of(agent)
+    with stores.Store.read(out) as store:
+        (unit,) = store.units()
+        found = dict(store.arrays(unit["name"]))
+        template = compute.Backend(spec, jax.devices()[:1]).template(
+            types.SimpleNamespace(legs=[searches.whole(run) for run in spec.runs])  # type: ignore[arg-type]
+        )
+        state = store.state(unit["name"], template)
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {**found, **{jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}}
+
+
+def half(directory: str) -> None:
+    """In a process of its own: half of every agent's run."""
+    for agent in under_test.AGENTS:
+        with pytest.raises(KeyboardInterrupt):
+            go(agent, pathlib.Path(directory) / under_test.name(agent), interrupted=True)
+
+
+def process(call: str, *words: str) -> "subprocess.CompletedProcess[str]":
+    here = pathlib.Path(__file__).resolve()
+    path = os.pathsep.join(map(str, (here.parent, here.parents[1], here.parents[2])))
+    return subprocess.run(
+        [sys.executable, "-c", call, *words],
+        env={**os.environ, "PYTHONPATH": path, "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    directory = tmp_path_factory.mktemp("halves")
+    ended = process("import sys, test_resume\ntest_resume.half(sys.argv[1])", str(directory))
+    assert ended.returncode == 0, ended.stderr
+    return directory
+
+
+@pytest.mark.parametrize("agent", under_test.AGENTS, ids=under_test.name)
+def test_a_run_goes_on_in_another_process(
+    agent: types.ModuleType, halves: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    out = halves / under_test.name(agent)
+    with stores.Store.read(out) as store:
+        assert len(store.pending()) == 1
+    snapshot = sorted(path.name for path in (out / "progress").iterdir())
+    assert any(f".{UPDATES // 2}-" in name for name in snapshot), snapshot
+    go(agent, out)
+    go(agent, tmp_path / "whole")
+    resumed, whole = results(agent, out), results(agent, tmp_path / "whole")
+    assert resumed.keys() == whole.keys()
+    assert len(whole["loss/critic" if "loss/critic" in whole else "loss/value"]) == 3
+    for name, array in whole.items():
+        assert np.array_equal(resumed[name], array), name
+
+
+STUDY = """
+agent = "ppo"
+seeds = 4
+eval_episodes = 4
+[config]
+total_timesteps = 20_000
+num_envs = 4
+num_steps = 16
+num_epochs = 2
+hidden = [16]
+env_params.max_steps_in_episode = 50
+[sweep]
+learning_rate = [1e-3, 1e-2]
+[halving]
+rungs = 2
+eta = 2
+"""
+
+
+def sweep(directory: pathlib.Path, out: str) -> "subprocess.Popen[bytes]":
+    root = str(pathlib.Path(engine.__file__).resolve().parents[2])
+    words = ["sweep", "study.toml", "--out", out, "--devices", "2", "--snapshot-every", "0"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "purejaxpg.cli", *words],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": root, "XLA_FLAGS": ""},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def everything(out: pathlib.Path) -> dict[str, Any]:
+    with stores.Store.read(out) as store:
+        found: dict[str, Any] = {"legs": store.legs()}
+        for unit in store.units():
+            for name, array in store.arrays(unit["name"]).items():
+                found[f"{unit['name']} {name}"] = array.tobytes()
+    manifests = sorted((out / "checkpoints").glob("*/MANIFEST.json"))
+    return {**found, "states": len(manifests)}
+
+
+def test_a_sweep_killed_three_times_ends_with_the_same_bits(tmp_path: pathlib.Path) -> None:
+    """kill -9 in the first rung, in the second and anywhere, after so many snapshots."""
+    (tmp_path / "study.toml").write_text(STUDY, encoding="utf-8")
+    whole = sweep(tmp_path, "whole")
+    assert whole.wait(600) == 0, whole.communicate()
+    kills, chance = 0, random.Random(0)
+    for rung in ("round0", "round1", "round"):
+        running, seen = sweep(tmp_path, "cut"), set[pathlib.Path]()
+        wanted = len(list((tmp_path / "cut" / "progress").glob(f"{rung}*"))) + chance.randint(1, 9)
+        while running.poll() is None and len(seen) < wanted:
+            seen |= set((tmp_path / "cut" / "progress").glob(f"{rung}*"))
+            time.sleep(0.002)
+        kills += running.poll() is None
+        running.kill()
+        running.wait()
+    assert kills == 3
+    last = sweep(tmp_path, "cut")
+    assert last.wait(600) == 0, last.communicate()
+    assert everything(tmp_path / "cut") == everything(tmp_path / "whole")
