@@ -6,6 +6,7 @@ import tomllib
 
 import pytest
 
+from purejaxpg.sweep import search as searches
 from purejaxpg.sweep import spec as specs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -31,6 +32,13 @@ def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_sweep_example_is_a_valid_sweep() -> None:
     spec = specs.from_dict(tomllib.loads(block("toml")), "study")
     assert len(spec.runs) == 4 * 2 * 8
+
+
+@pytest.mark.fast
+def test_the_search_example_is_a_valid_search() -> None:
+    _, text = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    spec = specs.from_dict({"agent": "ppo", **tomllib.loads(text)}, "study")
+    assert [len(round_.legs) for round_ in searches.rehearse(searches.rounds(spec))] == [64, 22, 8]
 
 
 @pytest.mark.fast
