@@ -50,7 +50,7 @@ class Progress:
         self.latest: dict[str, float] = {}  # run id -> recent return
         self.labels: dict[str, str] = {}  # run id -> configuration
         self.diverged: set[str] = set()
-        self.known: set[str] = set()  # signatures of compiled programs
+        self.known: set[tuple[str, int]] = set()  # compiled programs: signature, rows
         self.last_line = self.last_event = time.monotonic()
         self.bar = Bar(
             TextColumn("{task.description}"),
@@ -127,7 +127,7 @@ class Progress:
 
     def compiling(self, group: plans.Group) -> None:
         """The programs of `group` are being compiled, unless an earlier round had them."""
-        if group.signature in self.known:
+        if (group.signature, group.rows) in self.known:
             return
         self.bar.update(self.task, description="compiling")
         self.say(
@@ -137,8 +137,8 @@ class Progress:
     def compiled(self, group: plans.Group, seconds: float) -> None:
         """They are compiled; training begins."""
         self.bar.update(self.task, description="training")
-        if group.signature not in self.known:
-            self.known.add(group.signature)
+        if (group.signature, group.rows) not in self.known:
+            self.known.add((group.signature, group.rows))
             self.say(f"Compiled group {group.index} in {seconds:.1f} s.")
         self.last_event = time.monotonic()
 

@@ -84,6 +84,11 @@ def rounds(spec: "specs.Spec", confirm: int = 0) -> Rounds:
             0: none.
     """
     if spec.search.pbt is not None:
+        if confirm:
+            raise InputError(
+                f"--confirm must be 0 for [pbt], but is {confirm}: a population has schedules and "
+                "no configuration to run again; more seeds are more populations."
+            )
         yield from pbt_rounds(spec, spec.search.pbt)
         return
     if spec.search.method == "optuna":

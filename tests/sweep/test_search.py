@@ -182,6 +182,11 @@ def test_every_seed_has_a_population_of_its_own() -> None:
     assert described(alone) == described(together)
 
 
+def test_a_population_is_not_confirmed() -> None:
+    with pytest.raises(InputError, match="--confirm must be 0 for"):
+        play(make(**PBT), rate, confirm=4)
+
+
 # ----------------------------------------------------------------------------------- confirmation
 
 
