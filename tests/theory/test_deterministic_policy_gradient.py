@@ -1,10 +1,8 @@
 """The deterministic policy gradient against differences, the chain rule and linear control.
 
-The task with a known answer is the discounted linear quadratic regulator: x' = A x + B u, a cost of
-x'Qx + u'Ru per step, u = -K x. Scaling A and B by the root of the discount takes the discount away,
-and then the gradient is 2 ((R + B'PB) K - B'PA) Sigma (Fazel et al. 2018, arXiv:1801.05039). Values
-are quadratic, so a mean over states is a sum over the columns of a root of their second moment:
-nothing here is sampled. Everything is in float64.
+The task with a known answer is the linear quadratic regulator of `regulator`. Values are quadratic,
+so a mean over states is a sum over the columns of a root of their second moment: nothing here is
+sampled.
 """
 
 import jax
@@ -12,81 +10,34 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import regulator
 import rlax
-import scipy.linalg
 
 from purejaxpg.kernels import distributions, losses
 
 pytestmark = pytest.mark.fast
 
-GAMMA = 0.9
-A = np.array([[1.0, 0.3, 0.0], [-0.2, 0.9, 0.4], [0.1, 0.0, 0.8]])
-B = np.array([[0.2, 0.0], [1.0, 0.3], [0.0, 0.7]])
-STATE_COST = np.diag([1.0, 0.5, 0.2])
-ACTION_COST = np.array([[0.3, 0.05], [0.05, 0.2]])
-START = np.array([[1.0, 0.2, 0.0], [0.2, 0.7, 0.1], [0.0, 0.1, 0.5]])  # E[x x'] at the first step
+TASK = regulator.Regulator(
+    A=np.array([[1.0, 0.3, 0.0], [-0.2, 0.9, 0.4], [0.1, 0.0, 0.8]]),
+    B=np.array([[0.2, 0.0], [1.0, 0.3], [0.0, 0.7]]),
+    Q=np.diag([1.0, 0.5, 0.2]),
+    R=np.array([[0.3, 0.05], [0.05, 0.2]]),
+    start=np.array([[1.0, 0.2, 0.0], [0.2, 0.7, 0.1], [0.0, 0.1, 0.5]]),
+)
 GAIN = np.array([[0.3, 0.2, 0.1], [-0.2, 0.1, 0.4]])
-ROOT = np.sqrt(GAMMA)
-
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
-
-
-def cost_to_go(gain):
-    """P, with x'Px the discounted cost of following the gain from x."""
-    closed = ROOT * (A - B @ gain)
-    assert np.abs(np.linalg.eigvals(closed)).max() < 1.0
-    return scipy.linalg.solve_discrete_lyapunov(closed.T, STATE_COST + gain.T @ ACTION_COST @ gain)
-
-
-def second_moment(gain, std=0.0):
-    """Discounted sum over all steps of E[x x'], with noise of this deviation on the action."""
-    noise = GAMMA / (1.0 - GAMMA) * std**2 * B @ B.T
-    return scipy.linalg.solve_discrete_lyapunov(ROOT * (A - B @ gain), START + noise)
-
-
-def total_cost(gain, std=0.0):
-    p = cost_to_go(gain)
-    per_step = std**2 * np.trace(ACTION_COST + GAMMA * B.T @ p @ B)
-    return np.trace(p @ START) + per_step / (1.0 - GAMMA)
-
-
-def known_gradient(gain, moment):
-    p = cost_to_go(gain)
-    curvature = ACTION_COST + GAMMA * B.T @ p @ B
-    return 2.0 * (curvature @ gain - GAMMA * B.T @ p @ A) @ moment
-
-
-def best_gain():
-    p = scipy.linalg.solve_discrete_are(ROOT * A, ROOT * B, STATE_COST, ACTION_COST)
-    return np.linalg.solve(ACTION_COST + GAMMA * B.T @ p @ B, GAMMA * B.T @ p @ A)
-
-
-def quadratic(matrix, x):
-    return jnp.einsum("...i,ij,...j->...", x, matrix, x)
-
-
-def action_value(p, state, action):
-    """Q(x, u) of the policy with cost-to-go p, as a reward: [...]."""
-    after = state @ A.T + action @ B.T
-    cost = quadratic(STATE_COST, state) + quadratic(ACTION_COST, action)
-    return -(cost + GAMMA * quadratic(p, after))
 
 
 @jax.jit
 def loss_gradient(gain, p, state):
     def loss(k):
-        return losses.deterministic_policy(action_value(p, state, -state @ k.T)).sum()
+        return losses.deterministic_policy(TASK.action_value(p, state, -state @ k.T)).sum()
 
     return jax.grad(loss)(gain)
 
 
 def policy_gradient(gain, state):
     """Gradient of the loss summed over states, the critic being exact and data: [U, X]."""
-    return np.asarray(loss_gradient(gain, cost_to_go(gain), state))
+    return np.asarray(loss_gradient(gain, TASK.cost_to_go(gain), state))
 
 
 def differences(function, at, step=1e-5):
@@ -175,19 +126,19 @@ def test_the_loss_has_a_slope_in_the_critic_that_must_not_be_followed():
 
 @pytest.mark.parametrize("gain", [GAIN, 0.5 * GAIN, np.zeros((2, 3))], ids=["some", "half", "none"])
 def test_on_a_linear_regulator_it_is_the_gradient_of_the_cost(gain):
-    moment = second_moment(gain)
+    moment = TASK.second_moment(gain)
     found = policy_gradient(gain, np.linalg.cholesky(moment).T)
-    np.testing.assert_allclose(found, known_gradient(gain, moment), rtol=1e-10)
-    np.testing.assert_allclose(found, differences(total_cost, gain), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(found, TASK.gradient(gain), rtol=1e-10)
+    np.testing.assert_allclose(found, differences(TASK.total_cost, gain), rtol=1e-6, atol=1e-6)
 
 
 def test_with_the_states_of_the_start_alone_it_is_another_gradient():
-    found = policy_gradient(GAIN, np.linalg.cholesky(START).T)
-    assert np.abs(found - differences(total_cost, GAIN)).max() > 0.1
+    found = policy_gradient(GAIN, np.linalg.cholesky(TASK.start).T)
+    assert np.abs(found - differences(TASK.total_cost, GAIN)).max() > 0.1
 
 
 def states_of_the_policy(gain):
-    return np.linalg.cholesky(second_moment(gain)).T
+    return np.linalg.cholesky(TASK.second_moment(gain)).T
 
 
 def states_of_a_memory(_):
@@ -200,11 +151,11 @@ def test_gradient_steps_reach_the_gain_of_the_riccati_equation(states):
     gain = GAIN
     for _ in range(1500):
         gain = gain - 0.05 * policy_gradient(gain, states(gain))
-    best = best_gain()
+    best = TASK.best_gain()
     np.testing.assert_allclose(gain, best, atol=1e-6)
     assert np.abs(GAIN - best).max() > 0.1
-    assert total_cost(gain) < total_cost(GAIN) - 0.1
-    np.testing.assert_allclose(differences(total_cost, best), np.zeros((2, 3)), atol=1e-6)
+    assert TASK.total_cost(gain) < TASK.total_cost(GAIN) - 0.1
+    np.testing.assert_allclose(differences(TASK.total_cost, best), np.zeros((2, 3)), atol=1e-6)
 
 
 def noise_grid(num_points=4):
@@ -218,22 +169,22 @@ def noise_grid(num_points=4):
 @pytest.mark.parametrize("std", [0.1, 0.7])
 @pytest.mark.parametrize("baseline", [0.0, 5.0])
 def test_the_score_function_has_the_same_mean_on_the_regulator(std, baseline):
-    moment = second_moment(GAIN, std)
+    moment = TASK.second_moment(GAIN, std)
     state = np.linalg.cholesky(moment).T[:, None]  # [3, 1, X]
     noise, weight = noise_grid()
-    p = cost_to_go(GAIN)
+    p = TASK.cost_to_go(GAIN)
     action = -state @ GAIN.T + std * noise  # [3, N, U]
-    advantage = action_value(p, jnp.asarray(state), jnp.asarray(action)) - baseline
+    advantage = TASK.action_value(p, jnp.asarray(state), jnp.asarray(action)) - baseline
 
     def loss(gain):
         mean = jnp.broadcast_to(-state @ gain.T, action.shape)
         policy = distributions.DiagGaussian(mean, jnp.full(2, np.log(std)))
-        return jnp.sum(weight * losses.score_function(policy.log_prob(action), advantage))
+        return jnp.sum(weight[None] * losses.score_function(policy.log_prob(action), advantage))
 
     found = jax.grad(loss)(jnp.asarray(GAIN))
-    np.testing.assert_allclose(found, known_gradient(GAIN, moment), rtol=1e-9)
+    np.testing.assert_allclose(found, TASK.gradient(GAIN, std), rtol=1e-9)
     np.testing.assert_allclose(found, policy_gradient(GAIN, state[:, 0]), rtol=1e-9)
-    expected = differences(lambda k: total_cost(k, std), GAIN)
+    expected = differences(lambda k: TASK.total_cost(k, std), GAIN)
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 

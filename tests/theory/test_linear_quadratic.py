@@ -1,51 +1,37 @@
 """The policy gradient of a Gaussian policy in a linear system with quadratic costs, exactly.
 
-    x' = A x + B u,    u = −K x + σ ε,    ε ~ N(0, 1),    cost x'Qx + u'Ru,    C = E[Σ_t γ^t cost_t]
-
 Everything that an estimator averages is a polynomial in Gaussian variables, and Gauss-Hermite nodes
 average polynomials exactly: three nodes for each variable up to degree five. So these tests sample
 nothing, and yet go through the loss, the distribution and the returns that the agents use.
 
-C is a cost and the reward is −cost, so the gradient of the loss is ∇C. For γ = 1 and no noise
-it is that of Fazel et al. 2018, arXiv:1801.05039:
-
-    ∇C(K) = 2 ((R + B'PB) K − B'PA) Σ_K
-
-with x'Px the cost from x onwards and Σ_K = E[Σ_t x_t x_t']. A discount turns A and B into √γ A and
-√γ B, and the noise of the policy enters the gradient through Σ_K alone.
+C, the cost of the `regulator`, is a cost and the reward is −cost: the gradient of the loss is ∇C.
 """
 
 import itertools
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.linalg
+import regulator
+from regulator import Array
 
 from purejaxpg.kernels import distributions, losses, returns
 
 pytestmark = pytest.mark.fast
 
-GAMMA = 0.9
-A = np.array([[1.0, 0.3], [-0.2, 1.1]])
-B = np.array([[0.8, 0.1], [0.2, 0.6]])
-STATE_COST = np.array([[1.0, 0.2], [0.2, 0.5]])
-ACTION_COST = np.array([[0.4, 0.1], [0.1, 0.3]])
-START = np.array([[1.0, 0.3], [0.3, 0.6]])  # E[x x'] at the first step
+TASK = regulator.Regulator(
+    A=np.array([[1.0, 0.3], [-0.2, 1.1]]),
+    B=np.array([[0.8, 0.1], [0.2, 0.6]]),
+    Q=np.array([[1.0, 0.2], [0.2, 0.5]]),
+    R=np.array([[0.4, 0.1], [0.1, 0.3]]),
+    start=np.array([[1.0, 0.3], [0.3, 0.6]]),
+)
+GAMMA = TASK.gamma
 GAIN = np.array([[0.3, 0.1], [-0.1, 0.4]])
 LOG_STD = np.log([0.5, 0.8])
 EXACT = 1e-9
-
-Array = jax.Array | np.ndarray
-
-
-@pytest.fixture(autouse=True)
-def double_precision() -> Iterator[None]:
-    with jax.enable_x64(True), jax.numpy_rank_promotion("raise"):
-        yield
 
 
 class Policy(NamedTuple):
@@ -67,50 +53,22 @@ def nodes(dimensions: int) -> tuple[np.ndarray, np.ndarray]:
     return point, mass.prod(-1)
 
 
-def quadratic(matrix: Array, x: Array) -> jax.Array:
-    return jnp.einsum("...i,ij,...j->...", x, matrix, x)
-
-
 # --- what is known: matrices only ----------------------------------------------------------------
 
 
-def cost_to_go(gain: Array) -> np.ndarray:
-    """P, with x'Px the discounted cost of following the gain from x without noise."""
-    closed = np.sqrt(GAMMA) * (A - B @ gain)
-    assert np.abs(np.linalg.eigvals(closed)).max() < 1.0
-    return scipy.linalg.solve_discrete_lyapunov(closed.T, STATE_COST + gain.T @ ACTION_COST @ gain)
-
-
-def curvature(gain: Array) -> np.ndarray:
-    """R + γ B'PB: half the second derivative of the cost in the action."""
-    return ACTION_COST + GAMMA * B.T @ cost_to_go(gain) @ B
-
-
 def second_moment(policy: Policy) -> np.ndarray:
-    """Σ_K = E[Σ_t γ^t x_t x_t'], to which the noise of the policy adds."""
-    noise = B @ np.diag(np.exp(2.0 * np.asarray(policy.log_std))) @ B.T
-    closed = np.sqrt(GAMMA) * (A - B @ policy.gain)
-    return scipy.linalg.solve_discrete_lyapunov(closed, START + GAMMA / (1.0 - GAMMA) * noise)
+    return TASK.second_moment(policy.gain, np.exp(policy.log_std))
 
 
 def total_cost(policy: Policy) -> float:
-    variance = np.exp(2.0 * np.asarray(policy.log_std))
-    per_step = variance @ np.diag(curvature(policy.gain))
-    return np.trace(cost_to_go(policy.gain) @ START) + per_step / (1.0 - GAMMA)
+    return TASK.total_cost(policy.gain, np.exp(policy.log_std))
 
 
 def known_gradient(policy: Policy) -> Policy:
     """∇C for the gain (Fazel et al.), and for log σ: noise costs its curvature at every step."""
-    pull = curvature(policy.gain) @ policy.gain - GAMMA * B.T @ cost_to_go(policy.gain) @ A
-    variance = np.exp(2.0 * np.asarray(policy.log_std))
-    noise = 2.0 * variance * np.diag(curvature(policy.gain)) / (1.0 - GAMMA)
-    return Policy(2.0 * pull @ second_moment(policy), noise)
-
-
-def best_gain() -> np.ndarray:
-    scaled = np.sqrt(GAMMA) * A, np.sqrt(GAMMA) * B
-    p = scipy.linalg.solve_discrete_are(*scaled, STATE_COST, ACTION_COST)
-    return np.linalg.solve(ACTION_COST + GAMMA * B.T @ p @ B, GAMMA * B.T @ p @ A)
+    std = np.exp(policy.log_std)
+    noise = 2.0 * np.square(std) * np.diag(TASK.curvature(policy.gain)) / (1.0 - GAMMA)
+    return Policy(TASK.gradient(policy.gain, std), noise)
 
 
 def test_the_known_gradient_is_that_of_differences() -> None:
@@ -144,19 +102,11 @@ def decisions(policy: Policy) -> Decisions:
 
 
 @jax.jit
-def action_value(p: np.ndarray, state: jax.Array, action: jax.Array) -> jax.Array:
-    """Q(s, a) up to a constant, as a reward: [N]."""
-    after = state @ A.T + action @ B.T
-    cost = quadratic(STATE_COST, state) + quadratic(ACTION_COST, action)
-    return -(cost + GAMMA * quadratic(p, after))
-
-
-@jax.jit
 def loss_gradient(policy: Policy, p: np.ndarray, batch: Decisions, baseline: float) -> Policy:
     action = policy(batch.state).mean + jnp.exp(policy.log_std)[None] * batch.noise
     # The baseline is b x'Px, a multiple of the value; at b = 1 the value itself.
-    value = -baseline * quadratic(p, batch.state)
-    advantage = action_value(p, batch.state, action) - value
+    value = -baseline * regulator.quadratic(p, batch.state)
+    advantage = TASK.action_value(p, batch.state, action) - value
 
     def loss(x: Policy) -> jax.Array:
         log_prob = x(batch.state).log_prob(action)
@@ -168,7 +118,7 @@ def loss_gradient(policy: Policy, p: np.ndarray, batch: Decisions, baseline: flo
 def policy_gradient(policy: Policy, baseline: float = 0.0) -> Policy:
     """The score-function gradient of the loss, averaged exactly."""
     policy = Policy(jnp.asarray(policy.gain), jnp.asarray(policy.log_std))
-    return loss_gradient(policy, cost_to_go(policy.gain), decisions(policy), baseline)
+    return loss_gradient(policy, TASK.cost_to_go(policy.gain), decisions(policy), baseline)
 
 
 def test_nodes_have_the_moments_of_independent_gaussians() -> None:
@@ -190,7 +140,7 @@ def test_the_expected_score_function_gradient_is_the_known_one(baseline: float) 
 
 def test_noise_costs_something_everywhere() -> None:
     # Of its own accord the policy narrows: exploration is no part of the objective.
-    for gain in (GAIN, best_gain()):
+    for gain in (GAIN, TASK.best_gain()):
         assert np.min(policy_gradient(Policy(gain, LOG_STD)).log_std) > 0.1
 
 
@@ -210,14 +160,14 @@ class Trajectories(NamedTuple):
 def trajectories() -> Trajectories:
     """Every combination of nodes for the first state and the noise of each step: 3^8 of them."""
     point, weight = nodes(2 + 2 * STEPS)
-    state = jnp.asarray(point[:, :2] @ np.linalg.cholesky(START).T)
+    state = jnp.asarray(point[:, :2] @ np.linalg.cholesky(TASK.start).T)
     rows = []
     for t in range(STEPS):
         noise = point[:, 2 + 2 * t : 4 + 2 * t]
         action = POLICY(state).mean + np.exp(LOG_STD)[None] * noise
-        reward = -quadratic(STATE_COST, state) - quadratic(ACTION_COST, action)
+        reward = -regulator.quadratic(TASK.Q, state) - regulator.quadratic(TASK.R, action)
         rows.append((state, action, reward, jnp.full(len(weight), t == STEPS - 1)))
-        state = state @ A.T + action @ B.T
+        state = state @ TASK.A.T + action @ TASK.B.T
     states, actions, rewards, done = (jnp.stack(x) for x in zip(*rows, strict=True))
     return Trajectories(states, actions, rewards, done, weight)
 
@@ -225,12 +175,12 @@ def trajectories() -> Trajectories:
 def exact_cost(policy: Policy) -> jax.Array:
     """C over three steps from the second moments alone, which obey a linear recursion."""
     noise = jnp.diag(jnp.exp(2.0 * policy.log_std))
-    closed = A - B @ policy.gain
-    stage = STATE_COST + policy.gain.T @ ACTION_COST @ policy.gain
-    moment, total = jnp.asarray(START), jnp.zeros(())
+    closed = TASK.A - TASK.B @ policy.gain
+    stage = TASK.Q + policy.gain.T @ TASK.R @ policy.gain
+    moment, total = jnp.asarray(TASK.start), jnp.zeros(())
     for t in range(STEPS):
-        total += GAMMA**t * (jnp.trace(stage @ moment) + jnp.trace(ACTION_COST @ noise))
-        moment = closed @ moment @ closed.T + B @ noise @ B.T
+        total += GAMMA**t * (jnp.trace(stage @ moment) + jnp.trace(TASK.R @ noise))
+        moment = closed @ moment @ closed.T + TASK.B @ noise @ TASK.B.T
     return total
 
 
@@ -238,11 +188,11 @@ def remaining_value(batch: Trajectories) -> jax.Array:
     """V_t(x_t) of the steps that remain: [T, N]."""
     variance = np.diag(np.exp(2.0 * LOG_STD))
     p, constant, rows = np.zeros((2, 2)), 0.0, []
-    closed, stage = A - B @ GAIN, STATE_COST + GAIN.T @ ACTION_COST @ GAIN
+    closed, stage = TASK.A - TASK.B @ GAIN, TASK.Q + GAIN.T @ TASK.R @ GAIN
     for t in reversed(range(STEPS)):
-        constant = GAMMA * constant + np.trace((ACTION_COST + GAMMA * B.T @ p @ B) @ variance)
+        constant = GAMMA * constant + np.trace((TASK.R + GAMMA * TASK.B.T @ p @ TASK.B) @ variance)
         p = stage + GAMMA * closed.T @ p @ closed
-        rows.append(-quadratic(p, batch.state[t]) - constant)
+        rows.append(-regulator.quadratic(p, batch.state[t]) - constant)
     return jnp.stack(rows[::-1])
 
 
@@ -308,9 +258,8 @@ def test_the_natural_gradient_undoes_the_second_moment() -> None:
     # F⁻¹ ∇C = σ² ∇C Σ⁻¹ = 2 σ² ((R + γB'PB) K − γB'PA), whatever states were visited.
     gradient = np.asarray(policy_gradient(POLICY).gain)
     natural = np.linalg.solve(fisher(POLICY), gradient.ravel()).reshape(2, 2)
-    pull = curvature(GAIN) @ GAIN - GAMMA * B.T @ cost_to_go(GAIN) @ A
     variance = np.diag(np.exp(2.0 * LOG_STD))
-    np.testing.assert_allclose(natural, 2.0 * variance @ pull, atol=EXACT)
+    np.testing.assert_allclose(natural, variance @ TASK.natural_gradient(GAIN), atol=EXACT)
 
 
 @pytest.mark.parametrize(
@@ -329,15 +278,15 @@ def test_descent_reaches_the_gain_of_the_riccati_equation(
         if natural:
             direction = direction @ np.linalg.inv(second_moment(policy))
         gain = gain - step_size * direction
-    np.testing.assert_allclose(gain, best_gain(), atol=1e-6)
+    np.testing.assert_allclose(gain, TASK.best_gain(), atol=1e-6)
     assert costs[0] > costs[-1] + 1.0
     assert np.all(np.diff(costs) < 1e-9)
-    assert costs[-1] > total_cost(Policy(best_gain(), LOG_STD - 5.0)) + 0.1
+    assert costs[-1] > total_cost(Policy(TASK.best_gain(), LOG_STD - 5.0)) + 0.1
 
 
 def test_half_a_gauss_newton_step_is_policy_iteration() -> None:
     # K − ½ (R + γB'PB)⁻¹ ∇C Σ⁻¹ is the gain that is greedy for the cost-to-go of K.
     gradient = np.asarray(policy_gradient(POLICY).gain)
-    step = np.linalg.solve(curvature(GAIN), gradient) @ np.linalg.inv(second_moment(POLICY))
-    greedy = np.linalg.solve(curvature(GAIN), GAMMA * B.T @ cost_to_go(GAIN) @ A)
+    step = np.linalg.solve(TASK.curvature(GAIN), gradient) @ np.linalg.inv(second_moment(POLICY))
+    greedy = TASK.greedy_gain(TASK.cost_to_go(GAIN))
     np.testing.assert_allclose(GAIN - 0.5 * step, greedy, atol=EXACT)

@@ -1,7 +1,6 @@
 """The natural gradient: what it does not depend on, its closed form, and that it improves."""
 
 import functools
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -17,12 +16,6 @@ pytestmark = pytest.mark.fast
 OBS, ACTIONS, BATCH = 3, 2, 9
 NUM_PARAMS = OBS * ACTIONS + ACTIONS
 GAMMA = 0.8
-
-
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
 
 
 # --- invariance ----------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ the best one, only a good one: on this bandit, variance 0.1647 against the least
 """
 
 import itertools
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +17,6 @@ from purejaxpg.kernels import distributions, losses, returns
 pytestmark = pytest.mark.fast
 
 EXAMPLE = tiny_mdp.example()
-
-
-@pytest.fixture(autouse=True)
-def double_precision() -> Iterator[None]:
-    with jax.enable_x64(True), jax.numpy_rank_promotion("raise"):
-        yield
 
 
 # --- a bandit with four actions ------------------------------------------------------------------

@@ -10,7 +10,7 @@ much each of them scatters; identities of the score; and what following the grad
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -32,12 +32,6 @@ BATCH = tiny_mdp.trajectories(MDP)
 TIME = np.arange(MDP.horizon)[:, None]
 # γ^t: step t counts for less at the start, so what is done there moves J by less.
 DISCOUNT = MDP.gamma**TIME
-
-
-@pytest.fixture(autouse=True)
-def double_precision() -> Iterator[None]:
-    with jax.enable_x64(True), jax.numpy_rank_promotion("raise"):
-        yield
 
 
 @jax.jit

@@ -18,12 +18,6 @@ MDP = tiny_mdp.example().mdp
 ALPHA = 0.3
 
 
-@pytest.fixture(autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
-
-
 def soft_state_value(policy, action_value, alpha):
     """What a state is worth, entropy included: [S]."""
     return policy.expectation(losses.soft_value(policy.log_probs, action_value, alpha))
@@ -219,7 +213,7 @@ def test_the_reparametrised_gradient_is_that_of_the_expected_loss():
     num_samples = 40_000
 
     def expected(mean, log_std):
-        x = mean + jnp.exp(log_std) * node[:, None]
+        x = mean[None] + jnp.exp(log_std)[None] * node[:, None]
         policy = distributions.TanhGaussian(jnp.broadcast_to(mean, x.shape), log_std)
         loss = squashed_loss(jnp.tanh(x), policy.log_prob_of_tanh(x))
         return jnp.sum(weight / weight.sum() * loss)

@@ -7,7 +7,6 @@ with cuts taken for terminations 4.0951 or less.
 """
 
 import functools
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -21,12 +20,6 @@ from purejaxpg.kernels import returns
 pytestmark = pytest.mark.fast
 
 EXACT = 1e-12
-
-
-@pytest.fixture(autouse=True)
-def double_precision() -> Iterator[None]:
-    with jax.enable_x64(True), jax.numpy_rank_promotion("raise"):
-        yield
 
 
 class Rollout(NamedTuple):
