@@ -1,4 +1,4 @@
-"""The command line: list, train, plan, sweep, report, fsck, fork.
+"""The command line: list, train, plan, sweep, report, export, eval, fsck, fork.
 
 Nothing here imports jax until a command needs it, so that help answers at once, and so that the
 number of CPU devices can still be chosen.
@@ -81,6 +81,7 @@ def make_parser() -> Parser:
     add_run_options(trainer, "results/AGENT-ENV-seedN-HASH", "1")
 
     add_sweep_commands(add)
+    add_result_commands(add)
     forker = add(fork, "copy an agent's file, to be changed and swept by its path")
     forker.add_argument("agent", help="a name from `purejaxpg list agents`")
     forker.add_argument("file", type=Path, metavar="FILE.py", help="the new file")
@@ -109,8 +110,31 @@ def add_sweep_commands(add: Any) -> None:
         help="then run the winner, the runners-up and the default on N fresh seeds (0: do not)",
     )
 
+
+def add_result_commands(add: Any) -> None:
+    """Add the commands on what a sweep has left."""
     reporter = add(report, "write the report of a sweep again")
     reporter.add_argument("directory", type=Path, metavar="DIR", help="a result directory")
+
+    exporter = add(export, "write the results as one tidy table, a run a row")
+    exporter.add_argument("directory", type=Path, metavar="DIR", help="a result directory")
+    exporter.add_argument(
+        "--out", type=Path, metavar="FILE", help=".csv, or .parquet (DIR/export.csv)"
+    )
+    exporter.add_argument(
+        "--curves", action="store_true", help="the training metrics instead, an update a row"
+    )
+
+    player = add(eval_, "play fresh episodes with a trained policy")
+    player.add_argument("directory", type=Path, metavar="DIR", help="a result directory")
+    player.add_argument("--run", default="best", metavar="ID", help="best, or the id of a run")
+    player.add_argument("--episodes", type=int, default=128, metavar="N", help="how many (128)")
+    player.add_argument("--greedy", action="store_true", help="take the most probable actions")
+    player.add_argument("--seed", type=int, default=0, help="of the episodes (0)")
+    player.add_argument("--gif", type=Path, metavar="FILE.gif", help="draw one more episode")
+    player.add_argument(
+        "--agent", type=Path, metavar="FILE.py", help="the agent's file, where it is a fork"
+    )
 
     checker = add(fsck, "check every hash of a result directory")
     checker.add_argument("directory", type=Path, metavar="DIR", help="a result directory")
@@ -214,6 +238,30 @@ def report(arguments: argparse.Namespace) -> None:
     console = make_console()
     written = reports.write(arguments.directory, console)
     console.print(f"Results: {written}", highlight=False, soft_wrap=True, markup=False)
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Write the results as one tidy table."""
+    from purejaxpg.sweep import export as exports
+
+    print(exports.write(arguments.directory, arguments.out, arguments.curves))
+
+
+def eval_(arguments: argparse.Namespace) -> None:
+    """Play fresh episodes with a trained policy."""
+    find_devices(1)
+    from purejaxpg.sweep import playback
+
+    playback.run(
+        arguments.directory,
+        arguments.run,
+        arguments.episodes,
+        arguments.greedy,
+        arguments.seed,
+        arguments.gif,
+        arguments.agent,
+        functools.partial(print, flush=True),
+    )
 
 
 def fsck(arguments: argparse.Namespace) -> int:

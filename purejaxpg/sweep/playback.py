@@ -1,0 +1,313 @@
+"""Play a trained policy out of its checkpoint: new episodes, and a picture of one.
+
+The code of the agent is needed to act. A built-in agent is found by its name; a file is executed
+only where the caller names it, never because a result directory does, and only if it is the file
+that the runs were trained with.
+"""
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import math
+import os
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import random
+
+from purejaxpg import FaultError, InputError, checkpoint, envs, evaluate
+from purejaxpg import config as configs
+from purejaxpg.sweep import compute, ranking
+from purejaxpg.sweep import spec as specs
+from purejaxpg.sweep.store import Store
+
+BEST = "best"
+Say = Callable[[str], object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A run as its checkpoint has it.
+
+    Attributes:
+        run: as ``Store.runs`` gives it.
+        agent: the module that was trained.
+        state: its state after the last committed update, without a leading axis.
+        config: its configuration, the floats as float32.
+    """
+
+    run: dict[str, Any]
+    agent: types.ModuleType
+    state: Any
+    config: Any
+
+    @property
+    def horizon(self) -> int:
+        """The steps within which every episode ends."""
+        return envs.horizon(envs.from_config(self.config), self.config.env_params)
+
+
+def run(
+    directory: str | os.PathLike[str],
+    run: str,
+    episodes: int,
+    greedy: bool,
+    seed: int,
+    gif: Path | None,
+    agent: Path | None,
+    say: Say,
+) -> None:
+    """Evaluate a trained policy on new episodes, and draw one.
+
+    Args:
+        directory: a result directory.
+        run: the id of a run, or ``"best"``: of the best configuration among those trained to the
+            end, in the first environment, the run with the best score.
+        episodes: how many.
+        greedy: take the most probable actions instead of sampling.
+        seed: decides the episodes.
+        gif: write one more episode to this file.
+        agent: the agent's file; needed where the agent is not one of the package.
+        say: prints a line.
+
+    Raises:
+        InputError: there is no such run, the agent is not the one that was trained, the
+            environment cannot be drawn, or the number of episodes is not positive.
+        FaultError: the checkpoint is damaged, or the picture cannot be written.
+    """
+    configs.require(episodes > 0, f"episodes must be 1 or more, but is {episodes}.")
+    configs.require(0 <= seed < 2**32, f"seed must be in [0, 2**32), but is {seed}.")
+    with Store.read(directory) as store:
+        chosen = find(store, run)
+        if gif is not None:
+            _check_gif(gif, ranking.environment_of(chosen))
+        trained = load(store, chosen, agent, say)
+    key_episodes, key_picture = random.split(random.key(seed, impl="threefry2x32"))
+    say(_description(trained))
+    played = play(key_episodes, trained, episodes, greedy)
+    say(_summary(played, greedy))
+    if gif is not None:
+        say(picture(key_picture, trained, greedy, gif))
+
+
+# ------------------------------------------------------------------------------- which run is meant
+
+
+def find(store: Store, name: str) -> dict[str, Any]:
+    """Return the run of this id, or the best run.
+
+    Raises:
+        InputError: there is none of this id, or it has no checkpoint yet.
+    """
+    runs = {run["run_id"]: run for run in store.runs()}
+    name = _best(store, runs) if name == BEST else name
+    if name not in runs:
+        near = [known for known in runs if name and known.startswith(name)][:3]
+        near = near or difflib.get_close_matches(name, runs, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`purejaxpg export` lists the ids."
+        raise InputError(f"There is no run {name!r} in {store.path}; {hint}")
+    if runs[name]["score"] is None:
+        raise InputError(f"The run {name} is still pending: it has no checkpoint yet.")
+    return runs[name]
+
+
+def _best(store: Store, runs: dict[str, dict[str, Any]]) -> str:
+    """Return the id of the best run of the best configuration that was trained to the end."""
+    ranked = ranking.rank(store)
+    for configuration in ranked:
+        own = [runs[run_id] for run_id in configuration.run_ids]
+        whole = [run for run in own if run["status"] == "done" and math.isfinite(run["score"])]
+        if configuration.environment == ranked[0].environment and whole:
+            return max(whole, key=lambda run: run["score"])["run_id"]
+    raise InputError(f"No run of {store.path} has been trained to its end yet; name one by its id.")
+
+
+# ---------------------------------------------------------------------------------- what is loaded
+
+
+def load(store: Store, run: dict[str, Any], agent: Path | None, say: Say) -> Trained:
+    """Read the last committed state of a run.
+
+    Args:
+        store: an open result directory.
+        run: one of ``Store.runs``, with a score.
+        agent: the agent's file, as for ``run``.
+        say: prints a line.
+
+    Raises:
+        InputError: the agent is not the one that was trained, or there is no checkpoint.
+        FaultError: the checkpoint is damaged.
+    """
+    module = load_agent(store.identity, agent, say)
+    legs = sorted(
+        (leg for leg in store.legs() if leg["unit"] == run["unit"]), key=lambda leg: leg["row"]
+    )
+    rows = [
+        specs.Run(
+            leg["run_id"], configs.build(module.Config, leg["config"]), leg["seed"], leg["swept"]
+        )
+        for leg in legs
+    ]
+    seeds, stacked = compute.stack(rows, len(rows))
+    template = jax.eval_shape(functools.partial(compute.start_rows, module), seeds, stacked)
+    states = store.state(run["unit"], template)
+    state, config = jax.tree.map(lambda x: x[run["row"]], (states, stacked))
+    return Trained(run, module, state, config)
+
+
+def load_agent(identity: dict[str, Any], given: Path | None, say: Say) -> types.ModuleType:
+    """Import the agent of a sweep: a built-in one by its name, any other only from `given`.
+
+    Args:
+        identity: of the sweep.
+        given: the file that the caller trusts; None: there is none.
+        say: prints a line where a built-in agent has changed since.
+
+    Raises:
+        InputError: the agent is a file and none is given, or it is not the one that was trained.
+    """
+    name, source = str(identity.get("agent", "")), str(identity.get("agent_source", ""))
+    if not name or not source:
+        raise InputError("The result directory does not say which agent was trained.")
+    if given is not None:
+        path = given.resolve()
+        configs.require(os.path.isfile(path), f"agent {str(given)!r} is not a file.")
+        if not _digest(path).startswith(source):
+            raise InputError(
+                f"{given} is not the agent that was trained: its SHA-256 does not begin with "
+                f"{source}."
+            )
+        return specs.load_agent(str(path))
+    if name not in specs.agent_names():
+        raise InputError(
+            f"The runs are of the agent file {name!r}, which is executed only if you name it: "
+            "--agent FILE."
+        )
+    if not _digest(specs.agent_path(name)).startswith(source):
+        say(f"Note: {name} has changed since it was trained; what is played may differ.")
+    return specs.load_agent(name)
+
+
+def _digest(path: Path) -> str:
+    with checkpoint.faults("read", path):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# ---------------------------------------------------------------------------------- what is played
+
+
+def play(
+    key: jax.Array, trained: Trained, episodes: int, greedy: bool = False
+) -> dict[str, np.ndarray]:
+    """Play new episodes -> ``return``, ``length`` and ``finished``, each ``[episodes]``."""
+    program = functools.partial(
+        evaluate.evaluate,
+        agent=trained.agent,
+        num_episodes=episodes,
+        max_steps=trained.horizon,
+        greedy=greedy,
+    )
+    played = jax.jit(lambda key, state, config: program(key, state=state, config=config))(
+        key, trained.state, trained.config
+    )
+    return {name: np.asarray(value) for name, value in played.items()}
+
+
+def record(
+    key: jax.Array, trained: Trained, greedy: bool = False
+) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Play one episode and keep what happened.
+
+    Returns:
+        The environment's own state before each step, leaves ``[T, ...]``; observations
+        ``[T + 1, D]``, the last one after the last step; rewards ``[T]``.
+    """
+    steps = trained.horizon
+    episode = jax.jit(functools.partial(_episode, trained.agent, steps, greedy))
+    kept = episode(key, trained.state, trained.config)
+    inner, obs, next_obs, reward, done = jax.tree.map(lambda x: np.asarray(x)[:, 0], kept)
+    length = int(np.argmax(done)) + 1 if done.any() else steps
+    states = jax.tree.map(lambda x: x[:length], inner)
+    return states, np.concatenate([obs[:length], next_obs[length - 1 : length]]), reward[:length]
+
+
+def _episode(
+    agent: types.ModuleType, steps: int, greedy: bool, key: jax.Array, state: Any, config: Any
+) -> Any:
+    """Play `steps` steps -> inner state, obs, next_obs, reward and done of each, ``[steps, 1]``."""
+    env, params = envs.setup(config)
+    key_reset, key_steps = random.split(key)
+
+    def step(carry: tuple[Any, ...], key: jax.Array) -> tuple[tuple[Any, ...], Any]:
+        obs, env_state = carry
+        key_action, key_env = random.split(key)
+        action = agent.policy(key_action, state, obs, config, greedy)
+        later, env_later, now = envs.step(key_env, env, env_state, action, params)
+        return (later, env_later), (env_state.inner, obs, now.next_obs, now.reward, now.done)
+
+    start = envs.reset(key_reset, env, params, 1)
+    return jax.lax.scan(step, start, random.split(key_steps, steps))[1]
+
+
+def picture(key: jax.Array, trained: Trained, greedy: bool, path: Path) -> str:
+    """Draw one episode into the GIF file `path` -> what to say of it."""
+    from purejaxpg import render
+
+    name = ranking.environment_of(trained.run)
+    states, obs, rewards = record(key, trained, greedy)
+    _, params = envs.setup(trained.config)
+    frames = render.frames(name, params, states, obs, rewards)
+    with checkpoint.faults("write", path):
+        render.save_gif(path, frames, render.speed(name, len(obs)))
+    length = f"{len(rewards)} step{'s' if len(rewards) != 1 else ''}"
+    return f"Drew an episode of {length} with return {_short(float(rewards.sum()))}: {path}"
+
+
+def _check_gif(path: Path, env_name: str) -> None:
+    """Refuse before anything is computed what could not be drawn or written."""
+    from purejaxpg import render
+
+    render.require_drawable(env_name)
+    configs.require(
+        path.suffix.lower() == ".gif", f"The picture must end in .gif, but is {str(path)!r}."
+    )
+    if not os.path.isdir(path.parent):
+        raise FaultError(f"Cannot write {path}: there is no directory {path.parent}.")
+
+
+# ------------------------------------------------------------------------------------ what is said
+
+
+def _description(trained: Trained) -> str:
+    run = trained.run
+    swept = [f"{name} {ranking.short(v)}" for name, v in run["swept"].items() if name != "env"]
+    head = f"{run['run_id']}: {ranking.environment_of(run)}, seed {run['seed']}"
+    done = f"{run['stop']} of {run['total']} updates" if run["stop"] < run["total"] else ""
+    broken = "diverged" if run["status"] == "diverged" else ""
+    score = f"score {_short(run['score'])}"
+    return ", ".join(part for part in (head, *swept, done, broken, score) if part)
+
+
+def _summary(played: dict[str, np.ndarray], greedy: bool) -> str:
+    """Return the mean return with its standard error, the extremes and the mean length."""
+    returns: Sequence[float] = played["return"].astype(np.float64)  # type: ignore[assignment]
+    count, running = len(returns), int((~played["finished"]).sum())
+    error = float(np.std(returns, ddof=1)) / math.sqrt(count) if count > 1 else float("nan")
+    spread = f" ± {_short(error)}" if count > 1 else ""
+    kind = "greedy" if greedy else "sampled"
+    text = (
+        f"{count} {kind} episode{'s' if count != 1 else ''}: "
+        f"return {_short(float(np.mean(returns)))}{spread}, "
+        f"min {_short(float(np.min(returns)))}, max {_short(float(np.max(returns)))}, "
+        f"mean length {_short(float(played['length'].mean()))}"
+    )
+    return f"{text}; {running} cut short" if running else text
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < 100 else f"{value:.1f}"

@@ -1,0 +1,153 @@
+import csv
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny_sweep
+
+from purejaxpg import FaultError, InputError
+from purejaxpg.sweep import export
+from purejaxpg.sweep import spec as specs
+from purejaxpg.sweep.store import Outcome, Run, Store
+
+# Runs of 8 and of 4 updates; half of them are stopped half way, and one unit of the others is
+# still pending.
+HALVED = {
+    **tiny_sweep.TINY,
+    "config": {k: v for k, v in tiny_sweep.TINY["config"].items() if k != "num_steps"},
+    "sweep": {"num_steps": [4, 8], "learning_rate": [1e-3, 1e-2]},
+    "halving": {"rungs": 2, "eta": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def halved(tmp_path_factory):
+    out = tmp_path_factory.mktemp("halved") / "sweep"
+    with pytest.raises(KeyboardInterrupt):
+        tiny_sweep.run(specs.from_dict(HALVED, "tiny"), out, stop_after=5)
+    return out
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_runs_are_the_stores(halved, tmp_path):
+    path = export.write(halved, tmp_path / "runs.csv", curves=False)
+    rows = read(path)
+    with Store.read(halved) as store:
+        runs = store.runs()
+    assert [row["run_id"] for row in rows] == [run["run_id"] for run in runs]
+    assert {row["status"] for row in rows} == {"stopped", "done", "pending"}
+    for row, run in zip(rows, runs, strict=True):
+        assert list(row) == [
+            "run_id", "stage", "env", "status", "seed", "num_steps", "learning_rate", "score",
+            "greedy_score", "diverged_at", "updates", "total_updates", "unit",
+        ]  # fmt: skip
+        assert row["env"] == "CartPole-v1" and row["diverged_at"] == ""
+        for name in ("stage", "status", "unit"):
+            assert row[name] == run[name]
+        for name in ("score", "greedy_score"):
+            assert float(row[name]) == run[name]  # to the last bit, and of pending runs as before
+        assert float(row["learning_rate"]) == run["swept"]["learning_rate"]
+        assert int(row["seed"]) == run["seed"]
+        assert int(row["total_updates"]) == run["total"] == 32 // run["swept"]["num_steps"]
+        assert int(row["updates"]) == (run["total"] if row["status"] == "done" else run["stop"])
+
+
+def test_curves_are_the_stores_leg_after_leg(halved, tmp_path):
+    rows = read(export.write(halved, tmp_path / "curves.csv", curves=True))
+    by_run = {}
+    for row in rows:
+        by_run.setdefault(row["run_id"], []).append(row)
+    with Store.read(halved) as store:
+        done = [unit["name"] for unit in store.units() if unit["done"]]
+        arrays = {name: store.arrays(name) for name in done}
+        legs = [leg for leg in store.legs() if leg["unit"] in done]
+        lengths = {run["run_id"]: export.updates(run) for run in store.runs()}
+    assert len(legs) > len(lengths)  # some runs have two legs
+    assert {run_id: len(own) for run_id, own in by_run.items()} == lengths
+    metrics = [name for name in arrays[done[0]] if not name.startswith("evaluation/")]
+    assert list(rows[0]) == ["run_id", "update", "env_steps", *metrics]
+    for run_id, own in by_run.items():
+        assert [int(row["update"]) for row in own] == list(range(1, lengths[run_id] + 1))
+    for leg in legs:
+        own = by_run[leg["run_id"]][leg["start"] : leg["stop"]]
+        per_update = 2 * leg["swept"]["num_steps"]
+        assert [float(row["env_steps"]) / per_update for row in own] == list(
+            range(leg["start"] + 1, leg["stop"] + 1)
+        )
+        for name in metrics:
+            found = np.array([row[name] for row in own], np.float32)
+            np.testing.assert_array_equal(found, arrays[leg["unit"]][name][leg["row"]])
+
+
+def test_default_files_stand_beside_the_ledger(halved):
+    assert export.write(halved, None, curves=False) == halved / "export.csv"
+    assert export.write(halved, None, curves=True) == halved / "export-curves.csv"
+    assert not list(halved.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("curves", [False, True])
+def test_parquet_holds_the_same(halved, tmp_path, curves):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    table = pandas.read_parquet(export.write(halved, tmp_path / "t.parquet", curves))
+    text = pandas.read_csv(export.write(halved, tmp_path / "t.csv", curves))
+    assert list(table) == list(text) and len(table) == len(text) > 0
+    for name in table:
+        expected = text[name].to_numpy()
+        if table[name].dtype.kind == "f":
+            expected = expected.astype(table[name].dtype)
+        np.testing.assert_array_equal(table[name].to_numpy(), expected)
+
+
+def synthetic(path, swept):
+    """Two runs in two units, of which the first is committed and diverged."""
+    runs = [Run(f"run{i}", {"env": "E"}, i, swept, stop=3, total=3) for i in range(2)]
+    with Store.open(path, {}) as store:
+        store.plan({"a": runs[:1], "b": runs[1:]})
+        arrays = {"loss/x": np.array([[0.1, np.nan, np.inf]], np.float32)}
+        outcome = Outcome("run0", "diverged", np.nan, 2.0, 2)
+        facts = {"steps_per_update": 10, "steps_before": 7}
+        store.commit("a", arrays, None, [outcome], facts)
+    return path
+
+
+def test_diverged_and_pending_runs_and_odd_values(tmp_path):
+    out = synthetic(tmp_path / "s", {"env": "E", "hidden": [64, 64], "seed": 3})
+    first, second = read(export.write(out, None, curves=False))
+    assert first["hidden"] == "[64, 64]"
+    assert (first["seed"], first["swept.seed"]) == ("0", "3")
+    assert (first["score"], first["greedy_score"], first["diverged_at"]) == ("nan", "2.0", "2")
+    assert (second["status"], second["score"], second["updates"]) == ("pending", "", "0")
+    rows = read(export.write(out, None, curves=True))
+    assert [row["env_steps"] for row in rows] == ["17", "27", "37"]
+    assert [row["loss/x"] for row in rows] == ["0.1", "nan", "inf"]
+
+
+def test_missing_packages_are_named(tmp_path, monkeypatch):
+    out = synthetic(tmp_path / "s", {})
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    pytest.importorskip("pandas")
+    with pytest.raises(InputError, match="pip install pandas pyarrow"):
+        export.write(out, tmp_path / "x.parquet", curves=False)
+    assert not list(tmp_path.glob("*x.parquet*"))
+
+
+def test_errors_are_sentences(tmp_path):
+    with pytest.raises(InputError, match="not a result directory"):
+        export.write(tmp_path, None, curves=False)
+    out = synthetic(tmp_path / "s", {})
+    with pytest.raises(FaultError, match="does not exist"):
+        export.write(out, tmp_path / "nowhere" / "x.csv", curves=False)
+
+
+def test_needs_neither_jax_nor_xarray():
+    code = (
+        "import sys, purejaxpg.sweep, purejaxpg.sweep.export\n"
+        "assert not {'jax', 'xarray', 'pandas'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
