@@ -112,7 +112,7 @@ class Backend:
         return ["episode/count", "episode/return_sum"]
 
     def facts(self, programs: Any, group: plans.Group) -> dict[str, Any]:
-        return {"compile_s": 0.0}
+        return {"compile_s": 0.0, "steps_before": 0}
 
     def versions(self) -> dict[str, str]:
         return {}

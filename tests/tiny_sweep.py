@@ -31,6 +31,14 @@ TINY: dict[str, Any] = {
     "sweep": {"learning_rate": [1e-3, 1e-2], "gamma": [0.9, 0.99]},
 }
 
+# Runs of 8 and of 4 updates, half of which are stopped half way: groups, rounds and legs at once.
+HALVED: dict[str, Any] = {
+    **TINY,
+    "config": {name: value for name, value in TINY["config"].items() if name != "num_steps"},
+    "sweep": {"num_steps": [4, 8], "learning_rate": [1e-3, 1e-2]},
+    "halving": {"rungs": 2, "eta": 2},
+}
+
 
 def swept(**sweep: Any) -> specs.Spec:
     fixed = {name: value for name, value in TINY["config"].items() if name not in sweep}

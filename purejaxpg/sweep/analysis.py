@@ -325,7 +325,7 @@ def of_store(store: Store) -> Analysis:
         FaultError: a result is damaged or cannot be read.
     """
     runs, identity = store.runs(), store.identity
-    legs = store.legs() if hasattr(store, "legs") else runs
+    legs = store.legs()
     arrays, episodes, cut = _arrays(store)
     found = training.of_runs(store, legs, arrays)
     population = ranking.is_population(identity)
@@ -333,7 +333,7 @@ def of_store(store: Store) -> Analysis:
     confirmed = ranking.rank_runs(runs, ranking.CONFIRM)
     confirmed = [c for c in confirmed if c.finished]
     by_environment = ranking.sections(confirmed)
-    tune = [run for run in runs if run.get("stage", ranking.TUNE) == ranking.TUNE]
+    tune = [run for run in runs if run["stage"] == ranking.TUNE]
     sections = []
     for name, own in ranking.sections(ranked).items():
         again = _roles(own, by_environment.get(name, []))
@@ -352,7 +352,7 @@ def of_store(store: Store) -> Analysis:
         schedules=_schedules(legs, sections) if population else [],
         cost=_cost(store, legs),
         facts=_facts(store),
-        notes=_notes(ranked, bool(confirmed), episodes, cut, _recorded_notes(store)),
+        notes=_notes(ranked, bool(confirmed), episodes, cut, store.notes()),
     )
 
 
@@ -388,10 +388,6 @@ def _command(store: Store, identity: Mapping[str, Any]) -> str:
     spec = "SPEC.toml" if "/" in agent or agent.endswith(".py") else str(store.path / "spec.toml")
     out = shlex.quote(str(store.path))
     return f"purejaxpg sweep {shlex.quote(spec)} --out {out} --confirm 16"
-
-
-def _recorded_notes(store: Store) -> list[str]:
-    return store.notes() if hasattr(store, "notes") else []
 
 
 def _notes(
@@ -431,9 +427,6 @@ def _notes(
     return notes + recorded
 
 
-_VERSIONS = ("purejaxpg", "jax", "jaxlib", "python", "numpy")
-
-
 def _facts(store: Store) -> dict[str, str]:
     """Return where and with what the runs were computed; several values where they differ."""
     values: dict[str, list[str]] = {}
@@ -455,7 +448,7 @@ def _cost(store: Store, legs: Iterable[dict[str, Any]]) -> Cost:
         if not unit["done"]:
             continue
         seconds = [float(facts.get(name) or 0.0) for name in ("wall_s", "compile_s")]
-        key = (int(unit.get("round", 0)), seconds[0], seconds[1])
+        key = (unit["round"], seconds[0], seconds[1])
         keys[unit["name"]], steps[unit["name"]] = key, float(facts.get("env_steps") or 0.0)
         rows[key] = rows.get(key, 0) + unit["rows"]
     by_run: dict[str, tuple[float, float]] = {}
@@ -578,9 +571,7 @@ def _effects(
     first = [
         leg
         for leg in legs
-        if not leg.get("start")
-        and leg["status"] != "pending"
-        and leg.get("stage", ranking.TUNE) == ranking.TUNE
+        if leg["start"] == 0 and leg["status"] != "pending" and leg["stage"] == ranking.TUNE
     ]
     filled = ranking.filled_scores(first)
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -893,7 +884,7 @@ def _schedules(
 ) -> list[tuple[str, Schedule]]:
     """Return how the best member of each environment's populations came to be."""
     done = [leg for leg in legs if leg["status"] != "pending"]
-    known = {(leg["run_id"], leg.get("round", 0)): leg for leg in done}
+    known = {(leg["run_id"], leg["round"]): leg for leg in done}
     latest = {run_id: leg for (run_id, _), leg in known.items()}
     found = []
     for section in sections:
@@ -907,12 +898,12 @@ def _schedules(
 
 def _schedule(chain: Sequence[dict[str, Any]], legs: Sequence[dict[str, Any]]) -> Schedule:
     names = [name for name in chain[-1]["swept"] if name != "env"]
-    span = {id(leg): (leg.get("start") or 0, leg.get("stop") or 0) for leg in (*chain, *legs)}
+    span = {id(leg): (leg["start"], leg["stop"]) for leg in (*chain, *legs)}
     return Schedule(
         member=chain[-1]["run_id"],
         steps=[span[id(leg)] for leg in chain],
         values={name: [leg["swept"][name] for leg in chain] for name in names},
         scores=[float(leg["score"]) for leg in chain],
         everyone={name: [(*span[id(leg)], leg["swept"][name]) for leg in legs] for name in names},
-        copied=sum(leg["run_id"] != leg.get("parent") for leg in chain[1:]),
+        copied=sum(leg["run_id"] != leg["parent"] for leg in chain[1:]),
     )

@@ -89,10 +89,11 @@ class Backend:
             InputError: the agent breaks the contract.
         """
         used = self.devices[: len(group.units)]  # not of the pending ones: resuming keeps it
-        key = (group.signature, group.rows, len(used), self.horizon(group))
+        horizon = self.horizon(group)
+        key = (group.signature, group.rows, len(used), horizon)
         if key not in self.compiled:
             with out_of_memory(group.rows):
-                programs = build(self.spec, group, used, self.horizon(group))
+                programs = build(self.spec, group, used, horizon)
             refuse_too_large(programs, memory.limit(used))
             self.compiled[key] = programs
         return self.compiled[key]

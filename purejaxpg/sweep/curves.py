@@ -82,7 +82,7 @@ def of_runs(
         Curves by run. One that started from another run's state has that run's past.
     """
     facts = {unit["name"]: unit["facts"] or {} for unit in store.units()}
-    known = {(leg["run_id"], leg.get("round", 0)): leg for leg in legs if leg["unit"] in arrays}
+    known = {(leg["run_id"], leg["round"]): leg for leg in legs if leg["unit"] in arrays}
     latest = {run_id: leg for (run_id, _), leg in known.items()}
     pieces = {unit: _pieces(found) for unit, found in arrays.items() if len(found) == len(METRICS)}
     curves = {}
@@ -91,7 +91,7 @@ def of_runs(
         per_update = facts[chain[0]["unit"]].get("steps_per_update")
         if per_update is None or any(part["unit"] not in pieces for part in chain):
             continue
-        parts = [(part.get("start") or 0, pieces[part["unit"]][part["row"]]) for part in chain]
+        parts = [(part["start"], pieces[part["unit"]][part["row"]]) for part in chain]
         steps, returns = _joined(parts, per_update)
         curves[run_id] = Curve(facts[chain[0]["unit"]].get("steps_before", 0) + steps, returns)
     return curves
@@ -102,8 +102,8 @@ def lineage(
 ) -> list[dict[str, Any]]:
     """Return the legs that led to a leg, itself last, following parents through the rounds."""
     chain = [leg]
-    while chain[0].get("start") and chain[0].get("parent"):
-        before = known.get((chain[0]["parent"], chain[0].get("round", 0) - 1))
+    while chain[0]["start"] and chain[0]["parent"]:
+        before = known.get((chain[0]["parent"], chain[0]["round"] - 1))
         if before is None:
             break
         chain.insert(0, before)

@@ -254,13 +254,13 @@ def run_group(work: Work, group: plans.Group, units: Sequence[plans.Unit]) -> No
     for batch in batched(units, programs.units):
         began = time.monotonic()
         states, diverged_at, metrics, scores = run_batch(work, group, programs, batch)
-        config, updates = group.config, group.stop - group.start
-        before = 0 if group.start else int(getattr(config, "learning_starts", 0))
-        facts = {
+        facts = work.backend.facts(programs, group)
+        per_update = group.config.steps_per_update
+        before = 0 if group.start else facts["steps_before"]
+        facts |= {
             "wall_s": time.monotonic() - began,
-            "steps_per_update": config.steps_per_update,
-            "env_steps": before + config.steps_per_update * updates,
-            **work.backend.facts(programs, group),
+            "steps_per_update": per_update,
+            "env_steps": before + per_update * (group.stop - group.start),
         }
         for i, unit in enumerate(dict.fromkeys(batch)):
             rows = slice(i * programs.rows, i * programs.rows + len(unit.legs))

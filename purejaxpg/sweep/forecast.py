@@ -53,10 +53,6 @@ class Fit:
     fixed: float
     per_row: float
 
-    def at(self, rows: int) -> float:
-        """Return the bytes for so many rows."""
-        return self.fixed + self.per_row * rows
-
 
 def fit(small: Measurement, large: Measurement) -> Fit:
     """Return the line through two measurements of memory."""

@@ -23,7 +23,7 @@ class Problem:
     """Something that is not as it should be."""
 
     what: str  # one sentence
-    kind: str  # "ledger", "unit", "record", "text" or "leftover"
+    kind: str  # "ledger", "unit", "record", "text", "snapshot" or "leftover"
     unit: str = ""
     path: Path | None = None
 
@@ -41,9 +41,7 @@ def check(directory: str | os.PathLike[str]) -> list[Problem]:
         InputError: there is no result directory at this path.
     """
     root = Path(os.path.abspath(directory))
-    if not root.is_dir() or (
-        not (root / store.LEDGER).exists() and not (root / "records").exists()
-    ):
+    if not any((root / name).exists() for name in (store.LEDGER, "identity.json")):
         raise InputError(f"{root} is not a result directory: it holds no {store.LEDGER}.")
     found = _texts(root)
     try:
@@ -97,10 +95,11 @@ def mend(root: Path, found: list[Problem], say: Say) -> None:
     if any(problem.kind == "ledger" for problem in found):
         say(f"The ledger is rebuilt with {len(store.rebuild(root))} units from their records.")
         found = check(root)
-    for problem in found:
-        if problem.path is not None:
-            _remove(problem.path)
+    # Under the directory's lock: what is left over may be what a running sweep is just writing.
     with _reopened(root) as opened:
+        for problem in found:
+            if problem.path is not None:
+                _remove(problem.path)
         opened.reset(_with_parents(opened, {p.unit for p in found if p.kind == "unit"}))
         for problem in found:
             if problem.kind == "record" and problem.unit not in opened.pending():

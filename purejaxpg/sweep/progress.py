@@ -50,6 +50,7 @@ class Progress:
         self.latest: dict[str, float] = {}  # run id -> recent return
         self.labels: dict[str, str] = {}  # run id -> configuration
         self.diverged: set[str] = set()
+        self.counted: set[str] = set()  # units that are in done_steps or no longer in total_steps
         self.known: set[tuple[str, int]] = set()  # compiled programs: signature, rows
         self.last_line = self.last_event = time.monotonic()
         self.bar = Bar(
@@ -106,7 +107,11 @@ class Progress:
         self.labels |= {leg.run.run_id: label(leg.run.swept) for leg in round_.legs}
         units = [(unit, group) for group in groups for unit in group.units]
         done = [unit for unit, _ in units if unit.name not in pending]
-        stored = sum(steps_of(leg) for unit in done for leg in unit.legs)
+        # A round is planned again after running out of memory: what counted once is not news.
+        stored = sum(
+            steps_of(leg) for unit in done if unit.name not in self.counted for leg in unit.legs
+        )
+        self.counted |= {unit.name for unit in done}
         self.total_steps -= stored
         self.bar.update(self.task, total=self.total_steps)
         if pending:
@@ -154,6 +159,7 @@ class Progress:
         now = time.monotonic()
         self.training_s += now - self.last_event
         self.last_event = now
+        self.counted |= {unit.name for unit in batch}
         for i, unit in enumerate(dict.fromkeys(batch)):
             rows = slice(i * group.rows, i * group.rows + len(unit.legs))
             self.note_returns(unit, {name: value[rows] for name, value in metrics.items()})

@@ -105,7 +105,7 @@ def rank_runs(
     """
     environments: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
-        if run.get("stage", TUNE) == stage:
+        if run["stage"] == stage:
             environments.setdefault(environment_of(run), []).append(run)
     return [c for name, own in environments.items() for c in _rank_environment(name, own, members)]
 
@@ -176,7 +176,7 @@ def short(value: Any) -> str:
 
 def reached(run: dict[str, Any]) -> float:
     """Return the share of its updates that a run has behind it; 1 where that is not recorded."""
-    stop, total = run.get("stop") or 0, run.get("total") or 0
+    stop, total = run["stop"], run["total"]
     return min(1.0, stop / total) if stop and total else 1.0
 
 

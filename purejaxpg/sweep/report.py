@@ -259,7 +259,7 @@ def _run_rows(data: Analysis, fields: Sequence[str]) -> list[dict[str, Any]]:
         rows.append(
             {
                 "run_id": run["run_id"],
-                "stage": run.get("stage", ranking.TUNE),
+                "stage": run["stage"],
                 "env": ranking.environment_of(run),
                 **{name: run["swept"].get(name, "") for name in fields},
                 "seed": run["seed"],
@@ -267,7 +267,7 @@ def _run_rows(data: Analysis, fields: Sequence[str]) -> list[dict[str, Any]]:
                 "score": run["score"],
                 "greedy_score": run["greedy_score"],
                 "diverged_at": run["diverged_at"],
-                "updates": run.get("stop") or "",
+                "updates": run["stop"] or "",
                 "training_best": curve.best if curve else "",
                 "training_auc": curve.area if curve else "",
                 "env_steps": int(steps),

@@ -88,14 +88,15 @@ class Spec:
     def default_values(self, env: str) -> dict[str, Any]:
         """Return what the swept fields are by default, in environment `env`."""
         plain = configs.to_dict(self.agent.Config())
-        values = {}
+        values: dict[str, Any] = {}
         for name in self.axes:
             outer, dot, inner = name.partition(".")
-            values[name] = (env if name == "env" else plain[name]) if not dot else None
             if outer == "env_params":
                 values[name] = self._default_env_param(env, inner)
             elif dot:
-                raise InputError(f"confirm cannot tell the default of {name}.")
+                raise InputError(f"--confirm cannot tell the default of {name}.")
+            else:
+                values[name] = env if name == "env" else plain[name]
         return values
 
     def _default_env_param(self, env: str, name: str) -> float:

@@ -3,39 +3,22 @@ import sys
 
 import numpy as np
 import pytest
-import tiny_sweep
 
 import purejaxpg.sweep
 from purejaxpg import InputError
-from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep.store import Store
-
-HALVED = {
-    **tiny_sweep.TINY,
-    "config": {k: v for k, v in tiny_sweep.TINY["config"].items() if k != "num_steps"},
-    "sweep": {"num_steps": [4, 8], "learning_rate": [1e-3, 1e-2]},
-    "halving": {"rungs": 2, "eta": 2},
-}
-
-
-@pytest.fixture(scope="module")
-def halved(tmp_path_factory):
-    out = tmp_path_factory.mktemp("halved") / "sweep"
-    with pytest.raises(KeyboardInterrupt):
-        tiny_sweep.run(specs.from_dict(HALVED, "tiny"), out, stop_after=5)
-    return out
 
 
 @pytest.fixture
-def dataset(halved):
+def dataset(halved_in_part):
     pytest.importorskip("xarray")
-    return purejaxpg.sweep.load(halved)
+    return purejaxpg.sweep.load(halved_in_part)
 
 
-def test_every_stored_number_is_in_its_place_and_all_else_is_nan(halved, dataset):
+def test_every_stored_number_is_in_its_place_and_all_else_is_nan(halved_in_part, dataset):
     assert dict(dataset.sizes) == {"run": 8, "update": 8, "episode": 4}
     expected = {name: np.full(dataset[name].shape, np.nan) for name in dataset}
-    with Store.read(halved) as store:
+    with Store.read(halved_in_part) as store:
         rows = {run["run_id"]: i for i, run in enumerate(store.runs())}
         done = {unit["name"] for unit in store.units() if unit["done"]}
         arrays = {unit: store.arrays(unit) for unit in done}
@@ -53,8 +36,8 @@ def test_every_stored_number_is_in_its_place_and_all_else_is_nan(halved, dataset
         np.testing.assert_array_equal(dataset[name].values, values)
 
 
-def test_coordinates_tell_the_runs_apart(halved, dataset):
-    with Store.read(halved) as store:
+def test_coordinates_tell_the_runs_apart(halved_in_part, dataset):
+    with Store.read(halved_in_part) as store:
         runs = store.runs()
     for name in ("run_id", "status", "stage", "seed", "score", "greedy_score"):
         assert dataset[name].dims == ("run",)

@@ -4,29 +4,10 @@ import sys
 
 import numpy as np
 import pytest
-import tiny_sweep
 
 from purejaxpg import FaultError, InputError
 from purejaxpg.sweep import export
-from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep.store import Outcome, Run, Store
-
-# Runs of 8 and of 4 updates; half of them are stopped half way, and one unit of the others is
-# still pending.
-HALVED = {
-    **tiny_sweep.TINY,
-    "config": {k: v for k, v in tiny_sweep.TINY["config"].items() if k != "num_steps"},
-    "sweep": {"num_steps": [4, 8], "learning_rate": [1e-3, 1e-2]},
-    "halving": {"rungs": 2, "eta": 2},
-}
-
-
-@pytest.fixture(scope="module")
-def halved(tmp_path_factory):
-    out = tmp_path_factory.mktemp("halved") / "sweep"
-    with pytest.raises(KeyboardInterrupt):
-        tiny_sweep.run(specs.from_dict(HALVED, "tiny"), out, stop_after=5)
-    return out
 
 
 def read(path):
@@ -34,10 +15,10 @@ def read(path):
         return list(csv.DictReader(file))
 
 
-def test_runs_are_the_stores(halved, tmp_path):
-    path = export.write(halved, tmp_path / "runs.csv", curves=False)
+def test_runs_are_the_stores(halved_in_part, tmp_path):
+    path = export.write(halved_in_part, tmp_path / "runs.csv", curves=False)
     rows = read(path)
-    with Store.read(halved) as store:
+    with Store.read(halved_in_part) as store:
         runs = store.runs()
     assert [row["run_id"] for row in rows] == [run["run_id"] for run in runs]
     assert {row["status"] for row in rows} == {"stopped", "done", "pending"}
@@ -57,12 +38,12 @@ def test_runs_are_the_stores(halved, tmp_path):
         assert int(row["updates"]) == (run["total"] if row["status"] == "done" else run["stop"])
 
 
-def test_curves_are_the_stores_leg_after_leg(halved, tmp_path):
-    rows = read(export.write(halved, tmp_path / "curves.csv", curves=True))
+def test_curves_are_the_stores_leg_after_leg(halved_in_part, tmp_path):
+    rows = read(export.write(halved_in_part, tmp_path / "curves.csv", curves=True))
     by_run = {}
     for row in rows:
         by_run.setdefault(row["run_id"], []).append(row)
-    with Store.read(halved) as store:
+    with Store.read(halved_in_part) as store:
         done = [unit["name"] for unit in store.units() if unit["done"]]
         arrays = {name: store.arrays(name) for name in done}
         legs = [leg for leg in store.legs() if leg["unit"] in done]
@@ -84,18 +65,18 @@ def test_curves_are_the_stores_leg_after_leg(halved, tmp_path):
             np.testing.assert_array_equal(found, arrays[leg["unit"]][name][leg["row"]])
 
 
-def test_default_files_stand_beside_the_ledger(halved):
-    assert export.write(halved, None, curves=False) == halved / "export.csv"
-    assert export.write(halved, None, curves=True) == halved / "export-curves.csv"
-    assert not list(halved.glob(".*.tmp"))
+def test_default_files_stand_beside_the_ledger(halved_in_part):
+    assert export.write(halved_in_part, None, curves=False) == halved_in_part / "export.csv"
+    assert export.write(halved_in_part, None, curves=True) == halved_in_part / "export-curves.csv"
+    assert not list(halved_in_part.glob(".*.tmp"))
 
 
 @pytest.mark.parametrize("curves", [False, True])
-def test_parquet_holds_the_same(halved, tmp_path, curves):
+def test_parquet_holds_the_same(halved_in_part, tmp_path, curves):
     pandas = pytest.importorskip("pandas")
     pytest.importorskip("pyarrow")
-    table = pandas.read_parquet(export.write(halved, tmp_path / "t.parquet", curves))
-    text = pandas.read_csv(export.write(halved, tmp_path / "t.csv", curves))
+    table = pandas.read_parquet(export.write(halved_in_part, tmp_path / "t.parquet", curves))
+    text = pandas.read_csv(export.write(halved_in_part, tmp_path / "t.csv", curves))
     assert list(table) == list(text) and len(table) == len(text) > 0
     for name in table:
         expected = text[name].to_numpy()

@@ -426,6 +426,19 @@ def test_two_at_the_same_moment(tmp_path: pathlib.Path, expected: str) -> None:
     assert damage_of(out) == []
 
 
+def test_a_repair_leaves_a_running_sweep_alone(tmp_path: pathlib.Path) -> None:
+    """What looks left over may be what the other process is just writing."""
+    out, _ = interrupted(tmp_path)
+    unfinished = out / "progress" / ".unit.writing"
+    unfinished.mkdir()
+    with stores.Store.open(out, {"kind": "halving"}):
+        with pytest.raises(FaultError, match="Another process"):
+            fsck.run(out, True, lambda _: None)
+        assert unfinished.is_dir()
+    assert fsck.run(out, True, lambda _: None) == 0
+    assert not unfinished.exists()
+
+
 # ------------------------------------------------------------------------------------ surroundings
 
 

@@ -1,10 +1,12 @@
 """How rounds are cut into groups and units."""
 
 import pytest
+from rich.console import Console
 from tiny_sweep import swept
 
 from purejaxpg.sweep import compute
 from purejaxpg.sweep import plan as plans
+from purejaxpg.sweep import progress as progresses
 from purejaxpg.sweep import search as searches
 from purejaxpg.sweep import spec as specs
 
@@ -43,3 +45,18 @@ def test_stored_rows_outlive_a_change_of_devices() -> None:
     one = groups(spec, devices=1, stored=stored)
     assert [u.name for g in one for u in g.units] == list(stored)
     assert [g.rows for g in one for _ in g.units] == list(stored.values())
+
+
+def test_a_round_that_is_planned_again_counts_once() -> None:
+    """As it is after running out of memory: stored units leave the work to be done one time."""
+    spec = swept()
+    (round_,) = searches.rehearse(searches.rounds(spec))
+    found = groups(spec, devices=2)
+    pending = {unit.name for group in found for unit in group.units[1:]}
+    progress = progresses.Progress(Console(quiet=True))
+    progress.begin(spec, [round_])
+    everything = progress.total_steps
+    for _ in range(2):
+        progress.round_begins(0, round_, found, pending)
+    assert everything == 8 * 64
+    assert progress.total_steps == everything - 64 * len(found[0].units[0].legs)

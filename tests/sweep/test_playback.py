@@ -14,20 +14,6 @@ from purejaxpg.sweep import playback
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep.store import Outcome, Run, Store
 
-HALVED = {
-    **tiny_sweep.TINY,
-    "config": {k: v for k, v in tiny_sweep.TINY["config"].items() if k != "num_steps"},
-    "sweep": {"num_steps": [4, 8], "learning_rate": [1e-3, 1e-2]},
-    "halving": {"rungs": 2, "eta": 2},
-}
-
-
-@pytest.fixture(scope="module")
-def halved(tmp_path_factory):
-    out = tmp_path_factory.mktemp("halved") / "sweep"
-    tiny_sweep.run(specs.from_dict(HALVED, "tiny"), out)
-    return out
-
 
 @pytest.fixture(scope="module")
 def fork(tmp_path_factory):
