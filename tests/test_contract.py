@@ -1,6 +1,7 @@
 """What every agent promises, run over every agent file in the package."""
 
 import dataclasses
+import functools
 import inspect
 import os
 import pathlib
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import random
+from jax.extend import random as jax_random
 
 from purejaxpg import config as configs
 from purejaxpg.sweep import compute
@@ -33,8 +35,15 @@ SIGNATURES = {
 }
 
 
-START = jax.jit(compute.start_rows, static_argnums=0)
+ROWS = 8  # of every unit here, so that an agent's two programs are compiled once
 SEGMENT = jax.jit(compute.segment_rows, static_argnums=(0, 1))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def start(agent: types.ModuleType, seeds: Any, batch: Any) -> Any:
+    """The engine's own; gymnax's weakly typed time would have `SEGMENT` compiled twice."""
+    states = compute.start_rows(agent, seeds, batch)
+    return jax.tree.map(lambda x: jnp.asarray(x, x.dtype), states)
 
 
 def leaves_differ(a: Any, b: Any) -> bool:
@@ -132,11 +141,11 @@ def test_a_state_keeps_its_types(agent: types.ModuleType) -> None:
     assert jax.tree.structure(state) == jax.tree.structure(before)
 
 
-def rows_of(agent: types.ModuleType, runs: list[specs.Run], rows: int) -> Any:
+def rows_of(agent: types.ModuleType, runs: list[specs.Run]) -> Any:
     """Train `runs` as one unit, with the engine's own programs -> states, metrics."""
-    seeds, batch = compute.stack(runs, rows)
-    states, count = START(agent, seeds, batch), runs[0].config.num_updates
-    zeros = np.zeros(rows, np.int32)
+    seeds, batch = compute.stack(runs, ROWS)
+    states, count = start(agent, seeds, batch), runs[0].config.num_updates
+    zeros = np.zeros(ROWS, np.int32)
     return SEGMENT(agent, count, seeds, batch, states, zeros, np.int32(1), np.int32(count))
 
 
@@ -147,36 +156,37 @@ def rates(value: float) -> dict[str, float]:
 def test_a_row_does_not_depend_on_its_neighbours(agent: types.ModuleType) -> None:
     """Row i of 8 different runs equals the same run padded with copies of itself, bitwise."""
     runs = [
-        specs.Run(str(i), under_test.tiny(agent, **rates(1e-3 * (i + 1))), i, {}) for i in range(8)
+        specs.Run(str(i), under_test.tiny(agent, **rates(1e-3 * (i + 1))), i, {})
+        for i in range(ROWS)
     ]
-    states, _, metrics = rows_of(agent, runs, 8)
+    states, _, metrics = rows_of(agent, runs)
     for i in (0, 3, 7):
-        alone_states, _, alone_metrics = rows_of(agent, [runs[i]], 8)
+        alone_states, _, alone_metrics = rows_of(agent, [runs[i]])
         row = jax.tree.map(lambda x, i=i: x[i], (states, metrics))
         alone = jax.tree.map(lambda x: x[0], (alone_states, alone_metrics))
         assert not leaves_differ(row, alone)
 
 
 def test_a_diverged_row_is_marked_and_harms_no_neighbour(agent: types.ModuleType) -> None:
-    healthy = [specs.Run(str(i), under_test.tiny(agent), i, {}) for i in range(4)]
+    healthy = [specs.Run(str(i), under_test.tiny(agent), i, {}) for i in range(ROWS)]
     broken = [*healthy]
     broken[2] = specs.Run("2", under_test.tiny(agent, **rates(float("nan"))), 2, {})
-    states, diverged_at, _ = rows_of(agent, healthy, 4)
-    other_states, other_diverged_at, _ = rows_of(agent, broken, 4)
-    assert diverged_at.tolist() == [0, 0, 0, 0]
-    assert other_diverged_at.tolist() == [0, 0, 1, 0]
-    for i in (0, 1, 3):
+    states, diverged_at, _ = rows_of(agent, healthy)
+    other_states, other_diverged_at, _ = rows_of(agent, broken)
+    assert diverged_at.tolist() == [0] * ROWS
+    assert other_diverged_at.tolist() == [0, 0, 1, 0, 0, 0, 0, 0]
+    for i in (0, 1, 3, 4, 5, 6, 7):
         row, other = (jax.tree.map(lambda x, i=i: x[i], s) for s in (states, other_states))
         assert not leaves_differ(row, other)
 
 
 def test_segments_of_any_length_give_the_same_bits(agent: types.ModuleType) -> None:
     run = [specs.Run("0", under_test.tiny(agent), 3, {})]
-    whole, _, _ = rows_of(agent, run, 2)
-    seeds, batch = compute.stack(run, 2)
+    whole, _, _ = rows_of(agent, run)
+    seeds, batch = compute.stack(run, ROWS)
     count = run[0].config.num_updates
-    states = START(agent, seeds, batch)
-    at = np.zeros(2, np.int32)
+    states = start(agent, seeds, batch)
+    at = np.zeros(ROWS, np.int32)
     for u in range(1, count + 1):
         states, at, _ = SEGMENT(agent, count, seeds, batch, states, at, np.int32(u), np.int32(1))
     assert not leaves_differ(whole, states)
@@ -190,30 +200,37 @@ def test_keys_are_used_once(agent: types.ModuleType) -> None:
     assert metrics["episode/count"].shape == (config.num_updates,)
 
 
-def test_all_keys_drawn_in_a_run_are_distinct(
-    agent: types.ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+DRAWN: list[tuple[int, ...]] = []
+
+
+def recording_bits(key: jax.Array, bit_width: int, shape: tuple[int, ...]) -> jax.Array:
+    """Random bits as ever, the words of their key being written down."""
+    jax.debug.callback(lambda words: DRAWN.append(tuple(words.tolist())), key)
+    return jax_random.threefry_prng_impl.random_bits(key, bit_width, shape)
+
+
+# Keys of a kind of their own: no program compiled for the usual ones has, or is left with, the
+# recorder in it.
+RECORDED = jax_random.define_prng_impl(
+    key_shape=(2,),
+    seed=jax_random.threefry_prng_impl.seed,
+    split=jax_random.threefry_prng_impl.split,
+    random_bits=recording_bits,
+    fold_in=jax_random.threefry_prng_impl.fold_in,
+    name="recorded",
+    tag="recorded",
+)
+
+
+def test_all_keys_drawn_in_a_run_are_distinct(agent: types.ModuleType) -> None:
     """Record the key of every draw of random bits; the reuse checker misses split after fold_in."""
-    prng = sys.modules["jax._src.random.core"].prng
-    drawn: list[tuple[int, ...]] = []
-    original = prng.random_bits
-
-    def record(data: np.ndarray) -> None:
-        drawn.extend(map(tuple, np.asarray(data).reshape(-1, data.shape[-1]).tolist()))
-
-    def recording(keys: Any, bit_width: int, shape: Any) -> Any:
-        jax.debug.callback(record, random.key_data(keys))
-        return original(keys, bit_width=bit_width, shape=shape)
-
-    jax.clear_caches()  # jax.random's own jitted samplers may hold programs without the recorder
-    monkeypatch.setattr(prng, "random_bits", recording)
     config = under_test.tiny(agent)
-    jax.block_until_ready(jax.jit(agent.train)(random.key(0), config))
+    DRAWN.clear()
+    jax.block_until_ready(jax.jit(agent.train)(random.key(0, impl=RECORDED), config))
     jax.effects_barrier()
-    jax.clear_caches()
     draws = config.num_updates * config.steps_per_update // config.num_envs
-    assert len(drawn) >= draws  # at least one per rollout step
-    assert len(set(drawn)) == len(drawn)
+    assert len(DRAWN) >= draws  # at least one per rollout step
+    assert len(set(DRAWN)) == len(DRAWN)
 
 
 def test_gradient_clipping_is_global(agent: types.ModuleType) -> None:
@@ -257,12 +274,12 @@ def test_each_trick_changes_what_is_learnt(agent: types.ModuleType, trick: str) 
 
 
 def test_initialisation_is_orthogonal_unless_switched_off(agent: types.ModuleType) -> None:
-    config = under_test.tiny(agent, hidden=(6, 6))
+    config = under_test.tiny(agent)
     for orthogonal in (True, False):
         chosen = dataclasses.replace(config, orthogonal_init=orthogonal)
         params = jax.jit(agent.init)(random.key(0), chosen).params
         kernel = np.asarray(params["actor"]["params"]["torso"]["Dense_1"]["kernel"])
-        assert np.allclose(kernel.T @ kernel, 2.0 * np.eye(6), atol=1e-4) == orthogonal
+        assert np.allclose(kernel.T @ kernel, 2.0 * np.eye(8), atol=1e-4) == orthogonal
 
 
 def test_learning_rate_follows_its_schedule(agent: types.ModuleType) -> None:

@@ -85,7 +85,7 @@ def test_normalising_advantages_takes_the_scale_of_the_reward_away() -> None:
 
 def test_an_update_is_one_gradient_step_on_all_data() -> None:
     config = dataclasses.replace(TINY, learning_rate_schedule="constant", max_grad_norm=jnp.inf)
-    state = a2c.init(random.key(0), config)
+    state = jax.jit(a2c.init)(random.key(0), config)
     moved, metrics = jax.jit(a2c.update)(random.key(1), state, config)
     gradient = jax.jit(a2c_gradient)(config)
     optimizer = a2c.make_optimizer(config)

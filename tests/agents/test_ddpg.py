@@ -18,6 +18,7 @@ TINY = ddpg.Config(
     env_params={"max_steps_in_episode": 5.0},
 )  # fmt: skip
 INIT, UPDATE = jax.jit(ddpg.init), jax.jit(ddpg.update)
+SAMPLE, EXPLORE = jax.jit(ddpg.sample), jax.jit(ddpg.explore)
 
 
 def stored(state: ddpg.TrainState) -> ddpg.Transition:
@@ -61,7 +62,7 @@ def test_buffer_holds_what_happened() -> None:
 
 def test_target_is_the_reward_and_the_discounted_value_unless_terminated() -> None:
     state = INIT(random.key(0), TINY)
-    batch = ddpg.sample(random.key(1), state, TINY)
+    batch = SAMPLE(random.key(1), state, TINY)
     batch = batch.replace(terminated=jnp.arange(TINY.batch_size) % 2 == 0)
     params, target_params = state.params, jax.tree.map(lambda x: 0.5 * x, state.params)
     loss = ddpg.critic_loss(params["critic"], target_params, batch, TINY)
@@ -74,8 +75,8 @@ def test_target_is_the_reward_and_the_discounted_value_unless_terminated() -> No
 
 def test_no_gradient_reaches_the_target_networks() -> None:
     state = INIT(random.key(0), TINY)
-    batch = ddpg.sample(random.key(1), state, TINY)
-    gradient = jax.grad(ddpg.critic_loss, argnums=1)(
+    batch = SAMPLE(random.key(1), state, TINY)
+    gradient = jax.jit(jax.grad(ddpg.critic_loss, argnums=1))(
         state.params["critic"], state.target_params, batch, TINY
     )
     assert all(float(jnp.abs(x).max()) == 0.0 for x in jax.tree.leaves(gradient))
@@ -84,7 +85,7 @@ def test_no_gradient_reaches_the_target_networks() -> None:
 def test_actor_climbs_the_value() -> None:
     """Gradient of the loss against the chain rule, and a small step raises Q."""
     state = INIT(random.key(0), TINY)
-    batch = ddpg.sample(random.key(1), state, TINY)
+    batch = SAMPLE(random.key(1), state, TINY)
     actor, critic = state.params["actor"], state.params["critic"]
     gradient = jax.grad(ddpg.actor_loss)(actor, critic, batch, TINY)
     action, pull = jax.vjp(lambda a: ddpg.Actor(TINY).apply(a, batch.obs), actor)
@@ -115,16 +116,14 @@ def test_targets_approach_the_online_networks_after_every_gradient_step(tau: flo
 
 def test_gaussian_noise_is_independent_and_added_before_the_bound() -> None:
     config = dataclasses.replace(TINY, num_envs=5000, noise_std=0.3)
-    state = ddpg.init(random.key(0), dataclasses.replace(config, num_envs=4))
+    state = INIT(random.key(0), TINY)
     obs, old = jnp.zeros((5000, 3)), jnp.full((5000, 1), 9.0)
-    action, noise = ddpg.explore(random.key(1), state, obs, old, config)
+    action, noise = EXPLORE(random.key(1), state, obs, old, config)
     assert float(noise.std()) == pytest.approx(0.3, rel=0.05)
     assert abs(float(noise.mean())) < 0.02  # nothing of the old noise
     mean = ddpg.Actor(config).apply(state.params["actor"], obs)
     np.testing.assert_allclose(action, jnp.clip(mean + noise, -1, 1), atol=1e-6)
-    loud, _ = ddpg.explore(
-        random.key(1), state, obs, old, dataclasses.replace(config, noise_std=3.0)
-    )
+    loud, _ = EXPLORE(random.key(1), state, obs, old, dataclasses.replace(config, noise_std=3.0))
     assert float(jnp.abs(loud).max()) == 1.0
 
 
@@ -134,7 +133,7 @@ def test_ornstein_uhlenbeck_noise_remembers_and_starts_from_zero_in_every_episod
     obs, noise = jnp.zeros((4, 3)), jnp.zeros((4, 1))
 
     def step(noise: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        _, noise = ddpg.explore(key, state, obs, noise, config)
+        _, noise = EXPLORE(key, state, obs, noise, config)
         return noise, noise[:, 0]
 
     _, series = jax.lax.scan(step, noise, random.split(random.key(1), 2000))
@@ -152,8 +151,8 @@ def test_ornstein_uhlenbeck_noise_remembers_and_starts_from_zero_in_every_episod
 def test_rewards_are_scaled_and_clipped_as_they_are_learnt_from() -> None:
     """The buffer keeps them raw, so the options may be swept over one kind of data."""
     config = dataclasses.replace(TINY, reward_scale=0.5, clip_reward=1.0)
-    plain = ddpg.sample(random.key(1), INIT(random.key(0), TINY), TINY)
-    scaled = ddpg.sample(random.key(1), INIT(random.key(0), config), config)
+    plain = SAMPLE(random.key(1), INIT(random.key(0), TINY), TINY)
+    scaled = SAMPLE(random.key(1), INIT(random.key(0), config), config)
     np.testing.assert_allclose(scaled.reward, jnp.clip(0.5 * plain.reward, -1.0, 1.0), rtol=1e-6)
     assert float(scaled.reward.min()) == -1.0
 

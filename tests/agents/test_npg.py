@@ -1,6 +1,7 @@
 """What is special to NPG, and what TRPO shares with it."""
 
 import dataclasses
+import functools
 import types
 from typing import Any
 
@@ -20,13 +21,23 @@ FIELDS: dict[str, Any] = {
 BOTH = pytest.mark.parametrize("agent", [npg, trpo], ids=["npg", "trpo"])
 
 
-def collected(agent: types.ModuleType, config: Any) -> tuple[Any, Any]:
-    state = agent.init(random.key(0), config)
+STEPS = {npg: jax.jit(npg.natural_step), trpo: jax.jit(trpo.constrained_step)}
+SLOPE = jax.jit(jax.grad(npg.policy_loss))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def batch_of(agent: types.ModuleType, state: Any, config: Any) -> Any:
     state, transition, _ = agent.rollout(random.key(1), state, config)
-    return agent.advantages(state, transition, config)
+    return agent.advantages(state, transition, config)[1]
 
 
-def curvature(config: Any, actor: Any, batch: Any) -> np.ndarray:
+def collected(agent: types.ModuleType, config: Any) -> tuple[Any, Any]:
+    state = jax.jit(agent.init)(random.key(0), config)
+    return state, batch_of(agent, state, config)
+
+
+@jax.jit
+def curvature(config: Any, actor: Any, batch: Any) -> jax.Array:
     """Fisher information as the second derivative of the divergence, in full."""
     params, unravel = flatten_util.ravel_pytree(actor)
     old = npg.Actor(config).apply(actor, batch.obs)
@@ -34,20 +45,20 @@ def curvature(config: Any, actor: Any, batch: Any) -> np.ndarray:
     def divergence(params: jax.Array) -> jax.Array:
         return old.kl(npg.Actor(config).apply(unravel(params), batch.obs)).mean()
 
-    return np.asarray(jax.hessian(divergence)(params), np.float64)
+    return jax.hessian(divergence)(params)
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
 def test_step_solves_the_damped_system_and_ends_at_the_boundary(env: str) -> None:
     config = npg.Config(**FIELDS, env=env, cg_damping=0.01, cg_iters=60, max_kl=1e-4)
-    state, batch = jax.jit(collected, static_argnums=0)(npg, config)
+    state, batch = collected(npg, config)
     actor = state.params["actor"]
-    moved, metrics = npg.natural_step(actor, batch, config)
+    moved, metrics = STEPS[npg](actor, batch, config)
     params, step = (flatten_util.ravel_pytree(x)[0] for x in (actor, moved))
     step = np.asarray(step - params, np.float64)
-    gradient = jax.grad(lambda a: -npg.policy_loss(a, batch, config))(actor)
-    gradient = np.asarray(flatten_util.ravel_pytree(gradient)[0], np.float64)
-    fisher = curvature(config, actor, batch)
+    gradient, _ = flatten_util.ravel_pytree(SLOPE(actor, batch, config))
+    gradient = -np.asarray(gradient, np.float64)
+    fisher = np.asarray(curvature(config, actor, batch), np.float64)
     assert 0.5 * step @ fisher @ step == pytest.approx(config.max_kl, rel=2e-2)
     direction = np.linalg.solve(fisher + 0.01 * np.eye(len(step)), gradient)
     cosine = step @ direction / np.linalg.norm(step) / np.linalg.norm(direction)
@@ -60,7 +71,7 @@ def test_step_solves_the_damped_system_and_ends_at_the_boundary(env: str) -> Non
 @BOTH
 def test_critic_moves_no_parameter_of_the_actor(agent: types.ModuleType) -> None:
     config = agent.Config(**FIELDS)
-    state = agent.init(random.key(0), config)
+    state = jax.jit(agent.init)(random.key(0), config)
     update = jax.jit(agent.update)
     one, _ = update(random.key(1), state, config)
     other, _ = update(random.key(1), state, dataclasses.replace(config, critic_learning_rate=0.1))
@@ -74,10 +85,9 @@ def test_critic_moves_no_parameter_of_the_actor(agent: types.ModuleType) -> None
 def test_no_advantage_is_no_step(agent: types.ModuleType) -> None:
     """A gradient of zero has no direction; the step is zero, not NaN."""
     config = agent.Config(**FIELDS)
-    state, batch = jax.jit(collected, static_argnums=0)(agent, config)
+    state, batch = collected(agent, config)
     batch = batch.replace(advantage=jnp.zeros_like(batch.advantage))
-    step = npg.natural_step if agent is npg else trpo.constrained_step
-    moved, metrics = step(state.params["actor"], batch, config)
+    moved, metrics = STEPS[agent](state.params["actor"], batch, config)
     pairs = zip(jax.tree.leaves(state.params["actor"]), jax.tree.leaves(moved), strict=True)
     assert all(np.array_equal(a, b) for a, b in pairs)
     assert float(metrics["policy/kl"]) == pytest.approx(0.0, abs=1e-9)

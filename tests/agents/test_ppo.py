@@ -18,10 +18,23 @@ TINY = ppo.Config(
 )
 
 
+INIT, UPDATE, LOSS = jax.jit(ppo.init), jax.jit(ppo.update), jax.jit(ppo.loss)
+GRADIENT = jax.jit(jax.grad(lambda *args: ppo.loss(*args)[0]))
+
+
+@jax.jit
+def gathered(
+    key: jax.Array, state: ppo.TrainState, config: ppo.Config
+) -> tuple[ppo.TrainState, ppo.Transition, ppo.Batch]:
+    """One rollout, and what an update would then learn from."""
+    state, transition, _ = ppo.rollout(key, state, config)
+    state, batch = ppo.advantages(state, transition, config)
+    return state, transition, batch
+
+
 def collected(config: ppo.Config) -> tuple[ppo.TrainState, ppo.Batch]:
-    state = ppo.init(random.key(0), config)
-    state, transition, _ = ppo.rollout(random.key(1), state, config)
-    return ppo.advantages(state, transition, config)
+    state, _, batch = gathered(random.key(1), INIT(random.key(0), config), config)
+    return state, batch
 
 
 def largest_change(before: Any, after: Any) -> float:
@@ -31,8 +44,8 @@ def largest_change(before: Any, after: Any) -> float:
 
 def test_ratio_is_one_on_the_first_minibatch() -> None:
     """Log-probabilities recomputed for the update are those of the rollout, to the last bits."""
-    state, batch = jax.jit(collected)(TINY)
-    _, metrics = ppo.loss(state.params, batch, state, TINY)
+    state, batch = collected(TINY)
+    _, metrics = LOSS(state.params, batch, state, TINY)
     assert float(metrics["policy/clip_fraction"]) == 0.0
     assert abs(float(metrics["policy/kl"])) < 1e-12
     log_prob = ppo.Actor(TINY).apply(state.params["actor"], batch.obs).log_prob(batch.action)
@@ -41,12 +54,8 @@ def test_ratio_is_one_on_the_first_minibatch() -> None:
 
 def test_ratio_is_one_with_normalised_observations_and_continuous_actions() -> None:
     config = dataclasses.replace(TINY, env="Pendulum-v1", normalize_obs=True, initial_log_std=0.5)
-    state = ppo.init(random.key(0), config)
-    update = jax.jit(ppo.update)
-    state, _ = update(random.key(1), state, config)  # so that the moments are not the initial ones
-    before = state
-    state, transition, _ = jax.jit(ppo.rollout)(random.key(2), state, config)
-    _, batch = ppo.advantages(state, transition, config)
+    before, _ = collected(config)  # so that the moments are not the initial ones
+    _, transition, batch = gathered(random.key(2), before, config)
     assert not np.allclose(batch.obs.reshape(-1), transition.obs.reshape(-1))
     log_prob = ppo.Actor(config).apply(before.params["actor"], batch.obs).log_prob(batch.action)
     np.testing.assert_allclose(np.exp(log_prob - batch.log_prob), 1.0, rtol=0, atol=1e-5)
@@ -55,14 +64,14 @@ def test_ratio_is_one_with_normalised_observations_and_continuous_actions() -> N
 def test_first_gradient_is_the_policy_gradient() -> None:
     """At ratio 1 the clipped surrogate has the gradient of -A log pi."""
     config = dataclasses.replace(TINY, vf_coef=0.0, ent_coef=0.0, normalize_advantage=False)
-    state, batch = jax.jit(collected)(config)
+    state, batch = collected(TINY)
 
     def score_function(params: Any) -> jax.Array:
         log_prob = ppo.Actor(config).apply(params["actor"], batch.obs).log_prob(batch.action)
         return -(batch.advantage * log_prob).mean()
 
-    ours = jax.grad(lambda params: ppo.loss(params, batch, state, config)[0])(state.params)
-    plain = jax.grad(score_function)(state.params)
+    ours = GRADIENT(state.params, batch, state, config)
+    plain = jax.jit(jax.grad(score_function))(state.params)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
@@ -91,11 +100,10 @@ def test_annealing_reaches_zero_after_the_last_update_and_not_before() -> None:
 
 def test_learning_rate_of_a_run_is_annealed() -> None:
     config = dataclasses.replace(TINY, num_epochs=1, num_minibatches=1, max_grad_norm=jnp.inf)
-    state = ppo.init(random.key(0), config)
+    state = INIT(random.key(0), TINY)
     late = state.replace(num_updates=jnp.asarray(config.num_updates))
-    update = jax.jit(ppo.update)
-    moved, _ = update(random.key(1), state, config)
-    unmoved, _ = update(random.key(1), late, config)
+    moved, _ = UPDATE(random.key(1), state, config)
+    unmoved, _ = UPDATE(random.key(1), late, config)
     assert largest_change(state.params, moved.params) > 0
     assert largest_change(state.params, unmoved.params) == 0
 
@@ -103,10 +111,9 @@ def test_learning_rate_of_a_run_is_annealed() -> None:
 def test_kl_bound_stops_an_update_early() -> None:
     """The minibatch that exceeds the bound and all later ones change nothing."""
     config = dataclasses.replace(TINY, learning_rate=0.1, learning_rate_schedule="constant")
-    state = ppo.init(random.key(0), config)
-    update = jax.jit(ppo.update)
-    free, free_metrics = update(random.key(1), state, config)
-    stopped, metrics = update(random.key(1), state, dataclasses.replace(config, max_kl=1e-4))
+    state = INIT(random.key(0), TINY)
+    free, free_metrics = UPDATE(random.key(1), state, config)
+    stopped, metrics = UPDATE(random.key(1), state, dataclasses.replace(config, max_kl=1e-4))
     assert float(free_metrics["policy/stopped"]) == 0.0
     # At ratio 1 the first minibatch has KL 0; the second sees what one large step has done.
     assert float(metrics["policy/stopped"]) == 0.75
@@ -121,13 +128,15 @@ PENALISED = dataclasses.replace(TINY, surrogate="kl_penalty", normalize_advantag
 
 def test_penalty_is_the_divergence_from_the_old_policy() -> None:
     """Value and gradient of the loss differ from those without a penalty by beta KL(old || new)."""
-    state, batch = jax.jit(collected)(PENALISED)
+    state, batch = collected(TINY)  # of which the surrogate changes nothing
     moved = jax.tree.map(lambda x: 100.0 * x, state.params)
 
+    @jax.jit
     def penalty(params: Any) -> jax.Array:
         old, new = (ppo.Actor(TINY).apply(p["actor"], batch.obs) for p in (state.params, params))
         return 7.0 * old.kl(new).mean()
 
+    @jax.jit
     def loss(params: Any, beta: float) -> jax.Array:
         old = state.replace(kl_coef=jnp.asarray(beta))
         return ppo.loss(params, batch, old, PENALISED)[0]
@@ -135,9 +144,9 @@ def test_penalty_is_the_divergence_from_the_old_policy() -> None:
     assert float(penalty(moved)) > 1e-3
     difference = float(loss(moved, 7.0) - loss(moved, 0.0))
     assert difference == pytest.approx(float(penalty(moved)), rel=1e-2)
-    with_it, without, alone = (
-        jax.grad(f)(moved) for f in (lambda p: loss(p, 7.0), lambda p: loss(p, 0.0), penalty)
-    )
+    slope = jax.jit(jax.grad(loss))
+    with_it, without = (slope(moved, beta) for beta in (7.0, 0.0))
+    alone = jax.jit(jax.grad(penalty))(moved)
     trees = (with_it, without, alone)
     for a, b, c in zip(*map(jax.tree.leaves, trees), strict=True):
         np.testing.assert_allclose(a - b, c, rtol=1e-2, atol=1e-4)
@@ -149,7 +158,7 @@ def test_penalty_is_the_divergence_from_the_old_policy() -> None:
 )
 def test_penalty_adapts_to_the_divergence(target_over_kl: float, factor: float) -> None:
     """Halved below target / 1.5, doubled above 1.5 target, and left alone between."""
-    state, batch = jax.jit(collected)(PENALISED)
+    state, batch = collected(TINY)
     moved = jax.tree.map(lambda x: 100.0 * x, state.params)
     old, new = (ppo.Actor(TINY).apply(p["actor"], batch.obs) for p in (state.params, moved))
     kl = float(old.kl(new).mean())
@@ -171,26 +180,22 @@ def test_penalty_carries_from_update_to_update() -> None:
 def test_advantages_are_normalised_within_the_minibatch() -> None:
     """A shift and a scale of the advantages are gone from the policy's part of the loss."""
     config = dataclasses.replace(TINY, vf_coef=0.0, ent_coef=0.0)
-    state, batch = jax.jit(collected)(config)
+    state, batch = collected(TINY)
     moved = batch.replace(advantage=5.0 * batch.advantage + 3.0)
-    values = [float(ppo.loss(state.params, b, state, config)[0]) for b in (batch, moved)]
+    values = [float(LOSS(state.params, b, state, config)[0]) for b in (batch, moved)]
     assert values[0] == pytest.approx(values[1], abs=1e-5)
-    gradients = [
-        jax.grad(lambda p, b=b: ppo.loss(p, b, state, config)[0])(state.params)
-        for b in (batch, moved)
-    ]
+    gradients = [GRADIENT(state.params, b, state, config) for b in (batch, moved)]
     for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
 
 
 def test_time_limit_bootstraps_from_the_observation_before_the_reset() -> None:
     config = dataclasses.replace(TINY, env_params={"max_steps_in_episode": 4})
-    state = ppo.init(random.key(0), config)
-    _, transition, _ = ppo.rollout(random.key(1), state, config)
+    state = INIT(random.key(0), config)
+    _, transition, batch = gathered(random.key(1), state, config)
     ended = np.asarray(transition.done)
     assert ended.sum() >= 16
     assert not np.asarray(transition.terminated).any()  # 4 steps are too few to fall over
-    _, batch = ppo.advantages(state, transition, config)
     next_value = ppo.Critic(config).apply(state.params["critic"], transition.next_obs)
     value = ppo.Critic(config).apply(state.params["critic"], transition.obs)
     delta = transition.reward + config.gamma * next_value - value
@@ -200,9 +205,8 @@ def test_time_limit_bootstraps_from_the_observation_before_the_reset() -> None:
 
 def test_rewards_are_scaled_by_the_deviation_of_the_discounted_return() -> None:
     config = dataclasses.replace(TINY, normalize_reward=True, clip_reward=jnp.inf)
-    state = ppo.init(random.key(0), config)
-    _, transition, _ = ppo.rollout(random.key(1), state, config)
-    after, batch = ppo.advantages(state, transition, config)
+    state = INIT(random.key(0), config)
+    after, transition, batch = gathered(random.key(1), state, config)
     carried, sums = normalize.discounted_sum(
         jnp.zeros(config.num_envs), transition.reward, transition.done, config.gamma
     )
@@ -216,22 +220,20 @@ def test_rewards_are_scaled_by_the_deviation_of_the_discounted_return() -> None:
     np.testing.assert_allclose(batch.advantage, expected.reshape(-1), rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(after.normalizers.reward.running, carried)
     clipped = dataclasses.replace(config, clip_reward=0.01)
-    _, small = ppo.advantages(state, transition, clipped)
+    _, _, small = gathered(random.key(1), state, clipped)
     assert float(jnp.abs(small.advantage).max()) < float(jnp.abs(batch.advantage).max())
 
 
 def test_observation_moments_are_those_of_all_data_seen() -> None:
     config = dataclasses.replace(TINY, normalize_obs=True)
-    state = ppo.init(random.key(0), config)
+    state = INIT(random.key(0), config)
     assert float(state.normalizers.obs.count) == config.steps_per_update  # the first policy's
-    raw = dataclasses.replace(config, normalize_obs=False)
     *_, key_moments = random.split(random.key(0), 4)
-    _, first, _ = ppo.rollout(key_moments, ppo.init(random.key(0), raw), raw)
+    _, first, _ = gathered(key_moments, INIT(random.key(0), TINY), TINY)
     seen = [np.asarray(first.obs).reshape(-1, 4)]
     for u in (1, 2):
-        state, transition, _ = ppo.rollout(random.key(u), state, config)
+        state, transition, _ = gathered(random.key(u), state, config)
         seen.append(np.asarray(transition.obs).reshape(-1, 4))
-        state, _ = ppo.advantages(state, transition, config)
     data = np.concatenate(seen)
     np.testing.assert_allclose(state.normalizers.obs.mean, data.mean(0), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(state.normalizers.obs.var, data.var(0), rtol=1e-3, atol=1e-6)
@@ -239,16 +241,15 @@ def test_observation_moments_are_those_of_all_data_seen() -> None:
 
 def test_actions_are_stored_unclipped() -> None:
     config = dataclasses.replace(TINY, env="Pendulum-v1", initial_log_std=2.0)
-    state = ppo.init(random.key(0), config)
-    _, transition, _ = ppo.rollout(random.key(1), state, config)
-    assert float(jnp.abs(transition.action).max()) > 2.0  # Pendulum's bound
+    _, batch = collected(config)
+    assert float(jnp.abs(batch.action).max()) > 2.0  # Pendulum's bound
 
 
 def test_convolutional_torso_learns_on_minatar() -> None:
     config = dataclasses.replace(TINY, env="Breakout-MinAtar", torso="cnn", total_timesteps=64)
     ppo.check(config)
-    before = ppo.init(random.key(0), config)
-    after, metrics = jax.jit(ppo.update)(random.key(1), before, config)
+    before = INIT(random.key(0), config)
+    after, metrics = UPDATE(random.key(1), before, config)
     kernels = [s.params["actor"]["params"]["torso"]["Conv_0"]["kernel"] for s in (before, after)]
     assert kernels[0].shape == (3, 3, 4, 16)
     assert not np.array_equal(*kernels)
@@ -256,7 +257,7 @@ def test_convolutional_torso_learns_on_minatar() -> None:
 
 
 def test_orthogonal_gains() -> None:
-    params = ppo.init(random.key(0), TINY).params
+    params = INIT(random.key(0), TINY).params
     head, hidden = (params["actor"]["params"][k] for k in ("Dense_0", "torso"))
     np.testing.assert_allclose((head["kernel"] ** 2).sum(0), 0.01**2, rtol=1e-4)
     np.testing.assert_allclose((hidden["Dense_1"]["kernel"] ** 2).sum(0), 2.0, rtol=1e-4)

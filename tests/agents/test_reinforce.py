@@ -33,15 +33,23 @@ class Lottery(probes.Probe):
         return jnp.ones(()), state.time + 1 >= state.obs[0], state.obs
 
 
-def collected(config: reinforce.Config) -> tuple[Any, Any, Any, Any]:
-    state = reinforce.init(random.key(0), config)
-    transition, metrics = reinforce.rollout(random.key(1), state, config)
-    _, batch = reinforce.advantages(state, transition, config)
-    return state, transition, batch, metrics
+INIT, ROLLOUT, UPDATE, ADVANTAGES, POLICY_LOSS, VALUE_LOSS = map(
+    jax.jit,
+    (
+        reinforce.init, reinforce.rollout, reinforce.update, reinforce.advantages,
+        reinforce.policy_loss, reinforce.value_loss,
+    ),
+)  # fmt: skip
+
+
+def collected(config: reinforce.Config) -> tuple[Any, Any, Any]:
+    state = INIT(random.key(0), config)
+    transition, metrics = ROLLOUT(random.key(1), state, config)
+    return state, transition, metrics
 
 
 def test_each_environment_gives_one_whole_episode() -> None:
-    _, transition, _, metrics = jax.jit(collected)(TINY)
+    _, transition, metrics = collected(TINY)
     valid, done = np.asarray(transition.valid), np.asarray(transition.done)
     for n in range(TINY.num_envs):
         (ends,) = np.nonzero(done[:, n])
@@ -57,7 +65,7 @@ def test_short_episodes_do_not_count_more() -> None:
         TINY, env="Lottery", num_envs=4000, max_steps=10, env_params={}, total_timesteps=40_000
     )
     reinforce.check(config)
-    _, transition, _, metrics = jax.jit(collected)(config)
+    _, transition, metrics = collected(config)
     mean = float(metrics["episode/return_sum"] / metrics["episode/count"])
     assert mean == pytest.approx(4.0, abs=5 * 3.0 / np.sqrt(4000))  # five standard errors
     lengths = np.asarray(transition.obs[..., 0])[np.asarray(transition.done)]
@@ -77,7 +85,8 @@ def test_short_episodes_do_not_count_more() -> None:
 )
 def test_weights_against_a_loop(fields: dict[str, Any], name: str) -> None:
     config = dataclasses.replace(TINY, gamma=0.8, **fields)
-    state, transition, batch, _ = jax.jit(collected)(config)
+    state, transition, _ = collected(TINY)
+    _, batch = ADVANTAGES(state, transition, config)
     value, next_value = (
         np.asarray(reinforce.Critic(config).apply(state.params["critic"], obs), np.float64)
         for obs in (transition.obs, transition.next_obs)
@@ -102,12 +111,13 @@ def test_weights_against_a_loop(fields: dict[str, Any], name: str) -> None:
 
 
 def test_loss_is_the_mean_over_episodes_of_sums_over_their_steps() -> None:
-    state, transition, batch, _ = jax.jit(collected)(TINY)
+    state, transition, _ = collected(TINY)
+    _, batch = ADVANTAGES(state, transition, TINY)
     policy = reinforce.Actor(TINY).apply(state.params["actor"], transition.obs)
     log_prob = np.asarray(policy.log_prob(transition.action))
     terms = -log_prob * np.asarray(batch.advantage)
     expected = np.mean([terms[batch.valid[:, n], n].sum() for n in range(TINY.num_envs)])
-    loss, _ = reinforce.policy_loss(state.params["actor"], batch, TINY)
+    loss, _ = POLICY_LOSS(state.params["actor"], batch, TINY)
     assert float(loss) == pytest.approx(float(expected), rel=1e-4)
     # Nothing that follows an episode's end has any part in it, nor in the baseline.
     outside = ~np.asarray(batch.valid)
@@ -116,9 +126,9 @@ def test_loss_is_the_mean_over_episodes_of_sums_over_their_steps() -> None:
         advantage=jnp.where(outside, 1e6, batch.advantage),
         target=jnp.where(outside, 1e6, batch.target),
     )
-    again, _ = reinforce.policy_loss(state.params["actor"], broken, TINY)
+    again, _ = POLICY_LOSS(state.params["actor"], broken, TINY)
     assert float(again) == float(loss)
-    values = [reinforce.value_loss(state.params["critic"], b, TINY) for b in (batch, broken)]
+    values = [VALUE_LOSS(state.params["critic"], b, TINY) for b in (batch, broken)]
     assert float(values[0]) == float(values[1])
 
 
@@ -132,15 +142,13 @@ def test_normalisers_see_the_episodes_and_nothing_else() -> None:
         TINY, env="Lottery", num_envs=50, max_steps=10, env_params={}, gamma=0.9,
         normalize_obs=True, normalize_reward=True,
     )  # fmt: skip
-    state = reinforce.init(random.key(0), config)
+    state = INIT(random.key(0), config)
     raw = dataclasses.replace(config, normalize_obs=False)
-    first, _ = reinforce.rollout(
-        random.split(random.key(0), 3)[2], reinforce.init(random.key(0), raw), raw
-    )
+    first, _ = ROLLOUT(random.split(random.key(0), 3)[2], INIT(random.key(0), raw), raw)
     seen, sums = [np.asarray(first.obs)[np.asarray(first.valid)]], []
     for u in (1, 2):
-        transition, _ = reinforce.rollout(random.key(u), state, config)
-        state, _ = reinforce.advantages(state, transition, config)
+        transition, _ = ROLLOUT(random.key(u), state, config)
+        state, _ = ADVANTAGES(state, transition, config)
         valid = np.asarray(transition.valid)
         seen.append(np.asarray(transition.obs)[valid])
         steps = np.cumsum(valid, axis=0)[valid]  # 1, 2, ... within each episode
@@ -155,10 +163,9 @@ def test_normalisers_see_the_episodes_and_nothing_else() -> None:
 
 def test_baseline_is_fitted_after_it_was_used() -> None:
     """The policy's step is the same whatever the baseline then learns from the same returns."""
-    state = reinforce.init(random.key(0), TINY)
-    update = jax.jit(reinforce.update)
-    slow, _ = update(random.key(1), state, TINY)
-    fast, _ = update(random.key(1), state, dataclasses.replace(TINY, critic_learning_rate=1.0))
+    state = INIT(random.key(0), TINY)
+    slow, _ = UPDATE(random.key(1), state, TINY)
+    fast, _ = UPDATE(random.key(1), state, dataclasses.replace(TINY, critic_learning_rate=1.0))
     for a, b in zip(*(jax.tree.leaves(s.params["actor"]) for s in (slow, fast)), strict=True):
         np.testing.assert_array_equal(a, b)
     kernels = [s.params["critic"]["params"]["Dense_0"]["kernel"] for s in (slow, fast)]
@@ -167,8 +174,8 @@ def test_baseline_is_fitted_after_it_was_used() -> None:
 
 def test_without_a_baseline_no_critic_is_trained() -> None:
     config = dataclasses.replace(TINY, baseline=False)
-    state = reinforce.init(random.key(0), config)
-    after, metrics = jax.jit(reinforce.update)(random.key(1), state, config)
+    state = INIT(random.key(0), TINY)
+    after, metrics = UPDATE(random.key(1), state, config)
     pairs = zip(*(jax.tree.leaves(s.params["critic"]) for s in (state, after)), strict=True)
     assert all(np.array_equal(a, b) for a, b in pairs)
     assert "loss/value" not in metrics

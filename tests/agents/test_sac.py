@@ -22,11 +22,13 @@ CONTINUOUS = sac.Config(
 DISCRETE = dataclasses.replace(CONTINUOUS, env="CartPole-v1")
 BOTH = pytest.mark.parametrize("config", [CONTINUOUS, DISCRETE], ids=["continuous", "discrete"])
 INIT, UPDATE = jax.jit(sac.init), jax.jit(sac.update)
+SAMPLE = jax.jit(sac.sample)
+IMPROVE = jax.jit(jax.value_and_grad(sac.actor_loss, has_aux=True))
 
 
 def sampled(config: sac.Config) -> tuple[sac.TrainState, sac.Transition]:
     state = INIT(random.key(0), config)
-    return state, sac.sample(random.key(1), state, config)
+    return state, SAMPLE(random.key(1), state, config)
 
 
 def equal(a: Any, b: Any) -> bool:
@@ -75,7 +77,7 @@ def test_both_critics_learn_one_target_with_the_lesser_value_and_the_entropy(
 def test_what_moves_what(config: sac.Config) -> None:
     """The critic's loss moves no actor, target or temperature; the actor's no critic."""
     state, batch = sampled(config)
-    gradient = jax.grad(sac.critic_loss, argnums=(2, 3))(
+    gradient = jax.jit(jax.grad(sac.critic_loss, argnums=(2, 3)))(
         state.params["critic"], random.key(2), state.params, state.target_critic, batch, config
     )
     assert all(float(jnp.abs(x).max()) == 0.0 for x in jax.tree.leaves(gradient))
@@ -89,11 +91,9 @@ def test_what_moves_what(config: sac.Config) -> None:
 def test_actor_improves_on_its_objective(config: sac.Config) -> None:
     state, batch = sampled(config)
     rest = (random.key(2), state.params, batch, config)
-    (before, entropy), gradient = jax.value_and_grad(sac.actor_loss, has_aux=True)(
-        state.params["actor"], *rest
-    )
+    (before, entropy), gradient = IMPROVE(state.params["actor"], *rest)
     moved = jax.tree.map(lambda p, g: p - 1e-2 * g, state.params["actor"], gradient)
-    after, _ = sac.actor_loss(moved, *rest)
+    (after, _), _ = IMPROVE(moved, *rest)
     assert float(after) < float(before)
     policy = sac.Actor(config).apply(state.params["actor"], batch.obs)
     if config is DISCRETE:
@@ -121,7 +121,7 @@ def test_temperature_rises_where_the_entropy_is_too_low(
 
 def test_fixed_temperature_stays_to_the_last_bit() -> None:
     config = dataclasses.replace(CONTINUOUS, tune_alpha=False)
-    state = INIT(random.key(0), config)
+    state = INIT(random.key(0), CONTINUOUS)
     after, metrics = UPDATE(random.key(1), state, config)
     assert equal(after.params["log_alpha"], state.params["log_alpha"])
     assert float(metrics["policy/alpha"]) == pytest.approx(0.3)
@@ -161,9 +161,7 @@ def test_saturated_actions_keep_everything_finite() -> None:
     actor["params"]["Dense_0"]["bias"] = jnp.array([20.0, -2.0])
     state = state.replace(params={**state.params, "actor": actor})
     _, batch = sampled(CONTINUOUS)
-    (loss, entropy), gradient = jax.value_and_grad(sac.actor_loss, has_aux=True)(
-        actor, random.key(2), state.params, batch, CONTINUOUS
-    )
+    (loss, entropy), gradient = IMPROVE(actor, random.key(2), state.params, batch, CONTINUOUS)
     assert np.isfinite(float(loss))
     assert float(entropy) < -30.0  # log(1 - tanh^2) at 20 is -38.6
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
