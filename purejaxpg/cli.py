@@ -5,7 +5,9 @@ number of CPU devices can still be chosen.
 """
 
 import argparse
+import contextlib
 import functools
+import math
 import os
 import shutil
 import sys
@@ -109,6 +111,34 @@ def add_sweep_commands(add: Any) -> None:
         metavar="N",
         help="then run the winner, the runners-up and the default on N fresh seeds (0: do not)",
     )
+    sweeper.add_argument(
+        "--executor",
+        choices=["local", "ray"],
+        default="local",
+        help="where units are computed: on this machine, or as tasks of a Ray cluster (local)",
+    )
+    sweeper.add_argument(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="auto, HOST:PORT or ray://HOST:PORT (RAY_ADDRESS; else Ray on this machine alone)",
+    )
+    sweeper.add_argument(
+        "--ray-task",
+        type=resources,
+        default={},
+        metavar="KIND=N,...",
+        help="what each task takes (GPU=1, else TPU=1, else CPU=1, whichever the cluster has)",
+    )
+
+
+def resources(text: str) -> dict[str, float]:
+    """Read "GPU=1,highmem=0.5"."""
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    with contextlib.suppress(ValueError):
+        found = {kind.strip(): float(amount) for kind, _, amount in pairs}
+        if all(found) and all(0 < amount < math.inf for amount in found.values()):
+            return found
+    raise argparse.ArgumentTypeError(f"must look like GPU=1 or CPU=2, but is {text!r}")
 
 
 def add_result_commands(add: Any) -> None:
@@ -224,7 +254,12 @@ def require_count(name: str, value: int) -> None:
 def sweep(arguments: argparse.Namespace) -> None:
     """Run a sweep, or go on with one."""
     require_count("--confirm", arguments.confirm)
-    devices = find_devices(arguments.devices)
+    elsewhere = arguments.executor == "ray"
+    if elsewhere and arguments.devices is not None:
+        raise InputError("--devices is for one machine; with --executor ray, see --ray-task.")
+    if elsewhere:  # this process only plans and commits: the accelerator is for the tasks
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    devices = find_devices(1 if elsewhere else arguments.devices)
     from purejaxpg.sweep import spec as specs
 
     spec = specs.load(arguments.spec)
@@ -314,10 +349,22 @@ def run_sweep(
             with progresses.Progress(console, arguments.quiet, log) as progress:
                 progress.begin(spec, searches.rehearse(searches.rounds(spec, confirm)))
                 backend = compute.Backend(spec, devices)
+                executor = find_executor(spec, arguments, backend)
                 rounds = searches.rounds(spec, confirm)
-                engine.run(rounds, store, backend, progress, arguments.snapshot_every)
+                engine.run(rounds, store, backend, progress, arguments.snapshot_every, executor)
     written = reports.write(out, console)
     say(f"Results: {written}")
+
+
+def find_executor(spec: Any, arguments: argparse.Namespace, backend: Any) -> Any:
+    """Return what computes units, if not this process."""
+    if getattr(arguments, "executor", "local") == "local":
+        return None
+    from purejaxpg.sweep import ray_executor
+
+    executor = ray_executor.Ray(spec, arguments.ray_address, arguments.ray_task)
+    backend.slots, backend.on_cpu = executor.slots, executor.on_cpu
+    return executor
 
 
 def make_console() -> Any:

@@ -61,6 +61,8 @@ class Backend:
         """Compute on `devices`."""
         self.spec = spec
         self.devices = list(devices)
+        self.slots = len(self.devices)  # units computed at a time
+        self.on_cpu = self.devices[0].platform == "cpu"
         self.compiled: dict[tuple[Any, ...], Programs] = {}
         self.save = checkpoint.save
         self.load = checkpoint.load
@@ -78,8 +80,7 @@ class Backend:
         """Return the rows of a unit of `num_legs` legs."""
         if self.spec.rows_per_device:
             return self.spec.rows_per_device
-        on_cpu = self.devices[0].platform == "cpu"
-        return plans.even_rows(num_legs, len(self.devices), plans.CPU_ROWS if on_cpu else 2**31)
+        return plans.even_rows(num_legs, self.slots, plans.CPU_ROWS if self.on_cpu else 2**31)
 
     def compile(self, group: plans.Group) -> Programs:
         """Compile the programs of a group, or find those of an earlier round.

@@ -9,7 +9,7 @@ whole, those in progress leave snapshots, and the rounds of a search follow from
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -90,6 +90,19 @@ class Backend(Protocol):
 
 
 @dataclasses.dataclass
+class Computed:
+    """What came out of units that were computed side by side."""
+
+    units: list[plans.Unit]
+    rows: int  # of each, padding included
+    states: Any
+    diverged_at: np.ndarray  # [units * rows], as the arrays below
+    metrics: dict[str, np.ndarray]
+    scores: dict[str, np.ndarray]
+    facts: dict[str, Any]
+
+
+@dataclasses.dataclass
 class Work:
     """All that the functions below share."""
 
@@ -97,6 +110,11 @@ class Work:
     backend: Backend
     progress: progresses.Progress
     snapshots: snapshots.Snapshots
+    executor: "Executor"
+
+
+# Computes some units of a group, here or elsewhere, and yields them as they are done.
+Executor = Callable[[Work, plans.Group, Sequence[plans.Unit]], Iterator[Computed]]
 
 
 def run(
@@ -105,6 +123,7 @@ def run(
     backend: Backend,
     progress: progresses.Progress,
     snapshot_every_s: float = SNAPSHOT_EVERY_S,
+    executor: Executor | None = None,
 ) -> None:
     """Compute what is not committed yet, round by round.
 
@@ -114,11 +133,12 @@ def run(
         backend: computes.
         progress: told what happens.
         snapshot_every_s: least time between two snapshots of the units in progress.
+        executor: computes units; None: this process does.
     """
     shots = snapshots.Snapshots(
         store.path / "progress", backend.save, backend.load, snapshot_every_s
     )
-    work = Work(store, backend, progress, shots)
+    work = Work(store, backend, progress, shots, executor or on_this_machine)
     requeue_damaged(work)
     warn_of_other_versions(work)
     index = 0
@@ -247,29 +267,38 @@ def shrink(work: Work, index: int, group: plans.Group, error: OutOfMemory) -> di
 
 
 def run_group(work: Work, group: plans.Group, units: Sequence[plans.Unit]) -> None:
-    """Compute `units`, as many at a time as the programs take, and commit each batch."""
+    """Compute `units` and commit them as they come."""
+    for computed in work.executor(work, group, units):
+        facts = computed.facts
+        before = 0 if group.start else facts["steps_before"]
+        per_update = group.config.steps_per_update
+        facts |= {
+            "steps_per_update": per_update,
+            "env_steps": before + per_update * (group.stop - group.start),
+        }
+        for i, unit in enumerate(computed.units):
+            rows = slice(i * computed.rows, i * computed.rows + len(unit.legs))
+            found = {**computed.metrics, **computed.scores}
+            arrays = {name: value[rows] for name, value in found.items()}
+            state = work.backend.cut(computed.states, rows)
+            ended = outcomes(unit, arrays, computed.diverged_at[rows])
+            work.store.commit(unit.name, arrays, state, ended, facts, work.backend.save)
+            work.snapshots.discard([unit])
+        work.progress.committed(len(computed.units))
+
+
+def on_this_machine(
+    work: Work, group: plans.Group, units: Sequence[plans.Unit]
+) -> Iterator[Computed]:
+    """Compute as many units at a time as the programs take, one a device."""
     work.progress.compiling(group)
     programs = work.backend.compile(group)
     work.progress.compiled(group, programs.compile_s)
     for batch in batched(units, programs.units):
         began = time.monotonic()
-        states, diverged_at, metrics, scores = run_batch(work, group, programs, batch)
-        facts = work.backend.facts(programs, group)
-        per_update = group.config.steps_per_update
-        before = 0 if group.start else facts["steps_before"]
-        facts |= {
-            "wall_s": time.monotonic() - began,
-            "steps_per_update": per_update,
-            "env_steps": before + per_update * (group.stop - group.start),
-        }
-        for i, unit in enumerate(dict.fromkeys(batch)):
-            rows = slice(i * programs.rows, i * programs.rows + len(unit.legs))
-            arrays = {name: value[rows] for name, value in {**metrics, **scores}.items()}
-            state = work.backend.cut(states, rows)
-            ended = outcomes(unit, arrays, diverged_at[rows])
-            work.store.commit(unit.name, arrays, state, ended, facts, work.backend.save)
-            work.snapshots.discard([unit])
-        work.progress.committed(len(set(batch)))
+        found = run_batch(work, group, programs, batch)
+        facts = {**work.backend.facts(programs, group), "wall_s": time.monotonic() - began}
+        yield Computed(list(dict.fromkeys(batch)), programs.rows, *found, facts)
 
 
 def batched(units: Sequence[plans.Unit], size: int) -> Iterator[list[plans.Unit]]:
@@ -347,7 +376,8 @@ def begin(
         work.progress.resumed(group, batch, updates)
         return updates, states, diverged_at, [metrics]
     if group.start:
-        states, diverged_at = inherited(work, group, programs, batch)
+        trees, diverged = inherited(work, batch)
+        states, diverged_at = backend.join(programs, trees), stacked(diverged, programs.rows)
         return group.start, states, diverged_at, []
     fresh = np.zeros(programs.rows * len(batch), np.int32)
     return 0, backend.start(programs, inputs), fresh, []
@@ -387,14 +417,12 @@ def shapes(work: Work, group: plans.Group, unit: plans.Unit, updates: int) -> di
     }
 
 
-def inherited(
-    work: Work, group: plans.Group, programs: Any, batch: Sequence[plans.Unit]
-) -> tuple[Any, np.ndarray]:
-    """Return the states and diverged_at with which the legs of a batch go on."""
+def inherited(work: Work, units: Sequence[plans.Unit]) -> tuple[list[Any], list[np.ndarray]]:
+    """Return the states and diverged_at with which the legs of each unit go on."""
     legs = {(leg["run_id"], leg["stop"]): leg for leg in work.store.legs()}
     loaded: dict[str, Any] = {}
     trees, diverged_at = [], []
-    for unit in batch:
+    for unit in units:
         parents = [legs[leg.parent or "", leg.start] for leg in unit.legs]
         for name in dict.fromkeys(parent["unit"] for parent in parents):
             if name not in loaded:
@@ -403,7 +431,7 @@ def inherited(
                 loaded[name] = work.store.state(name, template, work.backend.load)
         trees.append(work.backend.pick([(loaded[p["unit"]], p["row"]) for p in parents]))
         diverged_at.append(np.array([p["diverged_at"] or 0 for p in parents], np.int32))
-    return work.backend.join(programs, trees), stacked(diverged_at, programs.rows)
+    return trees, diverged_at
 
 
 def first_rows(unit: plans.Unit, rows: int) -> plans.Unit:

@@ -1,0 +1,307 @@
+"""Computes units as Ray tasks, on as many machines as a Ray cluster has.
+
+The process that runs the sweep plans, keeps the ledger and commits; a task computes one unit on one
+device and sends back what came out. Where a node is lost, Ray computes its tasks again elsewhere,
+from their beginning: a unit is committed once, by one process, whatever happened on the way.
+
+A task is plain values and arrays, so that a worker needs this package, the versions that the sweep
+has, and nothing else: the source of a forked agent travels with it.
+"""
+
+import collections
+import dataclasses
+import functools
+import importlib
+import math
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from purejaxpg import FaultError, InputError
+from purejaxpg.sweep import engine
+from purejaxpg.sweep import plan as plans
+from purejaxpg.sweep import spec as specs
+from purejaxpg.sweep import store as stores
+
+RETRIES = 10  # of a task whose worker or node is lost
+QUEUED = 2  # tasks submitted for each that can run: enough to keep all busy, few states in flight
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A unit, and all that a worker has to know to compute it."""
+
+    agent: str  # name of a built-in agent, or of the file that `source` is written to
+    source: str | None
+    eval_episodes: int
+    horizon: int  # of the whole group, since it is part of the compiled program
+    group: int
+    signature: str
+    rows: int
+    unit: str
+    legs: tuple[stores.Run, ...]
+    states: list[np.ndarray] | None  # leaves, of the legs' parents; None: they start anew
+    diverged_at: np.ndarray
+    versions: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """Why a unit could not be computed; a value, since Ray wraps what a task raises."""
+
+    kind: str  # "memory", "input" or "fault"
+    text: str
+    fits: int = 0  # rows, where memory ran out
+
+
+class Ray:
+    """An executor: computes the units of a group wherever the cluster has room."""
+
+    def __init__(self, spec: specs.Spec, address: str | None, resources: Mapping[str, float]):
+        """Join the cluster at `address`, or start one on this machine.
+
+        Args:
+            spec: of the sweep.
+            address: "auto", HOST:PORT or ray://HOST:PORT; None: RAY_ADDRESS, else this machine.
+            resources: what each task takes, as {"GPU": 1}; empty: one GPU, else one TPU chip, else
+                one CPU, whichever the cluster has.
+
+        Raises:
+            InputError: the extra is not installed, or no node has such resources.
+            FaultError: there is no cluster at `address`.
+        """
+        self.ray = import_ray()
+        self.spec = spec
+        path = specs.agent_path(spec.agent_name)
+        built_in = spec.agent_name in specs.agent_names()
+        self.source = None if built_in else Path(spec.agent.__file__ or path).read_text("utf-8")
+        self.join(address)
+        there = self.ray.cluster_resources()
+        self.resources = dict(resources) or next(
+            {kind: 1.0} for kind in ("GPU", "TPU", "CPU") if there.get(kind, 0) >= 1
+        )
+        self.slots = min(math.floor(there.get(k, 0) / n) for k, n in self.resources.items())
+        if self.slots < 1:
+            needed = ",".join(f"{kind}={amount:g}" for kind, amount in self.resources.items())
+            has = ", ".join(f"{there.get(kind, 0):g} {kind}" for kind in self.resources)
+            raise InputError(f"--ray-task must fit the cluster, which has {has}, but is {needed}.")
+        self.on_cpu = not {"GPU", "TPU"} & set(self.resources)
+
+    def join(self, address: str | None) -> None:
+        """Connect to the cluster, quietly."""
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            self.ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise FaultError(f"There is no Ray cluster at {address}: {reason}.") from error
+
+    def __call__(
+        self, work: engine.Work, group: plans.Group, units: Sequence[plans.Unit]
+    ) -> Iterator[engine.Computed]:
+        """Yield units as they are done, in whatever order."""
+        tasks = f"{len(units)} tasks of {group.rows} rows, {self.slots} at a time"
+        work.progress.say(f"Group {group.index}: {tasks}, on the Ray cluster.")
+        remote = self.ray.remote(compute_unit).options(**self.options())
+        waiting = collections.deque(units)
+        running: dict[Any, plans.Unit] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < QUEUED * self.slots:
+                    unit = waiting.popleft()
+                    running[remote.remote(self.task(work, group, unit))] = unit
+                done, _ = self.ray.wait(list(running), timeout=1.0)
+                for reference in done:
+                    yield self.received(work, group, running.pop(reference), reference)
+        finally:
+            for reference in running:
+                self.ray.cancel(reference, force=True)
+
+    def options(self) -> dict[str, Any]:
+        """Return what Ray is told of every task."""
+        names = {"CPU": "num_cpus", "GPU": "num_gpus"}
+        known = {names[k]: n for k, n in self.resources.items() if k in names}
+        others = {k: n for k, n in self.resources.items() if k not in names}
+        # The process that runs the sweep computes on its CPU only; a worker must not inherit that.
+        platform = "cpu" if self.on_cpu else ""
+        flags = "--xla_force_host_platform_device_count=1"
+        environment = {"JAX_PLATFORMS": platform, "XLA_FLAGS": flags}
+        return {
+            "num_cpus": 1 if self.on_cpu else 0,
+            **known,
+            "resources": others,
+            "max_retries": RETRIES,
+            "runtime_env": {"env_vars": environment},
+        }
+
+    def task(self, work: engine.Work, group: plans.Group, unit: plans.Unit) -> Task:
+        """Describe a unit to a worker."""
+        states, diverged_at = None, np.zeros(len(unit.legs), np.int32)
+        if group.start:
+            (tree,), (diverged_at,) = engine.inherited(work, [unit])
+            states = leaves_of(tree)
+        return Task(
+            agent=self.spec.agent_name if self.source is None else Path(self.spec.agent_name).name,
+            source=self.source,
+            eval_episodes=self.spec.eval_episodes,
+            horizon=work.backend.horizon(group),  # type: ignore[attr-defined]
+            group=group.index,
+            signature=group.signature,
+            rows=group.rows,
+            unit=unit.name,
+            legs=tuple(engine.planned(work.backend, unit, "tune")),
+            states=states,
+            diverged_at=diverged_at,
+            versions=work.backend.versions(),
+        )
+
+    def received(
+        self, work: engine.Work, group: plans.Group, unit: plans.Unit, reference: Any
+    ) -> engine.Computed:
+        """Return what a task computed, or raise what stopped it."""
+        try:
+            found = self.ray.get(reference)
+        except self.ray.exceptions.RayError as error:
+            reason = str(error).strip().splitlines()[-1].rstrip(".")
+            raise FaultError(
+                f"Ray could not compute {unit.name}: {reason}; what is done is kept."
+            ) from error
+        if isinstance(found, Failure):
+            raise as_exception(found)
+        leaves, *others = found
+        states = like(work.backend.template(unit), leaves)
+        computed = engine.Computed([unit], group.rows, states, *others)
+        updates = group.stop - group.start
+        work.progress.advance(group, [unit], updates, computed.metrics, computed.diverged_at)
+        return computed
+
+
+def import_ray() -> Any:
+    """Return the package, or raise an InputError that says how to get it."""
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise InputError(
+            "--executor ray needs the extra `ray`: pip install 'purejaxpg[ray]'."
+        ) from error
+
+
+def as_exception(failure: Failure) -> Exception:
+    """Return what a failure in a worker is in this process."""
+    if failure.kind == "memory":
+        return engine.OutOfMemory(failure.text, failure.fits)
+    return InputError(failure.text) if failure.kind == "input" else FaultError(failure.text)
+
+
+# ------------------------------------------------------------------------------------ in a worker
+
+
+def compute_unit(task: Task) -> tuple[Any, ...] | Failure:
+    """Compute a unit -> leaves of states, diverged_at, metrics, scores, facts, in NumPy."""
+    try:
+        return computed_here(task)
+    except engine.OutOfMemory as error:
+        return Failure("memory", str(error), error.fits)
+    except InputError as error:
+        return Failure("input", str(error))
+    except FaultError as error:
+        return Failure("fault", str(error))
+
+
+def computed_here(task: Task) -> tuple[Any, ...]:
+    """Compute a unit on this process's first device."""
+    from purejaxpg import config as configs
+
+    backend = backend_of(task.agent, task.source, task.eval_episodes, task.horizon)
+    refuse_other_versions(task.versions, backend.versions())
+    config_class = backend.spec.agent.Config
+    legs = tuple(
+        plans.Leg(
+            specs.Run(leg.run_id, configs.build(config_class, leg.config), leg.seed, leg.swept),
+            leg.start,
+            leg.stop,
+            leg.parent,
+        )
+        for leg in task.legs
+    )
+    unit = plans.Unit(task.unit, legs)
+    group = plans.Group(task.group, task.signature, task.rows, (unit,))
+    programs = backend.compile(group)
+    began = time.monotonic()
+    inputs = backend.inputs(programs, [unit])
+    states, diverged_at = first_states(backend, programs, inputs, unit, task)
+    pieces, length = [], programs.segment_length
+    for first in range(group.start + 1, group.stop + 1, length):
+        count = min(length, group.stop + 1 - first)
+        states, diverged_at, metrics = backend.segment(
+            programs, inputs, states, diverged_at, first, count
+        )
+        pieces.append(metrics)
+    scores = backend.score(programs, inputs, states, group.stop)
+    facts = {
+        **backend.facts(programs, group),
+        "wall_s": time.monotonic() - began,
+        "node": socket.gethostname(),
+    }
+    return leaves_of(states), diverged_at, engine.joined(pieces), scores, facts
+
+
+def first_states(
+    backend: Any, programs: Any, inputs: Any, unit: plans.Unit, task: Task
+) -> tuple[Any, np.ndarray]:
+    """Return the states and diverged_at that a unit's legs start from."""
+    if task.states is None:
+        return backend.start(programs, inputs), np.zeros(task.rows, np.int32)
+    states = backend.join(programs, [like(backend.template(unit), task.states)])
+    return states, engine.stacked([task.diverged_at], task.rows)
+
+
+def leaves_of(tree: Any) -> list[np.ndarray]:
+    """Copy the leaves of a pytree to the host: its classes may be a fork's, unknown elsewhere."""
+    import jax
+
+    return jax.device_get(jax.tree.leaves(tree))
+
+
+def like(template: Any, leaves: Sequence[np.ndarray]) -> Any:
+    """Put leaves back into a pytree of the structure of `template`."""
+    import jax
+
+    return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+@functools.cache
+def backend_of(agent: str, source: str | None, eval_episodes: int, horizon: int) -> Any:
+    """Return what computes units of an agent in this process, with its compiled programs."""
+    import jax
+
+    from purejaxpg.sweep import compute
+
+    class OfOneUnit(compute.Backend):
+        """A group's horizon is that of all its units, of which there is but one here."""
+
+        def horizon(self, group: plans.Group) -> int:
+            return horizon
+
+    base = Path()
+    if source is not None:
+        base = Path(tempfile.mkdtemp(prefix="purejaxpg-"))
+        (base / agent).write_text(source, "utf-8")
+    spec = specs.from_dict({"agent": agent, "eval_episodes": eval_episodes}, "task", base)
+    return OfOneUnit(spec, jax.devices()[:1])
+
+
+def refuse_other_versions(wanted: Mapping[str, str], here: Mapping[str, str]) -> None:
+    """Raise unless this worker computes the same numbers as the sweep's own process would."""
+    for name, version in wanted.items():
+        if here[name] != version:
+            raise InputError(
+                f"{name} must be {version} on every node, as where the sweep runs, "
+                f"but is {here[name]} on {socket.gethostname()}."
+            )

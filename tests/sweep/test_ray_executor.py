@@ -1,0 +1,144 @@
+"""Units as Ray tasks: a cluster of two nodes on this machine, one of them killed on the way."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_sweep
+
+from purejaxpg import InputError, agents
+from purejaxpg.sweep import engine, ray_executor
+from purejaxpg.sweep import spec as specs
+from purejaxpg.sweep import store as stores
+
+pytest.importorskip("ray")
+ENVIRONMENT = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    from ray import cluster_utils
+
+    found = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    yield found
+    found.shutdown()
+
+
+def spec_file(directory: pathlib.Path) -> pathlib.Path:
+    """A search in two rounds, of a fork: states travel to the workers, and so does its source."""
+    shutil.copy(pathlib.Path(agents.__path__[0]) / "ppo.py", directory / "forked.py")
+    config = {**tiny_sweep.HALVED["config"], "env_params": None}
+    fields = "\n".join(f"{k} = {json.dumps(v)}" for k, v in config.items() if v is not None)
+    path = directory / "spec.toml"
+    path.write_text(
+        'agent = "./forked.py"\nseeds = 4\neval_episodes = 4\nrows_per_device = 2\n'
+        f"[config]\n{fields}\nenv_params = {{max_steps_in_episode = 20}}\n"
+        "[sweep]\nnum_steps = [4, 8]\nlearning_rate = [1e-3, 1e-2]\n"
+        "[halving]\nrungs = 2\neta = 2\n"
+    )
+    return path
+
+
+def sweep(spec: pathlib.Path, out: pathlib.Path, *options: str) -> subprocess.Popen[str]:
+    words = ["sweep", str(spec), "--out", str(out), *options]
+    return subprocess.Popen(
+        [sys.executable, "-m", "purejaxpg.cli", *words],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for_a_commit(out: pathlib.Path, process: subprocess.Popen[str]) -> int:
+    """Wait until a unit is committed -> units of the round that are still to do."""
+    while process.poll() is None:
+        time.sleep(0.1)
+        if (out / stores.LEDGER).is_file():
+            with stores.Store.read(out) as store:
+                done = sum(unit["done"] for unit in store.units())
+                if done:
+                    return len(store.pending())
+    pytest.fail(process.communicate()[0])
+
+
+def test_a_lost_node_loses_no_run(cluster: Any, tmp_path: pathlib.Path) -> None:
+    node, spec = cluster.add_node(num_cpus=1), spec_file(tmp_path)
+    process = sweep(spec, tmp_path / "ray", "--executor", "ray", "--ray-address", cluster.address)
+    left = wait_for_a_commit(tmp_path / "ray", process)
+    cluster.remove_node(node, allow_graceful=False)
+    assert left >= 4  # so that the lost node was at work, and more was waiting
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert "on the Ray cluster" in output
+
+    local = sweep(spec, tmp_path / "local", "--devices", "1", "--quiet")
+    assert local.wait(timeout=300) == 0, local.communicate()[0]
+    with stores.Store.read(tmp_path / "ray") as far, stores.Store.read(tmp_path / "local") as near:
+        assert far.finished and not far.damaged()
+        assert [unit["name"] for unit in far.units()] == [unit["name"] for unit in near.units()]
+        for unit in near.units():
+            pairs = dict(far.arrays(unit["name"])), dict(near.arrays(unit["name"]))
+            assert pairs[0].keys() == pairs[1].keys()
+            for name, value in pairs[1].items():
+                np.testing.assert_array_equal(pairs[0][name], value)
+        outcome = ("run_id", "round", "status", "score", "greedy_score", "diverged_at")
+        legs = [[{k: leg[k] for k in outcome} for leg in each.legs()] for each in (far, near)]
+        assert legs[0] == legs[1]
+
+
+# -------------------------------------------------------------------------- in one process
+
+
+def task(**changes: Any) -> ray_executor.Task:
+    """The first unit of a tiny sweep, as a worker gets it."""
+    import jax
+
+    from purejaxpg.sweep import compute
+    from purejaxpg.sweep import search as searches
+
+    spec = tiny_sweep.swept()
+    backend = compute.Backend(spec, jax.devices()[:1])
+    (group,) = backend.groups(0, next(searches.rounds(spec)), {})
+    unit = group.units[0]
+    values = {
+        "agent": "ppo", "source": None, "eval_episodes": 4, "horizon": backend.horizon(group),
+        "group": 0, "signature": group.signature, "rows": group.rows, "unit": unit.name,
+        "legs": tuple(engine.planned(backend, unit, "tune")), "states": None,
+        "diverged_at": np.zeros(2, np.int32), "versions": backend.versions(),
+    }  # fmt: skip
+    return ray_executor.Task(**{**values, **changes})
+
+
+def test_a_worker_with_other_versions_is_refused() -> None:
+    one = task()
+    found = ray_executor.compute_unit(task(versions={**one.versions, "jax": "0.0.1"}))
+    assert isinstance(found, ray_executor.Failure)
+    error = ray_executor.as_exception(found)
+    assert isinstance(error, InputError) and str(error).startswith("jax must be 0.0.1 on every")
+
+
+def test_running_out_of_memory_in_a_worker_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from purejaxpg.sweep import memory
+
+    monkeypatch.setattr(memory, "limit", lambda devices: 1000)
+    ray_executor.backend_of.cache_clear()
+    found = ray_executor.compute_unit(task())
+    assert isinstance(found, ray_executor.Failure)
+    error = ray_executor.as_exception(found)
+    assert isinstance(error, engine.OutOfMemory) and error.fits < 2
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match=r"pip install 'purejaxpg\[ray\]'"):
+        ray_executor.Ray(specs.from_dict(tiny_sweep.TINY, "tiny"), None, {})
