@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from purejaxpg import FaultError, InputError, __version__
+from purejaxpg.sweep import signals
 
-EXIT_FAULT, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAULT, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,16 +30,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0 done, 1 fault, 2 bad input, 130 interrupted."""
+    """Run a command and return its exit status.
+
+    0 done, 1 fault, 2 bad input, 130 interrupted, 143 terminated (SIGTERM).
+    """
     try:
-        words = list(sys.argv[1:] if argv is None else argv)
-        arguments, rest = make_parser().parse_known_args(words)
-        if rest and arguments.command is not train:
-            raise InputError(f"There is no option {rest[0]!r} (see purejaxpg --help).")
-        if arguments.command is train:
-            train(arguments, rest)
-            return 0
-        return arguments.command(arguments) or 0
+        with signals.caught():
+            return dispatch(list(sys.argv[1:] if argv is None else argv))
     except InputError as error:
         return complain(error, EXIT_INPUT)
     except FaultError as error:
@@ -46,9 +44,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAULT
-    except KeyboardInterrupt:
-        message = "Interrupted; what is finished is kept, and the same command goes on from there."
-        return complain(message, EXIT_INTERRUPTED)
+    except KeyboardInterrupt as error:
+        terminated = isinstance(error, signals.Terminated)
+        what = "Terminated" if terminated else "Interrupted"
+        message = f"{what}; what is finished is kept, and the same command goes on from there."
+        return complain(message, EXIT_TERMINATED if terminated else EXIT_INTERRUPTED)
+
+
+def dispatch(words: list[str]) -> int:
+    """Run the command that `words` name and return its exit status."""
+    arguments, rest = make_parser().parse_known_args(words)
+    if rest and arguments.command is not train:
+        raise InputError(f"There is no option {rest[0]!r} (see purejaxpg --help).")
+    if arguments.command is train:
+        train(arguments, rest)
+        return 0
+    return arguments.command(arguments) or 0
 
 
 def complain(message: object, status: int) -> int:

@@ -21,7 +21,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from purejaxpg import FaultError, InputError, checkpoint
-from purejaxpg.sweep import engine, search
+from purejaxpg.sweep import engine, search, signals
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import store as stores
 
@@ -192,12 +192,14 @@ def spec(kind: str = "halving") -> Spec:
     return Spec(search.Search())
 
 
-def run(directory: str | os.PathLike[str], kind: str = "halving") -> None:
-    """Run the search into `directory`, with a snapshot after every segment."""
+def run(
+    directory: str | os.PathLike[str], kind: str = "halving", snapshot_every_s: float = 0.0
+) -> None:
+    """Run the search into `directory`, by default with a snapshot after every segment."""
     plain = {"kind": kind}
     with stores.Store.open(directory, plain, f"kind = {kind!r}\n") as store:
         rounds = search.rounds(spec(kind))  # type: ignore[arg-type]
-        engine.run(rounds, store, Backend(), Silent(), 0.0)  # type: ignore[arg-type]
+        engine.run(rounds, store, Backend(), Silent(), snapshot_every_s)  # type: ignore[arg-type]
 
 
 def contents(directory: str | os.PathLike[str]) -> str:
@@ -219,7 +221,10 @@ def contents(directory: str | os.PathLike[str]) -> str:
 if __name__ == "__main__":
     assert "jax" not in sys.modules
     try:
-        run(*sys.argv[1:])
+        with signals.caught():
+            run(*sys.argv[1:])
+    except signals.Terminated:
+        sys.exit(143)
     except (FaultError, InputError) as error:
         print(error, file=sys.stderr)
         sys.exit(1 if isinstance(error, FaultError) else 2)

@@ -2,8 +2,10 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -168,15 +170,47 @@ def test_no_write_permission_is_status_1(capsys: pytest.CaptureFixture[str]) -> 
     assert "/proc/results" in printed
 
 
-def test_an_interrupt_says_how_to_go_on(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("number", "status", "word"),
+    [(signal.SIGINT, 130, "Interrupted;"), (signal.SIGTERM, 143, "Terminated;")],
+    ids=["SIGINT", "SIGTERM"],
+)
+def test_a_signal_ends_in_one_sentence_that_says_how_to_go_on(
+    number: int,
+    status: int,
+    word: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
+    monkeypatch.setattr(cli, "run_sweep", lambda *_: os.kill(os.getpid(), number))
+    before = signal.getsignal(number)
+    assert cli.main(["train", "ppo", *FLAGS]) == status
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1
+    assert printed.err.startswith(word) and "the same command goes on" in printed.err
+    assert signal.getsignal(number) == before
 
-    monkeypatch.setattr(cli, "run_sweep", interrupted)
-    assert cli.main(["train", "ppo", *FLAGS]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+
+def test_a_terminated_sweep_goes_on_from_its_snapshot(capsys: pytest.CaptureFixture[str]) -> None:
+    """A process of its own, on real training, with no snapshot due for an hour."""
+    flags = [word if word != "64" else "60000" for word in FLAGS if word != "--quiet"]
+    words = ["train", "ppo", *flags, "--snapshot-every", "3600"]
+    root = str(pathlib.Path(purejaxpg.__file__).resolve().parent.parent)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "purejaxpg.cli", *words],
+        env={**os.environ, "PYTHONPATH": root},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    while process.poll() is None and not list(pathlib.Path().glob("results/*/progress.jsonl")):
+        time.sleep(0.01)
+    process.terminate()
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 143, said
+    assert said.startswith("Terminated;") and said.count("\n") == 1
+    assert cli.main(words) == 0
+    assert "Going on from a snapshot after update" in capsys.readouterr().out
 
 
 def test_fork_train_and_sweep_the_fork(capsys: pytest.CaptureFixture[str]) -> None:

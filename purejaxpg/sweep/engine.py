@@ -18,7 +18,7 @@ from purejaxpg import FaultError
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import progress as progresses
 from purejaxpg.sweep import search as searches
-from purejaxpg.sweep import snapshots
+from purejaxpg.sweep import signals, snapshots
 from purejaxpg.sweep import store as stores
 
 SNAPSHOT_EVERY_S = 30.0
@@ -295,10 +295,13 @@ def on_this_machine(
     programs = work.backend.compile(group)
     work.progress.compiled(group, programs.compile_s)
     for batch in batched(units, programs.units):
-        began = time.monotonic()
-        found = run_batch(work, group, programs, batch)
-        facts = {**work.backend.facts(programs, group), "wall_s": time.monotonic() - began}
-        yield Computed(list(dict.fromkeys(batch)), programs.rows, *found, facts)
+        with signals.held() as stopping:
+            began = time.monotonic()
+            found = run_batch(work, group, programs, batch, stopping)
+            if found is not None:  # committed before a signal that arrived on the way is heeded
+                took = {"wall_s": time.monotonic() - began}
+                facts = {**work.backend.facts(programs, group), **took}
+                yield Computed(list(dict.fromkeys(batch)), programs.rows, *found, facts)
 
 
 def batched(units: Sequence[plans.Unit], size: int) -> Iterator[list[plans.Unit]]:
@@ -309,9 +312,16 @@ def batched(units: Sequence[plans.Unit], size: int) -> Iterator[list[plans.Unit]
 
 
 def run_batch(
-    work: Work, group: plans.Group, programs: Any, batch: Sequence[plans.Unit]
-) -> tuple[Any, np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Train and score `batch`, one unit a device -> states, diverged_at, metrics, scores."""
+    work: Work,
+    group: plans.Group,
+    programs: Any,
+    batch: Sequence[plans.Unit],
+    stopping: Callable[[], bool],
+) -> tuple[Any, np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]] | None:
+    """Train and score `batch`, one unit a device -> states, diverged_at, metrics, scores.
+
+    None: it was to stop, and a snapshot says how far it came.
+    """
     backend, length = work.backend, programs.segment_length
     inputs = backend.inputs(programs, batch)
     done, states, diverged_at, pieces = begin(work, group, programs, batch, inputs)
@@ -322,8 +332,11 @@ def run_batch(
         )
         pieces.append(metrics)
         work.progress.advance(group, batch, count, metrics, diverged_at)
-        if work.snapshots.due and first + count <= group.stop:
+        stop = stopping()
+        if stop or (work.snapshots.due and first + count <= group.stop):
             snapshot(work, programs, batch, first + count - 1, (states, diverged_at, pieces))
+        if stop:
+            return None
     work.progress.scoring()
     scores = backend.score(programs, inputs, states, group.stop)
     return states, diverged_at, joined(pieces), scores

@@ -25,10 +25,13 @@ import pytest
 import stand_in
 
 from purejaxpg import FaultError, InputError, checkpoint
-from purejaxpg.sweep import fsck
+from purejaxpg.sweep import fsck, signals
 from purejaxpg.sweep import store as stores
 
 SCRIPT = str(pathlib.Path(stand_in.__file__).resolve())
+
+
+WHOLE = 12 + 6 + 4  # legs of all rungs
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +123,100 @@ def test_killed_at_every_step(tmp_path: pathlib.Path, expected: str) -> None:
         assert damage_of(out) == []
         shutil.rmtree(out)
     assert n > 100  # there is that much to be interrupted
+
+
+# -------------------------------------------------------------------------------------- terminate
+
+
+def test_terminated_eight_times_at_random(tmp_path: pathlib.Path, expected: str) -> None:
+    """Of what was there nothing is lost, and nothing is left half done."""
+    out, before, stops, chance = tmp_path / "out", {}, 0, random.Random(1)
+    directories = 0
+    while stops < 8:
+        process = start(out)
+        time.sleep(chance.uniform(0.15, 0.42))
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+        # Before the handler stands, and after it, the signal ends the process by itself.
+        assert process.returncode in (0, 143, -signal.SIGTERM) and said == ""
+        stops += process.returncode == 143
+        after = committed(out)
+        assert {name: after[name] for name in before} == before
+        before = after
+        if len(after) == WHOLE:
+            assert stand_in.contents(out) == expected
+            directories += 1
+            out, before = tmp_path / f"out{directories}", {}
+    assert start(out).wait(60) == 0
+    assert stand_in.contents(out) == expected
+    assert damage_of(out) == []
+
+
+def stopped_after(
+    out: pathlib.Path, monkeypatch: pytest.MonkeyPatch, segments: int, number: int, **more: Any
+) -> type[BaseException]:
+    """Send this process a signal inside the n-th segment -> what came of it."""
+    original, left = stand_in.Backend.segment, [segments]
+
+    def segment(self: Any, *arguments: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), number)
+        return original(self, *arguments)
+
+    with monkeypatch.context() as patch, signals.caught():
+        patch.setattr(stand_in.Backend, "segment", segment)
+        with pytest.raises(KeyboardInterrupt) as raised:
+            stand_in.run(out, **more)
+    return raised.type
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(signal.SIGTERM, signals.Terminated), (signal.SIGINT, KeyboardInterrupt)],
+    ids=["SIGTERM", "SIGINT"],
+)
+@pytest.mark.parametrize("segments", [1, 2, 3])
+def test_a_signal_in_a_segment_costs_none_of_its_updates(
+    tmp_path: pathlib.Path,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    segments: int,
+    number: int,
+    kind: type[BaseException],
+) -> None:
+    """Also where no snapshot would have been due, and in the last segment of a unit."""
+    out, updates = tmp_path / "out", min(2 * segments, 6)
+    assert stopped_after(out, monkeypatch, segments, number, snapshot_every_s=1e9) is kind
+    found = sorted(path.name for path in (out / "progress").iterdir())
+    assert [name.split("-")[-2].split(".")[-1] for name in found] == [str(updates)] * 2
+    assert damage_of(out) == []
+    stand_in.run(out)
+    assert stand_in.contents(out) == expected
+
+
+def test_a_snapshot_that_cannot_be_written_keeps_nobody_from_stopping(
+    tmp_path: pathlib.Path, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> str:
+        raise FaultError("Cannot write the checkpoint: the disk is full.")
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(stand_in.Backend, "save", full)
+        kind = stopped_after(out, monkeypatch, 1, signal.SIGTERM, snapshot_every_s=1e9)
+    assert kind is signals.Terminated
+    stand_in.run(out)
+    assert stand_in.contents(out) == expected
+
+
+def test_a_second_signal_does_not_wait(tmp_path: pathlib.Path) -> None:
+    with signals.caught(), pytest.raises(signals.Terminated), signals.held() as stopping:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stopping()
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("the second signal waited as well")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 # ---------------------------------------------------------------------------------- failing calls

@@ -1,0 +1,74 @@
+"""Ctrl-C and SIGTERM as exceptions that can be made to wait for a moment when little is lost.
+
+SIGTERM is what batch systems send some seconds before they kill. Python runs a handler only between
+two steps of the main thread, so a compiled segment always ends first; `held` then lets the engine
+write a snapshot before it gives up.
+"""
+
+import contextlib
+import signal
+import threading
+import types
+from collections.abc import Callable, Iterator
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has arrived."""
+
+
+class _Waiting:
+    """What a signal that arrives is to do; signals belong to the process, so there is one."""
+
+    held = False
+    arrived: KeyboardInterrupt | None = None
+
+
+_waiting = _Waiting()
+
+
+@contextlib.contextmanager
+def caught() -> Iterator[None]:
+    """Raise Terminated at SIGTERM and KeyboardInterrupt at Ctrl-C inside the block.
+
+    A signal that the parent process had ignored stays ignored. Outside the main thread, where
+    Python lets nobody set handlers, nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    ours = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    for number in ours:
+        signal.signal(number, _handle)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, before[number])
+
+
+@contextlib.contextmanager
+def held() -> Iterator[Callable[[], bool]]:
+    """Let the first signal wait until the end of the block; a second one does not wait.
+
+    Yields:
+        A function that tells whether a signal is waiting.
+    """
+    _waiting.held = True
+    try:
+        yield lambda: _waiting.arrived is not None
+    finally:
+        _waiting.held = False  # first: from here on a signal raises by itself and is not lost
+        arrived, _waiting.arrived = _waiting.arrived, None
+        if arrived is not None:
+            raise arrived
+
+
+def _handle(number: int, _: types.FrameType | None) -> None:
+    error = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+    if _waiting.held and _waiting.arrived is None:
+        _waiting.arrived = error
+        return
+    raise error
