@@ -8,6 +8,7 @@ import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -383,10 +384,12 @@ def _spec_text(store: Store) -> str:
 
 def _command(store: Store, identity: Mapping[str, Any]) -> str:
     """Return the command that runs the winner again on fresh seeds."""
-    agent = str(identity.get("agent", ""))
+    agent, path = str(identity.get("agent", "")), store.path
+    if path.is_relative_to(Path.cwd()):  # as it was typed, and right on another machine
+        path = path.relative_to(Path.cwd())
     # The copy of the spec lies elsewhere, so a path in it would lead elsewhere.
-    spec = "SPEC.toml" if "/" in agent or agent.endswith(".py") else str(store.path / "spec.toml")
-    out = shlex.quote(str(store.path))
+    spec = "SPEC.toml" if "/" in agent or agent.endswith(".py") else str(path / "spec.toml")
+    out = shlex.quote(str(path))
     return f"purejaxpg sweep {shlex.quote(spec)} --out {out} --confirm 16"
 
 

@@ -115,6 +115,12 @@ def test_an_unconfirmed_winner_is_called_one(small):
     assert "What matters" in words and "needs several environments" in words
 
 
+def test_the_command_is_seen_from_where_the_report_is_made(small, monkeypatch):
+    monkeypatch.chdir(small.parent)
+    words = " ".join(check(rendered(small)).text)
+    assert f"sweep {small.name}/spec.toml --out {small.name} " in words
+
+
 def test_a_confirmed_winner_comes_with_its_bias(confirmed):
     found = check(rendered(confirmed))
     words = " ".join(found.text)
