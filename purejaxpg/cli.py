@@ -268,6 +268,8 @@ def sweep(arguments: argparse.Namespace) -> None:
     elsewhere = arguments.executor == "ray"
     if elsewhere and arguments.devices is not None:
         raise InputError("--devices is for one machine; with --executor ray, see --ray-task.")
+    if not elsewhere and (arguments.ray_address or arguments.ray_task):
+        raise InputError("--ray-address and --ray-task need --executor ray.")
     if elsewhere:  # this process only plans and commits: the accelerator is for the tasks
         os.environ["JAX_PLATFORMS"] = "cpu"
     devices = find_devices(1 if elsewhere else arguments.devices)

@@ -113,6 +113,8 @@ class Work:
     executor: "Executor"
 
 
+Position = tuple[int, Any, np.ndarray]  # of a batch: updates done, states, diverged_at
+
 # Computes some units of a group, here or elsewhere, and yields them as they are done.
 Executor = Callable[[Work, plans.Group, Sequence[plans.Unit]], Iterator[Computed]]
 
@@ -322,24 +324,47 @@ def run_batch(
 
     None: it was to stop, and a snapshot says how far it came.
     """
-    backend, length = work.backend, programs.segment_length
+    backend = work.backend
     inputs = backend.inputs(programs, batch)
     done, states, diverged_at, pieces = begin(work, group, programs, batch, inputs)
-    for first in range(done + 1, group.stop + 1, length):
-        count = min(length, group.stop + 1 - first)
-        states, diverged_at, metrics = backend.segment(
-            programs, inputs, states, diverged_at, first, count
-        )
+    begun = (done, states, diverged_at)
+    for at, metrics in segments(backend, programs, inputs, begun, group.stop):
+        updates, states, diverged_at = at
         pieces.append(metrics)
-        work.progress.advance(group, batch, count, metrics, diverged_at)
-        stop = stopping()
-        if stop or (work.snapshots.due and first + count <= group.stop):
-            snapshot(work, programs, batch, first + count - 1, (states, diverged_at, pieces))
+        work.progress.advance(group, batch, updates - done, metrics, diverged_at)
+        done, stop = updates, stopping()
+        if stop or (work.snapshots.due and done < group.stop):
+            snapshot(work, programs, batch, done, (states, diverged_at, pieces))
         if stop:
             return None
     work.progress.scoring()
     scores = backend.score(programs, inputs, states, group.stop)
     return states, diverged_at, joined(pieces), scores
+
+
+def segments(
+    backend: Backend, programs: Any, inputs: Any, at: Position, stop: int
+) -> Iterator[tuple[Position, dict[str, np.ndarray]]]:
+    """Train on to update `stop`, and yield where that is after each segment.
+
+    Args:
+        backend: computes.
+        programs: of the group.
+        inputs: of the batch.
+        at: where the batch is.
+        stop: the last update.
+
+    Yields:
+        Where the batch is then, and the metrics of the segment.
+    """
+    done, states, diverged_at = at
+    while done < stop:
+        count = min(programs.segment_length, stop - done)
+        states, diverged_at, metrics = backend.segment(
+            programs, inputs, states, diverged_at, done + 1, count
+        )
+        done += count
+        yield (done, states, diverged_at), metrics
 
 
 def joined(pieces: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from purejaxpg import FaultError, InputError
-from purejaxpg.sweep import engine
+from purejaxpg.sweep import engine, signals
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import store as stores
@@ -78,14 +78,12 @@ class Ray:
         """
         self.ray = import_ray()
         self.spec = spec
-        path = specs.agent_path(spec.agent_name)
         built_in = spec.agent_name in specs.agent_names()
-        self.source = None if built_in else Path(spec.agent.__file__ or path).read_text("utf-8")
+        self.source = None if built_in else Path(str(spec.agent.__file__)).read_text("utf-8")
         self.join(address)
         there = self.ray.cluster_resources()
-        self.resources = dict(resources) or next(
-            {kind: 1.0} for kind in ("GPU", "TPU", "CPU") if there.get(kind, 0) >= 1
-        )
+        best = next((kind for kind in ("GPU", "TPU") if there.get(kind, 0) >= 1), "CPU")
+        self.resources = dict(resources) or {best: 1.0}
         self.slots = min(math.floor(there.get(k, 0) / n) for k, n in self.resources.items())
         if self.slots < 1:
             needed = ",".join(f"{kind}={amount:g}" for kind, amount in self.resources.items())
@@ -97,7 +95,8 @@ class Ray:
         """Connect to the cluster, quietly."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
-            self.ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            with signals.kept():  # at SIGTERM Ray would end the process without a word
+                self.ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0].rstrip(".")
             raise FaultError(f"There is no Ray cluster at {address}: {reason}.") from error
@@ -108,6 +107,7 @@ class Ray:
         """Yield units as they are done, in whatever order."""
         tasks = f"{len(units)} tasks of {group.rows} rows, {self.slots} at a time"
         work.progress.say(f"Group {group.index}: {tasks}, on the Ray cluster.")
+        horizon = work.backend.horizon(group)  # type: ignore[attr-defined]
         remote = self.ray.remote(compute_unit).options(**self.options())
         waiting = collections.deque(units)
         running: dict[Any, plans.Unit] = {}
@@ -115,7 +115,7 @@ class Ray:
             while waiting or running:
                 while waiting and len(running) < QUEUED * self.slots:
                     unit = waiting.popleft()
-                    running[remote.remote(self.task(work, group, unit))] = unit
+                    running[remote.remote(self.task(work, group, unit, horizon))] = unit
                 done, _ = self.ray.wait(list(running), timeout=1.0)
                 for reference in done:
                     yield self.received(work, group, running.pop(reference), reference)
@@ -140,7 +140,7 @@ class Ray:
             "runtime_env": {"env_vars": environment},
         }
 
-    def task(self, work: engine.Work, group: plans.Group, unit: plans.Unit) -> Task:
+    def task(self, work: engine.Work, group: plans.Group, unit: plans.Unit, horizon: int) -> Task:
         """Describe a unit to a worker."""
         states, diverged_at = None, np.zeros(len(unit.legs), np.int32)
         if group.start:
@@ -150,7 +150,7 @@ class Ray:
             agent=self.spec.agent_name if self.source is None else Path(self.spec.agent_name).name,
             source=self.source,
             eval_episodes=self.spec.eval_episodes,
-            horizon=work.backend.horizon(group),  # type: ignore[attr-defined]
+            horizon=horizon,
             group=group.index,
             signature=group.signature,
             rows=group.rows,
@@ -235,14 +235,12 @@ def computed_here(task: Task) -> tuple[Any, ...]:
     programs = backend.compile(group)
     began = time.monotonic()
     inputs = backend.inputs(programs, [unit])
-    states, diverged_at = first_states(backend, programs, inputs, unit, task)
-    pieces, length = [], programs.segment_length
-    for first in range(group.start + 1, group.stop + 1, length):
-        count = min(length, group.stop + 1 - first)
-        states, diverged_at, metrics = backend.segment(
-            programs, inputs, states, diverged_at, first, count
-        )
+    at: engine.Position = (group.start, *first_states(backend, programs, inputs, unit, task))
+    pieces = []
+    for step in engine.segments(backend, programs, inputs, at, group.stop):
+        at, metrics = step
         pieces.append(metrics)
+    _, states, diverged_at = at
     scores = backend.score(programs, inputs, states, group.stop)
     facts = {
         **backend.facts(programs, group),
@@ -289,11 +287,11 @@ def backend_of(agent: str, source: str | None, eval_episodes: int, horizon: int)
         def horizon(self, group: plans.Group) -> int:
             return horizon
 
-    base = Path()
-    if source is not None:
-        base = Path(tempfile.mkdtemp(prefix="purejaxpg-"))
-        (base / agent).write_text(source, "utf-8")
-    spec = specs.from_dict({"agent": agent, "eval_episodes": eval_episodes}, "task", base)
+    with tempfile.TemporaryDirectory(prefix="purejaxpg-") as base:
+        if source is not None:
+            (Path(base) / agent).write_text(source, "utf-8")
+        raw = {"agent": agent, "eval_episodes": eval_episodes}
+        spec = specs.from_dict(raw, "task", Path(base))
     return OfOneUnit(spec, jax.devices()[:1])
 
 

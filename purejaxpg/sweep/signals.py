@@ -29,24 +29,31 @@ _waiting = _Waiting()
 
 
 @contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """Put back, after the block, the handlers that stood before it."""
+    if not _may_handle():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
 def caught() -> Iterator[None]:
     """Raise Terminated at SIGTERM and KeyboardInterrupt at Ctrl-C inside the block.
 
     A signal that the parent process had ignored stays ignored. Outside the main thread, where
     Python lets nobody set handlers, nothing is changed.
     """
-    if threading.current_thread() is not threading.main_thread():
+    with kept():
+        for number in SIGNALS if _may_handle() else ():
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, _handle)
         yield
-        return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    ours = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
-    for number in ours:
-        signal.signal(number, _handle)
-    try:
-        yield
-    finally:
-        for number in ours:
-            signal.signal(number, before[number])
 
 
 @contextlib.contextmanager
@@ -64,6 +71,10 @@ def held() -> Iterator[Callable[[], bool]]:
         arrived, _waiting.arrived = _waiting.arrived, None
         if arrived is not None:
             raise arrived
+
+
+def _may_handle() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _handle(number: int, _: types.FrameType | None) -> None:

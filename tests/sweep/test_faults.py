@@ -84,23 +84,31 @@ def test_the_stand_in_imports_no_jax_and_repeats_itself(
 # ------------------------------------------------------------------------------------------- kill
 
 
-def test_killed_fifty_times_at_random(tmp_path: pathlib.Path, expected: str) -> None:
+@pytest.mark.parametrize(
+    ("number", "status", "times"),
+    [(signal.SIGKILL, -signal.SIGKILL, 50), (signal.SIGTERM, 143, 8)],
+    ids=["killed", "terminated"],
+)
+def test_stopped_at_random(
+    tmp_path: pathlib.Path, expected: str, number: int, status: int, times: int
+) -> None:
     """Each process gets a little further, or not even that; all ends as if nothing had been."""
-    out, before, kills, chance = tmp_path / "out", {}, 0, random.Random(0)
+    out, before, stops, chance = tmp_path / "out", {}, 0, random.Random(0)
     directories = 0
-    while kills < 50:
+    while stops < times:
         process = start(out)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(chance.uniform(0.15, 0.42))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            kills += 1
-        status = process.wait()
-        assert status in (0, -signal.SIGKILL), process.communicate()
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+        # Before its handler stands, and after it, a signal ends the process by itself.
+        assert process.returncode in (0, status, -number) and said == ""
+        stops += process.returncode == status
         after = committed(out)
         assert {name: after[name] for name in before} == before
         before = after
-        if status == 0:  # it was faster: begin another
+        assert process.returncode != 0 or len(after) == WHOLE
+        if len(after) == WHOLE:  # it was faster: begin another
             assert stand_in.contents(out) == expected
             directories += 1
             out, before = tmp_path / f"out{directories}", {}
@@ -126,30 +134,6 @@ def test_killed_at_every_step(tmp_path: pathlib.Path, expected: str) -> None:
 
 
 # -------------------------------------------------------------------------------------- terminate
-
-
-def test_terminated_eight_times_at_random(tmp_path: pathlib.Path, expected: str) -> None:
-    """Of what was there nothing is lost, and nothing is left half done."""
-    out, before, stops, chance = tmp_path / "out", {}, 0, random.Random(1)
-    directories = 0
-    while stops < 8:
-        process = start(out)
-        time.sleep(chance.uniform(0.15, 0.42))
-        process.terminate()
-        _, said = process.communicate(timeout=60)
-        # Before the handler stands, and after it, the signal ends the process by itself.
-        assert process.returncode in (0, 143, -signal.SIGTERM) and said == ""
-        stops += process.returncode == 143
-        after = committed(out)
-        assert {name: after[name] for name in before} == before
-        before = after
-        if len(after) == WHOLE:
-            assert stand_in.contents(out) == expected
-            directories += 1
-            out, before = tmp_path / f"out{directories}", {}
-    assert start(out).wait(60) == 0
-    assert stand_in.contents(out) == expected
-    assert damage_of(out) == []
 
 
 def stopped_after(

@@ -20,7 +20,7 @@ from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import store as stores
 
 pytest.importorskip("ray")
-ENVIRONMENT = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
+ENVIRONMENT = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def spec_file(directory: pathlib.Path) -> pathlib.Path:
     """A search in two rounds, of a fork: states travel to the workers, and so does its source."""
     shutil.copy(pathlib.Path(agents.__path__[0]) / "ppo.py", directory / "forked.py")
-    config = {**tiny_sweep.HALVED["config"], "env_params": None}
-    fields = "\n".join(f"{k} = {json.dumps(v)}" for k, v in config.items() if v is not None)
+    config = {k: v for k, v in tiny_sweep.HALVED["config"].items() if k != "env_params"}
+    fields = "\n".join(f"{name} = {json.dumps(value)}" for name, value in config.items())
     path = directory / "spec.toml"
     path.write_text(
         'agent = "./forked.py"\nseeds = 4\neval_episodes = 4\nrows_per_device = 2\n'
@@ -81,6 +81,27 @@ def test_a_lost_node_loses_no_run(cluster: Any, tmp_path: pathlib.Path) -> None:
     assert process.returncode == 0, output
     assert "on the Ray cluster" in output
 
+    check_same_as_local(spec, tmp_path)
+
+
+def test_a_terminated_sweep_goes_on(cluster: Any, tmp_path: pathlib.Path) -> None:
+    """Ray has a handler of its own for SIGTERM, under which the process would say nothing."""
+    spec, out = spec_file(tmp_path), tmp_path / "ray"
+    options = ("--executor", "ray", "--ray-address", cluster.address)
+    process = sweep(spec, out, *options)
+    assert wait_for_a_commit(out, process) > 0
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    assert "Terminated; what is finished is kept" in output
+    process = sweep(spec, out, *options)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0 and "units are done" in output, output
+    check_same_as_local(spec, tmp_path)
+
+
+def check_same_as_local(spec: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Compare tmp_path/ray with the same sweep in one process."""
     local = sweep(spec, tmp_path / "local", "--devices", "1", "--quiet")
     assert local.wait(timeout=300) == 0, local.communicate()[0]
     with stores.Store.read(tmp_path / "ray") as far, stores.Store.read(tmp_path / "local") as near:
