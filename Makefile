@@ -8,6 +8,9 @@ VENV    ?= .venv
 TESTS   ?= tests
 # A worker for each core, but not more than four: each holds its own jax and its own thread pool.
 WORKERS ?= logical --maxprocesses=4
+# One that crashes ends the run with the name of its test: pytest-xdist may wait for ever for the rest
+# of a file whose worker it has replaced.
+PYTEST := -m pytest -q -n $(WORKERS) --max-worker-restart=0
 
 BIN := $(VENV)/bin
 # -qq: warnings about the reader's own pip configuration are no concern of this project.
@@ -26,13 +29,13 @@ sweep: setup ## install if need be, then run the example sweep
 	@$(BIN)/purejaxpg sweep experiments/quickstart.toml
 
 test: setup-dev ## run the tests (all but the slow ones)
-	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --durations=5 $(TESTS)
+	@$(BIN)/python $(PYTEST) --dist loadfile --durations=5 $(TESTS)
 
 test-fast: setup-dev ## run the part marked `fast`
-	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m 'fast and not slow' $(TESTS)
+	@$(BIN)/python $(PYTEST) --dist loadfile -m 'fast and not slow' $(TESTS)
 
 test-slow: setup-dev ## run the slow tests: learning curves, long faults
-	@$(BIN)/python -m pytest -q -n $(WORKERS) -m slow --durations=5 $(TESTS)
+	@$(BIN)/python $(PYTEST) -m slow --durations=5 $(TESTS)
 
 lint: setup-dev ## check style, format and types
 	@$(BIN)/ruff check .

@@ -4,9 +4,13 @@ They are environment variables and not `jax.config` calls, so that nothing here 
 tests that start a fresh interpreter inherit them.
 """
 
+import gc
 import os
 import pathlib
 import sys
+from collections.abc import Iterator
+
+import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -26,3 +30,19 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+# Every compiled program takes memory maps, and beyond 65,530 of them (Linux: vm.max_map_count) XLA
+# crashes the process. A worker that runs half of the suite would get there.
+MAPS = 20_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def release_programs() -> Iterator[None]:
+    """Forget compiled programs between two modules where there are too many."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > MAPS:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()

@@ -32,6 +32,9 @@ from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import spec as specs
 
 SEGMENTS = 60  # per run: the steps of the progress bar
+# Groups whose programs stay in memory. On the CPU one group takes more than a thousand memory maps
+# of the 65,530 that Linux grants a process, and XLA does not survive the last of them.
+KEPT = 8
 ROWS = "rows"  # name of the mesh axis
 
 
@@ -63,7 +66,7 @@ class Backend:
         self.devices = list(devices)
         self.slots = len(self.devices)  # units computed at a time
         self.on_cpu = self.devices[0].platform == "cpu"
-        self.compiled: dict[tuple[Any, ...], Programs] = {}
+        self.compiled: dict[tuple[Any, ...], Programs] = {}  # of the last KEPT groups
         self.save = checkpoint.save
         self.load = checkpoint.load
         self.to_dict = configs.to_dict
@@ -92,12 +95,15 @@ class Backend:
         used = self.devices[: len(group.units)]  # not of the pending ones: resuming keeps it
         horizon = self.horizon(group)
         key = (group.signature, group.rows, len(used), horizon)
-        if key not in self.compiled:
+        programs = self.compiled.pop(key, None)
+        if programs is None:
+            while len(self.compiled) >= KEPT:
+                del self.compiled[next(iter(self.compiled))]
             with out_of_memory(group.rows):
                 programs = build(self.spec, group, used, horizon)
             refuse_too_large(programs, memory.limit(used))
-            self.compiled[key] = programs
-        return self.compiled[key]
+        self.compiled[key] = programs  # the last used comes last
+        return programs
 
     def horizon(self, group: plans.Group) -> int:
         """Return the longest episode of a group's environments."""

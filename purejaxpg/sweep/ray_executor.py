@@ -274,7 +274,7 @@ def like(template: Any, leaves: Sequence[np.ndarray]) -> Any:
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1)  # programs take memory, and memory maps
 def backend_of(agent: str, source: str | None, eval_episodes: int, horizon: int) -> Any:
     """Return what computes units of an agent in this process, with its compiled programs."""
     import jax

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from purejaxpg import FaultError, InputError, evaluate
 from purejaxpg.agents import ppo
 from purejaxpg.sweep import compute, curves, engine
 from purejaxpg.sweep import progress as progresses
+from purejaxpg.sweep import search as searches
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import store as stores
 
@@ -381,3 +383,26 @@ def test_the_log_can_be_followed_by_programs(
     assert [line["env_steps"] for line in found] == sorted(line["env_steps"] for line in found)
     assert found[-1]["env_steps"] == found[-1]["env_steps_to_do"] == 8 * 64
     assert found[-1]["best"].startswith("learning_rate=")
+
+
+def test_only_the_programs_of_the_last_groups_stay_in_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each takes memory maps, of which a process may have a limited number."""
+    spec = swept(num_epochs=[1, 2, 3, 4])
+    backend = compute.Backend(spec, jax.devices()[:1])
+    built = []
+
+    def build(spec: Any, group: Any, *_: Any) -> Any:
+        built.append(group.index)
+        return types.SimpleNamespace(bytes_per_device=0)
+
+    monkeypatch.setattr(compute, "build", build)
+    monkeypatch.setattr(compute, "KEPT", 3)
+    groups = backend.groups(0, next(searches.rounds(spec)), {})
+    held = []
+    for index in (0, 1, 2, 0, 3, 0, 2, 1):
+        backend.compile(groups[index])
+        held.append(len(backend.compiled))
+    assert held == [1, 2, 3, 3, 3, 3, 3, 3]
+    assert built == [0, 1, 2, 3, 1]  # 1 was the one not used for longest when 3 came
