@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from purejaxpg import FaultError, InputError, __version__
 from purejaxpg.sweep import signals
 
+PROGRAMS_BYTES = 2**30  # of compiled programs on disk, beyond which the least recently used go
 EXIT_FAULT, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
 
@@ -404,6 +405,7 @@ def find_devices(wanted: int | None) -> list[Any]:
     flag, flags = "--xla_force_host_platform_device_count", os.environ.get("XLA_FLAGS", "")
     if flag not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {flag}={wanted or cores}".strip()
+    keep_programs()
     import jax
 
     try:
@@ -415,6 +417,31 @@ def find_devices(wanted: int | None) -> list[Any]:
         limit = f"{len(devices)} here (XLA_FLAGS may say so)"
         raise InputError(f"--devices must be at most {limit}, but is {wanted}.")
     return devices[:wanted]
+
+
+def keep_programs() -> None:
+    """Let jax keep compiled programs on disk, where nobody has set that up otherwise.
+
+    They are those of the user's cache directory, found again by the hash of the program, of jax's
+    version and of the processor. JAX_ENABLE_COMPILATION_CACHE=false switches this off.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    programs = Path(base) / "purejaxpg" / "programs"
+    try:
+        programs.mkdir(parents=True, exist_ok=True)
+        sizes = {path: path.stat() for path in programs.iterdir()}
+        excess = sum(stat.st_size for stat in sizes.values()) - PROGRAMS_BYTES
+        for path in sorted(sizes, key=lambda path: max(sizes[path].st_atime, sizes[path].st_mtime)):
+            if excess <= 0:
+                break
+            excess -= sizes[path].st_size
+            path.unlink()
+    except (OSError, RuntimeError):  # no home, read-only, or another process cleans up as well
+        return
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(programs)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
 def make_train_parser(agent: Any) -> Parser:

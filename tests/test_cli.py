@@ -314,3 +314,60 @@ def test_settings_that_make_no_sense_are_one_sentence(
     assert captured.err.replace("\n", " ").strip() == sentence
     assert captured.out == ""
     assert not list(pathlib.Path().iterdir())
+
+
+# ------------------------------------------------------------------------------ compiled programs
+
+
+@pytest.fixture
+def programs(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    """Where programs are kept for a user who has set nothing."""
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        monkeypatch.setenv(name, "")  # so that the end of the test restores it
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "purejaxpg" / "programs"
+
+
+@pytest.mark.fast
+def test_programs_are_kept_and_the_oldest_go(
+    programs: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli.keep_programs()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(programs)
+    for age, name in enumerate(("newest", "middle", "oldest")):
+        (programs / name).write_bytes(bytes(100))
+        os.utime(programs / name, (1e9 - age, 1e9 - age))
+    monkeypatch.setattr(cli, "PROGRAMS_BYTES", 250)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    cli.keep_programs()
+    assert sorted(path.name for path in programs.iterdir()) == ["middle", "newest"]
+
+
+@pytest.mark.fast
+def test_a_place_for_programs_of_ones_own_is_respected(
+    programs: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+    cli.keep_programs()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "elsewhere" and not programs.exists()
+
+
+@pytest.mark.fast
+def test_without_a_place_for_programs_all_works(programs: pathlib.Path) -> None:
+    programs.parent.parent.write_text("a file where a directory should be")
+    cli.keep_programs()
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+
+
+def test_a_second_start_finds_the_programs_of_the_first(programs: pathlib.Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if "PERSISTENT" not in name}
+    outcomes = []
+    for out in ("one", "two"):
+        words = ["train", "ppo", "--out", out, *FLAGS]
+        command = [sys.executable, "-m", "purejaxpg.cli", *words]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert "AOT" not in done.stderr  # XLA says so where it refuses to load a program
+        outcomes.append({path.name for path in programs.iterdir() if "-atime" not in path.name})
+    assert any("segment_rows" in name for name in outcomes[0])
+    assert outcomes[0] == outcomes[1]
