@@ -147,6 +147,13 @@ def load(path: str | os.PathLike[str], template: Any, sha256: str | None = None)
     return _unflatten(template, manifest["leaves"], arrays)
 
 
+def remove(path: str | os.PathLike[str]) -> None:
+    """Remove a checkpoint, and what an interrupted replacement left of it, as far as that goes."""
+    target = Path(os.path.abspath(path))
+    for each in (target, _previous(target)):
+        shutil.rmtree(each, ignore_errors=True)
+
+
 # -------------------------------------------------------------------------------- tree <-> arrays
 
 

@@ -121,7 +121,8 @@ def add_sweep_commands(add: Any) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="then run the winner, the runners-up and the default on N fresh seeds (0: do not)",
+        help="then run the winner, the runners-up and the default on N fresh seeds (0: do not; "
+        "a population has no configuration to confirm)",
     )
     sweeper.add_argument(
         "--executor",

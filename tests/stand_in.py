@@ -21,7 +21,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from purejaxpg import FaultError, InputError, checkpoint
-from purejaxpg.sweep import engine, search, signals
+from purejaxpg.sweep import engine, search, signals, space
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import store as stores
 
@@ -50,6 +50,11 @@ class Spec:
     search: search.Search
     seeds: tuple[int, ...] = (0, 1)
     num_configs: int = 6
+
+    @property
+    def axes(self) -> dict[str, space.Axis]:
+        values = tuple(range(self.num_configs))
+        return {"learning_rate": space.Axis("learning_rate", "list", values)}
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -189,6 +194,8 @@ def spec(kind: str = "halving") -> Spec:
         return Spec(search.Search(halving=search.Halving(rungs=3, eta=2.0)))
     if kind == "longer":
         return Spec(search.Search(halving=search.Halving(rungs=2, eta=2.0)))
+    if kind == "pbt":
+        return Spec(search.Search(pbt=search.Pbt(population=4, generations=4)))
     return Spec(search.Search())
 
 
@@ -213,8 +220,9 @@ def contents(directory: str | os.PathLike[str]) -> str:
             for name, array in store.arrays(unit["name"]).items():
                 lines.append(f"{unit['name']} {name} {array.tobytes().hex()}")
             rows = np.zeros(unit["rows"], np.uint64)
-            state = store.state(unit["name"], rows, Backend().load)
-            lines.append(f"{unit['name']} {state.tobytes().hex()}")
+            if unit["has_state"]:
+                state = store.state(unit["name"], rows, Backend().load)
+                lines.append(f"{unit['name']} {state.tobytes().hex()}")
     return "\n".join(lines)
 
 

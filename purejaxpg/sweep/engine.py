@@ -143,19 +143,18 @@ def run(
     work = Work(store, backend, progress, shots, executor or on_this_machine)
     requeue_damaged(work)
     warn_of_other_versions(work)
-    index = 0
+    known: list[plans.Round] = []
     try:
-        round_ = next(rounds)
+        known.append(next(rounds))
         while True:
-            run_round(work, index, round_)
-            round_ = rounds.send(results(store, index))
-            index += 1
+            run_round(work, known)
+            known.append(rounds.send(results(store, len(known) - 1)))
     except StopIteration:
         return
 
 
 def unfinished(rounds: searches.Rounds, store: stores.Store) -> bool:
-    """Tell whether anything of `rounds` is not committed, or no longer intact."""
+    """Tell whether anything of `rounds` is not committed, no longer intact, or to be released."""
     if store.pending() or store.damaged():
         return True
     planned_rounds = {unit["round"] for unit in store.units()}
@@ -165,7 +164,7 @@ def unfinished(rounds: searches.Rounds, store: stores.Store) -> bool:
             rounds.send(results(store, index))
         return True
     except StopIteration:
-        return False
+        return any(store.superseded(index) for index in planned_rounds)
 
 
 def results(store: stores.Store, index: int) -> searches.Results:
@@ -198,8 +197,12 @@ def warn_of_other_versions(work: Work) -> None:
             return
 
 
-def run_round(work: Work, index: int, round_: plans.Round) -> None:
-    """Plan a round and compute what is pending of it, with fewer rows where memory runs out."""
+def run_round(work: Work, known: Sequence[plans.Round]) -> None:
+    """Plan the last of the rounds that are `known`, and compute what is pending of it.
+
+    With fewer rows where memory runs out.
+    """
+    index, round_ = len(known) - 1, known[-1]
     sizes = {unit["name"]: unit["size"] for unit in work.store.units()}
     while True:
         groups = work.backend.groups(index, round_, sizes)
@@ -210,6 +213,7 @@ def run_round(work: Work, index: int, round_: plans.Round) -> None:
         }
         padded = {unit.name: group.rows for group in groups for unit in group.units}
         work.store.plan(plan, index, padded)
+        bring_back(work, known)
         pending = set(work.store.pending(index))
         # A process may have been killed between a commit and the end of its snapshots.
         everything = [unit for group in groups for unit in group.units]
@@ -224,7 +228,31 @@ def run_round(work: Work, index: int, round_: plans.Round) -> None:
                 sizes |= shrink(work, index, group, error)
                 break
         else:
+            # The states of the round before, as far as no run ends there, have had their use.
+            work.store.release(work.store.superseded(index - 1))
             return
+
+
+def bring_back(work: Work, known: Sequence[plans.Round]) -> None:
+    """Compute released states again that what is pending of the last round starts from.
+
+    That happens only after damage, or where memory runs out in a group that was damaged.
+    """
+    index = len(known) - 1
+    needed = work.store.released_parents(work.store.pending(index))
+    if not needed:
+        return
+    work.store.reset(needed)
+    number = "a unit of earlier rounds is"
+    if len(needed) > 1:
+        number = f"{len(needed)} units of earlier rounds are"
+    work.progress.say(
+        f"Note: what is pending in round {index + 1} starts from states that were released, so "
+        f"{number} computed again."
+    )
+    for earlier in range(1, index + 1):
+        if work.store.pending(earlier - 1):
+            run_round(work, known[:earlier])
 
 
 def planned(backend: Backend, unit: plans.Unit, stage: str) -> list[stores.Run]:

@@ -193,18 +193,40 @@ def disk(
     backend: compute.Backend,
     devices: int,
 ) -> float:
-    """Return the bytes of arrays, checkpoints and snapshots."""
-    total, most = 0.0, 0.0
-    for _, group in planned:
+    """Return the bytes of arrays, checkpoints and snapshots, when they are most."""
+    arrays, snapshot, states, runs = 0.0, 0.0, dict[int, float](), dict[int, set[str]]()
+    for index, group in planned:
         unit = plans.Unit("one", group.units[0].legs[:1])
         state = sum(
             leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backend.template(unit))
         )
         metrics = 4 * len(backend.metric_names(unit)) * (group.stop - group.start)
         evaluation = 13 * spec.eval_episodes  # two returns, a length and a flag for each episode
-        total += group.num_legs * (state + metrics + evaluation)
-        most = max(most, snapshots.KEPT * group.rows * min(devices, len(group.units)) * state)
-    return total + most
+        arrays += group.num_legs * (metrics + evaluation)
+        states[index] = states.get(index, 0.0) + group.num_legs * state
+        ids = {leg.run.run_id for each in group.units for leg in each.legs}
+        runs[index] = runs.get(index, set()) | ids
+        at_work = group.rows * min(devices, len(group.units))
+        snapshot = max(snapshot, snapshots.KEPT * at_work * state)
+    return arrays + snapshot + most_at_once(states, runs)
+
+
+def most_at_once(states: Mapping[int, float], runs: Mapping[int, set[str]]) -> float:
+    """Return the most bytes of states there are at a time.
+
+    Those of a round are released once all its runs have been through the next.
+
+    Args:
+        states: bytes by round.
+        runs: ids by round.
+    """
+    held, most = 0.0, 0.0
+    for index in sorted(states):
+        held += states[index]
+        most = max(most, held)
+        if index and runs[index - 1] <= runs[index]:
+            held -= states[index - 1]
+    return most
 
 
 def measurements(

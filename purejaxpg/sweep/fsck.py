@@ -47,13 +47,13 @@ def check(directory: str | os.PathLike[str]) -> list[Problem]:
     try:
         with store.Store.read(root) as opened:
             found += [Problem(text, "unit", unit) for unit, text in opened.damaged().items()]
-            units = {unit["name"]: unit["done"] for unit in opened.units()}
+            units = {unit["name"]: unit for unit in opened.units()}
     except (FaultError, InputError) as error:
         return [*found, Problem(str(error), "ledger"), *_snapshots(root)]
     found += [
         Problem(f"{_record(root, unit)} is missing or damaged.", "record", unit)
-        for unit, done in units.items()
-        if done and not _intact(_record(root, unit))
+        for unit, about in units.items()
+        if about["done"] and not _intact(_record(root, unit))
     ]
     return [*found, *_snapshots(root), *_leftovers(root, units)]
 
@@ -100,7 +100,7 @@ def mend(root: Path, found: list[Problem], say: Say) -> None:
         for problem in found:
             if problem.path is not None:
                 _remove(problem.path)
-        opened.reset(_with_parents(opened, {p.unit for p in found if p.kind == "unit"}))
+        opened.reset(p.unit for p in found if p.kind == "unit")
         for problem in found:
             if problem.kind == "record" and problem.unit not in opened.pending():
                 opened.write_record(problem.unit)
@@ -113,21 +113,6 @@ def _reopened(root: Path) -> store.Store:
     with store.Store.read(root) as opened:
         identity = opened.identity
     return store.Store.open(root, identity, create=False)
-
-
-def _with_parents(opened: store.Store, damaged: set[str]) -> list[str]:
-    """Return damaged units and, before them, those whose states they start from and are gone."""
-    legs = opened.legs()
-    unit_of = {(leg["run_id"], leg["round"]): leg["unit"] for leg in legs}
-    wanted, seen = list(damaged), set(damaged)
-    while wanted:
-        unit = wanted.pop()
-        for leg in (leg for leg in legs if leg["unit"] == unit and leg["parent"]):
-            parent = unit_of.get((leg["parent"], leg["round"] - 1))  # None: it is not committed
-            if parent is not None and parent not in seen and not opened.has_state(parent):
-                seen.add(parent)
-                wanted.append(parent)
-    return sorted(seen)
 
 
 def _texts(root: Path) -> list[Problem]:
@@ -157,16 +142,19 @@ def _snapshots(root: Path) -> list[Problem]:
     return found
 
 
-def _leftovers(root: Path, units: dict[str, Any]) -> list[Problem]:
-    """Return files of which the ledger knows nothing."""
+def _leftovers(root: Path, units: dict[str, dict[str, Any]]) -> list[Problem]:
+    """Return files of which the ledger knows nothing, or no longer."""
     found = []
-    for folder, suffix in (("arrays", ".npz"), ("checkpoints", ""), ("records", ".json")):
-        known = {f"{unit}{suffix}" for unit, done in units.items() if done}
+    folders = (
+        ("arrays", ".npz", "done"), ("checkpoints", "", "has_state"), ("records", ".json", "done"),
+    )  # fmt: skip
+    for folder, suffix, there in folders:
+        known = {f"{unit}{suffix}" for unit, about in units.items() if about[there]}
         for path in sorted((root / folder).iterdir()) if (root / folder).is_dir() else []:
             # Set aside during its replacement, a checkpoint may be the only copy.
             aside = re.fullmatch(r"\.(.+)\.previous", path.name)
-            needed = aside is not None and not (root / folder / aside[1]).exists()
-            if path.name not in known and not needed:
+            name = aside[1] if aside and not (root / folder / aside[1]).exists() else path.name
+            if name not in known:
                 text = f"{path} belongs to no finished unit."
                 found.append(Problem(text, "leftover", path=path))
     return found

@@ -111,8 +111,10 @@ class Progress:
         stored = sum(
             steps_of(leg) for unit in done if unit.name not in self.counted for leg in unit.legs
         )
+        again = [unit for unit, _ in units if unit.name in pending and unit.name in self.counted]
         self.counted |= {unit.name for unit in done}
-        self.total_steps -= stored
+        self.counted -= {unit.name for unit in again}
+        self.total_steps += sum(steps_of(leg) for unit in again for leg in unit.legs) - stored
         self.bar.update(self.task, total=self.total_steps)
         if pending:
             stage = "confirming" if round_.stage == "confirm" else f"round {index + 1}"

@@ -12,7 +12,7 @@ Layout::
 
     DIR/ledger.sqlite           what is planned, what is committed, every file's SHA-256
     DIR/arrays/<unit>.npz       metrics and evaluations, one row per run
-    DIR/checkpoints/<unit>/     the whole training state of the unit
+    DIR/checkpoints/<unit>/     the whole training state of the unit, until no run ends there
     DIR/progress/<unit>.*/      the same of units that are being computed
     DIR/records/<unit>.json     what the ledger says of a committed unit, in case the ledger is lost
     DIR/identity.json           what it says of the sweep
@@ -355,14 +355,76 @@ class Store:
         found = self._query("SELECT value FROM meta WHERE key = 'spec'")
         _write_about(self.path, self.identity, found[0]["value"])
 
-    def has_state(self, unit: str) -> bool:
-        """Tell whether the state of a committed unit can be read."""
-        digest = self._committed(unit)["checkpoint_sha256"]
-        try:
-            checkpoint.verify(self._checkpoint_path(unit), digest)
-        except FaultError:
-            return False
-        return digest is not None
+    def superseded(self, round_index: int) -> list[str]:
+        """Return the units of a round whose states nothing needs any more.
+
+        Args:
+            round_index: of a round.
+
+        Returns:
+            Names of committed units of which there is a state, or something of one, although all
+            their runs went on to the next round and nothing of that is pending.
+        """
+        if self.pending(round_index + 1):
+            return []
+        rows = self._query(
+            "SELECT name, checkpoint_sha256 FROM units WHERE round = ? AND done = 1 "
+            "AND name NOT IN (SELECT unit FROM legs WHERE round = ? AND run_id NOT IN "
+            "(SELECT run_id FROM legs WHERE round = ?)) ORDER BY position",
+            (round_index, round_index, round_index + 1),
+        )
+        return [
+            row["name"]
+            for row in rows
+            if row["checkpoint_sha256"] or self._checkpoint_path(row["name"]).exists()
+        ]
+
+    def release(self, units: Iterable[str]) -> None:
+        """Delete the states of committed units; their arrays and outcomes stay.
+
+        Args:
+            units: names of committed units.
+
+        Raises:
+            InputError: a unit is not committed.
+            FaultError: the ledger cannot be written.
+        """
+        for unit in units:
+            # Nothing may ever say that there is a state where there is none.
+            row = {**dict(self._committed(unit)), "checkpoint_sha256": None}
+            self._record(row, self._legs_of(unit))
+            with self._transaction() as connection:
+                connection.execute(
+                    "UPDATE units SET checkpoint_sha256 = NULL WHERE name = ?", (unit,)
+                )
+                _seal(connection, unit)
+            # What cannot be removed now, the next run tries again to.
+            checkpoint.remove(self._checkpoint_path(unit))
+
+    def released_parents(self, units: Iterable[str]) -> list[str]:
+        """Return the committed units without a state that `units` would need one of.
+
+        Args:
+            units: names of units that are to be computed.
+
+        Returns:
+            Names in planned order: of units from whose states those start, of units from whose
+            states these start, and so on.
+        """
+        kept = {unit["name"]: unit["has_state"] or not unit["done"] for unit in self.units()}
+        legs = [] if all(kept.values()) else self.legs()
+        unit_of = {(leg["run_id"], leg["round"]): leg["unit"] for leg in legs}
+        parents: dict[str, set[str]] = {}
+        for leg in legs:
+            parent = unit_of.get((leg["parent"], leg["round"] - 1))
+            if parent is not None:  # else it starts anew, or its parents are planned once more
+                parents.setdefault(leg["unit"], set()).add(parent)
+        found, waiting = set[str](), list(units)
+        while waiting:
+            new = {p for p in parents.get(waiting.pop(), ()) if not kept[p]} - found
+            found |= new
+            waiting += new
+        return [name for name in kept if name in found]
 
     def reset(self, units: Iterable[str]) -> None:
         """Make committed units pending again.
@@ -461,7 +523,10 @@ class Store:
         """
         digest = self._committed(unit)["checkpoint_sha256"]
         if digest is None:
-            raise InputError(f"The unit {unit} was committed without a checkpoint.")
+            raise InputError(
+                f"The unit {unit} has no checkpoint: it was committed without one, or all its "
+                "runs went on to a later round."
+            )
         return load(self._checkpoint_path(unit), template, sha256=digest)
 
     def runs(self) -> list[dict[str, Any]]:
@@ -501,11 +566,12 @@ class Store:
         """Return every planned unit in planned order.
 
         Returns:
-            Dicts with ``name, round, done, rows, size, facts``: rows without and size with padding;
-            the facts of a pending unit are None.
+            Dicts with ``name, round, done, rows, size, facts, has_state``: rows without and size
+            with padding; the facts of a pending unit are None.
         """
         rows = self._query(
-            "SELECT u.name, u.round, u.size, u.done, u.facts, COUNT(l.run_id) AS n FROM units u "
+            "SELECT u.name, u.round, u.size, u.done, u.facts, u.checkpoint_sha256, "
+            "COUNT(l.run_id) AS n FROM units u "
             "LEFT JOIN legs l ON l.unit = u.name GROUP BY u.name ORDER BY u.round, u.position"
         )
         return [
@@ -516,6 +582,7 @@ class Store:
                 "rows": row["n"],
                 "size": row["size"],
                 "facts": json.loads(row["facts"]) if row["facts"] else None,
+                "has_state": row["checkpoint_sha256"] is not None,
             }
             for row in rows
         ]

@@ -308,6 +308,11 @@ def test_a_population_copies_states_and_resumes_to_the_same_bits(tmp_path: pathl
     with pytest.raises(KeyboardInterrupt):
         run(spec, tmp_path / "cut", stop_after=1)
     run(spec, tmp_path / "cut")
+    for out in (tmp_path / "whole", tmp_path / "cut"):
+        assert [path.name for path in (out / "checkpoints").iterdir()] == ["round1-group0-unit0"]
+    (tmp_path / "cut" / "arrays" / "round1-group0-unit0.npz").unlink()
+    printed = run(spec, tmp_path / "cut")
+    assert "so a unit of earlier rounds is computed again" in " ".join(printed.split())
     whole, cut = rounds_of(tmp_path / "whole"), rounds_of(tmp_path / "cut")
     assert [len(legs) for legs in whole.values()] == [2] * 4
     second = [legs[1] for legs in whole.values()]

@@ -6,16 +6,19 @@ each leg is in exactly one state, nothing counts twice, the directory always ope
 """
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
 import random
+import re
 import resource
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,13 +28,37 @@ import pytest
 import stand_in
 
 from purejaxpg import FaultError, InputError, checkpoint
-from purejaxpg.sweep import fsck, signals
+from purejaxpg.sweep import engine, fsck, search, signals
 from purejaxpg.sweep import store as stores
 
 SCRIPT = str(pathlib.Path(stand_in.__file__).resolve())
 
 
 WHOLE = 12 + 6 + 4  # legs of all rungs
+KINDS = ("halving", "pbt")
+
+
+@pytest.fixture
+def in_memory(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A directory for tests that make hundreds: no power is cut, so no disk need be waited for."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        yield pathlib.Path(directory)
+
+
+@pytest.fixture(scope="module")
+def populated(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The directory of a population to which nothing happened."""
+    path = tmp_path_factory.mktemp("populated") / "out"
+    stand_in.run(path, "pbt")
+    return path
+
+
+@pytest.fixture(scope="module")
+def expected_of(whole: pathlib.Path, populated: pathlib.Path) -> dict[str, str]:
+    return {"halving": stand_in.contents(whole), "pbt": stand_in.contents(populated)}
 
 
 @pytest.fixture(scope="module")
@@ -117,20 +144,32 @@ def test_stopped_at_random(
     assert damage_of(out) == []
 
 
-def test_killed_at_every_step(tmp_path: pathlib.Path, expected: str) -> None:
+# Of n = 1, 2, 3, ... a few, and in eight parts all of them.
+STEPS = [pytest.param(range(4, 2000, 13), id="a few")] + [
+    pytest.param(range(first, 2000, 8), id=f"part {first} of all", marks=pytest.mark.slow)
+    for first in range(1, 9)
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("steps", STEPS)
+def test_killed_at_every_step(
+    in_memory: pathlib.Path, expected_of: dict[str, str], steps: range, kind: str
+) -> None:
     """The n-th write, sync, rename or removal never happens, and the process is gone."""
-    for n in range(1, 400, 9):
-        out = tmp_path / str(n)
+    for n in steps:
+        out = in_memory / str(n)
         with failing_at(n, Crash) as reached, contextlib.suppress(Crash):
-            stand_in.run(out)
+            stand_in.run(out, kind)
         if not reached():
             break
         committed(out)
-        stand_in.run(out)
-        assert stand_in.contents(out) == expected, n
+        stand_in.run(out, kind)
+        assert stand_in.contents(out) == expected_of[kind], n
         assert damage_of(out) == []
+        assert states_on_disk(out) == states_in_ledger(out), n
         shutil.rmtree(out)
-    assert n > 100  # there is that much to be interrupted
+    assert n > 300  # there is that much to be interrupted
 
 
 # -------------------------------------------------------------------------------------- terminate
@@ -210,12 +249,12 @@ class Crash(BaseException):
     """Passes every handler of errors."""
 
 
-CALLS = ("fsync", "replace", "mkdir", "unlink")
+CALLS = ("fsync", "replace", "mkdir", "unlink", "rmdir")
 
 
 @contextlib.contextmanager
 def failing_at(n: int, error: Callable[[], BaseException]) -> Iterator[Callable[[], bool]]:
-    """Let the n-th call to the disk from Python fail -> whether it came to that."""
+    """Let the n-th call to the disk, or to the ledger, fail -> whether it came to that."""
     count, originals = [0], {name: getattr(os, name) for name in CALLS}
     sync = checkpoint.sync
 
@@ -228,31 +267,51 @@ def failing_at(n: int, error: Callable[[], BaseException]) -> Iterator[Callable[
 
         return call
 
+    class Connection(sqlite3.Connection):
+        def execute(self, sql: str, *arguments: Any) -> Any:
+            count[0] += not sql.startswith(READS)
+            if count[0] == n and not sql.startswith(READS):
+                raise as_of_sqlite(error())
+            return super().execute(sql, *arguments)
+
     with pytest.MonkeyPatch.context() as patch:
         for name, original in originals.items():
             patch.setattr(os, name, wrapped(original))
         patch.setattr(checkpoint, "sync", wrapped(sync))
+        connect = functools.partial(sqlite3.connect, factory=Connection)
+        patch.setattr(stores.sqlite3, "connect", connect)
         yield lambda: count[0] >= n
 
 
+READS = ("SELECT", "PRAGMA integrity_check")
+
+
+def as_of_sqlite(error: BaseException) -> BaseException:
+    return sqlite3.OperationalError("disk I/O error") if isinstance(error, OSError) else error
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("number", [28, 5], ids=["disk full", "input/output error"])
-def test_the_nth_call_to_the_disk_fails(tmp_path: pathlib.Path, expected: str, number: int) -> None:
+@pytest.mark.parametrize("steps", STEPS)
+def test_the_nth_call_to_the_disk_fails(
+    in_memory: pathlib.Path, expected_of: dict[str, str], steps: range, number: int, kind: str
+) -> None:
     """One plain sentence, what was committed stays, and the next run ends as if nothing was."""
-    stride, failed = 13, 0
-    for n in range(1 + number % stride, 2000, stride):
-        out = tmp_path / str(n)
+    failed = 0
+    for n in steps:
+        out = in_memory / str(n)
         with failing_at(n, lambda: OSError(number, os.strerror(number))) as reached:
             try:
-                stand_in.run(out)
+                stand_in.run(out, kind)
             except FaultError as error:
                 assert "\n" not in str(error) and str(error).endswith(".")
                 failed += 1
             was_reached = reached()
         before = committed(out)
-        stand_in.run(out)
+        stand_in.run(out, kind)
         after = committed(out)
         assert {name: after[name] for name in before} == before
-        assert stand_in.contents(out) == expected, n
+        assert stand_in.contents(out) == expected_of[kind], n
         shutil.rmtree(out)
         if not was_reached:
             break
@@ -414,6 +473,147 @@ def test_what_a_lost_state_was_made_of_is_computed_again(
     assert fsck.run(out, True, said.append) == 0
     stand_in.run(out)
     assert stand_in.contents(out) == expected
+
+
+# --------------------------------------------------------------------------------- released states
+
+
+def states_on_disk(out: pathlib.Path) -> set[str]:
+    return {path.name for path in (out / "checkpoints").iterdir() if path.name[0] != "."}
+
+
+def states_in_ledger(out: pathlib.Path) -> set[str]:
+    with stores.Store.read(out) as store:
+        return {unit["name"] for unit in store.units() if unit["has_state"]}
+
+
+def listened(monkeypatch: pytest.MonkeyPatch, out: pathlib.Path) -> list[str]:
+    """Go on with a population -> the notes."""
+    said: list[str] = []
+    monkeypatch.setattr(stand_in.Silent, "say", lambda _, text: said.append(text), raising=False)
+    stand_in.run(out, "pbt")
+    return [text for text in said if text.startswith("Note")]
+
+
+def test_a_state_is_kept_as_long_as_a_run_ends_in_it(
+    whole: pathlib.Path, populated: pathlib.Path
+) -> None:
+    """Of a population the last generation; of halving, what a dropped run shares a unit with."""
+    last = {f"round3-group0-unit{i}" for i in range(3)}
+    assert states_on_disk(populated) == states_in_ledger(populated) == last
+    assert states_on_disk(whole) == states_in_ledger(whole)
+    for out in (whole, populated):
+        assert fsck.check(out) == []
+        with stores.Store.read(out) as store:
+            assert {run["unit"] for run in store.runs()} == states_in_ledger(out)
+    with stores.Store.read(populated) as store, pytest.raises(InputError, match="a later round"):
+        store.state("round0-group0-unit0", np.zeros(3, np.uint64), stand_in.Backend().load)
+
+
+@pytest.mark.parametrize(
+    ("unit", "again"), [("round0-group0-unit1", 0), ("round1-group0-unit0", 1),
+                        ("round3-group0-unit2", 3)]
+)  # fmt: skip
+def test_a_damaged_unit_is_computed_from_its_ancestors(
+    tmp_path: pathlib.Path,
+    populated: pathlib.Path,
+    expected_of: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    unit: str,
+    again: int,
+) -> None:
+    """Of each generation before at least one unit, and it is said so."""
+    out = settled(populated, tmp_path / "out")
+    (out / "arrays" / f"{unit}.npz").write_bytes(b"gone")
+    said = listened(monkeypatch, out)
+    assert len(said) == 1 + bool(again) and f"the unit {unit} is computed again" in said[0]
+    if again:
+        number = re.search(r"so (a|[0-9]+) units? of earlier rounds", said[1])
+        assert number and int(number[1].replace("a", "1")) >= again
+    assert stand_in.contents(out) == expected_of["pbt"]
+    assert fsck.check(out) == []
+
+
+def test_states_that_were_not_released_in_time_are_a_reason_to_go_on(
+    tmp_path: pathlib.Path, expected_of: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the last commit and the last release."""
+    out, original = tmp_path / "out", stores.Store.release
+
+    def release(self: stores.Store, units: list[str]) -> None:
+        if any("round2" in unit for unit in units):
+            raise Crash
+        original(self, units)
+
+    def unfinished() -> bool:
+        rounds = search.rounds(stand_in.spec("pbt"))  # type: ignore[arg-type]
+        with stores.Store.read(out) as store:
+            assert store.pending() == [] and store.superseded(1) == []
+            return engine.unfinished(rounds, store)
+
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(stores.Store, "release", release)
+        stand_in.run(out, "pbt")
+    assert unfinished()
+    stand_in.run(out, "pbt")
+    assert not unfinished()
+    assert stand_in.contents(out) == expected_of["pbt"]
+
+
+def test_a_crash_among_the_ancestors_changes_nothing(
+    in_memory: pathlib.Path, populated: pathlib.Path, expected_of: dict[str, str]
+) -> None:
+    for n in range(1, 2000, 37):
+        out = settled(populated, in_memory / str(n))
+        (out / "arrays" / "round3-group0-unit0.npz").unlink()
+        with failing_at(n, Crash) as reached, contextlib.suppress(Crash):
+            stand_in.run(out, "pbt")
+        stand_in.run(out, "pbt")
+        assert stand_in.contents(out) == expected_of["pbt"], n
+        assert states_on_disk(out) == states_in_ledger(out), n
+        if not reached():
+            break
+    assert n > 300
+
+
+def test_a_lost_generation_of_a_lost_ledger_is_computed_again(
+    tmp_path: pathlib.Path, populated: pathlib.Path, expected_of: dict[str, str]
+) -> None:
+    """A unit that the rebuilt ledger does not know of lacks the states that it starts from."""
+    out = settled(populated, tmp_path / "out")
+    (out / stores.LEDGER).write_bytes(b"not a ledger" * 100)
+    (out / "records" / "round2-group0-unit0.json").unlink()
+    assert fsck.run(out, True, lambda _: None) == 0
+    with stores.Store.read(out) as store:
+        assert len(store.units()) == 11 and store.pending() == [] and store.damaged() == {}
+    stand_in.run(out, "pbt")
+    assert stand_in.contents(out) == expected_of["pbt"]
+
+
+def test_memory_may_run_out_where_states_were_released(
+    tmp_path: pathlib.Path, populated: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The group starts anew with smaller units, so all that it started from is computed again."""
+    out, original = settled(populated, tmp_path / "out"), stand_in.Backend.compile
+
+    def compile(self: Any, group: Any) -> Any:
+        if group.rows == 3 and group.start == 18:
+            raise engine.OutOfMemory("3 rows are too many", 2)
+        return original(self, group)
+
+    monkeypatch.setattr(stand_in.Backend, "compile", compile)
+    (out / "arrays" / "round3-group0-unit0.npz").unlink()
+    stand_in.run(out, "pbt")
+    for found in (populated, out):
+        with stores.Store.read(found) as store:
+            legs = {(leg["run_id"], leg["round"]): leg["score"] for leg in store.legs()}
+            sizes = [unit["size"] for unit in store.units() if unit["round"] == 3]
+        if found == populated:
+            expected_scores = legs
+    assert sizes == [2, 2, 2, 2] and legs == expected_scores
+
+
+# --------------------------------------------------------------------------------------- snapshots
 
 
 def interrupted(directory: pathlib.Path) -> tuple[pathlib.Path, list[pathlib.Path]]:

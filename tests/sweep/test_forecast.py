@@ -68,6 +68,26 @@ def test_the_disk_that_is_planned_is_what_is_written(tmp_path: pathlib.Path) -> 
     assert predicted == pytest.approx(written + 8 * state + kept_snapshots)
 
 
+def test_of_a_population_two_generations_of_states_are_planned() -> None:
+    """The one that is computed and the one it starts from; of halving every rung's."""
+    few = {"population": 4, "generations": 2}
+    axes = {"learning_rate": {"log_uniform": [1e-4, 1e-1]}}
+
+    def predicted(**tables: Any) -> float:
+        spec = make(sweep=axes, **tables)
+        backend = compute.Backend(spec, jax.devices()[:1])
+        rounds = forecast.searches.rehearse(forecast.searches.rounds(spec))
+        planned = [(i, g) for i, round_ in enumerate(rounds) for g in backend.groups(i, round_, {})]
+        return forecast.disk(spec, planned, backend, 1)
+
+    evaluations = 2 * 8 * 13 * 4  # two generations more of eight members and four episodes
+    assert predicted(pbt={**few, "generations": 4}) == predicted(pbt=few) + evaluations
+    states, rungs = {0: 30.0, 1: 10.0, 2: 3.0}, {0: {"a", "b", "c"}, 1: {"a", "b"}, 2: {"a"}}
+    assert forecast.most_at_once(states, rungs) == 43.0
+    same = {rung: {"a", "b", "c"} for rung in rungs}
+    assert forecast.most_at_once(states, same) == 40.0
+
+
 def test_memory_is_a_straight_line() -> None:
     def seen(rows: int, bytes_: int) -> forecast.Measurement:
         return forecast.Measurement(rows, 1, 0.0, 0.0, 0.0, 0.0, bytes_, 0)

@@ -156,7 +156,7 @@ def test_a_unit_without_a_state(store):
     name = next(iter(make_units()))
     store.commit(name, make_arrays(), None, make_outcomes(name), {})
     assert list((store.path / "checkpoints").iterdir()) == []
-    with pytest.raises(InputError, match="without a checkpoint"):
+    with pytest.raises(InputError, match="has no checkpoint"):
         store.state(name, {})
 
 
