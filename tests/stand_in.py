@@ -226,6 +226,20 @@ def contents(directory: str | os.PathLike[str]) -> str:
     return "\n".join(lines)
 
 
+def committed(directory: pathlib.Path) -> dict[str, Any]:
+    """What the ledger holds of finished units, after checking that it can be."""
+    if not (directory / stores.LEDGER).is_file():
+        return {}
+    with stores.Store.read(directory) as store:
+        legs = store.legs()
+        assert len({(leg["run_id"], leg["round"]) for leg in legs}) == len(legs)
+        assert {leg["status"] for leg in legs} <= {"pending", "done", "diverged"}
+        assert store.damaged() == {}
+        done = {unit["name"] for unit in store.units() if unit["done"]}
+        assert all((leg["unit"] in done) == (leg["status"] != "pending") for leg in legs)
+        return {f"{leg['unit']} {leg['row']}": leg for leg in legs if leg["unit"] in done}
+
+
 if __name__ == "__main__":
     assert "jax" not in sys.modules
     try:

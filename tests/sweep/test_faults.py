@@ -80,20 +80,6 @@ def start(out: pathlib.Path, *words: str, **more: Any) -> "subprocess.Popen[str]
     )
 
 
-def committed(out: pathlib.Path) -> dict[str, Any]:
-    """What the ledger holds of finished units, after checking that it can be."""
-    if not (out / stores.LEDGER).is_file():
-        return {}
-    with stores.Store.read(out) as store:
-        legs = store.legs()
-        assert len({(leg["run_id"], leg["round"]) for leg in legs}) == len(legs)
-        assert {leg["status"] for leg in legs} <= {"pending", "done", "diverged"}
-        assert store.damaged() == {}
-        done = {unit["name"] for unit in store.units() if unit["done"]}
-        assert all((leg["unit"] in done) == (leg["status"] != "pending") for leg in legs)
-        return {f"{leg['unit']} {leg['row']}": leg for leg in legs if leg["unit"] in done}
-
-
 def damage_of(out: pathlib.Path) -> list[fsck.Problem]:
     return [problem for problem in fsck.check(out) if problem.kind != "leftover"]
 
@@ -131,7 +117,7 @@ def test_stopped_at_random(
         # Before its handler stands, and after it, a signal ends the process by itself.
         assert process.returncode in (0, status, -number) and said == ""
         stops += process.returncode == status
-        after = committed(out)
+        after = stand_in.committed(out)
         assert {name: after[name] for name in before} == before
         before = after
         assert process.returncode != 0 or len(after) == WHOLE
@@ -163,7 +149,7 @@ def test_killed_at_every_step(
             stand_in.run(out, kind)
         if not reached():
             break
-        committed(out)
+        stand_in.committed(out)
         stand_in.run(out, kind)
         assert stand_in.contents(out) == expected_of[kind], n
         assert damage_of(out) == []
@@ -307,9 +293,9 @@ def test_the_nth_call_to_the_disk_fails(
                 assert "\n" not in str(error) and str(error).endswith(".")
                 failed += 1
             was_reached = reached()
-        before = committed(out)
+        before = stand_in.committed(out)
         stand_in.run(out, kind)
-        after = committed(out)
+        after = stand_in.committed(out)
         assert {name: after[name] for name in before} == before
         assert stand_in.contents(out) == expected_of[kind], n
         shutil.rmtree(out)
@@ -330,9 +316,9 @@ def test_a_file_may_not_grow(tmp_path: pathlib.Path, expected: str) -> None:
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
     assert said.count("\n") == 1 and "Traceback" not in said
-    before = committed(out)
+    before = stand_in.committed(out)
     assert start(out).wait(60) == 0
-    after = committed(out)
+    after = stand_in.committed(out)
     assert {name: after[name] for name in before} == before
     assert stand_in.contents(out) == expected
 
@@ -425,11 +411,12 @@ def test_a_flipped_bit_in_the_ledger_is_found_or_means_nothing(
     """Of any 60 bits; and a ledger that cannot be read is rebuilt, committed units and all."""
     chance = random.Random(1)
     out = settled(whole, tmp_path / "out")
-    ledger = out / stores.LEDGER
+    ledger, said_before = out / stores.LEDGER, rows_of(out)
     original, rebuilt = ledger.read_bytes(), 0
     for _ in range(60):
         ledger.write_bytes(flipped(original, chance.randrange(8 * len(original))))
         if damage_of(out) == []:
+            assert rows_of(out) == said_before
             assert stand_in.contents(out) == expected
             continue
         with pytest.raises(FaultError, match=r"fsck DIR --repair"):
@@ -444,6 +431,45 @@ def test_a_flipped_bit_in_the_ledger_is_found_or_means_nothing(
         for name in (f"{stores.LEDGER}-wal", f"{stores.LEDGER}-shm"):
             (out / name).unlink(missing_ok=True)
     assert rebuilt == 5
+
+
+def rows_of(out: pathlib.Path) -> list[tuple[Any, ...]]:
+    """All that a ledger says, but for the words of notes and of the spec, which have no hash."""
+    with contextlib.closing(sqlite3.connect(out / stores.LEDGER)) as connection:
+        queries = ("* FROM units", "* FROM legs", "* FROM meta WHERE key != 'spec'")
+        found = [connection.execute(f"SELECT {query} ORDER BY 1, 2") for query in queries]
+        return [row for rows in found for row in rows]
+
+
+def with_logs(directory: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> list[pathlib.Path]:
+    """Copies of a directory after each commit, as they are if the process is gone then."""
+    out, copies, original = directory / "out", list[pathlib.Path](), stores.Store.commit
+
+    def commit(self: Any, *arguments: Any) -> None:
+        original(self, *arguments)
+        copies.append(directory / f"after{len(copies)}")
+        shutil.copytree(out, copies[-1])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stores.Store, "commit", commit)
+        stand_in.run(out)
+    return copies
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut"])
+def test_a_damaged_log_of_the_ledger_costs_time_and_nothing_else(
+    in_memory: pathlib.Path, expected: str, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    """SQLite ends it at the first frame that is damaged: what came after was not committed."""
+    chance, shorter = random.Random(damage), 0
+    for copy in with_logs(in_memory, monkeypatch):
+        log = copy / f"{stores.LEDGER}-wal"
+        done, changed = len(stand_in.committed(copy)), DAMAGES[damage](log.read_bytes(), chance)
+        log.write_bytes(changed)
+        shorter += len(stand_in.committed(copy)) < done
+        stand_in.run(copy)
+        assert stand_in.contents(copy) == expected
+    assert shorter > 0
 
 
 def test_a_lost_ledger_is_rebuilt_and_damaged_units_are_computed_again(

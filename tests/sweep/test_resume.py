@@ -1,22 +1,28 @@
 """2N updates are N, a snapshot, another process, and N more: bit for bit, for every agent."""
 
+import contextlib
+import functools
+import math
 import os
 import pathlib
 import random
+import signal
 import subprocess
 import sys
 import time
 import types
+from collections.abc import Callable
 from typing import Any
 
 import agents_under_test as under_test
 import jax
 import numpy as np
 import pytest
+import stand_in
 from rich.console import Console
 
 from purejaxpg import config as configs
-from purejaxpg.sweep import compute, engine
+from purejaxpg.sweep import compute, engine, fsck
 from purejaxpg.sweep import progress as progresses
 from purejaxpg.sweep import search as searches
 from purejaxpg.sweep import spec as specs
@@ -175,3 +181,87 @@ def test_a_sweep_killed_three_times_ends_with_the_same_bits(tmp_path: pathlib.Pa
     last = sweep(tmp_path, "cut")
     assert last.wait(600) == 0, last.communicate()
     assert everything(tmp_path / "cut") == everything(tmp_path / "whole")
+
+
+# ------------------------------------------------------------------------- killed, again and again
+
+KILLS = int(os.environ.get("PUREJAXPG_TEST_KILLS", "200"))
+PARTS = 20
+SEARCHES = {
+    "halving": """
+[sweep]
+learning_rate = [3e-4, 1e-3, 3e-3, 1e-2]
+[halving]
+rungs = 3
+eta = 2
+""",
+    "pbt": """
+[sweep]
+learning_rate = { log_uniform = [1e-4, 1e-1] }
+[pbt]
+population = 4
+generations = 4
+""",
+}
+# 20 updates, each a segment with a snapshot: hardly a moment at which nothing is being written.
+FEW = STUDY.partition("[sweep]")[0].replace("20_000", "1_280").replace("seeds = 4", "seeds = 2")
+Uninterrupted = tuple[dict[str, Any], float]  # what it left, and its seconds
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Uninterrupted]:
+    @functools.cache
+    def of(kind: str) -> Uninterrupted:
+        directory = tmp_path_factory.mktemp(kind)
+        (directory / "study.toml").write_text(FEW + SEARCHES[kind], encoding="utf-8")
+        for out in ("compiled", "timed"):
+            began = time.monotonic()
+            running = sweep(directory, out)
+            assert running.wait(300) == 0, running.communicate()
+        return everything(directory / "timed"), time.monotonic() - began
+
+    return of
+
+
+def trace(out: pathlib.Path) -> set[str]:
+    """Snapshots and records: what changes whenever a sweep gets further."""
+    return {path.name for folder in ("progress", "records") for path in (out / folder).glob("*")}
+
+
+def killed_after(directory: pathlib.Path, out: str, seconds: float) -> bool:
+    """Go on with a sweep for so long -> whether it had to be killed."""
+    running = sweep(directory, out)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        running.wait(seconds)
+    running.kill()
+    _, said = running.communicate()
+    assert running.returncode in (0, -signal.SIGKILL), said
+    return running.returncode != 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
+def test_killed_at_random_moments(
+    tmp_path: pathlib.Path, uninterrupted: Callable[[str], Uninterrupted], part: int
+) -> None:
+    """KILLS in all, from the first import to the report; whatever was committed is as it was."""
+    kind, chance = list(SEARCHES)[part % 2], random.Random(part)
+    expected, longest = uninterrupted(kind)
+    (tmp_path / "study.toml").write_text(FEW + SEARCHES[kind], encoding="utf-8")
+    kills, further, sweeps, before = 0, 0, 0, dict[str, Any]()
+    while kills < math.ceil(KILLS / PARTS):
+        out = tmp_path / f"out{sweeps}"
+        found = trace(out)
+        killed = killed_after(tmp_path, out.name, chance.uniform(0, longest))
+        after = stand_in.committed(out)
+        assert {name: after[name] for name in before} == before
+        kills, further = kills + killed, further + (killed and trace(out) != found)
+        before = after if killed else {}
+        if not killed:
+            assert everything(out) == expected
+            sweeps += 1
+    assert not killed_after(tmp_path, out.name, 300)
+    assert everything(out) == expected
+    assert [problem for problem in fsck.check(out) if problem.kind != "leftover"] == []
+    print(f"{kills} kills of {kind}, {further} of them in training, {sweeps + 1} sweeps")
+    assert further * 5 > kills
