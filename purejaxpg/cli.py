@@ -192,6 +192,14 @@ def add_run_options(parser: argparse.ArgumentParser, out: str, devices: str) -> 
     parser.add_argument("--devices", type=int, metavar="N", help=f"use N devices ({devices})")
     parser.add_argument("--quiet", action="store_true", help="print results only")
     parser.add_argument(
+        "--log",
+        action="append",
+        choices=["tensorboard", "wandb"],
+        default=[],
+        help="also log every run for TensorBoard, in DIR/tensorboard, or offline for Weights & "
+        "Biases, in DIR/wandb; may be given twice, and later for a sweep that is finished",
+    )
+    parser.add_argument(
         "--snapshot-every",
         type=float,
         default=30.0,
@@ -345,7 +353,7 @@ def run_sweep(
     spec: Any, arguments: argparse.Namespace, default_out: Path, devices: list[Any]
 ) -> None:
     """Run or resume `spec`, then report."""
-    from purejaxpg.sweep import compute, engine
+    from purejaxpg.sweep import compute, engine, sinks
     from purejaxpg.sweep import progress as progresses
     from purejaxpg.sweep import report as reports
     from purejaxpg.sweep import search as searches
@@ -355,6 +363,7 @@ def run_sweep(
     say = functools.partial(console.print, highlight=False, soft_wrap=True, markup=False)
     out = arguments.out or default_out
     confirm = getattr(arguments, "confirm", 0)
+    logs = sinks.Logs(arguments.log, spec.name, say)
     with stores.Store.open(out, dict(spec.identity), spec.text) as store:
         pending = engine.unfinished(searches.rounds(spec, confirm), store)
         if not pending:
@@ -366,7 +375,10 @@ def run_sweep(
                 backend = compute.Backend(spec, devices)
                 executor = find_executor(spec, arguments, backend)
                 rounds = searches.rounds(spec, confirm)
-                engine.run(rounds, store, backend, progress, arguments.snapshot_every, executor)
+                every_s = arguments.snapshot_every
+                log_runs = functools.partial(logs.write, store)
+                engine.run(rounds, store, backend, progress, every_s, executor, log_runs)
+        logs.finish(store)
     written = reports.write(out, console)
     say(f"Results: {written}")
 

@@ -6,6 +6,7 @@ rounds into DIR; the fault tests kill it, fill its disk and flip its bits.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ import pathlib
 import shutil
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -200,13 +201,18 @@ def spec(kind: str = "halving") -> Spec:
 
 
 def run(
-    directory: str | os.PathLike[str], kind: str = "halving", snapshot_every_s: float = 0.0
+    directory: str | os.PathLike[str],
+    kind: str = "halving",
+    snapshot_every_s: float = 0.0,
+    after_commit: Callable[[stores.Store], None] = lambda _: None,
 ) -> None:
     """Run the search into `directory`, by default with a snapshot after every segment."""
     plain = {"kind": kind}
     with stores.Store.open(directory, plain, f"kind = {kind!r}\n") as store:
         rounds = search.rounds(spec(kind))  # type: ignore[arg-type]
-        engine.run(rounds, store, Backend(), Silent(), snapshot_every_s)  # type: ignore[arg-type]
+        backend, silent = Backend(), Silent()
+        then = functools.partial(after_commit, store)
+        engine.run(rounds, store, backend, silent, snapshot_every_s, None, then)  # type: ignore[arg-type]
 
 
 def contents(directory: str | os.PathLike[str]) -> str:

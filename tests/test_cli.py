@@ -99,6 +99,7 @@ def test_help_of_an_agent_explains_every_field(capsys: pytest.CaptureFixture[str
         (["sweep", "s.toml", "--ray-task", "GPU=none"], ["--ray-task", "GPU=1", "'GPU=none'"]),
         (["sweep", "s.toml", "--ray-task", "GPU=1"], ["--ray-task", "--executor ray"]),
         (["sweep", "s.toml", "--executor", "ray", "--devices", "1"], ["--devices", "--ray-task"]),
+        (["train", "ppo", "--log", "mlflow"], ["--log", "'mlflow'", "tensorboard", "wandb"]),
         (["train", "ppo", "stray"], ["stray"]),
         (["train", "ppo", "--env-params", "3"], ["env-params", "NAME"]),
         (["train", "ppo", "--env-params.gravity", "5", "6"], ["gravity", "[5, 6]"]),
@@ -135,10 +136,12 @@ def test_sweep_then_again_then_changed(capsys: pytest.CaptureFixture[str]) -> No
     assert written >= {"table.csv", "table.md", "curves.png"}
 
     arrays = snapshot(results / "arrays")
-    assert cli.main(["sweep", "study.toml", "--devices", "1"]) == 0
+    assert cli.main(["sweep", "study.toml", "--devices", "1", "--log", "tensorboard"]) == 0
     again = capsys.readouterr().out
     assert "Already finished" in again
     assert "Compil" not in again
+    assert f"Logs: tensorboard --logdir {results.resolve()}/tensorboard" in again
+    assert len(list(results.glob("tensorboard/*/events.out.tfevents.*"))) == 4
     assert snapshot(results / "arrays") == arrays
 
     before = snapshot(results)
@@ -228,14 +231,29 @@ def test_fork_train_and_sweep_the_fork(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_train_prints_a_result_and_resumes_to_it(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["train", "ppo", "--seed", "3", *FLAGS]) == 0
+    assert cli.main(["train", "ppo", "--seed", "3", *FLAGS, "--log", "tensorboard"]) == 0
     (out,) = pathlib.Path("results").iterdir()
     assert out.name.startswith("ppo-CartPole-v1-seed3-")
+    assert len(list(out.glob("tensorboard/*/events.out.tfevents.*"))) == 1
     assert str(out) in capsys.readouterr().out.replace("\n", "")
     assert cli.main(["train", "ppo", "--seed", "3", *FLAGS]) == 0
     assert "Already finished" in capsys.readouterr().out
     assert cli.main(["train", "ppo", "--seed", "4", *FLAGS]) == 0
     assert len(list(pathlib.Path("results").iterdir())) == 2
+
+
+@pytest.mark.parametrize(("name", "package"), [("tensorboard", "tensorboardX"), ("wandb", "wandb")])
+def test_the_package_of_a_log_is_missed_before_anything_is_computed(
+    name: str,
+    package: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    assert cli.main(["train", "ppo", *FLAGS, "--log", name]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.endswith(f"needs the extra `{name}`: pip install 'purejaxpg[{name}]'.\n")
+    assert printed.out == "" and not list(pathlib.Path().iterdir())
 
 
 def in_a_process(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:

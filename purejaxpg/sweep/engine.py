@@ -111,6 +111,7 @@ class Work:
     progress: progresses.Progress
     snapshots: snapshots.Snapshots
     executor: "Executor"
+    after_commit: Callable[[], None]
 
 
 Position = tuple[int, Any, np.ndarray]  # of a batch: updates done, states, diverged_at
@@ -126,6 +127,7 @@ def run(
     progress: progresses.Progress,
     snapshot_every_s: float = SNAPSHOT_EVERY_S,
     executor: Executor | None = None,
+    after_commit: Callable[[], None] = lambda: None,
 ) -> None:
     """Compute what is not committed yet, round by round.
 
@@ -136,11 +138,12 @@ def run(
         progress: told what happens.
         snapshot_every_s: least time between two snapshots of the units in progress.
         executor: computes units; None: this process does.
+        after_commit: called when units have been committed. A signal may be waiting for its end.
     """
     shots = snapshots.Snapshots(
         store.path / "progress", backend.save, backend.load, snapshot_every_s
     )
-    work = Work(store, backend, progress, shots, executor or on_this_machine)
+    work = Work(store, backend, progress, shots, executor or on_this_machine, after_commit)
     requeue_damaged(work)
     warn_of_other_versions(work)
     known: list[plans.Round] = []
@@ -314,6 +317,7 @@ def run_group(work: Work, group: plans.Group, units: Sequence[plans.Unit]) -> No
             ended = outcomes(unit, arrays, computed.diverged_at[rows])
             work.store.commit(unit.name, arrays, state, ended, facts, work.backend.save)
             work.snapshots.discard([unit])
+        work.after_commit()
         work.progress.committed(len(computed.units))
 
 

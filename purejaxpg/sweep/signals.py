@@ -65,12 +65,17 @@ def held() -> Iterator[Callable[[], bool]]:
     """
     _waiting.held = True
     try:
-        yield lambda: _waiting.arrived is not None
+        yield waiting
     finally:
         _waiting.held = False  # first: from here on a signal raises by itself and is not lost
         arrived, _waiting.arrived = _waiting.arrived, None
         if arrived is not None:
             raise arrived
+
+
+def waiting() -> bool:
+    """Tell whether a signal waits for the end of a `held` block."""
+    return _waiting.arrived is not None
 
 
 def _may_handle() -> bool:

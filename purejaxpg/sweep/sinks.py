@@ -1,0 +1,267 @@
+"""Logs of the runs for TensorBoard and, offline, for Weights & Biases.
+
+A log is a view of what is committed, never read back. It is written whole, aside, and put in its
+place with a stamp of the leg up to which it shows its run; what has another stamp or none is
+missing. So it does not matter when a process dies, or how late one asks for logs. A run that goes
+on in another round gets a new log of all its updates, those of the runs it descends from included.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib
+import json
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from purejaxpg import InputError, checkpoint
+from purejaxpg.sweep import curves, export, signals
+from purejaxpg.sweep import progress as progresses
+from purejaxpg.sweep.store import Store
+
+POINTS = 250  # of a curve, at most
+STAMP = "stamp.txt"
+_CACHED_UNITS = 8
+
+Points = list[tuple[int, dict[str, float]]]  # environment steps, and what is known after them
+
+
+class TensorBoard:
+    """One event file a run, in ``DIR/tensorboard/RUN_ID``."""
+
+    name, command, prefix = "tensorboard", "tensorboard --logdir", ""
+
+    def __init__(self) -> None:
+        """Raise an InputError where tensorboardX is not installed."""
+        self.package = required("tensorboardX", self.name)
+        self.summary = importlib.import_module("tensorboardX.summary")
+        self.protos = importlib.import_module("tensorboardX.proto.event_pb2")
+
+    def write(self, directory: Path, leg: dict[str, Any], points: Points) -> None:
+        """Write the log of a run into an empty directory."""
+        results = {name: leg[name] for name in ("score", "greedy_score")}
+        fields = flat({**leg["config"], "seed": leg["seed"], "stage": leg["stage"]})
+        # Under the hyperparameters, since its table knows only numbers as results.
+        hyper = self.summary.hparams({**fields, "status": leg["status"]}, results)
+        # TensorBoard reads the files of a directory in the order of their names. Its own writer
+        # hides a full disk: it writes in a thread. This one raises.
+        path = directory / f"events.out.tfevents.{leg['stop']:010d}.purejaxpg"
+        now, event = time.time(), self.protos.Event
+        with contextlib.closing(self.package.RecordWriter(str(path))) as file:
+            file.write(event(wall_time=now, file_version="brain.Event:2").SerializeToString())
+            for summary in hyper:
+                file.write(event(wall_time=now, summary=summary).SerializeToString())
+            for step, values in [*points, (points[-1][0], results)]:
+                shown = [{"tag": tag, "simple_value": value} for tag, value in values.items()]
+                content = event(wall_time=now, step=step, summary={"value": shown})
+                file.write(content.SerializeToString())
+
+
+class WandB:
+    """One offline run of Weights & Biases a run, in ``DIR/wandb/offline-run-RUN_ID``."""
+
+    name, command, prefix = "wandb", "wandb sync", "offline-run-"
+
+    def __init__(self) -> None:
+        """Raise an InputError where wandb is not installed."""
+        os.environ["WANDB_ERROR_REPORTING"] = "false"  # it would report errors even when offline
+        logging.raiseExceptions = False  # on a full disk, it would print tracebacks of its own log
+        self.package = required("wandb", self.name)
+
+    def write(self, directory: Path, leg: dict[str, Any], points: Points) -> None:
+        """Write the log of a run into an empty directory."""
+        label = progresses.label(leg["swept"])
+        work = directory.parent / "work"
+        work.mkdir()
+        with self.package.init(
+            project=re.sub(r"[/\\#?%:]", "-", leg["sweep"])[:128],
+            id=leg["log_id"],
+            group=label[:128] or None,
+            name=f"{label} seed={leg['seed']}".strip()[:128],
+            job_type=leg["stage"],
+            config={**leg["config"], "seed": leg["seed"], "run_id": leg["run_id"]},
+            dir=str(work),
+            mode="offline",
+            reinit="create_new",
+            settings=self.package.Settings(
+                silent=True, console="off", disable_git=True, disable_code=True,
+                x_disable_meta=True, x_disable_stats=True, x_disable_machine_info=True,
+                x_save_requirements=False,
+            ),
+        ) as run:  # fmt: skip
+            for step, values in points:
+                run.log(values, step=step)
+            known = ("score", "greedy_score", "status", "diverged_at")
+            run.summary.update({name: leg[name] for name in known})
+        (found,) = work.glob("wandb/offline-run-*/*.wandb")
+        # It says nothing of a full disk, but then there is no room for a copy either.
+        shutil.copyfile(found, directory / found.name)
+
+
+SINKS: dict[str, Callable[[], Any]] = {sink.name: sink for sink in (TensorBoard, WandB)}
+
+
+class Logs:
+    """The logs that a sweep is to have."""
+
+    def __init__(self, names: Sequence[str], sweep: str, say: Callable[[str], None]) -> None:
+        """Prepare the sinks of these names; `sweep` is the sweep's name.
+
+        Raises:
+            InputError: a package is not installed.
+        """
+        self.sinks = [SINKS[name]() for name in dict.fromkeys(names)]
+        self.sweep, self.say = sweep, say
+        self.failed: set[str] = set()
+        self.stamps: dict[Path, str] = {}  # as far as they are known without reading
+
+    def write(self, store: Store) -> None:
+        """Write the logs that are missing; a sink that fails is left alone until `finish`."""
+        for sink in self.sinks:
+            reason = "" if sink.name in self.failed else self._attempt(store, sink)
+            if reason:
+                self.failed.add(sink.name)
+                self.say(f"Note: --log {sink.name} has to wait for the end of the sweep: {reason}.")
+
+    def finish(self, store: Store) -> None:
+        """Write the logs that are missing and say how to look at them, or what is wrong."""
+        for sink in self.sinks:
+            reason, path = self._attempt(store, sink), store.path / sink.name
+            if reason:
+                self.say(f"{path} is not complete: {reason}; the same command completes it.")
+            else:
+                self.say(f"Logs: {sink.command} {path}")
+
+    def _attempt(self, store: Store, sink: Any) -> str:
+        """Write what is missing; return what went wrong."""
+        try:
+            self._write_missing(store, sink)
+        except Exception as error:  # whatever it is: the results are safe, and the sweep goes on
+            return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        return ""
+
+    def _write_missing(self, store: Store, sink: Any) -> None:
+        legs = [leg for leg in store.legs() if leg["status"] != "pending"]
+        known = {(leg["run_id"], leg["round"]): leg for leg in legs}
+        facts = {unit["name"]: unit["facts"] for unit in store.units()}
+        read = functools.lru_cache(_CACHED_UNITS)(store.arrays)
+        sweep_id = hashlib.sha256(json.dumps(store.identity, sort_keys=True).encode()).hexdigest()
+        for run_id, leg in {leg["run_id"]: leg for leg in legs}.items():
+            target, stamp = store.path / sink.name / f"{sink.prefix}{run_id}", stamp_of(leg)
+            chain = curves.lineage(leg, known)
+            # Where a damaged unit is to be computed again, a run may lack its beginning for now.
+            if chain[0]["start"] or self._stamp(target) == stamp:
+                continue
+            if signals.waiting():
+                return
+            stopped = leg["status"] == "done" and leg["stop"] < leg["total"]
+            shown = {**leg, "sweep": self.sweep, "log_id": f"{run_id}-{sweep_id[:8]}"}
+            shown["status"] = "stopped" if stopped else leg["status"]
+            points = points_of(chain, read, facts[chain[0]["unit"]])
+            with checkpoint.faults("write", target):
+                put(target, stamp, functools.partial(sink.write, leg=shown, points=points))
+            self.stamps[target] = stamp
+
+    def _stamp(self, target: Path) -> str:
+        """Return the stamp of a log; nothing where there is none."""
+        if target not in self.stamps:
+            with contextlib.suppress(OSError):
+                self.stamps[target] = (target / STAMP).read_text("utf-8")
+        return self.stamps.get(target, "")
+
+
+def required(module: str, extra: str) -> Any:
+    """Return a module, or raise an InputError that says how to get it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        command = f"pip install 'purejaxpg[{extra}]'"
+        raise InputError(f"--log {extra} needs the extra `{extra}`: {command}.") from error
+
+
+def stamp_of(leg: dict[str, Any]) -> str:
+    """Return what tells the log up to this leg from others of the run."""
+    names = ("unit", "stop", "status", "diverged_at", "score", "greedy_score")
+    return "".join(f"{name} {leg[name]}\n" for name in names)
+
+
+def put(target: Path, stamp: str, fill: Callable[[Path], None]) -> None:
+    """Replace a directory by one that `fill` has filled, whole or not at all."""
+    # Not beside it: what reads the logs would read this, too.
+    scratch = target.parent.with_name(f".{target.parent.name}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    new = scratch / "new"
+    try:
+        new.mkdir(parents=True)
+        fill(new)
+        (new / STAMP).write_text(stamp, "utf-8")
+        target.parent.mkdir(exist_ok=True)
+        if target.exists():
+            os.replace(target, scratch / "old")
+        os.replace(new, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def points_of(
+    chain: Sequence[dict[str, Any]],
+    read: Callable[[str], Mapping[str, np.ndarray]],
+    facts: dict[str, Any],
+) -> Points:
+    """Return the training metrics of consecutive legs in at most POINTS bins of updates.
+
+    Args:
+        chain: legs, each going on from the one before.
+        read: gives the arrays of a unit.
+        facts: of the first leg's unit.
+
+    Returns:
+        The means of each bin, at its end. Those of episodes are over the episodes that ended in
+        the bin, and are left out where none did.
+    """
+    parts = [{name: rows[leg["row"]] for name, rows in read(leg["unit"]).items()} for leg in chain]
+    names = [name for name in parts[0] if not name.startswith(export.EVALUATION)]
+    updates = sum(leg["stop"] - leg["start"] for leg in chain)
+    edges = np.linspace(0, updates, min(POINTS, updates) + 1).round().astype(int)
+    steps = export.env_steps(facts, edges[1:])
+    with np.errstate(invalid="ignore"):  # what diverged may add inf to -inf
+        sums = {
+            name: np.add.reduceat(np.concatenate([p[name] for p in parts], dtype=float), edges[:-1])
+            for name in names
+        }
+    return [
+        (int(step), means(row, width))
+        for step, width, *values in zip(steps, np.diff(edges), *sums.values(), strict=True)
+        for row in [dict(zip(names, map(float, values), strict=True))]
+    ]
+
+
+def means(sums: Mapping[str, float], updates: float) -> dict[str, float]:
+    """Return the means over so many updates; sums over episodes become means over episodes."""
+    found, episodes = {}, sums["episode/count"]
+    for name, value in sums.items():
+        of_episodes = name.startswith("episode/") and name.endswith("_sum")
+        if not of_episodes:
+            found[name] = value / float(updates)
+        elif episodes:
+            found[name.removesuffix("_sum")] = value / episodes
+    return found
+
+
+def flat(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """{"hidden": [8], "env_params": {"gravity": 9.8}} -> hidden "[8]", env_params.gravity 9.8."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        inner = isinstance(value, dict)
+        found |= flat(value, f"{before}{name}.") if inner else {f"{before}{name}": value}
+    # TensorBoard leaves out a number that is not finite.
+    endless = {name: str(value) for name, value in found.items() if value in (np.inf, -np.inf)}
+    return {name: export.plain(value) for name, value in found.items()} | endless
