@@ -235,8 +235,13 @@ def advantages(
     """Turn [T, N] transitions into a flat batch [T*N], and let the normalisers see them."""
     obs = normalize.observations(config, state.normalizers, transition.obs)
     next_obs = normalize.observations(config, state.normalizers, transition.next_obs)
-    value = Critic(config).apply(state.params["critic"], obs)
-    next_value = Critic(config).apply(state.params["critic"], next_obs)
+    critic = partial(Critic(config).apply, state.params["critic"])
+    # In pieces of a minibatch's size: the activations of all at once were half of a run's memory.
+    value, next_value = lax.map(
+        partial(jax.tree.map, critic),
+        (obs, next_obs),
+        batch_size=-(-config.num_steps // config.num_minibatches),
+    )
     terminated, done = transition.terminated, transition.done
     normalizers, reward = normalize.rewards(config, state.normalizers, transition.reward, done)
     normalizers = normalize.observed(config, normalizers, transition.obs)
