@@ -250,6 +250,7 @@ if __name__ == "__main__":
     assert "jax" not in sys.modules
     try:
         with signals.caught():
+            print("Begun.", flush=True)  # from here on a signal is heeded
             run(*sys.argv[1:])
     except signals.Terminated:
         sys.exit(143)
