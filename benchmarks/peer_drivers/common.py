@@ -1,0 +1,82 @@
+"""What every driver does: read a job, prepare it, time repetitions, write a result.
+
+A job is a JSON file that `peers.py` writes:
+
+    peer          whose driver this is
+    algorithm     "ppo", "sac" or "ddpg"
+    agents        how many, trained side by side where the peer can do that
+    settings      names as in the Config of our agents
+    repetitions   timed ones; one more comes first and its time is discarded
+    first_seed    of the first agent in the first repetition; every repetition has fresh seeds
+
+"episodes" of the result are those of all repetitions, the first included: for each seed and update
+the sum of the returns, and the number, of the training episodes that ended.
+
+Nothing but the standard library is imported here: each driver runs in its peer's own environment.
+"""
+
+import importlib.metadata
+import itertools
+import json
+import os
+import pathlib
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "gymnax", "rejax")
+PACKAGES += ("torch", "gymnasium", "stable-baselines3", "sbx-rl")
+
+
+class Prepared(NamedTuple):
+    """A compiled job."""
+
+    run: Callable[[int], Any]  # first seed -> outcome; returns when everything is computed
+    env_steps: int  # of all agents, in one run
+    returns: Callable[[Any], Any] | None  # outcome -> sums and counts, lists [agents][updates]
+    compile_s: float | None = None  # None: all that `prepare` takes
+
+
+def main(prepare: Callable[[dict[str, Any]], Prepared]) -> None:
+    """Do the job of the first argument and write the result to the second."""
+    source, target = map(pathlib.Path, sys.argv[1:3])
+    result = measure(json.loads(source.read_text()), prepare)
+    target.write_text(json.dumps(result))
+
+
+def measure(job: dict[str, Any], prepare: Callable[[dict[str, Any]], Prepared]) -> dict[str, Any]:
+    """Prepare a job, run it once for nothing, then time it."""
+    began = time.perf_counter()
+    prepared = prepare(job)
+    compile_s = prepared.compile_s or time.perf_counter() - began
+    seeds = [job["first_seed"] + i * job["agents"] for i in range(job["repetitions"] + 1)]
+    seconds, episodes = [], []
+    for seed in seeds:
+        began = time.perf_counter()
+        outcome = prepared.run(seed)
+        seconds.append(time.perf_counter() - began)
+        if prepared.returns is not None:
+            episodes.append(prepared.returns(outcome))
+    return {
+        "compile_s": compile_s,
+        "first_s": seconds[0],
+        "seconds": seconds[1:],
+        "env_steps": prepared.env_steps,
+        "episodes": [list(itertools.chain(*parts)) for parts in zip(*episodes, strict=True)],
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "cores": sorted(os.sched_getaffinity(0)),
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what matters and is installed here."""
+    found = {"python": sys.version.split()[0]}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

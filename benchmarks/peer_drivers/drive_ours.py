@@ -1,0 +1,64 @@
+"""Driver of this package: the compiled programs of a sweep, over all cores, as `sweep` runs them.
+
+What is left out is evaluation, the store and the report: a repetition is `init` and all segments of
+training, with the metrics brought to the host after each segment.
+"""
+
+import os
+from typing import Any
+
+import common
+
+from purejaxpg import cli
+
+
+def sweep(job: dict[str, Any], first_seed: int) -> Any:
+    """Return the sweep that a job is."""
+    from purejaxpg.sweep import spec as specs
+
+    seeds = list(range(first_seed, first_seed + job["agents"]))
+    raw = {"agent": job["algorithm"], "seeds": seeds, "config": job["settings"]}
+    return specs.from_dict(raw, "peers")
+
+
+def prepare(job: dict[str, Any]) -> common.Prepared:
+    """Compile what the sweep compiles."""
+    devices = cli.find_devices(None)
+    import numpy as np
+
+    from purejaxpg.sweep import compute, engine, search
+
+    backend = compute.Backend(sweep(job, 0), devices)
+
+    def group_of(first_seed: int) -> Any:
+        round_ = next(search.rounds(sweep(job, first_seed)))
+        (group,) = backend.groups(0, round_, {})
+        return group
+
+    programs = backend.compile(group_of(0))
+
+    def train(group: Any, batch: Any) -> dict[str, Any]:
+        inputs = backend.inputs(programs, batch)
+        begun = (0, backend.start(programs, inputs), np.zeros(len(inputs[0]), np.int32))
+        trained = list(engine.segments(backend, programs, inputs, begun, group.stop))
+        return engine.joined([metrics for _, metrics in trained])
+
+    def run(first_seed: int) -> list[dict[str, Any]]:
+        group = group_of(first_seed)
+        batches = engine.batched(group.units, programs.units)
+        return [train(group, batch) for batch in batches]
+
+    def returns(outcome: list[dict[str, Any]]) -> Any:
+        names = ("episode/return_sum", "episode/count")
+        arrays = [np.concatenate([found[name] for found in outcome]) for name in names]
+        return [array[: job["agents"]].tolist() for array in arrays]
+
+    group = group_of(0)
+    steps = job["agents"] * (group.config.steps_per_update * group.stop)
+    before = job["agents"] * compute.steps_before(group.config)
+    return common.Prepared(run, steps + before, returns, programs.compile_s)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    common.main(prepare)

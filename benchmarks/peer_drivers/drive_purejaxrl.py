@@ -1,0 +1,93 @@
+"""Driver of PureJaxRL: `make_train` of its ppo.py, in a checkout given by the job.
+
+As its documentation runs it: one process, `jit(vmap(make_train(config)))`. Two things are done to
+it from outside. Its wrappers import brax and navix, which PPO does not use: empty modules stand in.
+And QR decompositions of a batch hang for ever on the CPU of jax 0.10 with two cores, in the
+orthogonal initialisers of flax: they are taken one after another.
+"""
+
+import os
+import sys
+import types
+from typing import Any
+
+import common
+
+NAMES = {
+    "env": "ENV_NAME",
+    "total_timesteps": "TOTAL_TIMESTEPS",
+    "num_envs": "NUM_ENVS",
+    "num_steps": "NUM_STEPS",
+    "num_epochs": "UPDATE_EPOCHS",
+    "num_minibatches": "NUM_MINIBATCHES",
+    "activation": "ACTIVATION",
+    "learning_rate": "LR",
+    "gamma": "GAMMA",
+    "gae_lambda": "GAE_LAMBDA",
+    "clip_eps": "CLIP_EPS",
+    "vf_coef": "VF_COEF",
+    "ent_coef": "ENT_COEF",
+    "max_grad_norm": "MAX_GRAD_NORM",
+}
+# What its ppo.py has written in it, and so cannot be set.
+FIXED = {"hidden": [64, 64], "learning_rate_schedule": "linear", "normalize_advantage": True}
+
+
+def config_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """Translate settings; refuse those that its code does not have."""
+    given = dict(settings)
+    assert given.pop("vf_clip_eps") == given["clip_eps"], "it clips values by CLIP_EPS"
+    for name, value in FIXED.items():
+        assert given.pop(name) == value, f"{name} is {value} in its code"
+    return {NAMES[name]: value for name, value in given.items()} | {"ANNEAL_LR": True}
+
+
+def stand_in(name: str, *attributes: str) -> None:
+    """Put an empty module where one is imported and not used."""
+    module = types.ModuleType(name)
+    for attribute in attributes:
+        setattr(module, attribute, None)
+    sys.modules[name] = module
+
+
+def prepare(job: dict[str, Any]) -> common.Prepared:
+    """Compile its training function for all agents side by side."""
+    import jax
+    import jax.numpy as jnp
+
+    jnp.linalg.qr = jax.custom_batching.sequential_vmap(jnp.linalg.qr)
+    stand_in("navix")
+    stand_in("brax", "envs")
+    stand_in("brax.envs")
+    stand_in("brax.envs.wrappers")
+    stand_in("brax.envs.wrappers.training", "EpisodeWrapper", "AutoResetWrapper")
+    sys.path.insert(0, os.path.join(job["checkout"], "purejaxrl"))
+    import ppo
+
+    config = config_of(job["settings"])
+    train = ppo.make_train(config)
+    agents, steps = job["agents"], config["NUM_ENVS"] * config["NUM_STEPS"]
+
+    def keys(first_seed: int) -> Any:
+        return jax.vmap(jax.random.PRNGKey)(jnp.arange(first_seed, first_seed + agents))
+
+    compiled = jax.jit(jax.vmap(train)).lower(keys(0)).compile()
+
+    @jax.jit
+    def reduced(info: dict[str, Any]) -> tuple[Any, Any]:
+        # Between the ends of episodes "returned_episode_returns" repeats the last one.
+        ended, value = info["returned_episode"], info["returned_episode_returns"]
+        return (value * ended).sum(axis=(2, 3)), ended.sum(axis=(2, 3))
+
+    def returns(outcome: Any) -> Any:
+        return [array.tolist() for array in reduced(outcome["metrics"])]
+
+    env_steps = agents * config["NUM_UPDATES"] * steps
+    return common.Prepared(
+        lambda first_seed: jax.block_until_ready(compiled(keys(first_seed))), env_steps, returns
+    )
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    common.main(prepare)

@@ -1,0 +1,664 @@
+"""How fast is a sweep of this package beside its peers, at equal settings on the same machine?
+
+A sample is a process of its own, pinned to its cores: it compiles, runs once for nothing, then
+times whole trainings with fresh seeds. Samples alternate between the two sides, each pair beginning
+with the other one; a row is the median over pairs of the ratio of environment steps per second,
+with a bootstrap interval. Every sample is saved as it comes: stopped, the same command goes on.
+
+A row of speed is void where the two sides do not learn alike. `--gate` tests that: 64 seeds a side,
+and the 95% interval of the difference of means, of the final return and of the area under the
+curve, has to lie within a margin. Both are of training episodes, defined alike on both sides.
+
+No peer's code is here. `peer_drivers/` calls the public functions of each in an environment of its
+own, in which pip has installed it; PureJaxRL, which is no package, is a checkout.
+
+Run, on a machine that does nothing else:
+
+    python benchmarks/peers.py --make-envs            # once: .venv-peers/, about 3 GB
+    git clone https://github.com/luchris429/purejaxrl .venv-peers/checkout
+    python benchmarks/peers.py --list                 # the rows
+    python benchmarks/peers.py                        # all of them, one after another
+    python benchmarks/peers.py --work ppo-cartpole-64 --pairs 5 --cores 1
+    python benchmarks/peers.py --gate                 # the learning gate
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import pathlib
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats as distributions
+
+import purejaxpg
+from purejaxpg import FaultError, InputError, cli
+from purejaxpg.sweep import stats
+
+HERE = pathlib.Path(__file__).resolve().parent
+JAX = ("jax==0.10.2", "jaxlib==0.10.2", "flax==0.12.8", "optax==0.2.8", "distrax==0.1.9")
+TORCH = ("torch==2.13.0", "gymnasium==1.3.0", "stable-baselines3==2.9.2")
+PINS = {  # what each peer's environment holds
+    "purejaxrl": (*JAX, "gymnax==0.0.9"),
+    "rejax": (*JAX, "gymnax==0.0.9", "rejax==0.1.3"),
+    "sb3": TORCH,
+    "sbx": (*JAX[:4], *TORCH, "sbx-rl==0.28.0"),
+}
+BUSY = 0.1  # cores that others may keep busy before a measurement is refused or marked
+TIMEOUT_S = 3600  # of a sample
+STRETCHES = 20  # of a learning curve
+GATE_SEEDS, GATE_SIDE_BY_SIDE = 64, 16
+
+# ---------------------------------------------------------------------------------------- the rows
+
+PPO = {
+    "env": "CartPole-v1",
+    "num_envs": 4,
+    "num_steps": 128,
+    "num_epochs": 4,
+    "num_minibatches": 4,
+    "hidden": [64, 64],
+    "activation": "tanh",
+    "learning_rate": 2.5e-4,
+    "learning_rate_schedule": "linear",
+    "normalize_advantage": True,
+    "gamma": 0.99,
+    "gae_lambda": 0.95,
+    "clip_eps": 0.2,
+    "vf_clip_eps": 0.2,
+    "vf_coef": 0.5,
+    "ent_coef": 0.01,
+    "max_grad_norm": 0.5,
+    "total_timesteps": 65_536,
+}
+# PureJaxRL's own example on MinAtar.
+MINATAR = {
+    **PPO,
+    "env": "Breakout-MinAtar",
+    "num_envs": 64,
+    "num_minibatches": 8,
+    "activation": "relu",
+    "learning_rate": 5e-3,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What both sides of a row compute."""
+
+    algorithm: str
+    agents: int
+    repetitions: int
+    settings: Mapping[str, Any]
+    peers: Mapping[str, Mapping[str, Any]]  # name of a row's peer -> what its job has otherwise
+    gate_steps: int | None = None  # of a run when learning is compared; None: it is not
+    max_return: float | None = None  # None: unbounded, and the best of any seed stands for it
+    margin: float = math.nan  # of the learning gate, as a share of max_return
+
+
+ONE: dict[str, Any] = {"purejaxrl": {}}
+WORKS = {
+    "ppo-cartpole-1": Work("ppo", 1, 8, PPO, ONE),
+    "ppo-cartpole-64": Work("ppo", 64, 2, PPO, ONE, 500_000, max_return=500.0, margin=0.02),
+    "ppo-cartpole-256": Work("ppo", 256, 1, PPO, ONE),
+    "ppo-breakout-16": Work("ppo", 16, 2, MINATAR, ONE, 1_000_000, margin=0.05),
+}
+
+OURS = (
+    "Ours runs one device a core and brings the metrics to the host sixty times a run; its "
+    "compile time holds initialisation and evaluation, which a peer's does not."
+)
+INEQUALITIES = {
+    "purejaxrl": (
+        "PureJaxRL is one process and one vmap, as it documents; XLA keeps most of that on one "
+        "core (--cores 1 gives both sides one). It takes a time limit for the end of an episode, "
+        "where ours bootstraps and pays a second pass of the critic for it. It keeps what every "
+        "step reports, ours only sums. gymnax 0.0.9 against 1.0.1. Its QR decompositions are "
+        "taken one after another, without which it hangs on two cores."
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A work, and a peer to compare with."""
+
+    work: str
+    peer: str  # a driver's name, perhaps with a variant after a dash
+
+    @property
+    def name(self) -> str:
+        """How the row is called."""
+        return f"{self.work} / {self.peer}"
+
+    @property
+    def driver(self) -> str:
+        """Whose driver runs it."""
+        return self.peer.partition("-")[0]
+
+    def jobs(self, checkout: pathlib.Path, steps: int | None = None) -> dict[str, dict[str, Any]]:
+        """Return the jobs of the two sides, of so many steps instead of the work's own."""
+        work = WORKS[self.work]
+        changed = {} if steps is None else {"total_timesteps": steps}
+        ours = {
+            "peer": "ours",
+            "algorithm": work.algorithm,
+            "agents": work.agents,
+            "repetitions": work.repetitions,
+            "settings": {**work.settings, **changed},
+        }
+        theirs = {**ours, "peer": self.driver, "checkout": str(checkout), **work.peers[self.peer]}
+        return {"ours": ours, "peer": theirs}
+
+    def gate_jobs(
+        self, checkout: pathlib.Path, seeds: int, steps: int | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """Return the jobs of the two sides of the learning gate."""
+        steps = steps or WORKS[self.work].gate_steps
+        together = min(seeds, GATE_SIDE_BY_SIDE)
+        longer = {
+            "agents": together,
+            "repetitions": math.ceil(seeds / together) - 1,  # the first counts, too
+        }
+        return {side: {**job, **longer} for side, job in self.jobs(checkout, steps).items()}
+
+
+def rows(names: Sequence[str], gate: bool) -> list[Row]:
+    """Return the rows of some works, or of all; only those that can be gated, if asked."""
+    for name in names:
+        if name not in WORKS:
+            raise InputError(f"--work must be one of {', '.join(WORKS)}, but is {name!r}.")
+        if gate and WORKS[name].gate_steps is None:
+            raise InputError(f"--gate has no settings for {name!r}.")
+    return [
+        Row(name, peer)
+        for name, work in WORKS.items()
+        for peer in work.peers
+        if (name in names or not names) and not (gate and work.gate_steps is None)
+    ]
+
+
+# ------------------------------------------------------------------------------------- environments
+
+
+def python_of(driver: str, envs: pathlib.Path) -> pathlib.Path:
+    """Return the Python that runs a driver."""
+    return pathlib.Path(sys.executable) if driver == "ours" else envs / driver / "bin" / "python"
+
+
+def missing(row: Row, envs: pathlib.Path, checkout: pathlib.Path) -> str | None:
+    """Say what a row lacks on this machine, or None."""
+    if not python_of(row.driver, envs).exists():
+        return f"there is no environment {envs / row.driver} (--make-envs makes it)"
+    if row.driver == "purejaxrl" and not (checkout / "purejaxrl" / "ppo.py").exists():
+        return f"there is no checkout of PureJaxRL at {checkout}"
+    return None
+
+
+def make_envs(envs: pathlib.Path) -> None:
+    """Make the environment of each peer that has none."""
+    for driver, pins in PINS.items():
+        if python_of(driver, envs).exists():
+            print(f"{envs / driver} is there already.")
+            continue
+        print(f"Installing {' '.join(pins)} into {envs / driver} ...", flush=True)
+        venv.create(envs / driver, with_pip=True)
+        python = str(python_of(driver, envs))
+        done = subprocess.run([python, "-m", "pip", "install", "-q", *pins])
+        if done.returncode:
+            raise FaultError(f"pip could not install into {envs / driver}; see above.")
+
+
+# ------------------------------------------------------------------------------------------ samples
+
+
+class Samples:
+    """The file of results: saved after every sample, and read when a command goes on."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        """Read what is there."""
+        self.path = path
+        try:
+            self.found: list[dict[str, Any]] = json.loads(path.read_text())["samples"]
+        except FileNotFoundError:
+            self.found = []
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise InputError(f"--out {path} does not hold results of peers.py: {error}.") from error
+
+    def get(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the sample with this key, if it was taken."""
+        return next((s for s in self.found if all(s[k] == v for k, v in key.items())), None)
+
+    def add(self, sample: dict[str, Any]) -> None:
+        """Keep a sample."""
+        self.found.append(sample)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"samples": self.found}, indent=1))
+        temporary.replace(self.path)
+
+
+@contextlib.contextmanager
+def watched(seen: dict[str, Any]) -> Iterator[None]:
+    """Note how many cores others kept busy during the block (Linux; else None)."""
+    before, began = busy_s(), time.monotonic()
+    yield
+    after, took = busy_s(), time.monotonic() - began
+    known = before is not None and after is not None
+    seen["others_busy"] = max(0.0, after - before) / took if known else None
+    seen["wall_s"] = took
+
+
+def busy_s() -> float | None:
+    """Return the seconds for which our cores were busy with what is not ours."""
+    try:
+        lines = pathlib.Path("/proc/stat").read_text().splitlines()
+    except OSError:
+        return None
+    names = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    times = [list(map(int, line.split()[1:9])) for line in lines if line.split()[0] in names]
+    # user, nice, system, idle, iowait, irq, softirq, steal
+    ticks = sum(sum(t) - t[3] - t[4] for t in times)
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return ticks / os.sysconf("SC_CLK_TCK") - sum(u.ru_utime + u.ru_stime for u in used)
+
+
+def refuse_busy(anyway: bool) -> None:
+    """Refuse to measure beside other work.
+
+    Raises:
+        FaultError: others keep our cores busy, and that was not said to be fine.
+    """
+    seen: dict[str, Any] = {}
+    with watched(seen):
+        time.sleep(2)
+    busy = seen["others_busy"]
+    if busy is None:
+        print("Warning: this system does not tell what else is running.", file=sys.stderr)
+    elif busy > BUSY and anyway:
+        print(f"WARNING: others keep {busy:.1f} cores busy: no result.", file=sys.stderr)
+    elif busy > BUSY:
+        raise FaultError(
+            f"Other work keeps {busy:.1f} cores busy (load {os.getloadavg()[0]:.1f}), so nothing "
+            "can be timed; --anyway does it nevertheless, to try things."
+        )
+
+
+def take(job: Mapping[str, Any], python: pathlib.Path, cores: Sequence[int]) -> dict[str, Any]:
+    """Run one job in a process of its own, pinned to `cores`, and return what it found.
+
+    Raises:
+        FaultError: the driver failed or did not end.
+    """
+    driver = HERE / "peer_drivers" / f"drive_{job['peer']}.py"
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "PYTHON"))}
+    paths = {"PYTHONPATH": str(HERE.parent)} if job["peer"] == "ours" else {}
+    seen: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder, watched(seen):
+        source, target = pathlib.Path(folder, "job.json"), pathlib.Path(folder, "result.json")
+        source.write_text(json.dumps(job))
+        try:
+            done = subprocess.run(
+                [str(python), str(driver), str(source), str(target)],
+                env={**kept, **paths},
+                preexec_fn=lambda: os.sched_setaffinity(0, cores),
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT_S,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise FaultError(f"{driver.name} had not ended after {TIMEOUT_S} s.") from error
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise FaultError(f"{driver.name} failed: {last}")
+        result = json.loads(target.read_text())
+    return {**result, **seen, "time": time.strftime("%Y-%m-%d %H:%M:%S")}
+
+
+def source_hash() -> str:
+    """Return a hash of this package's source: other code is another measurement."""
+    digest = hashlib.sha256()
+    for path in sorted(pathlib.Path(purejaxpg.__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def circumstances(jobs: Mapping[str, Any], cores: Sequence[int]) -> str:
+    """Return a hash of all that a sample may not differ in from another of its row."""
+    settings = {
+        side: {k: v for k, v in job.items() if k != "checkout"} for side, job in jobs.items()
+    }
+    content = [settings, list(cores), source_hash(), machine(), PINS]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def machine() -> str:
+    """Return the name of the processor."""
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def order(pair: int) -> tuple[str, str]:
+    """Return who goes first in a pair: the sides take turns."""
+    return ("ours", "peer") if pair % 2 == 0 else ("peer", "ours")
+
+
+def steady(sample: Mapping[str, Any]) -> float:
+    """Return the environment steps per second of a sample's median repetition."""
+    return sample["env_steps"] / statistics.median(sample["seconds"])
+
+
+# --------------------------------------------------------------------------------------- statistics
+
+
+def paired(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
+    """Return the median of ours / theirs over pairs, and its 95% bootstrap interval."""
+    ratios = np.asarray(ours) / np.asarray(theirs)
+    low, high = stats.bootstrap_ci(ratios, np.median, resamples=10_000)
+    return float(np.median(ratios)), float(low), float(high)
+
+
+def learning(episodes: Sequence[Any]) -> dict[str, np.ndarray]:
+    """Reduce the training episodes of each seed to two numbers.
+
+    Args:
+        episodes: sums of returns, and numbers, of the episodes that ended, both [seeds, updates].
+
+    Returns:
+        "final": mean return of the episodes that ended in the last tenth of the run; "area": mean
+        over twenty equal stretches of the run of their mean returns. Both [seeds], NaN where no
+        episode ended.
+    """
+    sums, counts = (
+        np.stack([part.sum(axis=1) for part in np.array_split(np.asarray(x), STRETCHES, axis=1)])
+        for x in episodes
+    )  # [stretches, seeds]
+    last = STRETCHES // 10
+    with np.errstate(invalid="ignore"):
+        final = sums[-last:].sum(axis=0) / counts[-last:].sum(axis=0)
+        curve = np.ma.masked_invalid(sums / counts)
+    return {"final": final, "area": curve.mean(axis=0).filled(np.nan)}
+
+
+def overall(episodes: Sequence[Any]) -> float | None:
+    """Return the mean return of all training episodes of all seeds, or None if there are none."""
+    count = np.sum(episodes[1]) if episodes else 0
+    return float(np.sum(episodes[0]) / count) if count else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """Whether two sides learn alike, by one number."""
+
+    ours: float  # mean
+    theirs: float
+    low: float  # of the 95% interval of the difference of means
+    high: float
+    margin: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the whole interval lies within the margin; never, where it is not a number."""
+        return self.low >= -self.margin and self.high <= self.margin
+
+
+def verdict(ours: np.ndarray, theirs: np.ndarray, margin: float) -> Verdict:
+    """Compare the means of two sides by Welch's interval."""
+    welch = distributions.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
+    return Verdict(
+        float(np.mean(ours)), float(np.mean(theirs)), float(welch.low), float(welch.high), margin
+    )
+
+
+def gate(work: Work, sides: Mapping[str, Any]) -> dict[str, Verdict]:
+    """Decide whether two sides, with their "episodes", learn alike -> by number."""
+    found = {side: learning(sample["episodes"]) for side, sample in sides.items()}
+    best = max(float(np.max(numbers["final"])) for numbers in found.values())
+    margin = work.margin * (work.max_return or best)
+    return {
+        name: verdict(found["ours"][name], found["peer"][name], margin)
+        for name in ("final", "area")
+    }
+
+
+# ---------------------------------------------------------------------------------------- measuring
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """Where the measurements are made."""
+
+    samples: Samples
+    envs: pathlib.Path
+    checkout: pathlib.Path
+    cores: tuple[int, ...]
+    steps: int | None = None  # of a run, to try things
+
+    def sample(
+        self, kind: str, row: Row, jobs: Mapping[str, Any], pair: int, side: str
+    ) -> dict[str, Any]:
+        """Return a sample, from the file or taken now."""
+        where = circumstances(jobs, self.cores)
+        key = {"kind": kind, "row": row.name, "where": where, "pair": pair, "side": side}
+        found = self.samples.get(key)
+        if found is None:
+            job = jobs[side] | {"first_seed": 0 if kind == "gate" else 10_000 * pair}
+            python = python_of(job["peer"], self.envs)
+            taken = take(job, python, self.cores)
+            if kind == "speed":
+                taken["mean_return"] = overall(taken.pop("episodes"))
+            found = {**key, "machine": machine(), **taken}
+            self.samples.add(found)
+        return found
+
+
+def measure(setup: Setup, row: Row, pairs: int) -> dict[str, Any]:
+    """Take the samples of a row that are not there yet and summarise all."""
+    jobs = row.jobs(setup.checkout, setup.steps)
+    taken: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
+    for pair in range(pairs):
+        for side in order(pair):
+            found = setup.sample("speed", row, jobs, pair, side)
+            taken[side].append(found)
+            busy = found["others_busy"]
+            mark = f"; OTHERS KEPT {busy:.1f} CORES BUSY" if (busy or 0) > BUSY else ""
+            print(
+                f"  {row.name}, pair {pair + 1} of {pairs}, {side}: {steady(found):,.0f} "
+                f"env-steps/s (compiling {found['compile_s']:.1f} s){mark}",
+                file=sys.stderr,
+                flush=True,
+            )
+    return summary(row, taken)
+
+
+def summary(row: Row, taken: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Reduce the samples of a row."""
+    rates = {side: [steady(sample) for sample in samples] for side, samples in taken.items()}
+    ratio, low, high = paired(rates["ours"], rates["peer"])
+    first = {side: samples[0] for side, samples in taken.items()}
+    return {
+        "row": row.name,
+        "pairs": len(rates["ours"]),
+        "ratio": ratio,
+        "low": low,
+        "high": high,
+        "rates": {side: statistics.median(values) for side, values in rates.items()},
+        "compile_s": {
+            side: statistics.median(s["compile_s"] for s in samples)
+            for side, samples in taken.items()
+        },
+        "peak_bytes": {side: max(s["peak_bytes"] for s in all_) for side, all_ in taken.items()},
+        "mean_return": {side: sample["mean_return"] for side, sample in first.items()},
+        "disturbed": sum((s["others_busy"] or 0) > BUSY for all_ in taken.values() for s in all_),
+        "versions": {side: sample["versions"] for side, sample in first.items()},
+        "cores": first["ours"]["cores"],
+        "machine": first["ours"]["machine"],
+    }
+
+
+def measure_gate(setup: Setup, row: Row, seeds: int) -> dict[str, Any]:
+    """Train both sides of a row on many seeds and decide whether they learn alike."""
+    jobs = row.gate_jobs(setup.checkout, seeds, setup.steps)
+    sides = {side: setup.sample("gate", row, jobs, 0, side) for side in ("ours", "peer")}
+    found = gate(WORKS[row.work], sides)
+    return {
+        "row": row.name,
+        "seeds": seeds,
+        "passed": all(v.passed for v in found.values()),
+        "numbers": {name: dataclasses.asdict(v) for name, v in found.items()},
+    }
+
+
+# ------------------------------------------------------------------------------------------ showing
+
+
+def table(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the lines of a Markdown table of speeds."""
+    yield "| work / peer | ours, env-steps/s | peer | ours / peer | 95% | pairs | compiling, s |"
+    yield "|---|---|---|---|---|---|---|"
+    for row in found:
+        rates, compile_s = row["rates"], row["compile_s"]
+        disturbed = f" ({row['disturbed']} samples disturbed)" if row["disturbed"] else ""
+        yield (
+            f"| {row['row']} | {rates['ours']:,.0f} | {rates['peer']:,.0f} | {row['ratio']:.2f} "
+            f"| [{row['low']:.2f}, {row['high']:.2f}] | {row['pairs']}{disturbed} "
+            f"| {compile_s['ours']:.1f}, {compile_s['peer']:.1f} |"
+        )
+
+
+def gate_table(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the lines of a Markdown table of the learning gate."""
+    yield "| work / peer | seeds | number | ours | peer | difference, 95% | margin | |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for row in found:
+        for name, v in row["numbers"].items():
+            passed = "passed" if Verdict(**v).passed else "NOT PASSED"
+            yield (
+                f"| {row['row']} | {row['seeds']} | {name} | {v['ours']:.2f} | {v['theirs']:.2f} "
+                f"| [{v['low']:.2f}, {v['high']:.2f}] | {v['margin']:.2f} | {passed} |"
+            )
+
+
+def remaining(found: Sequence[Row]) -> Iterator[str]:
+    """Yield what is not equal between the two sides."""
+    yield f"Unequal still. {OURS}"
+    for driver in dict.fromkeys(row.driver for row in found):
+        yield f"- {INEQUALITIES[driver]}"
+
+
+def make_parser() -> cli.Parser:
+    """Return the parser of the options."""
+    parser = cli.Parser(prog="peers.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    add, path = parser.add_argument, pathlib.Path
+    add("--work", nargs="+", default=[], metavar="NAME", help="these only (see --list)")
+    add("--peer", nargs="+", default=[], metavar="NAME", help="rows of these peers only")
+    add("--list", action="store_true", help="show the rows and what they lack here")
+    add("--pairs", type=int, default=5, metavar="N", help="of samples (5)")
+    add("--cores", type=int, metavar="N", help="pin both sides to N cores (all)")
+    add("--gate", action="store_true", help="compare learning, not speed")
+    add("--seeds", type=int, default=GATE_SEEDS, metavar="N", help="a side, for --gate (64)")
+    add("--envs", type=path, default=path(".venv-peers"), metavar="DIR", help=".venv-peers")
+    add("--checkout", type=path, metavar="DIR", help="of PureJaxRL (ENVS/checkout)")
+    add("--make-envs", action="store_true", help="make the environments of the peers in --envs")
+    add("--steps", type=int, metavar="N", help="of a run instead of its row's, to try things")
+    add("--out", type=path, default=path("results/peers.json"), metavar="FILE", help="of samples")
+    add("--json", action="store_true", help="print a summary as JSON, not a table")
+    add("--anyway", action="store_true", help="measure though the machine is busy")
+    return parser
+
+
+def chosen(options: Any, envs: pathlib.Path, checkout: pathlib.Path) -> list[Row]:
+    """Return the rows that were asked for and can be run, and say which cannot."""
+    wanted = [
+        row
+        for row in rows(options.work, options.gate)
+        if not options.peer or row.peer in options.peer or row.driver in options.peer
+    ]
+    lacking = {row: missing(row, envs, checkout) for row in wanted}
+    for row, reason in lacking.items():
+        if reason or options.list:
+            print(f"{row.name}: {reason or 'can be run'}", file=sys.stderr)
+    found = [row for row in wanted if not lacking[row]]
+    if not found and not options.list:
+        raise InputError("There is no row left to run (see --list).")
+    return found
+
+
+def own_cores(wanted: int | None) -> tuple[int, ...]:
+    """Return the cores to be pinned to."""
+    here = sorted(os.sched_getaffinity(0))
+    if wanted is not None and not 1 <= wanted <= len(here):
+        raise InputError(f"--cores must be from 1 to {len(here)}, but is {wanted}.")
+    return tuple(here[:wanted])
+
+
+def run(options: Any) -> None:
+    """Do what the options ask for."""
+    for name in ("pairs", "seeds"):
+        if getattr(options, name) < 2:
+            raise InputError(f"--{name} must be 2 or more, but is {getattr(options, name)}.")
+    envs = options.envs.absolute()
+    checkout = (options.checkout or envs / "checkout").absolute()
+    if options.make_envs:
+        return make_envs(envs)
+    found = chosen(options, envs, checkout)
+    if options.list:
+        return None
+    setup = Setup(Samples(options.out), envs, checkout, own_cores(options.cores), options.steps)
+    if not options.gate:  # learning does not depend on what else runs
+        refuse_busy(options.anyway)
+    summaries: list[dict[str, Any]] = []
+    try:
+        for row in found:
+            summaries.append(
+                measure_gate(setup, row, options.seeds)
+                if options.gate
+                else measure(setup, row, options.pairs)
+            )
+    finally:  # interrupted, too: what is complete is shown
+        show(options, summaries, found)
+    return None
+
+
+def show(options: Any, summaries: Sequence[Mapping[str, Any]], found: Sequence[Row]) -> None:
+    """Print summaries."""
+    if options.json:
+        print(json.dumps(summaries, indent=1))
+        return
+    for line in (gate_table if options.gate else table)(summaries):
+        print(line)
+    for line in remaining(found):
+        print(line)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run and return the exit status: 0 done, 1 fault, 2 bad input, 130 interrupted."""
+    try:
+        run(make_parser().parse_args(argv))
+    except InputError as error:
+        return cli.complain(error, cli.EXIT_INPUT)
+    except FaultError as error:
+        return cli.complain(error, cli.EXIT_FAULT)
+    except KeyboardInterrupt:
+        done = "Interrupted; samples that are complete are kept, and the same command goes on."
+        return cli.complain(done, cli.EXIT_INTERRUPTED)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
