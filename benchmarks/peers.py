@@ -31,6 +31,7 @@ import os
 import pathlib
 import platform
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -49,7 +50,7 @@ from purejaxpg.sweep import stats
 
 HERE = pathlib.Path(__file__).resolve().parent
 JAX = ("jax==0.10.2", "jaxlib==0.10.2", "flax==0.12.8", "optax==0.2.8", "distrax==0.1.9")
-TORCH = ("torch==2.13.0", "gymnasium==1.3.0", "stable-baselines3==2.9.2")
+TORCH = ("torch==2.13.0", "gymnasium==1.4.0", "stable-baselines3==2.9.2")
 PINS = {  # what each peer's environment holds
     "purejaxrl": (*JAX, "gymnax==0.0.9"),
     "rejax": (*JAX, "gymnax==0.0.9", "rejax==0.1.3"),
@@ -108,13 +109,43 @@ class Work:
     margin: float = math.nan  # of the learning gate, as a share of max_return
 
 
-ONE: dict[str, Any] = {"purejaxrl": {}}
-WORKS = {
-    "ppo-cartpole-1": Work("ppo", 1, 8, PPO, ONE),
-    "ppo-cartpole-64": Work("ppo", 64, 2, PPO, ONE, 500_000, max_return=500.0, margin=0.02),
-    "ppo-cartpole-256": Work("ppo", 256, 1, PPO, ONE),
-    "ppo-breakout-16": Work("ppo", 16, 2, MINATAR, ONE, 1_000_000, margin=0.05),
+SAC = {
+    "env": "Pendulum-v1",
+    "num_envs": 1,
+    "num_steps": 1,
+    "num_gradient_steps": 1,
+    "batch_size": 256,
+    "replay_capacity": 10_000,
+    "learning_starts": 256,
+    "hidden": [64, 64],
+    "activation": "relu",
+    "orthogonal_init": False,
+    "learning_rate": 1e-3,
+    "critic_learning_rate": 1e-3,
+    "gamma": 0.99,
+    "tau": 0.005,
+    "total_timesteps": 2_304,
 }
+PUREJAXRL: dict[str, Any] = {"purejaxrl": {}}
+# One agent after another, so that its rate does not depend on how many there are.
+SB3 = {"sb3": {"agents": 1}, "sb3-2": {"agents": 2, "processes": 2}}
+REJAX: dict[str, Any] = {"rejax": {}}
+SBX = {"sbx": {"agents": 1}}
+WORKS = {
+    "ppo-cartpole-1": Work("ppo", 1, 8, PPO, PUREJAXRL),
+    "ppo-cartpole-64": Work(
+        "ppo", 64, 2, PPO, PUREJAXRL | SB3, 500_000, max_return=500.0, margin=0.02
+    ),
+    "ppo-cartpole-256": Work("ppo", 256, 1, PPO, PUREJAXRL),
+    "ppo-breakout-16": Work("ppo", 16, 2, MINATAR, PUREJAXRL, 1_000_000, margin=0.05),
+    "sac-pendulum-1": Work("sac", 1, 3, SAC, REJAX | SBX),
+    "sac-pendulum-1-1e5": Work("sac", 1, 2, SAC | {"replay_capacity": 100_000}, REJAX),
+    "sac-pendulum-1-1e6": Work("sac", 1, 1, SAC | {"replay_capacity": 1_000_000}, REJAX),
+    "sac-pendulum-1-wide": Work("sac", 1, 1, SAC | {"hidden": [256, 256]}, REJAX | SBX),
+    "sac-pendulum-8": Work("sac", 8, 2, SAC, REJAX | SBX),
+    "ddpg-pendulum-8": Work("ddpg", 8, 2, SAC | {"noise_std": 0.1}, REJAX),
+}
+GATED = "purejaxrl"  # the peer with the same algorithm, whose training returns can be had
 
 OURS = (
     "Ours runs one device a core and brings the metrics to the host sixty times a run; its "
@@ -127,6 +158,21 @@ INEQUALITIES = {
         "where ours bootstraps and pays a second pass of the critic for it. It keeps what every "
         "step reports, ours only sums. gymnax 0.0.9 against 1.0.1. Its QR decompositions are "
         "taken one after another, without which it hangs on two cores."
+    ),
+    "rejax": (
+        "Rejax is one process and one vmap, as it documents, its evaluation taken out. It takes a "
+        "time limit for the end of an episode and warms SAC up with its policy, ours at random. "
+        "TD3 stands for DDPG, which it has not: twice the critics, half the steps of the actor. "
+        "gymnax 0.0.9 against 1.0.1."
+    ),
+    "sb3": (
+        "Stable-Baselines3 trains agents one after another, so its rate for one agent stands for "
+        "any number; torch has one thread, its environments are Python's. sb3-2 is two processes, "
+        "one a core. Its clipped value loss is the clipped error alone, not halved."
+    ),
+    "sbx": (
+        "SBX trains one agent, whose rate stands for any number; the environment is Python's, and "
+        "one model goes through all repetitions because a new one would compile again."
     ),
 }
 
@@ -186,7 +232,8 @@ def rows(names: Sequence[str], gate: bool) -> list[Row]:
         Row(name, peer)
         for name, work in WORKS.items()
         for peer in work.peers
-        if (name in names or not names) and not (gate and work.gate_steps is None)
+        if (name in names or not names)
+        and not (gate and (work.gate_steps is None or peer != GATED))
     ]
 
 
@@ -309,29 +356,41 @@ def take(job: Mapping[str, Any], python: pathlib.Path, cores: Sequence[int]) -> 
     with tempfile.TemporaryDirectory() as folder, watched(seen):
         source, target = pathlib.Path(folder, "job.json"), pathlib.Path(folder, "result.json")
         source.write_text(json.dumps(job))
-        try:
-            done = subprocess.run(
-                [str(python), str(driver), str(source), str(target)],
-                env={**kept, **paths},
-                preexec_fn=lambda: os.sched_setaffinity(0, cores),
-                capture_output=True,
-                text=True,
-                timeout=TIMEOUT_S,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise FaultError(f"{driver.name} had not ended after {TIMEOUT_S} s.") from error
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise FaultError(f"{driver.name} failed: {last}")
+        command = [str(python), str(driver), str(source), str(target)]
+        finish(command, {**kept, **paths}, cores)
         result = json.loads(target.read_text())
     return {**result, **seen, "time": time.strftime("%Y-%m-%d %H:%M:%S")}
 
 
+def finish(command: Sequence[str], env: Mapping[str, str], cores: Sequence[int]) -> None:
+    """Run a command on `cores` to its end; whatever stops it stops what it started, too."""
+    with subprocess.Popen(
+        command,
+        env=env,
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+        text=True,
+    ) as child:
+        try:
+            _, text = child.communicate(timeout=TIMEOUT_S)
+        except subprocess.TimeoutExpired as error:
+            raise FaultError(f"{command[1]} had not ended after {TIMEOUT_S} s.") from error
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+    if child.returncode:
+        last = (text.strip().splitlines() or ["no message"])[-1]
+        raise FaultError(f"{command[1]} failed: {last}")
+
+
 def source_hash() -> str:
-    """Return a hash of this package's source: other code is another measurement."""
+    """Return a hash of the package and the drivers: other code is another measurement."""
     digest = hashlib.sha256()
-    for path in sorted(pathlib.Path(purejaxpg.__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
+    for folder in (pathlib.Path(purejaxpg.__file__).parent, HERE / "peer_drivers"):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 
@@ -373,7 +432,7 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float
     return float(np.median(ratios)), float(low), float(high)
 
 
-def learning(episodes: Sequence[Any]) -> dict[str, np.ndarray]:
+def learning(episodes: Sequence[Any]) -> dict[str, list[float]]:
     """Reduce the training episodes of each seed to two numbers.
 
     Args:
@@ -392,7 +451,7 @@ def learning(episodes: Sequence[Any]) -> dict[str, np.ndarray]:
     with np.errstate(invalid="ignore"):
         final = sums[-last:].sum(axis=0) / counts[-last:].sum(axis=0)
         curve = np.ma.masked_invalid(sums / counts)
-    return {"final": final, "area": curve.mean(axis=0).filled(np.nan)}
+    return {"final": final.tolist(), "area": curve.mean(axis=0).filled(np.nan).tolist()}
 
 
 def overall(episodes: Sequence[Any]) -> float | None:
@@ -417,7 +476,7 @@ class Verdict:
         return self.low >= -self.margin and self.high <= self.margin
 
 
-def verdict(ours: np.ndarray, theirs: np.ndarray, margin: float) -> Verdict:
+def verdict(ours: Sequence[float], theirs: Sequence[float], margin: float) -> Verdict:
     """Compare the means of two sides by Welch's interval."""
     welch = distributions.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
     return Verdict(
@@ -425,15 +484,11 @@ def verdict(ours: np.ndarray, theirs: np.ndarray, margin: float) -> Verdict:
     )
 
 
-def gate(work: Work, sides: Mapping[str, Any]) -> dict[str, Verdict]:
-    """Decide whether two sides, with their "episodes", learn alike -> by number."""
-    found = {side: learning(sample["episodes"]) for side, sample in sides.items()}
-    best = max(float(np.max(numbers["final"])) for numbers in found.values())
+def gate(work: Work, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Verdict]:
+    """Decide whether two sides learn alike, by each of the numbers of `learning`."""
+    best = max(float(np.max(side["final"])) for side in (ours, theirs))
     margin = work.margin * (work.max_return or best)
-    return {
-        name: verdict(found["ours"][name], found["peer"][name], margin)
-        for name in ("final", "area")
-    }
+    return {name: verdict(ours[name], theirs[name], margin) for name in ours}
 
 
 # ---------------------------------------------------------------------------------------- measuring
@@ -460,8 +515,9 @@ class Setup:
             job = jobs[side] | {"first_seed": 0 if kind == "gate" else 10_000 * pair}
             python = python_of(job["peer"], self.envs)
             taken = take(job, python, self.cores)
-            if kind == "speed":
-                taken["mean_return"] = overall(taken.pop("episodes"))
+            episodes = taken.pop("episodes")
+            taken["mean_return"] = overall(episodes)
+            taken["learning"] = learning(episodes) if kind == "gate" else None
             found = {**key, "machine": machine(), **taken}
             self.samples.add(found)
         return found
@@ -515,10 +571,10 @@ def measure_gate(setup: Setup, row: Row, seeds: int) -> dict[str, Any]:
     """Train both sides of a row on many seeds and decide whether they learn alike."""
     jobs = row.gate_jobs(setup.checkout, seeds, setup.steps)
     sides = {side: setup.sample("gate", row, jobs, 0, side) for side in ("ours", "peer")}
-    found = gate(WORKS[row.work], sides)
+    found = gate(WORKS[row.work], sides["ours"]["learning"], sides["peer"]["learning"])
     return {
         "row": row.name,
-        "seeds": seeds,
+        "seeds": len(sides["ours"]["learning"]["final"]),
         "passed": all(v.passed for v in found.values()),
         "numbers": {name: dataclasses.asdict(v) for name, v in found.items()},
     }

@@ -21,6 +21,7 @@ import json
 import os
 import pathlib
 import resource
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -35,8 +36,8 @@ class Prepared(NamedTuple):
 
     run: Callable[[int], Any]  # first seed -> outcome; returns when everything is computed
     env_steps: int  # of all agents, in one run
-    returns: Callable[[Any], Any] | None  # outcome -> sums and counts, lists [agents][updates]
-    compile_s: float | None = None  # None: all that `prepare` takes
+    returns: Callable[[Any], Any] | None = None  # outcome -> sums, counts: lists [agents][updates]
+    compile_s: float | None = None  # None: what the first run takes longer than the others
 
 
 def main(prepare: Callable[[dict[str, Any]], Prepared]) -> None:
@@ -48,9 +49,7 @@ def main(prepare: Callable[[dict[str, Any]], Prepared]) -> None:
 
 def measure(job: dict[str, Any], prepare: Callable[[dict[str, Any]], Prepared]) -> dict[str, Any]:
     """Prepare a job, run it once for nothing, then time it."""
-    began = time.perf_counter()
     prepared = prepare(job)
-    compile_s = prepared.compile_s or time.perf_counter() - began
     seeds = [job["first_seed"] + i * job["agents"] for i in range(job["repetitions"] + 1)]
     seconds, episodes = [], []
     for seed in seeds:
@@ -59,10 +58,14 @@ def measure(job: dict[str, Any], prepare: Callable[[dict[str, Any]], Prepared]) 
         seconds.append(time.perf_counter() - began)
         if prepared.returns is not None:
             episodes.append(prepared.returns(outcome))
+    first, *timed = seconds
+    compile_s = prepared.compile_s
+    if compile_s is None:
+        compile_s = max(0.0, first - statistics.median(timed or seconds))
     return {
         "compile_s": compile_s,
-        "first_s": seconds[0],
-        "seconds": seconds[1:],
+        "first_s": first,
+        "seconds": timed,
         "env_steps": prepared.env_steps,
         "episodes": [list(itertools.chain(*parts)) for parts in zip(*episodes, strict=True)],
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

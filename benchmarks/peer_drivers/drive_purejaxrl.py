@@ -8,6 +8,7 @@ orthogonal initialisers of flax: they are taken one after another.
 
 import os
 import sys
+import time
 import types
 from typing import Any
 
@@ -71,7 +72,9 @@ def prepare(job: dict[str, Any]) -> common.Prepared:
     def keys(first_seed: int) -> Any:
         return jax.vmap(jax.random.PRNGKey)(jnp.arange(first_seed, first_seed + agents))
 
+    began = time.perf_counter()
     compiled = jax.jit(jax.vmap(train)).lower(keys(0)).compile()
+    compile_s = time.perf_counter() - began
 
     @jax.jit
     def reduced(info: dict[str, Any]) -> tuple[Any, Any]:
@@ -84,7 +87,10 @@ def prepare(job: dict[str, Any]) -> common.Prepared:
 
     env_steps = agents * config["NUM_UPDATES"] * steps
     return common.Prepared(
-        lambda first_seed: jax.block_until_ready(compiled(keys(first_seed))), env_steps, returns
+        run=lambda first_seed: jax.block_until_ready(compiled(keys(first_seed))),
+        env_steps=env_steps,
+        returns=returns,
+        compile_s=compile_s,
     )
 
 
