@@ -12,7 +12,7 @@ curve, has to lie within a margin. Both are of training episodes, defined alike 
 No peer's code is here. `peer_drivers/` calls the public functions of each in an environment of its
 own, in which pip has installed it; PureJaxRL, which is no package, is a checkout.
 
-Run, on a machine that does nothing else:
+Run, on a Linux machine that does nothing else:
 
     python benchmarks/peers.py --make-envs            # once: .venv-peers/, about 3 GB
     git clone https://github.com/luchris429/purejaxrl .venv-peers/checkout

@@ -1,0 +1,248 @@
+"""The comparison with peers: its arithmetic by hand, its memory, and our own side of it.
+
+No peer is needed: samples are made up, or taken of our own driver on a tiny size.
+"""
+
+import importlib
+import json
+import math
+import os
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from purejaxpg import FaultError, InputError
+from purejaxpg.agents import ppo
+from purejaxpg.sweep import spec as specs
+
+BENCHMARKS = pathlib.Path(__file__).resolve().parents[2] / "benchmarks"
+TINY = {
+    "total_timesteps": 64,
+    "num_envs": 2,
+    "num_steps": 8,
+    "num_epochs": 1,
+    "num_minibatches": 1,
+    "hidden": [8],
+    "env_params": {"max_steps_in_episode": 5},
+}
+
+
+@pytest.fixture(scope="module")
+def load():
+    """Import a file of benchmarks/ by its name, as it is imported there."""
+    folders = [str(BENCHMARKS), str(BENCHMARKS / "peer_drivers")]
+    sys.path += folders
+    yield importlib.import_module
+    for folder in folders:
+        sys.path.remove(folder)
+
+
+@pytest.fixture(scope="module")
+def peers(load):
+    return load("peers")
+
+
+# --- statistics ---------------------------------------------------------------------------------
+
+
+def test_a_row_is_the_median_of_paired_ratios(peers):
+    # Ratios 2, 4, 3. A resample of three has median 2 with probability 7/27, and 4 likewise.
+    assert peers.paired([2.0, 4.0, 9.0], [1.0, 1.0, 3.0]) == (3.0, 2.0, 4.0)
+    # Both sides drift by a factor of ten, the pairs agree: the interval has no width.
+    assert peers.paired([3.0, 30.0, 0.3], [1.0, 10.0, 0.1]) == pytest.approx((3.0, 3.0, 3.0))
+
+
+def test_a_sample_is_its_median_repetition(peers):
+    assert peers.steady({"env_steps": 100, "seconds": [1.0, 50.0, 2.0]}) == 50.0
+
+
+def test_sides_take_turns(peers):
+    assert [peers.order(pair)[0] for pair in range(4)] == ["ours", "peer", "ours", "peer"]
+
+
+def test_learning_is_of_the_episodes_that_ended(peers):
+    sums, counts = np.zeros((2, 40)), np.zeros((2, 40))
+    sums[0, 20], counts[0, 20] = 60.0, 3  # a stretch of two updates, mean 20
+    sums[0, 37], counts[0, 37] = 30.0, 3  # the last tenth is updates 36 to 39
+    sums[0, 38], counts[0, 38] = 50.0, 1
+    found = peers.learning([sums.tolist(), counts.tolist()])
+    assert found["final"][0] == 20.0  # (30 + 50) / 4
+    assert found["area"][0] == pytest.approx((20.0 + 10.0 + 50.0) / 3)
+    assert math.isnan(found["final"][1]) and math.isnan(found["area"][1])
+
+
+def test_the_gate_wants_the_whole_interval_within_the_margin(peers):
+    # Means 2 and 1, variances 2 and 2 of 2 seeds: standard error sqrt(2), 2 degrees of freedom.
+    wide = 4.302653 * math.sqrt(2.0)
+    found = peers.verdict([1.0, 3.0], [0.0, 2.0], margin=7.1)
+    assert (found.ours, found.theirs) == (2.0, 1.0)
+    assert (found.low, found.high) == pytest.approx((1.0 - wide, 1.0 + wide))
+    assert found.passed  # 7.085 at most
+    assert not peers.verdict([1.0, 3.0], [0.0, 2.0], margin=7.0).passed
+    assert not peers.verdict([0.0, 2.0], [1.0, 3.0], margin=7.0).passed
+    assert not peers.verdict([math.nan, 3.0], [0.0, 2.0], margin=7.0).passed
+
+
+@pytest.mark.parametrize(("max_return", "margin"), [(500.0, 10.0), (None, 8.0)])
+def test_the_margin_is_a_share_of_the_best_there_is(peers, max_return, margin):
+    work = peers.Work("ppo", 1, 1, {}, {}, max_return=max_return, margin=0.02)
+    ours = {"final": [100.0, 300.0], "area": [1.0, 2.0]}
+    theirs = {"final": [100.0, 400.0], "area": [1.0, 2.0]}
+    assert peers.gate(work, ours, theirs)["area"].margin == pytest.approx(margin)
+
+
+# --- samples are kept ---------------------------------------------------------------------------
+
+
+ROW = ("ppo-cartpole-1", "purejaxrl")
+
+
+@pytest.fixture
+def taken(peers, monkeypatch):
+    """Stand-in for processes: the sides of the samples taken; the third one is interrupted."""
+    sides, left = [], [2]
+
+    def take(job, python, cores):
+        if left[0] == 0:
+            left[0] = 1000
+            raise KeyboardInterrupt
+        left[0] -= 1
+        sides.append(job["peer"])
+        rate = {"ours": 300.0, "purejaxrl": 100.0}[job["peer"]]
+        facts = {"compile_s": 1.0, "peak_bytes": 1, "cores": [0], "versions": {}}
+        sums = [[8.0 + seed] * 40 for seed in range(job["agents"])]
+        episodes = [sums, [[2.0] * 40] * job["agents"]]
+        return {
+            **{"seconds": [1.0], "env_steps": rate, "others_busy": 0.0, "episodes": episodes},
+            **facts,
+        }
+
+    monkeypatch.setattr(peers, "take", take)
+    monkeypatch.setattr(peers, "refuse_busy", lambda anyway: None)
+    monkeypatch.setattr(peers, "missing", lambda row, envs, checkout: None)
+    return sides
+
+
+def command(tmp_path, *more):
+    out = ["--out", str(tmp_path / "peers.json"), "--json"]
+    return ["--work", ROW[0], "--pairs", "3", *out, *more]
+
+
+def test_the_same_command_goes_on_where_it_was_stopped(peers, taken, tmp_path, capsys):
+    assert peers.main(command(tmp_path)) == 130
+    assert taken == ["ours", "purejaxrl"]
+    assert len(json.loads((tmp_path / "peers.json").read_text())["samples"]) == 2
+    capsys.readouterr()
+    assert peers.main(command(tmp_path)) == 0
+    assert taken[2:] == ["purejaxrl", "ours", "ours", "purejaxrl"]
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["ratio"], row["pairs"], row["mean_return"]["ours"]) == (3.0, 3, 4.0)
+    assert peers.main(command(tmp_path)) == 0
+    assert len(taken) == 6
+
+
+def test_what_was_measured_otherwise_does_not_count(peers, taken, tmp_path, monkeypatch):
+    peers.main(command(tmp_path))
+    peers.main(command(tmp_path))
+    assert peers.main(command(tmp_path, "--steps", "1024")) == 0
+    assert len(taken) == 12
+    monkeypatch.setattr(peers, "source_hash", lambda: "of other code")
+    assert peers.main(command(tmp_path)) == 0
+    assert len(taken) == 18
+
+
+def test_the_gate_is_kept_as_two_numbers_a_seed(peers, taken, tmp_path, capsys):
+    arguments = ["--gate", "--work", "ppo-cartpole-64", "--peer", "purejaxrl", "--seeds", "4"]
+    out = ["--out", str(tmp_path / "peers.json")]
+    assert peers.main([*arguments, *out]) == 0
+    assert taken == ["ours", "purejaxrl"]
+    assert capsys.readouterr().out.count("| passed |") == 2
+    for sample in json.loads((tmp_path / "peers.json").read_text())["samples"]:
+        assert sample["learning"]["final"] == sample["learning"]["area"] == [4.0, 4.5, 5.0, 5.5]
+
+
+def test_a_gate_has_the_seeds_that_were_asked_for(peers):
+    jobs = peers.Row("ppo-cartpole-64", "purejaxrl").gate_jobs(pathlib.Path(), 64)
+    for job in jobs.values():
+        assert job["agents"] * (job["repetitions"] + 1) == 64
+        assert job["settings"]["total_timesteps"] == 500_000
+
+
+def test_no_measurement_beside_other_work(peers, monkeypatch):
+    clock = iter([0.0, 1.0, 0.0, 1.0])
+    monkeypatch.setattr(peers, "busy_s", lambda: next(clock))
+    monkeypatch.setattr(peers.time, "sleep", lambda seconds: None)
+    with pytest.raises(FaultError, match="cores busy"):
+        peers.refuse_busy(anyway=False)
+    peers.refuse_busy(anyway=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--work", "chess"], "chess"),
+        (["--pairs", "1"], "--pairs must be 2 or more"),
+        (["--cores", "0"], "--cores must be from 1"),
+        (["--gate", "--work", "sac-pendulum-1"], "--gate has no settings"),
+        (["--envs", "nowhere"], "no row left"),
+    ],
+)
+def test_bad_input_is_one_sentence(peers, arguments, message, capsys, monkeypatch, tmp_path):
+    if "nowhere" not in arguments:
+        monkeypatch.setattr(peers, "missing", lambda row, envs, checkout: None)
+    assert peers.main(["--out", str(tmp_path / "out.json"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_file_of_something_else_is_refused(peers, tmp_path):
+    (tmp_path / "other.json").write_text('{"name": "value"}')
+    with pytest.raises(InputError, match="does not hold"):
+        peers.Samples(tmp_path / "other.json")
+
+
+def test_a_sample_is_a_process_on_its_cores(peers):
+    core = min(os.sched_getaffinity(0))
+    code = f"import os, sys; sys.exit(os.sched_getaffinity(0) != {{{core}}})"
+    peers.finish([sys.executable, "-c", code], {}, [core])
+    with pytest.raises(FaultError, match="failed: OSError: of old age"):
+        peers.finish([sys.executable, "-c", "raise OSError('of old age')"], {}, [core])
+
+
+def test_every_row_says_what_is_not_equal(peers):
+    for row in peers.rows([], gate=False):
+        assert peers.INEQUALITIES[row.driver] and peers.PINS[row.driver]
+
+
+# --- drivers ------------------------------------------------------------------------------------
+
+
+def test_our_driver_trains_what_the_agent_trains(load, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")  # it sets its own
+    common, ours = load("common"), load("drive_ours")
+    job = {"algorithm": "ppo", "agents": 2, "settings": TINY, "repetitions": 1, "first_seed": 3}
+    result = common.measure(job, ours.prepare)
+    assert result["env_steps"] == 2 * 64 and len(result["seconds"]) == 1
+    json.dumps(result)
+
+    config = specs.from_dict({"agent": "ppo", "config": TINY}, "tiny").runs[0].config
+    keys = jax.vmap(jax.random.key)(jnp.arange(3, 7))  # fresh seeds in the second repetition
+    _, expected = jax.jit(jax.vmap(ppo.train, in_axes=(0, None)))(keys, config)
+    sums, counts = result["episodes"]
+    np.testing.assert_array_equal(counts, expected["episode/count"])
+    np.testing.assert_array_equal(sums, expected["episode/return_sum"])
+    assert np.sum(counts) > 0
+
+
+def test_settings_that_a_peer_does_not_have_are_refused(peers, load):
+    purejaxrl, rejax = load("drive_purejaxrl"), load("drive_rejax")
+    assert purejaxrl.config_of(peers.PPO)["UPDATE_EPOCHS"] == 4
+    assert rejax.config_of("sac", peers.SAC)["polyak"] == 0.995
+    for change in ({"hidden": [32]}, {"vf_clip_eps": math.inf}):
+        with pytest.raises(AssertionError):
+            purejaxrl.config_of({**peers.PPO, **change})
+    with pytest.raises(KeyError):
+        rejax.config_of("sac", {**peers.SAC, "normalize_obs": True})
