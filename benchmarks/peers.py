@@ -157,7 +157,7 @@ INEQUALITIES = {
         "core (--cores 1 gives both sides one). It takes a time limit for the end of an episode, "
         "where ours bootstraps and pays a second pass of the critic for it. It keeps what every "
         "step reports, ours only sums. gymnax 0.0.9 against 1.0.1. Its QR decompositions are "
-        "taken one after another, without which it hangs on two cores."
+        "taken one after another, without which it now and then hangs on two cores."
     ),
     "rejax": (
         "Rejax is one process and one vmap, as it documents, its evaluation taken out. It takes a "
@@ -364,22 +364,27 @@ def take(job: Mapping[str, Any], python: pathlib.Path, cores: Sequence[int]) -> 
 
 def finish(command: Sequence[str], env: Mapping[str, str], cores: Sequence[int]) -> None:
     """Run a command on `cores` to its end; whatever stops it stops what it started, too."""
-    with subprocess.Popen(
-        command,
-        env=env,
-        preexec_fn=lambda: os.sched_setaffinity(0, cores),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-        text=True,
-    ) as child:
-        try:
-            _, text = child.communicate(timeout=TIMEOUT_S)
-        except subprocess.TimeoutExpired as error:
-            raise FaultError(f"{command[1]} had not ended after {TIMEOUT_S} s.") from error
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)  # which the process inherits
+    try:
+        child = subprocess.Popen(
+            command,
+            env=env,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+            text=True,
+        )
+    finally:
+        os.sched_setaffinity(0, own)
+    try:
+        _, text = child.communicate(timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired as error:
+        raise FaultError(f"{command[1]} had not ended after {TIMEOUT_S} s.") from error
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
     if child.returncode:
         last = (text.strip().splitlines() or ["no message"])[-1]
         raise FaultError(f"{command[1]} failed: {last}")

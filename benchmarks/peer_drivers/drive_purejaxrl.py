@@ -2,8 +2,8 @@
 
 As its documentation runs it: one process, `jit(vmap(make_train(config)))`. Two things are done to
 it from outside. Its wrappers import brax and navix, which PPO does not use: empty modules stand in.
-And QR decompositions of a batch hang for ever on the CPU of jax 0.10 with two cores, in the
-orthogonal initialisers of flax: they are taken one after another.
+And the QR decompositions of a batch, in the orthogonal initialisers of flax, now and then hang for
+ever on the CPU of jax 0.10 with two cores: they are taken one after another.
 """
 
 import os
@@ -51,12 +51,27 @@ def stand_in(name: str, *attributes: str) -> None:
     sys.modules[name] = module
 
 
+def one_by_one(orthogonal: Any) -> Any:
+    """Return the initialiser with its QR decompositions taken one after another under vmap."""
+    import jax
+
+    def made(scale: float) -> Any:
+        def init(key: Any, shape: Any, dtype: Any) -> Any:
+            plain = orthogonal(scale)
+            return jax.custom_batching.sequential_vmap(lambda key: plain(key, shape, dtype))(key)
+
+        return init
+
+    return made
+
+
 def prepare(job: dict[str, Any]) -> common.Prepared:
     """Compile its training function for all agents side by side."""
     import jax
     import jax.numpy as jnp
+    from flax.linen import initializers
 
-    jnp.linalg.qr = jax.custom_batching.sequential_vmap(jnp.linalg.qr)
+    initializers.orthogonal = one_by_one(initializers.orthogonal)
     stand_in("navix")
     stand_in("brax", "envs")
     stand_in("brax.envs")
