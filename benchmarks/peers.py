@@ -212,7 +212,11 @@ class Row:
         self, checkout: pathlib.Path, seeds: int, steps: int | None = None
     ) -> dict[str, dict[str, Any]]:
         """Return the jobs of the two sides of the learning gate."""
-        steps = steps or WORKS[self.work].gate_steps
+        steps = steps or WORKS[self.work].gate_steps or 0
+        settings = WORKS[self.work].settings
+        least = STRETCHES * settings["num_envs"] * settings["num_steps"]
+        if steps < least:
+            raise InputError(f"--steps must be {least} or more for {self.work}, but is {steps}.")
         together = min(seeds, GATE_SIDE_BY_SIDE)
         longer = {
             "agents": together,

@@ -188,6 +188,7 @@ def test_no_measurement_beside_other_work(peers, monkeypatch):
         (["--pairs", "1"], "--pairs must be 2 or more"),
         (["--cores", "0"], "--cores must be from 1"),
         (["--gate", "--work", "sac-pendulum-1"], "--gate has no settings"),
+        (["--gate", "--work", "ppo-cartpole-64", "--steps", "10239"], "must be 10240 or more"),
         (["--envs", "nowhere"], "no row left"),
     ],
 )
