@@ -1,4 +1,4 @@
-"""The command line: list, train, plan, sweep, report, export, eval, fsck, fork.
+"""The command line: list, train, plan, sweep, report, export, eval, fsck, fork, bench.
 
 Nothing here imports jax until a command needs it, so that help answers at once, and so that the
 number of CPU devices can still be chosen.
@@ -7,10 +7,12 @@ number of CPU devices can still be chosen.
 import argparse
 import contextlib
 import functools
+import json
 import math
 import os
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -99,6 +101,7 @@ def make_parser() -> Parser:
     forker = add(fork, "copy an agent's file, to be changed and swept by its path")
     forker.add_argument("agent", help="a name from `purejaxpg list agents`")
     forker.add_argument("file", type=Path, metavar="FILE.py", help="the new file")
+    add_bench_command(add)
     return parser
 
 
@@ -184,6 +187,29 @@ def add_result_commands(add: Any) -> None:
     checker.add_argument(
         "--repair", action="store_true", help="let the next run compute again what is damaged"
     )
+
+
+def add_bench_command(add: Any) -> None:
+    """Add the command that measures how fast training is here."""
+    option = add(bench, "measure how fast training is on this machine").add_argument
+    option("--agents", nargs="+", metavar="NAME", help="kinds of agents (ppo)")
+    option("--num-agents", nargs="+", type=int, metavar="N", help="trained at a time (1 16 64)")
+    option("--num-envs", nargs="+", type=int, metavar="N", help="of each agent (its own number)")
+    option("--env", metavar="NAME", help="environment (that of each kind)")
+    option("--rows", type=int, metavar="N", help="agents in a unit (as a sweep chooses)")
+    option(
+        "--full", action="store_true", help="all kinds, 1 to 4096 agents, 1 to 8192 environments"
+    )
+    option(
+        "--accelerator", action="store_true", help="what to know of an accelerator, in 10 minutes"
+    )
+    option("--flags", nargs="+", default=[], metavar="xla_X=V", help="measure each of them, too")
+    option("--quick", action="store_true", help="small cases, which show that it works")
+    option("--minutes", type=float, metavar="M", help="begin no case after so long")
+    option("--devices", type=int, metavar="N", help="use N devices (all)")
+    option("--out", type=Path, metavar="DIR", default=Path("results/bench"), help="(results/bench)")
+    option("--quiet", action="store_true", help="print results only")
+    option("--task", help=argparse.SUPPRESS)  # what a process that measures one case is told
 
 
 def add_run_options(parser: argparse.ArgumentParser, out: str, devices: str) -> None:
@@ -347,6 +373,33 @@ def fork(arguments: argparse.Namespace) -> None:
     print(f"Copied {arguments.agent} to {target}. Change it, then:")
     print(f"  python {target}                     one run")
     print(f'  agent = "./{target.name}"           in a sweep file beside it')
+
+
+def bench(arguments: argparse.Namespace) -> None:
+    """Measure how fast training is on this machine."""
+    if arguments.task is not None:
+        began = time.perf_counter()
+        devices = find_devices(arguments.devices)
+        from purejaxpg.bench import child
+
+        print(json.dumps(child.run(json.loads(arguments.task), devices, began)))
+        return
+    from purejaxpg.bench import cases, run
+
+    for name in ("devices", "minutes"):
+        value = getattr(arguments, name)
+        if value is not None and value <= 0:
+            raise InputError(f"--{name} must be more than 0, but is {value}.")
+    minutes = cases.ACCELERATOR_MINUTES if arguments.accelerator else None
+    run.run(
+        functools.partial(cases.choose, arguments),
+        arguments.out,
+        arguments.devices,
+        arguments.quick,
+        minutes if arguments.minutes is None else arguments.minutes,
+        make_console(),
+        (lambda _: None) if arguments.quiet else functools.partial(print, flush=True),
+    )
 
 
 def run_sweep(

@@ -43,7 +43,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "agents": {*CORE, *SHARED},
     "rlhf": {*CORE, *SHARED},
     "sweep": OUTER,
-    "cli": OUTER,
+    "bench": {*OUTER, "bench"},
+    "cli": {*OUTER, "bench"},
 }
 # They only hold modules, so to list them is not to depend on one.
 FOLDERS = {"purejaxpg.agents", "purejaxpg.rlhf"}

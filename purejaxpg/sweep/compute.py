@@ -14,7 +14,7 @@ import json
 import math
 import time
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,15 @@ ROWS = "rows"  # name of the mesh axis
 class Programs:
     """The compiled programs of one group; every array leads with [devices * rows]."""
 
-    start: Callable[..., Any]  # seeds, configs -> states
-    segment: Callable[..., Any]  # seeds, configs, states, diverged_at, first, count -> ...
-    score: Callable[..., Any]  # seeds, configs, states, updates -> evaluation
+    start: jax.stages.Compiled  # seeds, configs -> states
+    segment: jax.stages.Compiled  # seeds, configs, states, diverged_at, first, count -> ...
+    score: jax.stages.Compiled  # seeds, configs, states, updates -> evaluation
     segment_length: int  # room for so many updates
     sharding: NamedSharding
     rows: int  # of a unit
-    compile_s: float
+    compile_s: float  # all of it
+    trace_s: float  # of that, running Python
+    lower_s: float  # of that, writing StableHLO; XLA has the rest
     bytes_per_device: int  # at the peak, as XLA plans it
 
     @property
@@ -256,8 +258,33 @@ def build(
     """Compile a group's three programs for `devices`."""
     began = time.monotonic()
     refuse_incomplete(spec.agent, group.config)
-    agent, length = spec.agent, math.ceil(group.config.num_updates / SEGMENTS)
+    length = math.ceil(group.config.num_updates / SEGMENTS)
     mesh = Mesh(np.array(devices), (ROWS,))
+    traced = trace(spec, group, mesh, horizon, length)
+    traced_at = time.monotonic()
+    lowered = [program.lower() for program in traced]
+    lowered_at = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # XLA compiles without Python's lock
+        starts, trains, scores = pool.map(lambda program: program.compile(), lowered)
+    return Programs(
+        start=starts,
+        segment=trains,
+        score=scores,
+        segment_length=length,
+        sharding=NamedSharding(mesh, PartitionSpec(ROWS)),
+        rows=group.rows,
+        compile_s=time.monotonic() - began,
+        trace_s=traced_at - began,
+        lower_s=lowered_at - traced_at,
+        bytes_per_device=max(map(memory.needed, (starts, trains, scores))),
+    )
+
+
+def trace(
+    spec: specs.Spec, group: plans.Group, mesh: Mesh, horizon: int, length: int
+) -> tuple[jax.stages.Traced, ...]:
+    """Trace a group's start, segments of at most `length` updates, and score."""
+    agent, num_devices = spec.agent, mesh.size
     over_rows, same = PartitionSpec(ROWS), PartitionSpec()
     shard = functools.partial(jax.shard_map, mesh=mesh, out_specs=over_rows, check_vma=False)
     start = shard(functools.partial(start_rows, agent), in_specs=(over_rows, over_rows))
@@ -269,25 +296,13 @@ def build(
         in_specs=(over_rows,) * 3 + (same,),
     )
     stacked = stack([leg.run for leg in group.units[0].legs], group.rows)
-    seeds, rows = jax.tree.map(lambda x: np.concatenate([x] * len(devices)), stacked)
+    seeds, rows = jax.tree.map(lambda x: np.concatenate([x] * num_devices), stacked)
     states = jax.eval_shape(start, seeds, rows)
     diverged_at, one = np.zeros(len(seeds), np.int32), np.int32(1)
-    lowered = (
-        jax.jit(start).lower(seeds, rows),
-        jax.jit(segment, donate_argnums=2).lower(seeds, rows, states, diverged_at, one, one),
-        jax.jit(score).lower(seeds, rows, states, one),
-    )
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # XLA compiles without Python's lock
-        starts, trains, scores = pool.map(lambda program: program.compile(), lowered)
-    return Programs(
-        start=starts,
-        segment=trains,
-        score=scores,
-        segment_length=length,
-        sharding=NamedSharding(mesh, over_rows),
-        rows=group.rows,
-        compile_s=time.monotonic() - began,
-        bytes_per_device=max(map(memory.needed, (starts, trains, scores))),
+    return (
+        jax.jit(start).trace(seeds, rows),
+        jax.jit(segment, donate_argnums=2).trace(seeds, rows, states, diverged_at, one, one),
+        jax.jit(score).trace(seeds, rows, states, one),
     )
 
 

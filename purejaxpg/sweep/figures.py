@@ -53,12 +53,12 @@ def write(data: Analysis, directory: Path) -> list[str]:
     }
     figures = {name: figure for name, figure in drawn.items() if figure is not None}
     for name, figure in figures.items():
-        _save(figure, directory / f"{name}.png")
-        _save(figure, directory / f"{name}.svg")
+        save(figure, directory / f"{name}.png")
+        save(figure, directory / f"{name}.svg")
     return [f"{name}.png" for name in figures]
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def save(figure: "Figure", path: Path) -> None:
     """Write a figure; equal results give equal files."""
     import matplotlib
 
@@ -80,7 +80,7 @@ def _figure(width: float, height: float) -> "Figure":
     return figure
 
 
-def _panels(count: int, most: int, size: tuple[float, float]) -> tuple["Figure", list["Axes"]]:
+def make_panels(count: int, most: int, size: tuple[float, float]) -> tuple["Figure", list["Axes"]]:
     """Return a figure with so many panels, at most `most` beside each other."""
     across = min(most, count)
     down = -(-count // across)
@@ -91,7 +91,7 @@ def _panels(count: int, most: int, size: tuple[float, float]) -> tuple["Figure",
     return figure, grid[:count]
 
 
-def _plain(text: str, most: int = 110) -> str:
+def plain(text: str, most: int = 110) -> str:
     """Return a text of bounded length in which matplotlib finds no formula."""
     printable = "".join(c if c.isprintable() else " " for c in text)
     whole = printable if len(printable) <= most else f"{printable[: most - 1]}…"
@@ -99,14 +99,14 @@ def _plain(text: str, most: int = 110) -> str:
 
 
 def _tick(text: str) -> str:
-    return _plain(text, 24)
+    return plain(text, 24)
 
 
-def _dress(axes: "Axes", title: str, under: str = "") -> None:
+def dress(axes: "Axes", title: str, under: str = "") -> None:
     """Give a panel its title and a quiet frame."""
     pad = 24 if under else 8
-    axes.set_title(_plain(title, 50), loc="left", fontsize=14, fontweight="bold", pad=pad)
-    axes.text(0, 1.03, _plain(under, 60), transform=axes.transAxes, fontsize=10, color=_SOFT)
+    axes.set_title(plain(title, 50), loc="left", fontsize=14, fontweight="bold", pad=pad)
+    axes.text(0, 1.03, plain(under, 60), transform=axes.transAxes, fontsize=10, color=_SOFT)
     axes.grid(axis="y", color="#ececec", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -123,12 +123,12 @@ def _curves(data: Analysis) -> "Figure | None":
     if not sections:
         return None
     width = (10.0, 5.75, 5.0)[min(3, len(sections)) - 1]
-    figure, grid = _panels(len(sections), 3, (width, 5.7))
+    figure, grid = make_panels(len(sections), 3, (width, 5.7))
     for axes, (section, curves) in zip(grid, sections, strict=True):
         _draw_curves(axes, curves)
         seeds = max(c.finished for c in section.ranked)
         over = f"IQM of {seeds} seeds, shaded: 95% interval" if seeds > 1 else "one seed"
-        _dress(axes, section.environment or "Training", over)
+        dress(axes, section.environment or "Training", over)
         axes.set_xlabel("environment steps", fontsize=11)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.margins(x=0.01)
@@ -153,7 +153,7 @@ def _draw_curves(axes: "Axes", curves: Curves) -> None:
         axes.fill_between(
             line.steps, line.low, line.high, color=colour, alpha=0.14, linewidth=0, zorder=2
         )
-        label = _plain(line.label)
+        label = plain(line.label)
         axes.plot(line.steps, line.centre, color=colour, linewidth=2.0, zorder=3, label=label)
     if curves.count:
         noun = "other" if curves.count == 1 else "others"
@@ -195,7 +195,7 @@ def _importance(data: Analysis) -> "Figure | None":
     if not sections:
         return None
     most = max(len(section.effects.axes) for section in sections)
-    figure, grid = _panels(len(sections), 3, (6.0, 1.4 + 0.5 * most))
+    figure, grid = make_panels(len(sections), 3, (6.0, 1.4 + 0.5 * most))
     for panel, section in zip(grid, sections, strict=True):
         axes = section.effects.axes
         places = np.arange(len(axes))
@@ -209,7 +209,7 @@ def _importance(data: Analysis) -> "Figure | None":
         )
         panel.set_yticks(places, [_tick(axis.name) for axis in axes])
         panel.invert_yaxis()
-        _dress(panel, section.environment or "Importance", "main effects, with 95% interval")
+        dress(panel, section.environment or "Importance", "main effects, with 95% interval")
         panel.grid(axis="x", color="#ececec")
         panel.grid(visible=False, axis="y")
         panel.set_xlim(left=0)
@@ -224,11 +224,11 @@ def _marginals(data: Analysis) -> "Figure | None":
     if not panels:
         return None
     widest = max(len(section.effects.axes) for section, _ in panels)
-    figure, grid = _panels(len(panels), min(4, max(widest, 2)), (3.6, 3.1))
+    figure, grid = make_panels(len(panels), min(4, max(widest, 2)), (3.6, 3.1))
     for panel, (section, axis) in zip(grid, panels, strict=True):
         _draw_marginal(panel, axis, section.effects.scores)
         name = f"{section.environment} · " if len(data.sections) > 1 else ""
-        _dress(panel, "", f"{name}{axis.name}")
+        dress(panel, "", f"{name}{axis.name}")
         panel.set_ylabel("final return")
     return figure
 
@@ -261,12 +261,12 @@ def _heat_maps(data: Analysis) -> "Figure | None":
     panels = [(s, pair) for s in _with_axes(data) for pair in s.effects.pairs][:12]
     if not panels:
         return None
-    figure, grid = _panels(len(panels), 3, (4.8, 4.0))
+    figure, grid = make_panels(len(panels), 3, (4.8, 4.0))
     for panel, (section, pair) in zip(grid, panels, strict=True):
         image = _draw_pair(panel, pair)
         figure.colorbar(image, ax=panel, label="mean final return")
         name = section.environment if len(data.sections) > 1 else ""
-        panel.set_title(_plain(name, 40), loc="left", fontsize=11, fontweight="bold")
+        panel.set_title(plain(name, 40), loc="left", fontsize=11, fontweight="bold")
     return figure
 
 
@@ -279,8 +279,8 @@ def _draw_pair(panel: "Axes", pair: Pair) -> Any:
         rotation=30,
         ha="right",
     )
-    panel.set_ylabel(_plain(pair.first, 40))
-    panel.set_xlabel(_plain(pair.second, 40))
+    panel.set_ylabel(plain(pair.first, 40))
+    panel.set_xlabel(plain(pair.second, 40))
     return image
 
 
@@ -291,11 +291,11 @@ def _profiles(profile: Profile | None) -> "Figure | None":
     """Draw the performance profiles."""
     if profile is None:
         return None
-    figure, (axes,) = _panels(1, 1, (7.0, 4.6))
+    figure, (axes,) = make_panels(1, 1, (7.0, 4.6))
     for (label, share, low, high), colour in zip(profile.lines, COLOURS, strict=False):
         axes.fill_between(profile.thresholds, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.plot(profile.thresholds, share, color=colour, linewidth=2, label=_plain(label))
-    _dress(axes, "Performance profiles", "with pointwise 95% band")
+        axes.plot(profile.thresholds, share, color=colour, linewidth=2, label=plain(label))
+    dress(axes, "Performance profiles", "with pointwise 95% band")
     axes.set_ylabel("share of runs above τ")
     axes.set_xlabel("normalised final return τ" if profile.normalized else "final return τ")
     axes.legend(frameon=False)
@@ -307,7 +307,7 @@ def _sensitivity(data: Analysis) -> "Figure | None":
     cross = data.cross
     if cross is None:
         return None
-    figure, (axes,) = _panels(1, 1, (7.0, 1.8 + 0.45 * len(cross.environments)))
+    figure, (axes,) = make_panels(1, 1, (7.0, 1.8 + 0.45 * len(cross.environments)))
     places = np.arange(len(cross.environments))
     best, common = cross.normalized_best
     axes.hlines(places, common, best, color=_GREY, linewidth=2)
@@ -315,7 +315,7 @@ def _sensitivity(data: Analysis) -> "Figure | None":
     axes.plot(common, places, "o", color=COLOURS[1], markersize=5, label="best common setting")
     axes.set_yticks(places, [_tick(name) for name in cross.environments])
     axes.invert_yaxis()
-    _dress(axes, f"Hyperparameter sensitivity {cross.sensitivity.value:.2g}")
+    dress(axes, f"Hyperparameter sensitivity {cross.sensitivity.value:.2g}")
     axes.set_xlabel("normalised score")
     axes.legend(frameon=False)
     return figure
@@ -331,7 +331,7 @@ def _schedule(schedules: Sequence[tuple[str, Schedule]]) -> "Figure | None":
     ]
     if not panels:
         return None
-    figure, grid = _panels(len(panels), 3, (4.8, 3.4))
+    figure, grid = make_panels(len(panels), 3, (4.8, 3.4))
     for axes, (environment, found, name) in zip(grid, panels, strict=True):
         everyone = found.everyone[name]
         for start, stop, value in everyone:
@@ -341,6 +341,6 @@ def _schedule(schedules: Sequence[tuple[str, Schedule]]) -> "Figure | None":
         axes.plot(steps, values, color=COLOURS[0], linewidth=2)
         if min(v for *_, v in everyone) > 0:
             axes.set_yscale("log")
-        _dress(axes, name, environment)
+        dress(axes, name, environment)
         axes.set_xlabel("updates")
     return figure

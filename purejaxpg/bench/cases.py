@@ -1,0 +1,241 @@
+"""What is measured: one case is a kind of agent, an environment and the numbers of both."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from purejaxpg import InputError
+from purejaxpg import config as configs
+
+# As PureJaxRL's example has it.
+BREAKOUT = {"env": "Breakout-MinAtar", "num_envs": 64, "num_minibatches": 8, "activation": "relu"}
+# Small enough to compile and run in seconds anywhere. A field that an agent lacks is left out.
+QUICK: dict[str, Any] = {
+    "num_steps": 8,
+    "max_steps": 20,
+    "num_epochs": 1,
+    "num_minibatches": 2,
+    "num_critic_steps": 1,
+    "num_gradient_steps": 2,
+    "batch_size": 8,
+    "replay_capacity": 1_000,
+    "learning_starts": 16,
+    "hidden": [8],
+    "env_params": {"max_steps_in_episode": 20},
+}
+QUICK_MOST = 2  # agents, and environments
+ACCELERATOR_MINUTES = 9.5
+UPDATES = 60  # that a run has at least: a segment of a sweep is a sixtieth of it
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One measurement."""
+
+    agent: str  # a name or a path
+    num_agents: int
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the configuration
+    rows: int | None = None  # of a unit; None: as a sweep chooses them
+    flag: str = ""  # of XLA, beside those of the environment
+    quick: bool = False
+
+    @property
+    def name(self) -> str:
+        """Return an id: equal for equal cases only."""
+        text = json.dumps(self.as_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the case as JSON can hold it."""
+        return {**dataclasses.asdict(self), "fields": dict(self.fields)}
+
+    @property
+    def label(self) -> str:
+        """Return what a person calls it."""
+        return self.label_without("")
+
+    def label_without(self, axis: str) -> str:
+        """Return what all cases along an axis, "agents" or "environments", have in common."""
+        parts = [] if axis == "agents" else [f"x {self.num_agents}"]
+        for name, value in self.fields.items():
+            if name == "env":
+                parts.insert(0, value)
+            elif name != "num_envs" or axis != "environments":
+                parts.append(f"{name}={value}")
+        parts += [f"rows={self.rows}"] if self.rows else []
+        return " ".join([self.agent, *parts, *([self.flag] if self.flag else [])])
+
+    def sweep(self, agent: Any) -> dict[str, Any]:
+        """Return the sweep whose training is timed, as `specs.from_dict` reads it.
+
+        Args:
+            agent: its module.
+        """
+        return {
+            "agent": self.agent,
+            "seeds": self.num_agents,
+            "config": complete(agent.Config, self.fields, self.quick),
+            **({"rows_per_device": self.rows} if self.rows else {}),
+        }
+
+
+def complete(config_type: Any, fields: Mapping[str, Any], quick: bool) -> dict[str, Any]:
+    """Make a run long enough for the fields asked for, its warm-up included.
+
+    Args:
+        config_type: the agent's Config.
+        fields: those that differ from its defaults.
+        quick: make everything small.
+    """
+    known = configs.field_types(config_type)
+    small = {name: value for name, value in QUICK.items() if quick and name in known}
+    wanted: dict[str, Any] = {**fields, **small}
+    if quick and "num_envs" in known:
+        wanted["num_envs"] = QUICK_MOST
+    config = configs.build(config_type, wanted)
+    if hasattr(config, "learning_starts"):
+        envs = config.num_envs
+        wanted["learning_starts"] = envs * -(-config.learning_starts // envs)
+    steps = wanted.get("learning_starts", 0) + UPDATES * config.steps_per_update
+    wanted["total_timesteps"] = max(0 if quick else config.total_timesteps, steps)
+    return wanted
+
+
+def choose(asked: Any, on_cpu: bool) -> list[Case]:
+    """Return the cases that the command line asks for.
+
+    Args:
+        asked: its options.
+        on_cpu: whether the devices are those of a CPU.
+
+    Raises:
+        InputError: the options do not go together, or a case cannot be trained.
+    """
+    listed = {
+        f"--{name.replace('_', '-')}": getattr(asked, name)
+        for name in ("agents", "num_agents", "num_envs", "env", "rows")
+    }
+    given = [name for name, value in listed.items() if value is not None]
+    ready_made = [name for name in ("full", "accelerator") if getattr(asked, name)]
+    options = [f"--{name}" for name in ready_made] + given
+    configs.require(
+        len(ready_made) + bool(given) < 2,
+        f"{' and '.join(options[:2])} must not be given together: each says what is measured.",
+    )
+    if given:
+        agents, numbers = asked.agents or ["ppo"], asked.num_agents or [1, 16, 64]
+        chosen = product(agents, numbers, asked.num_envs or [], asked.env, asked.rows)
+    elif ready_made:
+        chosen = full() if asked.full else accelerator(on_cpu)
+    else:
+        chosen = default(on_cpu)
+    chosen = with_flags(chosen, asked.flags)
+    chosen = made_quick(chosen) if asked.quick else chosen
+    check(chosen)
+    return chosen
+
+
+def product(
+    agents: Sequence[str],
+    num_agents: Sequence[int],
+    num_envs: Sequence[int],
+    env: str | None,
+    rows: int | None,
+) -> list[Case]:
+    """Return every combination; no `num_envs` leaves each agent its own.
+
+    Raises:
+        InputError: a number is not 1 or more.
+    """
+    wanted_rows = [] if rows is None else [rows]
+    named = {"--num-agents": num_agents, "--num-envs": num_envs, "--rows": wanted_rows}
+    for name, numbers in named.items():
+        for number in numbers:
+            configs.require(number > 0, f"{name} must be 1 or more, but is {number}.")
+    found = []
+    every: Sequence[int | None] = num_envs or [None]
+    for agent, envs, count in itertools.product(agents, every, num_agents):
+        fields = {"env": env, "num_envs": envs}
+        given = {name: value for name, value in fields.items() if value is not None}
+        found.append(Case(agent, count, given, rows))
+    return found
+
+
+def with_flags(cases: Iterable[Case], flags: Sequence[str]) -> list[Case]:
+    """Return each case as it is, then with each of XLA's flags alone.
+
+    Raises:
+        InputError: a flag is not of the form xla_name=value.
+    """
+    for flag in flags:
+        name, equals, _ = flag.partition("=")
+        configs.require(
+            name.startswith("xla_") and bool(equals),
+            f"--flags must look like xla_name=value, but one is {flag!r}.",
+        )
+    return [dataclasses.replace(case, flag=flag) for case in cases for flag in ("", *flags)]
+
+
+def default(on_cpu: bool) -> list[Case]:
+    """Return a first look: PPO over the number of agents, each other kind once."""
+    numbers, one = ([1, 16, 64], 16) if on_cpu else ([1, 64, 2048], 64)
+    others = ["reinforce", "a2c", "npg", "trpo", "ddpg", "sac"]
+    ppo = [Case("ppo", number) for number in numbers]
+    return ppo + [Case(agent, one) for agent in others]
+
+
+def full() -> list[Case]:
+    """Return every kind over 1 to 4096 agents, and over 1 to 8192 environments of one agent."""
+    kinds = ["ppo", "a2c", "reinforce", "npg", "trpo", "ddpg", "sac"]
+    agents = product(kinds, [4**i for i in range(7)], [], None, None)
+    return agents + product(kinds, [1], [1, 8, 64, 512, 4096, 8192], None, None)
+
+
+# Whether loops run as CUDA graphs, and what fusing and choosing matrix products differently does.
+FLAGS = (
+    "xla_gpu_enable_command_buffer=",
+    "xla_gpu_enable_command_buffer=FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,CONDITIONAL,WHILE",
+    "xla_gpu_enable_triton_gemm=false",
+    "xla_gpu_enable_while_loop_double_buffering=true",
+)
+CPU_FLAGS = (
+    "xla_cpu_multi_thread_eigen=false",
+    "xla_cpu_prefer_vector_width=512",
+)
+
+
+def accelerator(on_cpu: bool) -> list[Case]:
+    """Return what is to be known of an accelerator, the most wanted first.
+
+    PPO on CartPole at the published sizes, MinAtar's Breakout, SAC, then XLA's flags.
+    """
+    first = [Case("ppo", number) for number in (2048, 1, 64, 8192)]
+    second = [Case("ppo", 256, BREAKOUT), Case("sac", 64), Case("sac", 1)]
+    between = [Case("ppo", 512), Case("ppo", 1, BREAKOUT), Case("sac", 1024)]
+    flags = CPU_FLAGS if on_cpu else FLAGS
+    flagged = with_flags([Case("ppo", 1), Case("ppo", 2048)], flags)
+    return first + second + [case for case in flagged if case.flag] + between
+
+
+def made_quick(cases: Iterable[Case]) -> list[Case]:
+    """Return small versions of the cases, each once."""
+    small = [
+        dataclasses.replace(case, num_agents=min(case.num_agents, QUICK_MOST), quick=True)
+        for case in cases
+    ]
+    return list({case.name: case for case in small}.values())
+
+
+def check(cases: Iterable[Case]) -> None:
+    """Raise an InputError where a case cannot be trained."""
+    from purejaxpg.sweep import spec as specs
+
+    single = [dataclasses.replace(case, num_agents=1, flag="") for case in cases]
+    for case in {case.name: case for case in single}.values():
+        try:
+            specs.from_dict(case.sweep(specs.load_agent(case.agent)), "bench")
+        except InputError as error:
+            raise InputError(f"{case.label}: {error}") from error

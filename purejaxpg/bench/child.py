@@ -1,0 +1,189 @@
+"""One case, measured in a process of its own: compilation is cold, memory is the case's alone.
+
+What is timed is what a sweep does: the same programs, units and padding, without the disk.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from purejaxpg.bench import cases, counts, hlo, roof
+from purejaxpg.sweep import compute, engine, memory
+from purejaxpg.sweep import plan as plans
+from purejaxpg.sweep import search as searches
+from purejaxpg.sweep import spec as specs
+
+ENOUGH_S, SLICE_S = 2.0, 0.25  # of a measurement, of one segment of it
+QUICK_ENOUGH_S = 0.05
+LEAST, MOST = 3, 200  # segments
+
+
+def run(task: dict[str, Any], devices: Sequence[jax.Device], began: float) -> dict[str, Any]:
+    """Do what the parent process asks for and return what JSON can hold.
+
+    Args:
+        task: {"roof": quick}, or {"case": a case, "only_compile": whether}.
+        devices: to use.
+        began: by `time.perf_counter`, when this process began to import.
+    """
+    import_s = time.perf_counter() - began
+    if "roof" in task:
+        return roof.measure(devices, task["roof"])
+    case = cases.Case(**task["case"])
+    try:
+        return {"import_s": import_s, **measure(case, devices, task["only_compile"])}
+    except engine.OutOfMemory as error:
+        return {"error": f"{error}."}
+
+
+def measure(
+    case: cases.Case, devices: Sequence[jax.Device], only_compile: bool = False
+) -> dict[str, Any]:
+    """Compile a case and, unless that is all, train.
+
+    Raises:
+        OutOfMemory: it does not fit.
+    """
+    spec = specs.from_dict(case.sweep(specs.load_agent(case.agent)), "bench")
+    (round_, *_) = searches.rehearse(searches.rounds(spec))
+    backend = compute.Backend(spec, devices)
+    (group,) = backend.groups(0, round_, {})
+    programs = backend.compile(group)
+    times = {
+        "trace_s": programs.trace_s,
+        "lower_s": programs.lower_s,
+        "compile_s": programs.compile_s - programs.trace_s - programs.lower_s,
+    }
+    if only_compile:
+        return times
+    enough = QUICK_ENOUGH_S if case.quick else ENOUGH_S
+    trained = train(backend, programs, group.units[: programs.units], enough)
+    return {
+        **times,
+        **trained,
+        **rates(group, programs.units, trained["update_s"]["median"]),
+        "memory": use_of_memory(spec, programs, group.config),
+        "kernels": kernels(programs, group.config),
+        "algorithm": algorithm(case.agent, group.config),
+        "device_kind": devices[0].device_kind,
+        "config": compute.configs.to_dict(group.config),
+    }
+
+
+def train(
+    backend: compute.Backend, programs: compute.Programs, batch: Sequence[plans.Unit], enough: float
+) -> dict[str, Any]:
+    """Train one batch of units, some updates a segment, and time it.
+
+    Returns:
+        Seconds: of the start, of the first update, and of an update in the segments after it.
+    """
+    inputs = backend.inputs(programs, batch)
+    updates = batch[0].legs[0].stop
+    zeros = np.zeros(programs.rows * len(batch), np.int32)
+
+    def segment(states: Any, first: int, count: int) -> tuple[Any, float]:
+        return timed(lambda: backend.segment(programs, inputs, states, zeros, first, count)[0])
+
+    states, start_s = timed(lambda: backend.start(programs, inputs))
+    states, first_s = segment(states, 1, 1)
+    states, second_s = segment(states, 2, 1)
+    count = max(1, min(programs.segment_length, int(SLICE_S / second_s)))
+    times: list[float] = []
+    done = 2
+    while len(times) < LEAST or (sum(times) * count < enough and len(times) < MOST):
+        if done + count > updates:  # never beyond the end of a run, where schedules end too
+            states, done = backend.start(programs, inputs), 0
+        states, seconds = segment(states, done + 1, count)
+        times.append(seconds / count)
+        done += count
+    middle = {"median": statistics.median(times), "min": min(times), "max": max(times)}
+    timings = {"segments": len(times), "updates_per_segment": count}
+    return {"start_s": start_s, "first_update_s": first_s, "update_s": middle, **timings}
+
+
+def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    """Return what `call` returns once it is computed, and the seconds that took."""
+    began = time.perf_counter()
+    result = jax.block_until_ready(call())
+    return result, time.perf_counter() - began
+
+
+def rates(group: plans.Group, devices: int, update_s: float) -> dict[str, Any]:
+    """Return how fast the whole group is trained, padding counted as lost.
+
+    Args:
+        group: all legs; only its first batch was trained.
+        devices: units side by side.
+        update_s: of an update of one batch.
+    """
+    batches = math.ceil(len(group.units) / devices)
+    steps = group.num_legs * group.config.steps_per_update
+    seconds = batches * update_s
+    return {
+        "rows": group.rows,
+        "devices": devices,
+        "batches": batches,
+        "updates": group.config.num_updates,
+        "env_steps_per_s": steps / seconds,
+        "agents_per_s": group.num_legs / (group.config.num_updates * seconds),
+    }
+
+
+def use_of_memory(spec: specs.Spec, programs: compute.Programs, config: Any) -> dict[str, Any]:
+    """Return the bytes of the training program, as XLA plans them, and of the process.
+
+    `per_agent` is all that a row needs; `beyond_data` what is left without its rollout, or without
+    its replay buffer.
+    """
+    found = programs.segment.memory_analysis()
+    parts = {
+        name: int(getattr(found, f"{name}_size_in_bytes"))
+        for name in ("temp", "argument", "output", "alias")
+    }
+    per_agent = memory.needed(programs.segment) / programs.rows
+    data = bytes_of_data(spec.agent, config)
+    device = programs.sharding.mesh.devices.flat[0]
+    stats = device.memory_stats() or {}
+    return {
+        **parts,
+        "per_device": memory.needed(programs.segment),
+        "per_agent": per_agent,
+        "data": data,
+        "beyond_data": per_agent - data,
+        "peak": stats.get("peak_bytes_in_use", memory.resident()[1]),
+    }
+
+
+def bytes_of_data(agent: Any, config: Any) -> int:
+    """Return the bytes of an agent's rollout, or of its replay buffer; 0 where it has neither."""
+    key = jax.random.key(0)
+    state = jax.eval_shape(agent.init, key, config)
+    data = getattr(state, "buffer", None)
+    if data is None and hasattr(agent, "rollout") and hasattr(agent, "Transition"):
+        result = jax.eval_shape(lambda k, s: agent.rollout(k, s, config), key, state)
+        is_data = lambda x: isinstance(x, agent.Transition)  # noqa: E731
+        data = [x for x in jax.tree.leaves(result, is_leaf=is_data) if is_data(x)]
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(data))
+
+
+def kernels(programs: compute.Programs, config: Any) -> dict[str, Any]:
+    """Return how many kernels a device starts for an update of all its rows."""
+    found = hlo.Module(programs.segment.as_text() or "").one_update()
+    return {
+        "per_update": found.total,
+        "per_env_step": found.total / config.steps_per_update,
+        "by_opcode": found.by_opcode,
+        "unknown_loops": found.unknown_loops,
+    }
+
+
+def algorithm(agent: str, config: Any) -> dict[str, float] | None:
+    """Return what the algorithm takes for an environment step, if it is known."""
+    found = counts.count(agent, config)
+    return None if found is None else {**vars(found)}

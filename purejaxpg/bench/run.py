@@ -1,0 +1,278 @@
+"""The loop over cases: each in a process of its own, its result on disk before the next begins."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from purejaxpg import FaultError, InputError, checkpoint
+from purejaxpg.bench import cases as all_cases
+from purejaxpg.bench import show
+from purejaxpg.sweep import compute
+
+FORMAT = 1
+LIMIT_S = 900.0  # of one process; a case that takes longer is a row that says so
+BUSY = 0.3  # load per core above which numbers say little
+Say = Callable[[str], None]
+
+
+class Bench:
+    """What has been measured, kept in a file."""
+
+    def __init__(self, out: Path, identity: Mapping[str, Any]) -> None:
+        """Open the results in directory `out`, or begin them.
+
+        Args:
+            out: a directory, made if need be.
+            identity: what must not differ between two results that stand beside each other.
+
+        Raises:
+            InputError: those that are there are of something else, or are no results.
+        """
+        self.path = out / "bench.json"
+        self.data: dict[str, Any] = {"format": FORMAT, "identity": dict(identity), "results": {}}
+        with checkpoint.faults("write", out):
+            out.mkdir(parents=True, exist_ok=True)
+        if not self.path.exists():
+            return
+        stored = self._read()
+        differing = [
+            name for name, value in identity.items() if stored["identity"].get(name) != value
+        ]
+        if differing:
+            raise InputError(
+                f"{self.path} was measured with another {' and another '.join(differing)}; choose "
+                "another --out, or move it away."
+            )
+        self.data = stored
+
+    def _read(self) -> dict[str, Any]:
+        with checkpoint.faults("read", self.path):
+            text = self.path.read_text(encoding="utf-8")
+        try:
+            stored = json.loads(text)
+            if stored["format"] == FORMAT and isinstance(stored["results"], dict):
+                return stored
+        except (ValueError, TypeError, KeyError):
+            pass
+        raise InputError(f"{self.path} is not a file of this benchmark; choose another --out.")
+
+    def write(self) -> None:
+        """Write the file so that it is never seen half written."""
+        with checkpoint.faults("write", self.path):
+            temporary = self.path.with_name(f".{self.path.name}.tmp")
+            temporary.write_text(json.dumps(self.data, indent=1), encoding="utf-8")
+            temporary.replace(self.path)
+
+    def done(self, case: all_cases.Case) -> bool:
+        """Tell whether a case has been measured; one that failed has not."""
+        return "error" not in self.data["results"].get(case.name, {"error": ""})
+
+    def keep(self, case: all_cases.Case, result: Mapping[str, Any]) -> None:
+        """Add a result and write."""
+        kind = result.get("device_kind", self.data["roof"]["device_kind"])
+        if kind != self.data["roof"]["device_kind"]:
+            raise InputError(
+                f"{self.path} was measured on {self.data['roof']['device_kind']}, and this is "
+                f"{kind}; choose another --out."
+            )
+        self.data["results"][case.name] = {"case": case.as_dict(), **result}
+        self.write()
+
+
+class Processes:
+    """Starts processes that measure, one after the other."""
+
+    def __init__(self, environment: Mapping[str, str], devices: int | None) -> None:
+        """Start them with these environment variables and so many devices each; None: all."""
+        self.environment = environment
+        self.devices = devices
+
+    def ask(
+        self, task: Mapping[str, Any], cache: str, flag: str = "", limit_s: float = LIMIT_S
+    ) -> dict[str, Any]:
+        """Return what a process answers, or {"error": why it does not}.
+
+        Args:
+            task: as `child.run` reads it.
+            cache: directory of compiled programs.
+            flag: one more of XLA's.
+            limit_s: after so many seconds it is killed.
+        """
+        command = [sys.executable, "-m", "purejaxpg.cli", "bench", "--task", json.dumps(task)]
+        if self.devices is not None:
+            command += ["--devices", str(self.devices)]
+        environment = {
+            **self.environment,
+            "JAX_COMPILATION_CACHE_DIR": cache,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+        if flag:
+            environment["XLA_FLAGS"] = f"{self.environment.get('XLA_FLAGS', '')} --{flag}".strip()
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
+        try:
+            printed, complaint = process.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            return {"error": f"took longer than {limit_s:.0f} s."}
+        finally:
+            process.kill()
+            process.wait()
+        if process.returncode != 0:
+            return {"error": why(process.returncode, complaint)}
+        return json.loads(printed.splitlines()[-1])
+
+
+def why(status: int, complaint: str) -> str:
+    """Say in one line why a process has failed."""
+    lines = [line.strip() for line in complaint.splitlines() if line.strip()]
+    last = lines[-1][:300] if lines else "it said nothing"
+    if status < 0:
+        return f"killed by signal {-status} (9: mostly for want of memory): {last}"
+    return last
+
+
+def run(
+    wanted: Callable[[bool], Sequence[all_cases.Case]],
+    out: Path,
+    devices: int | None,
+    quick: bool,
+    minutes: float | None,
+    console: Any,
+    say: Say,
+) -> None:
+    """Measure what is wanted, show it, and keep it in `out`.
+
+    Args:
+        wanted: whether the devices are those of a CPU -> cases.
+        out: a directory. What is measured there already is not measured again.
+        devices: so many; None: all.
+        quick: the cases are small, and the roof is measured in a moment.
+        minutes: no case begins later than this; None: all do.
+        console: for the tables.
+        say: tells what is going on.
+
+    Raises:
+        InputError: what is wanted, or what stands in `out`, cannot be.
+        FaultError: not even the machine's roof can be measured.
+    """
+    began = time.monotonic()
+    wanted(True)  # what cannot be done is said before anything is
+    jax.config.update("jax_platforms", "cpu")  # the devices are for the processes that measure
+    bench, processes = Bench(out, identity(devices, quick)), Processes(dict(os.environ), devices)
+    load = warn_if_busy(say)
+    try:
+        if "roof" not in bench.data:
+            say("Measuring the machine: a matrix product and a copy ...")
+            with tempfile.TemporaryDirectory() as cache:
+                roof = processes.ask({"roof": quick}, cache)
+            if "error" in roof:
+                raise FaultError(f"The machine cannot be measured: {roof['error']}")
+            bench.data |= {"roof": roof, "machine": machine(load)}
+            bench.write()
+        cases = wanted(bench.data["roof"]["platform"] == "cpu")
+        measure(bench, processes, cases, minutes and began + 60 * minutes, say)
+    finally:
+        if bench.data["results"]:
+            show.tables(bench.data, console)
+            for path in show.figures(bench.data, out):
+                say(f"Figure: {path}")
+            say(f"Numbers: {bench.path}")
+
+
+def measure(
+    bench: Bench,
+    processes: Processes,
+    cases: Sequence[all_cases.Case],
+    deadline: float | None,
+    say: Say,
+) -> None:
+    """Measure those of the cases that have not been."""
+    pending = [case for case in cases if not bench.done(case)]
+    if not pending:
+        say(f"All of {len(cases)} cases have been measured.")
+    for number, case in enumerate(pending, 1):
+        left = LIMIT_S if deadline is None else deadline - time.monotonic()
+        if left <= 0:
+            say(f"Time is up: {len(pending) - number + 1} case(s) are left to the same command.")
+            return
+        say(f"[{number}/{len(pending)}] {case.label} ...")
+        result = one(processes, case, min(left, LIMIT_S))
+        bench.keep(case, result)
+        say(f"    {show.one_line(result)}")
+
+
+def one(processes: Processes, case: all_cases.Case, limit_s: float) -> dict[str, Any]:
+    """Measure a case: cold, and unless it is quick or about a flag, compiling once more, warm."""
+    load = load_average()
+    with tempfile.TemporaryDirectory() as cache:
+        task = {"case": case.as_dict(), "only_compile": False}
+        began = time.monotonic()
+        result = processes.ask(task, cache, case.flag, limit_s)
+        left = limit_s - (time.monotonic() - began)
+        if "error" not in result and not case.quick and not case.flag and left > 0:
+            again = processes.ask({**task, "only_compile": True}, cache, case.flag, left)
+            result["compile_warm_s"] = again.get("compile_s")
+    return {**result, "load_average_before": load}
+
+
+def identity(devices: int | None, quick: bool) -> dict[str, Any]:
+    """Return what must not differ between results that are compared."""
+    return {
+        "version of the packages or the source": compute.versions(),
+        "processor": processor(),
+        "--devices": devices,
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+        "--quick": quick,
+    }
+
+
+def machine(load: float | None) -> dict[str, Any]:
+    """Describe the machine, as far as a number depends on it."""
+    return {
+        "processor": processor(),
+        "cores": cores(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "load_average_before": load,
+    }
+
+
+def processor() -> str:
+    """Return the model of the CPU."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2] for line in text.splitlines() if line.startswith("model name")]
+    return names[0].strip() if names else platform.machine()
+
+
+def cores() -> int:
+    """Return the cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def load_average() -> float | None:
+    """Return that of the last minute, where the system tells."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def warn_if_busy(say: Say) -> float | None:
+    """Return the load average, and say so where other programs are running."""
+    load = load_average()
+    if load is not None and load > BUSY * cores():
+        say(f"Warning: the load average is {load:.1f} on {cores()} core(s); while other programs "
+            "run, these numbers say little.")  # fmt: skip
+    return load

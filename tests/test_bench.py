@@ -1,0 +1,533 @@
+"""The benchmark: what it counts, that it goes on where it was stopped, and that it still runs.
+
+Nothing here asserts a time.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from purejaxpg import InputError, cli
+from purejaxpg.agents import a2c, ddpg, npg, ppo, reinforce, sac, trpo
+from purejaxpg.bench import cases, child, counts, hlo, roof, run, show
+
+# --- FLOPs and bytes -----------------------------------------------------------------------------
+
+
+@pytest.mark.fast
+def test_ppo_on_cartpole_takes_227_kflop_and_42_kb_a_step() -> None:
+    # Multiply-adds: the actor's 4*64 + 64*64 + 64*2, the critic's 4*64 + 64*64 + 64*1.
+    macs = 4480 + 4416
+    forward = 2 * macs
+    backward = 2 * forward - 2 * 2 * 4 * 64  # no gradient of the observation, in either
+    assert (forward, backward) == (17_792, 34_560)
+    found = counts.count("ppo", ppo.Config(env="CartPole-v1"))
+    assert found is not None
+    assert found.flops == forward + 4 * (forward + backward) == 227_200
+    assert found.samples == 4
+    # Numbers of the layers: in + out for each product, and the first layers have one product less.
+    actor, critic = (4 + 64) + (64 + 64) + (64 + 2), (4 + 64) + (64 + 64) + (64 + 1)
+    learn = 3 * (actor + critic) - 2 * (4 + 64)
+    weights_actor, weights_critic = 4610, 4545
+    assert weights_actor + weights_critic == 9155
+    rollout = actor + critic + weights_actor / 4 + weights_critic / 512 + 2 * (4 + 4 + 1 + 4)
+    gathered = 2 * (4 + 1 + 4)
+    optimizer = 16 / 512 * 10 * 9155
+    assert found.bytes == pytest.approx(4 * (rollout + 4 * (learn + gathered) + optimizer))
+    assert round(found.bytes / 1000) == 42
+
+
+@pytest.mark.fast
+def test_ppo_on_breakout_takes_1_14_mflop_a_step() -> None:
+    found = counts.count("ppo", ppo.Config(env="Breakout-MinAtar"))
+    macs = (400 * 64 + 64 * 64 + 64 * 3) + (400 * 64 + 64 * 64 + 64)
+    backward = 4 * macs - 2 * 2 * 400 * 64
+    assert found is not None and found.flops == 2 * macs + 4 * (2 * macs + backward) == 1_141_248
+
+
+@pytest.mark.fast
+def test_the_other_kinds_by_hand() -> None:
+    small = {"env": "CartPole-v1", "hidden": (8,), "num_envs": 2}
+    # Multiply-adds of actor (4-8-2) and critic (4-8-1); F = 2 macs, B = 4 macs - 2 * 4 * 8.
+    forward_a, forward_c = 2 * 48, 2 * 40
+    backward_a, backward_c = 4 * 48 - 64, 4 * 40 - 64
+    learn_a, learn_c = forward_a + backward_a, forward_c + backward_c
+    rollout = forward_a + forward_c
+
+    def flops(agent: Any, **fields: Any) -> float:
+        name = agent.__name__.rpartition(".")[2]
+        found = counts.count(name, agent.Config(**{**small, **fields}))
+        assert found is not None
+        return found.flops
+
+    assert flops(a2c) == rollout + learn_a + learn_c
+    assert flops(reinforce, num_critic_steps=3) == rollout + learn_a + 3 * learn_c
+    assert flops(reinforce, baseline=False) == forward_a + learn_a
+    natural = rollout + learn_a + 2 * 6 * backward_a + 7 * learn_c
+    assert flops(npg, cg_iters=5, num_epochs=7) == natural
+    assert flops(trpo, cg_iters=5, num_epochs=7) == natural + forward_a
+    # Two samples a step: 2 gradient steps of 8 for 2 * 4 environment steps.
+    replay = {"num_steps": 4, "num_gradient_steps": 2, "batch_size": 8}
+    discrete = 2 * forward_a + backward_a + 8 * forward_a + 2 * backward_a - 2 * forward_a
+    assert flops(sac, **replay) == forward_a + 2 * discrete
+    # Pendulum: actor 3-8-1 (SAC: 3-8-2), critic 4-8-1; the action is one of its 4 inputs.
+    through = 2 * 8 * 1 + 2 * 8
+    actor, critic = 2 * 32, 2 * 40
+    learnt = (2 * actor - 2 * 24) + (2 * critic - 2 * 32)
+    each = 2 * actor + 3 * critic + learnt + through
+    assert flops(ddpg, env="Pendulum-v1", **replay) == actor + 2 * each
+    actor = 2 * 40
+    each = 2 * actor + (2 * actor - 2 * 24) + 6 * critic + 2 * (2 * critic - 2 * 32) + 2 * through
+    assert flops(sac, env="Pendulum-v1", **replay) == actor + 2 * each
+
+
+@pytest.mark.fast
+def test_a_convolution_is_counted_and_a_fork_is_not() -> None:
+    config = ppo.Config(env="Breakout-MinAtar", torso="cnn", hidden=(32,))
+    first, *_ = counts.net(config, 400, 3).layers
+    assert (first.macs, first.outputs, first.weights) == (64 * 36 * 16, 1024, 36 * 16 + 16)
+    assert counts.count("mine", config) is None
+
+
+@pytest.mark.fast
+def test_every_agent_of_the_package_is_counted() -> None:
+    from purejaxpg.sweep import spec as specs
+
+    assert set(counts.KINDS) == set(specs.agent_names())
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("agent", [ppo, ddpg, sac])
+def test_weights_are_those_that_the_agent_has(agent: Any) -> None:
+    config = agent.Config(
+        num_envs=2, hidden=(8, 6), **({} if agent is ppo else {"env": "Pendulum-v1"})
+    )
+    from purejaxpg import envs
+
+    params = jax.eval_shape(agent.init, jax.random.key(0), config).params
+    env = envs.from_config(config)
+    together = 0 if agent is ppo else env.action_size
+    critics = counts.net(config, env.obs_size + together, 1).weights * (2 if agent is sac else 1)
+    outputs = (2 if agent is sac else 1) * env.action_size
+    sizes = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in params.items()}
+    assert sizes["critic"] == critics
+    assert sizes["actor"] == counts.net(config, env.obs_size, outputs).weights
+
+
+@pytest.mark.fast
+def test_the_roof_is_the_slower_of_arithmetic_and_memory() -> None:
+    count = counts.Count(flops=2e3, bytes=1e3, samples=1)
+    assert counts.seconds_at_roof(count, gflops=2, gb_per_s=100) == pytest.approx(1e-6)
+    assert counts.seconds_at_roof(count, gflops=200, gb_per_s=0.1) == pytest.approx(1e-5)
+    measured = {"gflops": {"a": 5.0, "b": 7.0}, "gb_per_s": {"1000": 9.0, "2000": 3.0}}
+    assert roof.gflops(measured) == 7.0
+    assert [roof.gb_per_s(measured, size) for size in (10, 1000, 1001, 9999)] == [
+        9.0,
+        9.0,
+        3.0,
+        3.0,
+    ]
+
+
+# --- kernels -------------------------------------------------------------------------------------
+
+PROGRAM = """
+HloModule made_by_hand
+
+%fused (p: f32[4]) -> f32[4] {
+  %p = f32[4]{0} parameter(0)
+  %a = f32[4]{0} add(%p, %p)
+  ROOT %m = f32[4]{0} multiply(%a, %a)
+}
+
+%small_body (s: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %s = (s32[], f32[4]{0}) parameter(0)
+  ROOT %n = (s32[], f32[4]{0}) fusion(%s), kind=kLoop, calls=%fused
+}
+
+%small (s: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %s.1 = (s32[], f32[4]{0}) parameter(0)
+  ROOT %w = (s32[], f32[4]{0}) while(%s.1), condition=%test, body=%small_body
+}
+
+%called (q: f32[4]) -> f32[4] {
+  %q = f32[4]{0} parameter(0)
+  %c = f32[4]{0} copy(%q)
+  ROOT %d = f32[4]{0} dot(%c, %c), lhs_contracting_dims={0}
+}
+
+%test (s: (s32[], f32[4])) -> pred[] {
+  %s.2 = (s32[], f32[4]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%s.2), index=0
+  %k = s32[] constant(3)
+  ROOT %lt = pred[] compare(%i, %k), direction=LT
+}
+
+%inner (s: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %s.3 = (s32[], f32[4]{0}) parameter(0)
+  %f = f32[4]{0} fusion(%s.3), kind=kLoop, calls=%fused
+  %g = f32[4]{0} call(%f), to_apply=%called
+  %j = s32[] constant(1)
+  ROOT %t = (s32[], /*index=1*/f32[4]{0}) tuple(%j, %g)
+}
+
+%update (s: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %s.4 = (s32[], f32[4]{0}) parameter(0)
+  %v = (s32[], f32[4]{0}) call(%s.4), to_apply=%small, frontend_attributes={xla_cpu_small_call="true"}
+  %x = (s32[], f32[4]{0}) while(%v), condition=%test, body=%inner, backend_config={"known_trip_count":{"n":"3"}}
+  ROOT %y = (s32[], f32[4]{0}) conditional(%x, %x), branch_computations={%inner, %small_body}
+}
+
+ENTRY %main (a: f32[4]) -> f32[4] {
+  %a.1 = f32[4]{0} parameter(0)
+  %b = f32[4]{0} sort(%a.1), to_apply=%called
+  %z = (s32[], f32[4]{0}) while(%b), condition=%test, body=%update
+  ROOT %r = f32[4]{0} get-tuple-element(%z), index=1
+}
+"""  # noqa: E501
+
+
+@pytest.mark.fast
+def test_kernels_of_a_program_written_by_hand() -> None:
+    module = hlo.Module(PROGRAM)
+    found = module.one_update()
+    # The small call; three trips of fusion, copy and dot with four tests; the dearer branch, which
+    # is fusion, copy and dot again; and one test of the outer loop.
+    assert found.by_opcode == {"call": 1, "fusion": 4, "copy": 4, "dot": 4, "compare": 5}
+    assert found.total == 18
+    assert found.unknown_loops == 0
+    whole = module.whole()
+    assert whole.total == 18 + 1  # the sort before the loop
+    assert whole.unknown_loops == 1
+
+
+@pytest.mark.fast
+def test_kernels_of_a_program_that_xla_compiled() -> None:
+    """A segment as the sweep makes it: a loop of unknown length around one of known length."""
+
+    def update(_: Any, x: jax.Array) -> jax.Array:
+        return lax.fori_loop(0, 7, lambda _, y: jnp.sort(y)[::-1] @ y + 1.0, x)
+
+    program = jax.jit(lambda count, x: lax.fori_loop(0, count, update, x))
+    text = program.lower(jnp.int32(1), jnp.ones((64, 64))).compile().as_text()
+    found = hlo.Module(text or "").one_update()
+    assert found.by_opcode["sort"] == 7
+    assert found.unknown_loops == 0
+    assert found.total == sum(found.by_opcode.values()) >= 21
+
+
+# --- cases ---------------------------------------------------------------------------------------
+
+
+def asked(*words: str) -> list[cases.Case]:
+    return cases.choose(cli.make_parser().parse_args(["bench", *words]), on_cpu=True)
+
+
+@pytest.mark.fast
+def test_lists_are_multiplied_and_flags_stand_beside_their_case() -> None:
+    words = ("--agents", "ppo", "a2c", "--num-agents", "1", "8", "--num-envs", "2", "4")
+    found = asked(*words, "--flags", "xla_cpu_x=1")
+    assert len(found) == 2 * 2 * 2 * 2
+    assert [case.flag for case in found[:2]] == ["", "xla_cpu_x=1"]
+    assert found[0].label == "ppo x 1 num_envs=2"
+    assert len({case.name for case in found}) == len(found)
+
+
+@pytest.mark.fast
+def test_the_sets_hold_what_they_promise() -> None:
+    full = asked("--full")
+    assert {case.agent for case in full} == set(counts.KINDS)
+    assert {case.num_agents for case in full} >= {1, 4096}
+    assert {case.fields.get("num_envs") for case in full} >= {1, 8192}
+    ppo_on_cartpole = {case.num_agents for case in asked("--accelerator") if not case.fields}
+    assert ppo_on_cartpole >= {1, 64, 2048, 8192}
+    assert len(asked()) == 9
+    assert all(case.num_agents <= 2 for case in asked("--accelerator", "--quick"))
+
+
+@pytest.mark.fast
+def test_a_case_is_its_own_dictionary() -> None:
+    case = cases.Case("ppo", 3, {"num_envs": 2}, rows=2, flag="xla_a=b", quick=True)
+    again = cases.Case(**json.loads(json.dumps(case.as_dict())))
+    assert again == case and again.name == case.name
+    assert dataclasses.replace(case, rows=3).name != case.name
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--num-agents", "0"], ["--num-agents", "1 or more", "0"]),
+        (["--num-envs", "-2"], ["--num-envs", "-2"]),
+        (["--rows", "0"], ["--rows", "0"]),
+        (["--num-agents", "x"], ["--num-agents", "'x'"]),
+        (["--agents", "poo"], ["'poo'", "'ppo'"]),
+        (["--agents", "ddpg", "--env", "CartPole-v1"], ["ddpg CartPole-v1", "actions"]),
+        (["--env", "CartPole-v2"], ["CartPole-v2", "CartPole-v1"]),
+        (["--full", "--accelerator"], ["--full", "--accelerator"]),
+        (["--full", "--agents", "ppo"], ["--full", "--agents"]),
+        (["--flags", "fast=1"], ["--flags", "xla_", "'fast=1'"]),
+        (["--num-agents", "1", "--devices", "0"], ["--devices", "0"]),
+        (["--minutes", "0"], ["--minutes", "0"]),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    words: list[str],
+    expected: list[str],
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["bench", *words, "--out", str(tmp_path / "out")]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1
+    assert all(word in printed.err for word in expected), printed.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.fast
+def test_results_of_something_else_are_not_added_to(tmp_path: pathlib.Path) -> None:
+    run.Bench(tmp_path, {"processor": "A"}).write()
+    run.Bench(tmp_path, {"processor": "A"})
+    with pytest.raises(InputError, match="another processor"):
+        run.Bench(tmp_path, {"processor": "B"})
+    (tmp_path / "bench.json").write_text("[1]")
+    with pytest.raises(InputError, match="not a file of this benchmark"):
+        run.Bench(tmp_path, {"processor": "A"})
+
+
+# --- measuring -----------------------------------------------------------------------------------
+
+
+def test_a_case_in_this_process() -> None:
+    """Everything that a case measures but time, on one device, with a unit that is half padding."""
+    case = cases.Case("a2c", 3, rows=2, quick=True)
+    found = json.loads(json.dumps(child.measure(case, jax.devices()[:1])))
+    config = a2c.Config(**{**found["config"], "hidden": (8,), "env_kwargs": ()})
+    assert (found["rows"], found["devices"], found["batches"]) == (2, 1, 2)
+    seconds = found["update_s"]["median"] * 2
+    assert found["env_steps_per_s"] == pytest.approx(3 * config.steps_per_update / seconds)
+    assert found["agents_per_s"] == pytest.approx(3 / (seconds * config.num_updates))
+    assert found["segments"] >= child.LEAST
+    assert min(found[f"{part}_s"] for part in ("trace", "lower", "compile", "start")) > 0
+    used = found["memory"]
+    needed = used["temp"] + used["argument"] + used["output"] - used["alias"]
+    assert used["per_agent"] == needed / 2 == used["per_device"] / 2
+    # A transition: two observations of 4, action and reward, and two flags of a byte.
+    assert used["data"] == config.steps_per_update * (8 * 4 + 2 * 4 + 2)
+    assert used["beyond_data"] == used["per_agent"] - used["data"]
+    # The loop over the steps of an environment is in the loop over updates.
+    per_step = found["kernels"]["per_update"] / config.num_steps
+    assert per_step > 3 and found["kernels"]["per_env_step"] == per_step / config.num_envs
+    assert found["algorithm"]["samples"] == 1
+
+
+def test_the_data_of_an_off_policy_agent_is_its_buffer() -> None:
+    config = sac.Config(num_envs=2, replay_capacity=100, batch_size=8, learning_starts=16)
+    rows = 100 * (3 * 4 + 4 + 4 + 1 + 3 * 4)
+    assert child.bytes_of_data(sac, config) == rows + 8  # position and size
+
+
+def test_a_result_is_cut_where_a_run_ends() -> None:
+    """Schedules end with a run, so no update beyond it may be timed: it starts anew."""
+
+    class Unit:
+        legs = (dataclasses.make_dataclass("Leg", ["stop"])(5),)
+
+    class Stand:
+        rows, segment_length = 1, 2
+        done: list[tuple[int, int]] = []  # noqa: RUF012
+        started = 0
+
+        def inputs(self, *_: Any) -> None: ...
+
+        def start(self, *_: Any) -> None:
+            self.started += 1
+
+        def segment(self, *arguments: Any) -> tuple[None, None, None]:
+            self.done.append(arguments[-2:])
+            return None, None, None
+
+    stand: Any = Stand()
+    found = child.train(stand, stand, [Unit()], enough=0.0)  # type: ignore[list-item]
+    assert stand.done[:2] == [(1, 1), (2, 1)]
+    assert all(first + count - 1 <= 5 for first, count in stand.done)
+    assert found["segments"] == len(stand.done) - 2 == child.LEAST
+    assert stand.started == 2
+
+
+def test_the_roof_is_measured() -> None:
+    found = roof.measure(jax.devices()[:1], quick=True)
+    assert all(np.isfinite(value) and value > 0 for value in found["gflops"].values())
+    assert set(found["gb_per_s"]) == {"262144", "1048576"}
+
+
+# --- the whole command ---------------------------------------------------------------------------
+
+
+def measured(number: int, rate: float, **changed: Any) -> dict[str, Any]:
+    """A result as `child.measure` makes it."""
+    case = cases.Case("ppo", number, changed.pop("fields", {}), flag=changed.pop("flag", ""))
+    return {
+        "case": case.as_dict(),
+        **dict.fromkeys(("import_s", "trace_s", "lower_s", "compile_s", "start_s"), 1.0),
+        "first_update_s": 0.5,
+        "update_s": {"median": 0.2, "min": 0.1, "max": 0.4},
+        "env_steps_per_s": rate,
+        "agents_per_s": 2.0,
+        "rows": 1,
+        "devices": 1,
+        "memory": {"per_agent": 5000.0, "beyond_data": 4000.0, "per_device": 5000},
+        "kernels": {"per_env_step": 12.0},
+        "algorithm": {"flops": 1e5, "bytes": 1e3, "samples": 4},
+        "config": {"num_envs": 4, **changed},
+        "device_kind": "cpu",
+    }
+
+
+def data_of(*results: dict[str, Any]) -> dict[str, Any]:
+    found = {"platform": "cpu", "device_kind": "cpu", "devices": 1}
+    rates = {"gflops": {"a": 100.0}, "gb_per_s": {"1000000": 50.0}}
+    machine = {"processor": "a processor"}
+    named = {str(number): result for number, result in enumerate(results)}
+    return {"roof": {**found, **rates}, "machine": machine, "results": named}
+
+
+@pytest.mark.fast
+def test_tables_say_the_share_of_the_roof_and_where_the_knee_is() -> None:
+    import io
+
+    from rich.console import Console
+
+    results = [measured(n, rate) for n, rate in ((1, 1e5), (4, 3.8e5), (64, 4e5))]
+    failed = {"case": cases.Case("sac", 4096).as_dict(), "error": "4096 rows do not fit."}
+    console = Console(file=io.StringIO(), width=120)
+    show.tables(data_of(*results, failed), console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    # 1e5 FLOP at 100 GFLOP/s are 1 us, so the roof is a million steps.
+    assert "40.0" in text and "200k-800k" in text
+    assert "ppo: 4 agents reach 95% of the best (400k env-steps/s)." in text
+    assert "sac x 4096: 4096 rows do not fit." in text
+    assert "…" not in text
+
+
+@pytest.mark.fast
+def test_the_figure_has_a_panel_for_each_axis(tmp_path: pathlib.Path) -> None:
+    agents = [measured(n, 1e5 * n) for n in (1, 2)]
+    assert show.figures(data_of(agents[0]), tmp_path) == []
+    paths = show.figures(data_of(*agents), tmp_path)
+    assert [path.name for path in paths] == ["bench.png", "bench.svg"]
+    one = paths[1].read_text()
+    assert "Throughput over agents" in one and "Throughput over environments" not in one
+    envs = [measured(1, 1e5 * n, fields={"num_envs": n}, num_envs=n) for n in (8, 16)]
+    flagged = measured(2, 1.0, flag="xla_a=b")
+    show.figures(data_of(*agents, *envs, flagged), tmp_path)
+    both = paths[1].read_text()
+    assert "Throughput over environments" in both and "roof" in both and "xla_a" not in both
+
+
+@pytest.mark.fast
+def test_what_is_measured_is_kept_and_not_measured_again(tmp_path: pathlib.Path) -> None:
+    bench = run.Bench(tmp_path, {})
+    bench.data["roof"] = {"device_kind": "cpu"}
+    wanted = [cases.Case("ppo", number) for number in (1, 2, 3)]
+    asked: list[int] = []
+
+    class Stand:
+        def ask(self, task: Any, *_: Any) -> dict[str, Any]:
+            asked.append(task["case"]["num_agents"])
+            if asked == [1, 1, 2]:
+                raise KeyboardInterrupt
+            if task["only_compile"]:
+                return {"compile_s": 0.25}
+            failed = task["case"]["num_agents"] == 3
+            return {"error": "no"} if failed else measured(asked[-1], 1.0)
+
+    stand: Any = Stand()
+    with pytest.raises(KeyboardInterrupt):
+        run.measure(bench, stand, wanted, None, lambda _: None)
+    kept = json.loads((tmp_path / "bench.json").read_text())["results"]
+    assert [result["compile_warm_s"] for result in kept.values()] == [0.25]
+    again = run.Bench(tmp_path, {})
+    run.measure(again, stand, wanted, None, lambda _: None)
+    assert asked == [1, 1, 2, 2, 2, 3]
+    said: list[str] = []
+    run.measure(again, stand, wanted, 0.0, said.append)  # what failed is tried again, but not late
+    assert said == ["Time is up: 1 case(s) are left to the same command."]
+
+
+@pytest.mark.fast
+def test_another_device_is_not_mixed_in(tmp_path: pathlib.Path) -> None:
+    bench = run.Bench(tmp_path, {})
+    bench.data["roof"] = {"device_kind": "TPU v9"}
+    with pytest.raises(InputError, match="TPU v9"):
+        bench.keep(cases.Case("ppo", 1), measured(1, 1.0))
+
+
+@pytest.mark.fast
+def test_a_process_that_fails_is_a_line() -> None:
+    assert run.why(-9, "") == ("killed by signal 9 (9: mostly for want of memory): it said nothing")
+    assert run.why(1, "Traceback\n  x\nValueError: y\n") == "ValueError: y"
+
+
+def command(out: pathlib.Path, *words: str) -> list[str]:
+    start = [sys.executable, "-m", "purejaxpg.cli", "bench", "--agents", "a2c", "--devices", "1"]
+    return [*start, "--num-agents", "1", "--quick", "--out", str(out), *words]
+
+
+def test_the_command_measures_and_goes_on(tmp_path: pathlib.Path) -> None:
+    flagged = command(tmp_path, "--flags", "xla_there_is_no_such_flag=1")
+    done = subprocess.run(flagged, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "a2c x 1" in done.stdout and "roof" in done.stdout
+    assert "xla_there_is_no_such_flag" in done.stdout  # a row that failed, not the end
+    kept = json.loads((tmp_path / "bench.json").read_text())
+    assert sorted("error" in result for result in kept["results"].values()) == [False, True]
+    (good,) = (result for result in kept["results"].values() if "error" not in result)
+    assert (
+        good["import_s"] > 0 and good["env_steps_per_s"] > 0 and good["kernels"]["per_update"] > 9
+    )
+    assert {"processor", "cores", "date", "load_average_before"} <= set(kept["machine"])
+    again = subprocess.run(command(tmp_path), capture_output=True, text=True)
+    assert again.returncode == 0 and "All of 1 cases have been measured." in again.stdout
+    assert json.loads((tmp_path / "bench.json").read_text()) == kept
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_is_done(tmp_path: pathlib.Path) -> None:
+    words = ("--num-agents", "1", "2")
+    process = subprocess.Popen(
+        command(tmp_path, *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    path = tmp_path / "bench.json"
+    while not (path.exists() and json.loads(path.read_text())["results"]):
+        assert process.poll() is None
+        time.sleep(0.2)
+    os.kill(process.pid, signal.SIGINT)
+    printed, complaint = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Interrupted" in complaint
+    assert "a2c x 1" in printed
+    assert len(json.loads(path.read_text())["results"]) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["--full", "--accelerator"])
+def test_every_case_of_a_set_runs_small(tmp_path: pathlib.Path, what: str) -> None:
+    start = [sys.executable, "-m", "purejaxpg.cli", "bench", what, "--quick", "--devices", "1"]
+    words = [*start, "--minutes", "60", "--out", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    kept = json.loads((tmp_path / "bench.json").read_text())["results"].values()
+    assert [result["error"] for result in kept if "error" in result] == []
+    assert len(kept) >= 3
