@@ -254,7 +254,10 @@ def test_the_sets_hold_what_they_promise() -> None:
     ppo_on_cartpole = {case.num_agents for case in asked("--accelerator") if not case.fields}
     assert ppo_on_cartpole >= {1, 64, 2048, 8192}
     assert len(asked()) == 9
-    assert all(case.num_agents <= 2 for case in asked("--accelerator", "--quick"))
+    for words in (["--accelerator", "--quick"], ["--full", "--quick"]):
+        small = asked(*words)
+        assert all(case.num_agents <= 2 and case.fields.get("num_envs", 1) <= 2 for case in small)
+    assert len(small) == 7 * (2 + 2)
 
 
 @pytest.mark.fast
@@ -313,7 +316,8 @@ def test_results_of_something_else_are_not_added_to(tmp_path: pathlib.Path) -> N
 def test_a_case_in_this_process() -> None:
     """Everything that a case measures but time, on one device, with a unit that is half padding."""
     case = cases.Case("a2c", 3, rows=2, quick=True)
-    found = json.loads(json.dumps(child.measure(case, jax.devices()[:1])))
+    measured_here = child.measure(case, jax.devices()[:1])
+    found = json.loads(json.dumps(measured_here, allow_nan=False))
     config = a2c.Config(**{**found["config"], "hidden": (8,), "env_kwargs": ()})
     assert (found["rows"], found["devices"], found["batches"]) == (2, 1, 2)
     seconds = found["update_s"]["median"] * 2
@@ -331,6 +335,19 @@ def test_a_case_in_this_process() -> None:
     per_step = found["kernels"]["per_update"] / config.num_steps
     assert per_step > 3 and found["kernels"]["per_env_step"] == per_step / config.num_envs
     assert found["algorithm"]["samples"] == 1
+
+
+@pytest.mark.slow
+def test_memory_hardly_grows_with_the_length_of_training() -> None:
+    """Of a hundred times as many updates, a segment holds a sixtieth of the metrics."""
+    used, updates = [], (cases.UPDATES, 100 * cases.UPDATES)
+    for number in updates:
+        fields = {"total_timesteps": number * 2 * 8}  # environments and steps of a quick case
+        found = child.measure(cases.Case("a2c", 2, fields, rows=2, quick=True), jax.devices()[:1])
+        assert found["updates"] == number
+        used.append(found["memory"]["per_agent"])
+    metrics = 6
+    assert 0 < used[1] - used[0] < 2 * 4 * metrics * 99
 
 
 def test_the_data_of_an_off_policy_agent_is_its_buffer() -> None:
@@ -481,35 +498,51 @@ def test_a_process_that_fails_is_a_line() -> None:
     assert run.why(1, "Traceback\n  x\nValueError: y\n") == "ValueError: y"
 
 
-def command(out: pathlib.Path, *words: str) -> list[str]:
-    start = [sys.executable, "-m", "purejaxpg.cli", "bench", "--agents", "a2c", "--devices", "1"]
-    return [*start, "--num-agents", "1", "--quick", "--out", str(out), *words]
+def words(out: pathlib.Path, *more: str) -> list[str]:
+    given = ["--agents", "a2c", "--num-agents", "1", "--devices", "1", "--quick"]
+    return ["bench", *given, "--out", str(out), *more]
 
 
-def test_the_command_measures_and_goes_on(tmp_path: pathlib.Path) -> None:
-    flagged = command(tmp_path, "--flags", "xla_there_is_no_such_flag=1")
-    done = subprocess.run(flagged, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "a2c x 1" in done.stdout and "roof" in done.stdout
-    assert "xla_there_is_no_such_flag" in done.stdout  # a row that failed, not the end
+def start(*given: str) -> subprocess.Popen[str]:
+    command, pipe = [sys.executable, "-m", "purejaxpg.cli", *given], subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
+
+
+def test_the_command_measures_and_goes_on(
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiles faster
+    assert cli.main(words(tmp_path)) == 0
+    printed = capsys.readouterr().out
+    assert "a2c x 1" in printed and "roof" in printed
     kept = json.loads((tmp_path / "bench.json").read_text())
-    assert sorted("error" in result for result in kept["results"].values()) == [False, True]
-    (good,) = (result for result in kept["results"].values() if "error" not in result)
-    assert (
-        good["import_s"] > 0 and good["env_steps_per_s"] > 0 and good["kernels"]["per_update"] > 9
-    )
+    (found,) = kept["results"].values()
+    assert found["import_s"] > 0 and found["env_steps_per_s"] > 0
+    assert found["kernels"]["per_update"] > 9
     assert {"processor", "cores", "date", "load_average_before"} <= set(kept["machine"])
-    again = subprocess.run(command(tmp_path), capture_output=True, text=True)
-    assert again.returncode == 0 and "All of 1 cases have been measured." in again.stdout
+    assert cli.main(words(tmp_path)) == 0
+    assert "All of 1 cases have been measured." in capsys.readouterr().out
     assert json.loads((tmp_path / "bench.json").read_text()) == kept
+    assert cli.main(words(tmp_path, "--quiet")) == 0
+    quiet = capsys.readouterr().out
+    assert "a2c x 1" in quiet and "All of" not in quiet
+
+
+@pytest.mark.slow
+def test_a_case_that_fails_is_a_row(tmp_path: pathlib.Path) -> None:
+    process = start(*words(tmp_path, "--flags", "xla_there_is_no_such_flag=1"))
+    printed, complaint = process.communicate()
+    assert process.returncode == 0, complaint
+    assert "a2c x 1 xla_there_is_no_such_flag=1: " in printed
+    kept = json.loads((tmp_path / "bench.json").read_text())["results"].values()
+    assert sorted("error" in result for result in kept) == [False, True]
 
 
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_is_done(tmp_path: pathlib.Path) -> None:
-    words = ("--num-agents", "1", "2")
-    process = subprocess.Popen(
-        command(tmp_path, *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = start(*words(tmp_path, "--num-agents", "1", "2"))
     path = tmp_path / "bench.json"
     while not (path.exists() and json.loads(path.read_text())["results"]):
         assert process.poll() is None
@@ -522,12 +555,12 @@ def test_ctrl_c_keeps_what_is_done(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["--full", "--accelerator"])
-def test_every_case_of_a_set_runs_small(tmp_path: pathlib.Path, what: str) -> None:
-    start = [sys.executable, "-m", "purejaxpg.cli", "bench", what, "--quick", "--devices", "1"]
-    words = [*start, "--minutes", "60", "--out", str(tmp_path)]
-    done = subprocess.run(words, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("what", [[], ["--accelerator"]], ids=["default", "accelerator"])
+def test_every_case_of_a_set_runs_small(tmp_path: pathlib.Path, what: list[str]) -> None:
+    small = ("--quick", "--devices", "1", "--minutes", "60", "--out", str(tmp_path))
+    process = start("bench", *what, *small)
+    _, complaint = process.communicate()
+    assert process.returncode == 0, complaint
     kept = json.loads((tmp_path / "bench.json").read_text())["results"].values()
     assert [result["error"] for result in kept if "error" in result] == []
     assert len(kept) >= 3

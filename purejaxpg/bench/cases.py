@@ -14,6 +14,7 @@ from purejaxpg import config as configs
 BREAKOUT = {"env": "Breakout-MinAtar", "num_envs": 64, "num_minibatches": 8, "activation": "relu"}
 # Small enough to compile and run in seconds anywhere. A field that an agent lacks is left out.
 QUICK: dict[str, Any] = {
+    "num_envs": 2,
     "num_steps": 8,
     "max_steps": 20,
     "num_epochs": 1,
@@ -26,7 +27,6 @@ QUICK: dict[str, Any] = {
     "hidden": [8],
     "env_params": {"max_steps_in_episode": 20},
 }
-QUICK_MOST = 2  # agents, and environments
 ACCELERATOR_MINUTES = 9.5
 UPDATES = 60  # that a run has at least: a segment of a sweep is a sixtieth of it
 
@@ -92,15 +92,14 @@ def complete(config_type: Any, fields: Mapping[str, Any], quick: bool) -> dict[s
     """
     known = configs.field_types(config_type)
     small = {name: value for name, value in QUICK.items() if quick and name in known}
-    wanted: dict[str, Any] = {**fields, **small}
-    if quick and "num_envs" in known:
-        wanted["num_envs"] = QUICK_MOST
+    wanted: dict[str, Any] = {**small, **fields}
     config = configs.build(config_type, wanted)
     if hasattr(config, "learning_starts"):
         envs = config.num_envs
         wanted["learning_starts"] = envs * -(-config.learning_starts // envs)
     steps = wanted.get("learning_starts", 0) + UPDATES * config.steps_per_update
-    wanted["total_timesteps"] = max(0 if quick else config.total_timesteps, steps)
+    length = fields.get("total_timesteps", 0) if quick else config.total_timesteps
+    wanted["total_timesteps"] = max(length, steps)
     return wanted
 
 
@@ -221,11 +220,13 @@ def accelerator(on_cpu: bool) -> list[Case]:
 
 
 def made_quick(cases: Iterable[Case]) -> list[Case]:
-    """Return small versions of the cases, each once."""
-    small = [
-        dataclasses.replace(case, num_agents=min(case.num_agents, QUICK_MOST), quick=True)
-        for case in cases
-    ]
+    """Return small versions of the cases, two agents and environments at most, each once."""
+    small = []
+    for case in cases:
+        envs = {name: min(case.fields[name], 2) for name in ("num_envs",) if name in case.fields}
+        agents = min(case.num_agents, 2)
+        fields = {**case.fields, **envs}
+        small.append(dataclasses.replace(case, num_agents=agents, fields=fields, quick=True))
     return list({case.name: case for case in small}.values())
 
 

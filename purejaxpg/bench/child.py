@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from purejaxpg import config as configs
 from purejaxpg.bench import cases, counts, hlo, roof
 from purejaxpg.sweep import compute, engine, memory
 from purejaxpg.sweep import plan as plans
@@ -71,7 +72,7 @@ def measure(
         "kernels": kernels(programs, group.config),
         "algorithm": algorithm(case.agent, group.config),
         "device_kind": devices[0].device_kind,
-        "config": compute.configs.to_dict(group.config),
+        "config": plain(group.config),
     }
 
 
@@ -170,6 +171,13 @@ def bytes_of_data(agent: Any, config: Any) -> int:
         is_data = lambda x: isinstance(x, agent.Transition)  # noqa: E731
         data = [x for x in jax.tree.leaves(result, is_leaf=is_data) if is_data(x)]
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(data))
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """Return a configuration as JSON can hold it, which knows no infinity."""
+    infinite = (math.inf, -math.inf)
+    fields = configs.to_dict(config).items()
+    return {name: str(value) if value in infinite else value for name, value in fields}
 
 
 def kernels(programs: compute.Programs, config: Any) -> dict[str, Any]:

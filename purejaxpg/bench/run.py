@@ -69,7 +69,7 @@ class Bench:
         """Write the file so that it is never seen half written."""
         with checkpoint.faults("write", self.path):
             temporary = self.path.with_name(f".{self.path.name}.tmp")
-            temporary.write_text(json.dumps(self.data, indent=1), encoding="utf-8")
+            temporary.write_text(json.dumps(self.data, indent=1, allow_nan=False), encoding="utf-8")
             temporary.replace(self.path)
 
     def done(self, case: all_cases.Case) -> bool:
