@@ -355,6 +355,7 @@ def take(job: Mapping[str, Any], python: pathlib.Path, cores: Sequence[int]) -> 
     """
     driver = HERE / "peer_drivers" / f"drive_{job['peer']}.py"
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "PYTHON"))}
+    kept["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # each sample compiles
     paths = {"PYTHONPATH": str(HERE.parent)} if job["peer"] == "ours" else {}
     seen: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, watched(seen):
