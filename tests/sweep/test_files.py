@@ -35,6 +35,8 @@ UNPROTECTED = {  # pattern of files: why it need not be
     "ledger.sqlite-wal": "SQLite's own checksums end it where it is damaged (test_faults.py)",
     "progress.jsonl": "a log; nothing reads it back",
     "report/*": "made of the results; `purejaxpg report` writes it again",
+    "tensorboard/*": "made of the results; `purejaxpg sweep --log` writes what is missing",
+    "wandb/*": "the same",
     "export.csv": "made of the results; `purejaxpg export` writes it again",
 }
 
@@ -67,6 +69,7 @@ def test_every_file_is_of_a_known_kind_and_every_kind_is_there(left: pathlib.Pat
     assert {name: found for name, found in kinds.items() if len(found) != 1} == {}
     seen = {kind for found in kinds.values() for kind in found}
     optional = {"ledger.sqlite-shm", "ledger.sqlite-wal"}  # gone where the last to close could
+    optional |= {"tensorboard/*", "wandb/*"}  # only where they are asked for: test_sinks.py
     assert seen | optional == PROTECTED.keys() | UNPROTECTED.keys()
     assert kinds_of("weights.bin") == kinds_of("arrays/unit.json") == []
 
