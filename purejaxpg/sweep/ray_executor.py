@@ -130,8 +130,10 @@ class Ray:
         others = {k: n for k, n in self.resources.items() if k not in names}
         # The process that runs the sweep computes on its CPU only; a worker must not inherit that.
         platform = "cpu" if self.on_cpu else ""
-        flags = "--xla_force_host_platform_device_count=1"
-        environment = {"JAX_PLATFORMS": platform, "XLA_FLAGS": flags}
+        devices = "--xla_force_host_platform_device_count"
+        # The other flags decide the bits.
+        flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if not f.startswith(devices)]
+        environment = {"JAX_PLATFORMS": platform, "XLA_FLAGS": " ".join([*flags, f"{devices}=1"])}
         return {
             "num_cpus": 1 if self.on_cpu else 0,
             **known,
