@@ -253,6 +253,11 @@ def test_the_sets_hold_what_they_promise() -> None:
     assert {case.fields.get("num_envs") for case in full} >= {1, 8192}
     ppo_on_cartpole = {case.num_agents for case in asked("--accelerator") if not case.fields}
     assert ppo_on_cartpole >= {1, 64, 2048, 8192}
+    for number in (1, 2048):
+        flags = {case.flag for case in asked("--accelerator") if case.num_agents == number}
+        assert flags == {"", *cases.CPU_FLAGS}
+    names = [case.name for case in asked("--accelerator")]
+    assert len(set(names)) == len(names)
     assert len(asked()) == 9
     for words in (["--accelerator", "--quick"], ["--full", "--quick"]):
         small = asked(*words)

@@ -175,7 +175,11 @@ def with_flags(cases: Iterable[Case], flags: Sequence[str]) -> list[Case]:
             name.startswith("xla_") and bool(equals),
             f"--flags must look like xla_name=value, but one is {flag!r}.",
         )
-    return [dataclasses.replace(case, flag=flag) for case in cases for flag in ("", *flags)]
+    found = []
+    for case in cases:
+        others = [] if case.flag else flags
+        found += [case, *(dataclasses.replace(case, flag=flag) for flag in others)]
+    return found
 
 
 def default(on_cpu: bool) -> list[Case]:
