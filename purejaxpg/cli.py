@@ -20,8 +20,8 @@ from typing import Any, NoReturn
 from purejaxpg import FaultError, InputError, __version__
 from purejaxpg.sweep import signals
 
-# The first is worth a tenth of PPO's speed where a processor has such registers, and nothing where it
-# has none; the second keeps devices that are cores from competing for each other's threads.
+# The first is worth a tenth of PPO's speed where a processor has registers of 512 bits, and nothing
+# where it has none; the second keeps devices that are cores from taking each other's time.
 CPU_FLAGS = {"--xla_cpu_prefer_vector_width": 512, "--xla_cpu_multi_thread_eigen": "false"}
 PROGRAMS_BYTES = 2**30  # of compiled programs on disk, beyond which the least recently used go
 EXIT_FAULT, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
