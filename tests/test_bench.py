@@ -453,8 +453,8 @@ def test_the_figure_has_a_panel_for_each_axis(tmp_path: pathlib.Path) -> None:
     one = paths[1].read_text()
     assert "Throughput over agents" in one and "Throughput over environments" not in one
     envs = [measured(1, 1e5 * n, fields={"num_envs": n}, num_envs=n) for n in (8, 16)]
-    flagged = measured(2, 1.0, flag="xla_a=b")
-    show.figures(data_of(*agents, *envs, flagged), tmp_path)
+    flagged = [measured(n, 1.0, flag="xla_a=b") for n in (1, 2)]
+    show.figures(data_of(*agents, *envs, *flagged), tmp_path)
     both = paths[1].read_text()
     assert "Throughput over environments" in both and "roof" in both and "xla_a" not in both
 
