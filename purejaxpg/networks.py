@@ -1,5 +1,6 @@
 """Torsos and initialisers shared by the agents. Heads stay in the agent files."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -107,6 +108,24 @@ class CNN(nn.Module):
         x = nn.Conv(16, (3, 3), padding="VALID", kernel_init=self.kernel_init)(x)
         x = ACTIVATIONS[self.activation](x).reshape(*batch, -1)
         return MLP(self.hidden, self.activation, self.kernel_init)(x)
+
+
+def in_pieces(network: Callable[[Any], Any], inputs: Any, pieces: int) -> Any:
+    """Apply a network to arrays a piece at a time, so that all its activations never coexist.
+
+    PPO's critic on a whole rollout, at once, would take half of the memory of a run.
+
+    Args:
+        network: maps each array [T, ...] of `inputs` along its first axis.
+        inputs: pytree of arrays [T, ...].
+        pieces: number of pieces; one more where T is not a multiple.
+
+    Returns:
+        A pytree of what `network` makes of each array.
+    """
+    length = len(jax.tree.leaves(inputs)[0])
+    each = functools.partial(jax.tree.map, network)
+    return jax.lax.map(each, inputs, batch_size=max(1, length // pieces))
 
 
 def torso(config: Any, obs_shape: tuple[int, ...]) -> nn.Module:

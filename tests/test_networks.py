@@ -209,3 +209,30 @@ def test_bad_settings(fields: Any, message: str) -> None:
 def test_cnn_needs_an_image_of_three_by_three(obs_shape: tuple[int, ...]) -> None:
     with pytest.raises(purejaxpg.InputError, match="needs observations of shape"):
         networks.check(settings(torso="cnn"), obs_shape)
+
+
+# --- pieces -------------------------------------------------------------------------------------
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(("length", "pieces", "sizes"), [(8, 4, {2}), (9, 4, {2, 1}), (3, 5, {1})])
+def test_pieces_give_what_the_whole_gives(length: int, pieces: int, sizes: set[int]) -> None:
+    def network(x: jax.Array) -> jax.Array:
+        return jnp.tanh(x).sum(-1)
+
+    x, y = random.normal(random.key(0), (2, length, 3, 4))
+    found = jax.vmap(lambda pair: networks.in_pieces(network, pair, pieces))((x[None], y[None]))
+    for array, value in zip((x, y), found, strict=True):
+        np.testing.assert_allclose(value[0], jnp.tanh(array).sum(-1), rtol=1e-6)
+    whole = jax.make_jaxpr(lambda pair: networks.in_pieces(network, pair, pieces))((x, y))
+    steps = [step for step in equations(whole.jaxpr) if step.primitive.name == "tanh"]
+    assert {step.outvars[0].aval.shape for step in steps} == {(size, 3, 4) for size in sizes}
+
+
+def equations(jaxpr: Any) -> Any:
+    """Yield all equations, those inside of others included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.tree.leaves(list(equation.params.values())):
+            if hasattr(inner, "jaxpr"):
+                yield from equations(inner.jaxpr)

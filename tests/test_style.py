@@ -29,7 +29,7 @@ MAX_OFF_POLICY_LINES = 310
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 CORE = {"root", "kernels", "config"}
-SHARED = {"envs", "networks", "normalize", "replay", "rng", "schedules"}
+SHARED = {"envs", "networks", "normalize", "prng", "replay", "schedules"}
 OUTER = {*CORE, *SHARED, "checkpoint", "evaluate", "render", "sweep"}
 # Group of a module -> groups that it may import. Every module of the package has its group here.
 MAY_IMPORT: dict[str, set[str]] = {

@@ -44,7 +44,7 @@ from flax import struct
 from jax import lax, random
 
 from purejaxpg import config as configs
-from purejaxpg import envs, networks, normalize, rng, schedules
+from purejaxpg import envs, networks, normalize, prng, schedules
 from purejaxpg.kernels import distributions, losses, returns
 
 Metrics = dict[str, jax.Array]
@@ -236,12 +236,7 @@ def advantages(
     obs = normalize.observations(config, state.normalizers, transition.obs)
     next_obs = normalize.observations(config, state.normalizers, transition.next_obs)
     critic = partial(Critic(config).apply, state.params["critic"])
-    # In pieces of a minibatch's size: the activations of all at once were half of a run's memory.
-    value, next_value = lax.map(
-        partial(jax.tree.map, critic),
-        (obs, next_obs),
-        batch_size=-(-config.num_steps // config.num_minibatches),
-    )
+    value, next_value = networks.in_pieces(critic, (obs, next_obs), config.num_minibatches)
     terminated, done = transition.terminated, transition.done
     normalizers, reward = normalize.rewards(config, state.normalizers, transition.reward, done)
     normalizers = normalize.observed(config, normalizers, transition.obs)
@@ -324,7 +319,7 @@ def adapted_kl_coef(old: TrainState, params: Any, batch: Batch, config: Config) 
 def shuffled(key: jax.Array, config: Config) -> jax.Array:
     """Indices into the batch, a fresh permutation per epoch -> [epochs * minibatches, B]."""
     keys = random.split(key, config.num_epochs)
-    order = jax.vmap(lambda key: rng.permutation(key, config.steps_per_update))(keys)
+    order = jax.vmap(lambda key: prng.permutation(key, config.steps_per_update))(keys)
     return order.reshape(config.num_epochs * config.num_minibatches, -1)
 
 

@@ -37,7 +37,7 @@ from flax import struct
 from jax import flatten_util, lax, random
 
 from purejaxpg import config as configs
-from purejaxpg import envs, networks, normalize, rng, schedules
+from purejaxpg import envs, networks, normalize, prng, schedules
 from purejaxpg.kernels import distributions, losses, returns, trust_region
 
 Metrics = dict[str, jax.Array]
@@ -323,7 +323,7 @@ def update(key: jax.Array, state: TrainState, config: Config) -> tuple[TrainStat
 def shuffled(key: jax.Array, config: Config) -> jax.Array:
     """Indices into the batch, a fresh permutation per epoch -> [epochs * minibatches, B]."""
     keys = random.split(key, config.num_epochs)
-    order = jax.vmap(lambda key: rng.permutation(key, config.steps_per_update))(keys)
+    order = jax.vmap(lambda key: prng.permutation(key, config.steps_per_update))(keys)
     return order.reshape(config.num_epochs * config.num_minibatches, -1)
 
 

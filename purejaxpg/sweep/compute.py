@@ -25,7 +25,7 @@ from jax import lax, random
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import purejaxpg
-from purejaxpg import FaultError, InputError, checkpoint, envs, evaluate, rng
+from purejaxpg import FaultError, InputError, checkpoint, envs, evaluate, prng
 from purejaxpg import config as configs
 from purejaxpg.sweep import engine, memory
 from purejaxpg.sweep import plan as plans
@@ -308,7 +308,7 @@ def trace(
 
 def run_keys(seeds: jax.Array, data: Any) -> jax.Array:
     """Fold `data` into the key of each run; a run's key is its seed's and is never split."""
-    return jax.vmap(lambda seed: random.fold_in(rng.key(seed), data))(seeds)
+    return jax.vmap(lambda seed: random.fold_in(prng.key(seed), data))(seeds)
 
 
 def start_rows(agent: types.ModuleType, seeds: jax.Array, configs: Any) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import random
 
-from purejaxpg import rng
+from purejaxpg import prng
 
 pytestmark = pytest.mark.fast
 SEEDS = (0, 1, 12345, 2**31, 2**32 - 1)
@@ -34,7 +34,7 @@ DRAWS: dict[str, Callable[[jax.Array], jax.Array]] = {
 def test_a_key_draws_what_that_of_jax_draws(name: str) -> None:
     draw = jax.jit(DRAWS[name])
     for seed in SEEDS:
-        mine, default = rng.key(seed), random.key(seed, impl=rng.THREEFRY)
+        mine, default = prng.key(seed), random.key(seed, impl=prng.THREEFRY)
         assert mine.dtype != default.dtype
         np.testing.assert_array_equal(random.key_data(mine), random.key_data(default))
         np.testing.assert_array_equal(draw(mine), draw(default))
@@ -43,7 +43,7 @@ def test_a_key_draws_what_that_of_jax_draws(name: str) -> None:
 def test_64_bits_are_those_of_jax() -> None:
     with jax.enable_x64(True):
         for width in (jnp.uint64, jnp.uint32):
-            mine, default = rng.key(3), random.key(3, impl=rng.THREEFRY)
+            mine, default = prng.key(3), random.key(3, impl=prng.THREEFRY)
             drawn = [random.bits(key, (5,), width) for key in (mine, default)]
             np.testing.assert_array_equal(*drawn)
 
@@ -57,22 +57,22 @@ def test_the_hash_gives_the_published_numbers() -> None:
         ((0x13198A2E, 0x03707344, 0x243F6A88, 0x85A308D3), (0xC4923A9C, 0x483DF7A0)),
     ]
     for (k0, k1, x0, x1), expected in cases:
-        found = rng.hash2x32(*map(jnp.uint32, (k0, k1, x0, x1)))
+        found = prng.hash2x32(*map(jnp.uint32, (k0, k1, x0, x1)))
         assert tuple(map(int, found)) == expected
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 64, 1000, 2**16, 2**16 + 1])
 def test_a_permutation_holds_every_index_once(n: int) -> None:
     for seed in range(3):
-        order = rng.permutation(rng.key(seed), n)
+        order = prng.permutation(prng.key(seed), n)
         assert order.dtype == jnp.int32
         np.testing.assert_array_equal(np.sort(order), np.arange(n))
 
 
 def test_permutations_are_uniform() -> None:
     """All 24 orders of 4, of 24,000 draws: chi squared with 23 degrees of freedom."""
-    keys = random.split(rng.key(0), 24_000)
-    orders = np.asarray(jax.jit(jax.vmap(lambda key: rng.permutation(key, 4)))(keys))
+    keys = random.split(prng.key(0), 24_000)
+    orders = np.asarray(jax.jit(jax.vmap(lambda key: prng.permutation(key, 4)))(keys))
     codes = orders @ np.array([64, 16, 4, 1])
     counts = np.unique(codes, return_counts=True)[1]
     assert len(counts) == math.factorial(4)
@@ -80,8 +80,8 @@ def test_permutations_are_uniform() -> None:
 
 
 def test_where_an_index_lands_is_uniform() -> None:
-    keys = random.split(rng.key(1), 4096)
-    orders = np.asarray(jax.jit(jax.vmap(lambda key: rng.permutation(key, 128)))(keys))
+    keys = random.split(prng.key(1), 4096)
+    orders = np.asarray(jax.jit(jax.vmap(lambda key: prng.permutation(key, 128)))(keys))
     for place in (0, 63, 127):
         counts = np.bincount(orders[:, place], minlength=128)
         assert ((counts - 32.0) ** 2 / 32.0).sum() < 181.0  # 127 degrees of freedom, 0.001
