@@ -32,13 +32,13 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 # Every compiled program takes memory maps, and beyond 65,530 of them (Linux: vm.max_map_count) XLA
-# crashes the process. A worker that runs half of the suite would get there.
+# crashes the process. A worker that runs half of the suite would get there; one module has 40,000.
 MAPS = 20_000
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def release_programs() -> Iterator[None]:
-    """Forget compiled programs between two modules where there are too many."""
+    """Forget compiled programs between two tests where there are too many."""
     yield
     maps = pathlib.Path("/proc/self/maps")
     if "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > MAPS:
