@@ -293,16 +293,31 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
+@contextlib.contextmanager
+def _checkpointer() -> Iterator[Any]:
+    """Yield a checkpointer of orbax that does not wait for other processes of a job to join in."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    with (
+        _quiet(),
+        contextlib.closing(ocp.Checkpointer(handler, multiprocessing_options=alone)) as found,
+    ):
+        yield found
+
+
 def _write_arrays(directory: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write arrays by name with orbax; a state without elements writes nothing."""
     import orbax.checkpoint as ocp
 
     if not arrays:
         return
-    with (
-        _quiet(),
-        contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as checkpointer,
-    ):
+    with _checkpointer() as checkpointer:
         try:
             checkpointer.save(directory, args=ocp.args.PyTreeSave(arrays))
         except (ValueError, RuntimeError) as error:  # a full disk arrives as one of these
@@ -323,10 +338,7 @@ def _read_arrays(directory: Path, leaves: list[dict[str, Any]]) -> dict[str, np.
     if not names:
         return {}
     restore = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
-    with (
-        _quiet(),
-        contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as checkpointer,
-    ):
+    with _checkpointer() as checkpointer:
         try:
             return checkpointer.restore(
                 directory, args=ocp.args.PyTreeRestore(restore_args=restore)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from purejaxpg import FaultError, InputError, __version__
-from purejaxpg.sweep import signals
+from purejaxpg.sweep import processes, signals
 
 # The first is worth a tenth of PPO's speed where a processor has registers of 512 bits, and nothing
 # where it has none; the second keeps devices that are cores from taking each other's time.
@@ -43,18 +43,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with signals.caught():
             return dispatch(list(sys.argv[1:] if argv is None else argv))
-    except InputError as error:
-        return complain(error, EXIT_INPUT)
-    except FaultError as error:
-        return complain(error, EXIT_FAULT)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAULT
+    except (InputError, FaultError) as error:
+        return complain(error, status_of(error))
     except KeyboardInterrupt as error:
-        terminated = isinstance(error, signals.Terminated)
-        what = "Terminated" if terminated else "Interrupted"
+        what = "Terminated" if isinstance(error, signals.Terminated) else "Interrupted"
         message = f"{what}; what is finished is kept, and the same command goes on from there."
-        return complain(message, EXIT_TERMINATED if terminated else EXIT_INTERRUPTED)
+        return complain(message, status_of(error))
+
+
+def status_of(error: BaseException) -> int:
+    """Return the exit status that an error ends in."""
+    if isinstance(error, KeyboardInterrupt):
+        terminated = isinstance(error, signals.Terminated)
+        return EXIT_TERMINATED if terminated else EXIT_INTERRUPTED
+    return EXIT_INPUT if isinstance(error, InputError) else EXIT_FAULT
 
 
 def dispatch(words: list[str]) -> int:
@@ -121,7 +126,9 @@ def add_sweep_commands(add: Any) -> None:
 
     sweeper = add(sweep, "run a sweep, or go on with one")
     sweeper.add_argument("spec", type=Path, metavar="SPEC.toml", help="what to sweep")
-    add_run_options(sweeper, "results/SPEC", "all; the cores of a CPU count as devices")
+    add_run_options(
+        sweeper, "results/SPEC", "of each process: all; the cores of a CPU count as devices"
+    )
     sweeper.add_argument(
         "--confirm",
         type=int,
@@ -301,7 +308,7 @@ def require_count(name: str, value: int) -> None:
         raise InputError(f"{name} must be 0 or more, but is {value}.")
 
 
-def sweep(arguments: argparse.Namespace) -> None:
+def sweep(arguments: argparse.Namespace) -> int:
     """Run a sweep, or go on with one."""
     require_count("--confirm", arguments.confirm)
     elsewhere = arguments.executor == "ray"
@@ -311,11 +318,30 @@ def sweep(arguments: argparse.Namespace) -> None:
         raise InputError("--ray-address and --ray-task need --executor ray.")
     if elsewhere:  # this process only plans and commits: the accelerator is for the tasks
         os.environ["JAX_PLATFORMS"] = "cpu"
-    devices = find_devices(1 if elsewhere else arguments.devices)
+    devices = find_devices(1 if elsewhere else arguments.devices, several=not elsewhere)
     from purejaxpg.sweep import spec as specs
 
-    spec = specs.load(arguments.spec)
+    load = functools.partial(specs.load, arguments.spec)
+    if len({device.process_index for device in devices}) > 1:
+        return sweep_together(load, arguments, devices)
+    spec = load()
     run_sweep(spec, arguments, Path("results") / spec.name, devices)
+    return 0
+
+
+def sweep_together(load: Any, arguments: argparse.Namespace, devices: list[Any]) -> int:
+    """Run a sweep as one of several processes: the first leads, the others follow."""
+    import jax
+
+    from purejaxpg.sweep import distributed
+
+    if jax.process_index() > 0:
+        return distributed.follow(load, devices)
+    with distributed.leading(status_of) as mail:
+        spec = load()
+        backend = functools.partial(distributed.Leader, mail=mail)
+        run_sweep(spec, arguments, Path("results") / spec.name, devices, backend)
+    return 0
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -406,9 +432,13 @@ def bench(arguments: argparse.Namespace) -> None:
 
 
 def run_sweep(
-    spec: Any, arguments: argparse.Namespace, default_out: Path, devices: list[Any]
+    spec: Any,
+    arguments: argparse.Namespace,
+    default_out: Path,
+    devices: list[Any],
+    make_backend: Any = None,
 ) -> None:
-    """Run or resume `spec`, then report."""
+    """Run or resume `spec`, then report; by default with a backend of this process alone."""
     from purejaxpg.sweep import compute, engine, sinks
     from purejaxpg.sweep import progress as progresses
     from purejaxpg.sweep import report as reports
@@ -428,7 +458,7 @@ def run_sweep(
             log = store.path / "progress.jsonl"
             with progresses.Progress(console, arguments.quiet, log) as progress:
                 progress.begin(spec, searches.rehearse(searches.rounds(spec, confirm)))
-                backend = compute.Backend(spec, devices)
+                backend = (make_backend or compute.Backend)(spec, devices)
                 executor = find_executor(spec, arguments, backend)
                 rounds = searches.rounds(spec, confirm)
                 every_s = arguments.snapshot_every
@@ -457,15 +487,19 @@ def make_console() -> Any:
     return Console(width=None if sys.stdout.isatty() else 120)
 
 
-def find_devices(wanted: int | None) -> list[Any]:
+def find_devices(wanted: int | None, several: bool = False) -> list[Any]:
     """Return the devices to use; must be called before anything else imports jax.
 
     XLA computes a batch of small matrix products on one core only, so on a CPU each core is made
     a device of its own.
 
+    Args:
+        wanted: so many of each process; None: all.
+        several: where this process is one of several of a job, return the devices of all.
+
     Raises:
         InputError: fewer than one device is asked for, or more than there are.
-        FaultError: jax finds none of the kind that JAX_PLATFORMS asks for.
+        FaultError: jax finds none of the kind that JAX_PLATFORMS asks for, or not the others.
     """
     if wanted is not None and wanted < 1:
         raise InputError(f"--devices must be 1 or more, but is {wanted}.")
@@ -476,6 +510,9 @@ def find_devices(wanted: int | None) -> list[Any]:
     added = [f"{flag}={value}" for flag, value in defaults.items() if flag not in flags]
     os.environ["XLA_FLAGS"] = " ".join([*flags.split(), *added])
     keep_programs()
+    count = processes.how_many() if several else 1
+    if count > 1:
+        processes.put_together(count)
     import jax
 
     try:
@@ -483,10 +520,12 @@ def find_devices(wanted: int | None) -> list[Any]:
     except (RuntimeError, AssertionError) as error:
         wish, reason = os.environ.get("JAX_PLATFORMS", ""), str(error) or "no such device"
         raise FaultError(f"jax finds no device for JAX_PLATFORMS={wish!r}: {reason}.") from error
-    if wanted is not None and wanted > len(devices):
-        limit = f"{len(devices)} here (XLA_FLAGS may say so)"
+    own = len(jax.local_devices())
+    if wanted is not None and wanted > own:
+        limit = f"{own} here (XLA_FLAGS may say so)"
         raise InputError(f"--devices must be at most {limit}, but is {wanted}.")
-    return devices[:wanted]
+    of_process = [[d for d in devices if d.process_index == p] for p in range(count)]
+    return [device for own_devices in of_process for device in own_devices[:wanted]]
 
 
 def keep_programs() -> None:

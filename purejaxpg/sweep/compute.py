@@ -37,6 +37,8 @@ SEGMENTS = 60  # per run: the steps of the progress bar
 KEPT = 8
 ROWS = "rows"  # name of the mesh axis
 
+Inputs = tuple[np.ndarray, Any]  # seeds and configurations of a batch, [rows of this process]
+
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
@@ -87,15 +89,19 @@ class Backend:
             return self.spec.rows_per_device
         return plans.even_rows(num_legs, self.slots, plans.CPU_ROWS if self.on_cpu else 2**31)
 
-    def compile(self, group: plans.Group) -> Programs:
+    def compile(self, group: plans.Group, horizon: int | None = None) -> Programs:
         """Compile the programs of a group, or find those of an earlier round.
+
+        Args:
+            group: whose units they compute.
+            horizon: of its episodes; None: the longest of any of its legs.
 
         Raises:
             OutOfMemory: its units will not fit.
             InputError: the agent breaks the contract.
         """
         used = self.devices[: len(group.units)]  # not of the pending ones: resuming keeps it
-        horizon = self.horizon(group)
+        horizon = horizon or self.horizon(group)
         key = (group.signature, group.rows, len(used), horizon)
         programs = self.compiled.pop(key, None)
         if programs is None:
@@ -103,7 +109,8 @@ class Backend:
                 del self.compiled[next(iter(self.compiled))]
             with out_of_memory(group.rows):
                 programs = build(self.spec, group, used, horizon)
-            refuse_too_large(programs, memory.limit(used))
+            own = [device for device in used if device.process_index == jax.process_index()]
+            refuse_too_large(programs, memory.limit(own))
         self.compiled[key] = programs  # the last used comes last
         return programs
 
@@ -117,41 +124,41 @@ class Backend:
 
     # --------------------------------------------------------------------------------- computing
 
-    def inputs(self, programs: Programs, batch: Sequence[plans.Unit]) -> tuple[np.ndarray, Any]:
+    def inputs(self, programs: Programs, batch: Sequence[plans.Unit]) -> Inputs:
         """Return the seeds and configurations of a batch of units, padded."""
         stacked = [stack([leg.run for leg in unit.legs], programs.rows) for unit in batch]
-        seeds, batch_configs = jax.tree.map(lambda *x: np.concatenate(x), *stacked)
-        return seeds, batch_configs
+        return jax.tree.map(lambda *x: np.concatenate(x), *stacked)
 
-    def start(self, programs: Programs, inputs: tuple[np.ndarray, Any]) -> Any:
+    def start(self, programs: Programs, inputs: Inputs) -> Any:
         """Initialise every row -> states."""
         with out_of_memory(programs.rows):
-            return programs.start(*inputs)
+            return programs.start(*placed(programs, inputs))
 
     def segment(
         self,
         programs: Programs,
-        inputs: tuple[np.ndarray, Any],
+        inputs: Inputs,
         states: Any,
         diverged_at: np.ndarray,
         first: int,
         count: int,
     ) -> tuple[Any, np.ndarray, dict[str, np.ndarray]]:
         """Do updates first, ..., first + count - 1 -> states, diverged_at, metrics."""
+        seeds, rows, at = placed(programs, (*inputs, diverged_at))
         with out_of_memory(programs.rows):
-            states, diverged_at, metrics = programs.segment(
-                *inputs, states, diverged_at, np.int32(first), np.int32(count)
+            states, at, metrics = programs.segment(
+                seeds, rows, states, at, np.int32(first), np.int32(count)
             )
-            found = {name: np.asarray(value)[:, :count] for name, value in metrics.items()}
-        return states, np.asarray(diverged_at), found
+            found = {name: own_rows(value)[:, :count] for name, value in metrics.items()}
+        return states, own_rows(at), found
 
     def score(
-        self, programs: Programs, inputs: tuple[np.ndarray, Any], states: Any, updates: int
+        self, programs: Programs, inputs: Inputs, states: Any, updates: int
     ) -> dict[str, np.ndarray]:
         """Evaluate every row after so many updates."""
         with out_of_memory(programs.rows):
-            scores = programs.score(*inputs, states, np.int32(updates))
-            return {name: np.asarray(value) for name, value in scores.items()}
+            scores = programs.score(*placed(programs, inputs), states, np.int32(updates))
+            return {name: own_rows(value) for name, value in scores.items()}
 
     # ------------------------------------------------------------------------------------ states
 
@@ -198,6 +205,20 @@ class Backend:
     def versions(self) -> dict[str, str]:
         """Return the versions of what the numbers depend on."""
         return versions()
+
+
+def placed(programs: Programs, rows: Any) -> Any:
+    """Put the rows of this process on its devices, a unit on each."""
+    put = functools.partial(jax.make_array_from_process_local_data, programs.sharding)
+    return jax.tree.map(put, rows)
+
+
+def own_rows(array: jax.Array) -> np.ndarray:
+    """Copy the rows that the devices of this process hold."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards])
 
 
 @contextlib.contextmanager

@@ -462,6 +462,7 @@ def snapshot(
     work: Work, programs: Any, batch: Sequence[plans.Unit], updates: int, at: tuple[Any, ...]
 ) -> None:
     """Write down where a batch is."""
+    began = time.monotonic()
     states, diverged_at, pieces = at
     metrics, trees, units = joined(pieces), [], list(dict.fromkeys(batch))
     for i, unit in enumerate(units):
@@ -473,7 +474,7 @@ def snapshot(
                 "metrics": {name: value[rows] for name, value in metrics.items()},
             }
         )
-    work.snapshots.write(units, updates, trees)
+    work.snapshots.write(units, updates, trees, began)
 
 
 def shapes(work: Work, group: plans.Group, unit: plans.Unit, updates: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from purejaxpg import FaultError, InputError
-from purejaxpg.sweep import engine, signals
+from purejaxpg.sweep import elsewhere, engine, signals
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import store as stores
@@ -49,15 +49,6 @@ class Task:
     states: list[np.ndarray] | None  # leaves, of the legs' parents; None: they start anew
     diverged_at: np.ndarray
     versions: Mapping[str, str]
-
-
-@dataclasses.dataclass(frozen=True)
-class Failure:
-    """Why a unit could not be computed; a value, since Ray wraps what a task raises."""
-
-    kind: str  # "memory", "input" or "fault"
-    text: str
-    fits: int = 0  # rows, where memory ran out
 
 
 class Ray:
@@ -174,8 +165,8 @@ class Ray:
             raise FaultError(
                 f"Ray could not compute {unit.name}: {reason}; what is done is kept."
             ) from error
-        if isinstance(found, Failure):
-            raise as_exception(found)
+        if isinstance(found, elsewhere.Failure):
+            raise elsewhere.as_exception(found)
         leaves, *others = found
         states = like(work.backend.template(unit), leaves)
         computed = engine.Computed([unit], group.rows, states, *others)
@@ -194,34 +185,23 @@ def import_ray() -> Any:
         ) from error
 
 
-def as_exception(failure: Failure) -> Exception:
-    """Return what a failure in a worker is in this process."""
-    if failure.kind == "memory":
-        return engine.OutOfMemory(failure.text, failure.fits)
-    return InputError(failure.text) if failure.kind == "input" else FaultError(failure.text)
-
-
 # ------------------------------------------------------------------------------------ in a worker
 
 
-def compute_unit(task: Task) -> tuple[Any, ...] | Failure:
+def compute_unit(task: Task) -> tuple[Any, ...] | elsewhere.Failure:
     """Compute a unit -> leaves of states, diverged_at, metrics, scores, facts, in NumPy."""
     try:
         return computed_here(task)
-    except engine.OutOfMemory as error:
-        return Failure("memory", str(error), error.fits)
-    except InputError as error:
-        return Failure("input", str(error))
-    except FaultError as error:
-        return Failure("fault", str(error))
+    except elsewhere.EXPECTED as error:
+        return elsewhere.as_failure(error)
 
 
 def computed_here(task: Task) -> tuple[Any, ...]:
     """Compute a unit on this process's first device."""
     from purejaxpg import config as configs
 
-    backend = backend_of(task.agent, task.source, task.eval_episodes, task.horizon)
-    refuse_other_versions(task.versions, backend.versions())
+    backend = backend_of(task.agent, task.source, task.eval_episodes)
+    elsewhere.refuse_other_versions(task.versions, backend.versions())
     config_class = backend.spec.agent.Config
     legs = tuple(
         plans.Leg(
@@ -234,7 +214,7 @@ def computed_here(task: Task) -> tuple[Any, ...]:
     )
     unit = plans.Unit(task.unit, legs)
     group = plans.Group(task.group, task.signature, task.rows, (unit,))
-    programs = backend.compile(group)
+    programs = backend.compile(group, task.horizon)
     began = time.monotonic()
     inputs = backend.inputs(programs, [unit])
     at: engine.Position = (group.start, *first_states(backend, programs, inputs, unit, task))
@@ -277,31 +257,15 @@ def like(template: Any, leaves: Sequence[np.ndarray]) -> Any:
 
 
 @functools.lru_cache(maxsize=1)  # programs take memory, and memory maps
-def backend_of(agent: str, source: str | None, eval_episodes: int, horizon: int) -> Any:
+def backend_of(agent: str, source: str | None, eval_episodes: int) -> Any:
     """Return what computes units of an agent in this process, with its compiled programs."""
     import jax
 
     from purejaxpg.sweep import compute
-
-    class OfOneUnit(compute.Backend):
-        """A group's horizon is that of all its units, of which there is but one here."""
-
-        def horizon(self, group: plans.Group) -> int:
-            return horizon
 
     with tempfile.TemporaryDirectory(prefix="purejaxpg-") as base:
         if source is not None:
             (Path(base) / agent).write_text(source, "utf-8")
         raw = {"agent": agent, "eval_episodes": eval_episodes}
         spec = specs.from_dict(raw, "task", Path(base))
-    return OfOneUnit(spec, jax.devices()[:1])
-
-
-def refuse_other_versions(wanted: Mapping[str, str], here: Mapping[str, str]) -> None:
-    """Raise unless this worker computes the same numbers as the sweep's own process would."""
-    for name, version in wanted.items():
-        if here[name] != version:
-            raise InputError(
-                f"{name} must be {version} on every node, as where the sweep runs, "
-                f"but is {here[name]} on {socket.gethostname()}."
-            )
+    return compute.Backend(spec, jax.devices()[:1])

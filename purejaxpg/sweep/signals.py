@@ -78,6 +78,26 @@ def waiting() -> bool:
     return _waiting.arrived is not None
 
 
+@contextlib.contextmanager
+def noted() -> Iterator[Callable[[], int]]:
+    """Let signals do nothing inside the block.
+
+    Yields:
+        A function that tells the last one that arrived; 0 where none did.
+    """
+    arrived = [0]
+    with kept():
+        for number in SIGNALS if _may_handle() else ():
+            signal.signal(number, lambda number, _: arrived.append(number))
+        yield lambda: arrived[-1]
+
+
+def heed(number: int) -> None:
+    """Act as if a signal had arrived, unless one has and is waiting: it may be the same."""
+    if _waiting.arrived is None:
+        _handle(number, None)
+
+
 def _may_handle() -> bool:
     return threading.current_thread() is threading.main_thread()
 

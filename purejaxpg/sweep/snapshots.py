@@ -47,13 +47,20 @@ class Snapshots:
             return True
         return time.monotonic() - self.last >= max(self.every_s, SHARE * self.cost_s)
 
-    def write(self, units: Sequence[plans.Unit], updates: int, trees: Sequence[Any]) -> None:
+    def write(
+        self, units: Sequence[plans.Unit], updates: int, trees: Sequence[Any], began: float
+    ) -> None:
         """Write a snapshot of each unit after so many updates of its runs.
+
+        Args:
+            units: computed side by side.
+            updates: that their runs have behind them.
+            trees: what is to be written of each.
+            began: when these began to be fetched, which may come from other machines.
 
         Raises:
             FaultError: it cannot be written.
         """
-        began = time.monotonic()
         for unit, tree in zip(units, trees, strict=True):
             temporary = self.directory / f".{name_of(unit)}.writing"
             digest = self.save(temporary, tree)
