@@ -1,0 +1,107 @@
+"""The check of an accelerator, on the CPU and in small, so that it works where there is one."""
+
+import importlib.util
+import json
+import pathlib
+from collections.abc import Iterator
+from types import ModuleType
+
+import numpy as np
+import pytest
+import tiny_sweep
+
+from purejaxpg.sweep import memory
+from purejaxpg.sweep import store as stores
+
+PATH = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "accelerator.py"
+SHORT = {"num_envs": 8, "num_steps": 16, "num_minibatches": 1, "total_timesteps": 256}
+needs_peaks = pytest.mark.skipif(
+    memory.resident()[0] == 0, reason="the system does not tell a process's peak of memory"
+)
+
+
+@pytest.fixture(scope="module")
+def accelerator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("accelerator", PATH)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@needs_peaks
+def test_memory_is_compared_and_a_wrong_plan_is_seen(
+    accelerator: ModuleType,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(accelerator.SMALL, "memory", [("ppo", 2)])
+    monkeypatch.setitem(accelerator.FIELDS, "ppo", SHORT)
+    out = tmp_path / "found.json"
+    assert accelerator.main(["memory", "--small", "--out", str(out)]) == 0
+    assert "ppo, 2 rows" in capsys.readouterr().out
+    found = json.loads(out.read_text())
+    (finding,) = found["found"]
+    assert found["device"]["platform"] == "cpu" and finding["planned"] > 0
+
+    finding |= {"peak": 2 * finding["planned"] + accelerator.SLACK}
+    monkeypatch.setattr(accelerator, "child", lambda *_: {**found["device"], **finding})
+    assert accelerator.main(["memory", "--small", "--out", str(out)]) == 1
+    assert "DOES NOT HOLD" in capsys.readouterr().out
+
+
+def test_what_cannot_be_run_does_not_hold_and_stops_nothing(
+    accelerator: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(agent: str, size: int, device: object) -> Iterator[dict[str, object]]:
+        if size == 1:
+            raise RuntimeError("it ended with 1:\nOut of space.")
+        yield {"case": agent, "seen": "fine", "holds": True}
+
+    monkeypatch.setitem(accelerator.CHECKS, "oom", check)
+    first, second = accelerator.findings(["oom"], {"oom": [("ppo", 1), ("ppo", 2)]}, {})
+    assert first["seen"] == "Out of space." and first["holds"] is False
+    assert second["holds"]
+
+
+def test_a_sweep_that_is_planned_too_large_ends_with_fewer_rows(
+    accelerator: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(accelerator.FIELDS, "ppo", SHORT)
+    finding = next(accelerator.check_oom("ppo", 6, {"platform": "cpu"}))
+    assert finding["holds"], finding
+    assert finding["seen"].startswith("6 of 6 runs done")
+
+
+def test_a_bit_that_differs_is_seen(accelerator: ModuleType, tmp_path: pathlib.Path) -> None:
+    spec = tiny_sweep.swept()
+    tiny_sweep.run(spec, tmp_path / "whole")
+    tiny_sweep.run(spec, tmp_path / "other")
+    compared, differ = accelerator.differences(tmp_path / "whole", tmp_path / "other")
+    assert compared > 10 and differ == []
+
+    with stores.Store.read(tmp_path / "other") as store:
+        unit = store.units()[0]["name"]
+        arrays = dict(store.arrays(unit))
+        name = sorted(arrays)[0]
+    arrays[name] = np.nextafter(arrays[name], np.float32(np.inf))
+    original = stores.Store.arrays
+
+    def altered(self: stores.Store, of: str) -> dict[str, np.ndarray]:
+        right = self.path.name == "other" and of == unit
+        return arrays if right else original(self, of)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stores.Store, "arrays", altered)
+        _, differ = accelerator.differences(tmp_path / "whole", tmp_path / "other")
+    assert differ == [f"{unit} {name}"]
+
+
+@pytest.mark.slow
+@needs_peaks
+def test_all_of_it_holds_on_the_cpu(accelerator: ModuleType, tmp_path: pathlib.Path) -> None:
+    out = tmp_path / "found.json"
+    assert accelerator.main(["--small", "--out", str(out)]) == 0
+    found = json.loads(out.read_text())["found"]
+    assert [each["holds"] for each in found] == [True] * 7
