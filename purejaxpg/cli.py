@@ -126,9 +126,7 @@ def add_sweep_commands(add: Any) -> None:
 
     sweeper = add(sweep, "run a sweep, or go on with one")
     sweeper.add_argument("spec", type=Path, metavar="SPEC.toml", help="what to sweep")
-    add_run_options(
-        sweeper, "results/SPEC", "of each process: all; the cores of a CPU count as devices"
-    )
+    add_run_options(sweeper, "results/SPEC", "of each process: all; a core of a CPU is one, too")
     sweeper.add_argument(
         "--confirm",
         type=int,

@@ -152,16 +152,19 @@ def check_same(left: pathlib.Path, right: pathlib.Path) -> None:
         outcome = ("run_id", "round", "status", "score", "greedy_score", "diverged_at")
         legs = [[{k: leg[k] for k in outcome} for leg in each.legs()] for each in (two, one)]
         assert legs[0] == legs[1]
-        for unit in one.units():
+        assert any(unit["has_state"] for unit in one.units())
+        for unit, twin in zip(one.units(), two.units(), strict=True):
             pair = [dict(each.arrays(unit["name"])) for each in (two, one)]
             assert pair[0].keys() == pair[1].keys()
             for name in pair[0]:
                 np.testing.assert_array_equal(pair[0][name], pair[1][name])
-            states = [
-                each.state(unit["name"], shapes(unit["rows"]), checkpoint.load)
-                for each in (two, one)
-            ]
-            jax.tree.map(np.testing.assert_array_equal, *states)
+            assert unit["has_state"] == twin["has_state"]
+            if unit["has_state"]:
+                states = [
+                    each.state(unit["name"], shapes(unit["rows"]), checkpoint.load)
+                    for each in (two, one)
+                ]
+                jax.tree.map(np.testing.assert_array_equal, *states)
 
 
 def shapes(rows: int) -> Any:
