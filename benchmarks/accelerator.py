@@ -123,11 +123,10 @@ def child(name: str, options: Any = (), environment: dict[str, str] | None = Non
 def surroundings() -> dict[str, str]:
     """Return the environment of children, in which every process compiles for itself.
 
-    On a CPU nothing is tuned, so a cache that tests share does no harm there.
+    On a CPU nothing is tuned, so programs that tests share do no harm there.
     """
-    cached = "JAX_COMPILATION_CACHE_DIR"
-    keep = os.environ.get("JAX_PLATFORMS") == "cpu"
-    return {name: value for name, value in os.environ.items() if keep or name != cached}
+    on_cpu = os.environ.get("JAX_PLATFORMS") == "cpu"
+    return {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "true" if on_cpu else "false"}
 
 
 # ----------------------------------------------------------------------------------------- memory

@@ -78,6 +78,10 @@ def put_together(count: int) -> None:
 
     # It would take SIGTERM for itself, and no snapshot would be written.
     jax.config.update("jax_enable_preemption_service", False)
+    # Else compilers on GPUs wait for each other: for ever, where one fails or had kept the program.
+    flag, flags = "--xla_gpu_shard_autotuning", os.environ.get("XLA_FLAGS", "")
+    if flag not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {flag}=false".strip()
     arguments = described(count)
     found: list[BaseException | None] = []
     # In a thread, because jax aborts the process at a timeout of its own, and hears no signals.
