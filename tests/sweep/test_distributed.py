@@ -388,11 +388,13 @@ def test_what_fails_anywhere_fails() -> None:
 
 @pytest.mark.fast
 def test_a_signal_to_a_follower_stops_the_leader_once() -> None:
-    told = make_leader({"signal": signal.SIGTERM})
+    told, waited = make_leader({"signal": signal.SIGTERM}), False
     with signals.caught(), pytest.raises(signals.Terminated), signals.held() as stopping:
         told.together(devices_of(0, 1), 1, {})
         assert stopping()
         told.together(devices_of(0, 1), 1, {})  # a second one would not wait
+        waited = True
+    assert waited
 
 
 @pytest.mark.fast
