@@ -118,7 +118,7 @@ def in_pieces(network: Callable[[Any], Any], inputs: Any, pieces: int) -> Any:
     Args:
         network: maps each array [T, ...] of `inputs` along its first axis.
         inputs: pytree of arrays [T, ...].
-        pieces: number of pieces; one more where T is not a multiple.
+        pieces: number of pieces where T is a multiple of it; else there are more, no larger ones.
 
     Returns:
         A pytree of what `network` makes of each array.

@@ -3,8 +3,8 @@
 On the CPU, jax 0.10 and 0.11 compile the Threefry hash as a loop of five small steps. That suits
 arrays of a million numbers. An agent draws a handful at a time, and the cost of the loops was a
 fifth of PPO's training. Here the twenty rounds are written out; every bit is the same. With jax
-0.11 the keys are jax's own: its compiler was not done with the rounds in small programs after ten
-minutes, where that of 0.10 takes no longer than with the loop.
+0.11 the keys are jax's own: its compiler was not done with the rounds in a small program after ten
+minutes.
 """
 
 import math
