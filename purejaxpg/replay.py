@@ -109,8 +109,17 @@ def add(buffer: Buffer, batch: Tree) -> Buffer:
             f"A replay buffer that holds {capacity} transitions cannot take {num_rows} at once."
         )
     slots = (buffer.position + jnp.arange(num_rows, dtype=jnp.int32)) % capacity
+    if num_rows == 1:
+        # XLA turns the write of a single row into an update of a slice, may repeat that inside of
+        # the gather that samples, and then copies the whole buffer to keep what was there before.
+        # A second row that lands nowhere prevents it.
+        slots = jnp.append(slots, capacity)
+        batch = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), batch)
+    storage = jax.tree.map(
+        lambda old, new: old.at[slots].set(new, mode="drop"), buffer.storage, batch
+    )
     return Buffer(
-        storage=jax.tree.map(lambda old, new: old.at[slots].set(new), buffer.storage, batch),
+        storage=storage,
         position=(buffer.position + num_rows) % capacity,
         size=jnp.minimum(buffer.size + num_rows, capacity),
     )

@@ -15,6 +15,7 @@ from jax import lax, random
 from scipy import stats
 
 from purejaxpg import InputError, replay
+from purejaxpg.agents import ddpg, sac
 
 pytestmark = pytest.mark.fast
 
@@ -299,6 +300,27 @@ def test_a_loop_keeps_no_copy_of_the_buffer(lanes: int) -> None:
         assert memory.alias_size_in_bytes >= buffer_bytes  # the result takes the argument's place
         assert memory.temp_size_in_bytes < buffer_bytes
         scratch.append(memory.temp_size_in_bytes)
+    assert scratch[0] == scratch[1]
+
+
+@pytest.mark.parametrize("agent", [ddpg, sac], ids=["ddpg", "sac"])
+def test_a_single_run_keeps_no_copy_of_the_buffer(agent: Any) -> None:
+    """One run, one transition and one gradient step: XLA is tempted to write it twice."""
+    scratch = []
+    for capacity in (2000, 20_000):
+        config = agent.Config(
+            num_envs=1, num_steps=1, num_gradient_steps=1, batch_size=8, hidden=(8, 8),
+            learning_starts=8, replay_capacity=capacity, orthogonal_init=False,
+        )  # fmt: skip
+
+        def train(state: Any, keys: jax.Array, config: Any = config) -> Any:
+            return lax.scan(lambda state, key: agent.update(key, state, config), state, keys)
+
+        keys = random.split(random.key(0), (1, 5))
+        with jax.numpy_rank_promotion("allow"):  # agents do
+            state = jax.eval_shape(jax.vmap(agent.init, (0, None)), keys[:, 0], config)
+            program = jax.jit(jax.vmap(train), donate_argnums=0).lower(state, keys).compile()
+        scratch.append(program.memory_analysis().temp_size_in_bytes)
     assert scratch[0] == scratch[1]
 
 
