@@ -12,10 +12,6 @@ from jax import random
 from purejaxpg import prng
 
 pytestmark = pytest.mark.fast
-needs_a_compiler_for_it = pytest.mark.skipif(
-    jax.__version_info__ >= (0, 11),
-    reason="jax 0.11 takes minutes to compile it",
-)
 SEEDS = (0, 1, 12345, 2**31, 2**32 - 1)
 DRAWS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "uniform": lambda key: random.uniform(key, (3, 5)),
@@ -34,7 +30,6 @@ DRAWS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-@needs_a_compiler_for_it
 @pytest.mark.parametrize("name", DRAWS)
 def test_a_key_draws_what_that_of_jax_draws(name: str) -> None:
     draw = jax.jit(DRAWS[name])
@@ -45,7 +40,6 @@ def test_a_key_draws_what_that_of_jax_draws(name: str) -> None:
         np.testing.assert_array_equal(draw(mine), draw(default))
 
 
-@needs_a_compiler_for_it
 def test_64_bits_are_those_of_jax() -> None:
     with jax.enable_x64(True):
         for width in (jnp.uint64, jnp.uint32):
