@@ -71,6 +71,7 @@ class Backend:
         self.slots = len(self.devices)  # units computed at a time
         self.on_cpu = self.devices[0].platform == "cpu"
         self.compiled: dict[tuple[Any, ...], Programs] = {}  # of the last KEPT groups
+        self.last: tuple[Any, Any] = None, None  # the inputs of a batch, and where they were put
         self.save = checkpoint.save
         self.load = checkpoint.load
         self.to_dict = configs.to_dict
@@ -132,7 +133,13 @@ class Backend:
     def start(self, programs: Programs, inputs: Inputs) -> Any:
         """Initialise every row -> states."""
         with out_of_memory(programs.rows):
-            return programs.start(*placed(programs, inputs))
+            return programs.start(*self.once(programs, inputs))
+
+    def once(self, programs: Programs, inputs: Inputs) -> Any:
+        """Put the inputs of a batch on its devices, the first time that they are given."""
+        if self.last[0] is not inputs:
+            self.last = inputs, placed(programs, inputs)
+        return self.last[1]
 
     def segment(
         self,
@@ -144,8 +151,9 @@ class Backend:
         count: int,
     ) -> tuple[Any, np.ndarray, dict[str, np.ndarray]]:
         """Do updates first, ..., first + count - 1 -> states, diverged_at, metrics."""
-        seeds, rows, at = placed(programs, (*inputs, diverged_at))
         with out_of_memory(programs.rows):
+            seeds, rows = self.once(programs, inputs)
+            at = placed(programs, diverged_at)
             states, at, metrics = programs.segment(
                 seeds, rows, states, at, np.int32(first), np.int32(count)
             )
@@ -157,7 +165,7 @@ class Backend:
     ) -> dict[str, np.ndarray]:
         """Evaluate every row after so many updates."""
         with out_of_memory(programs.rows):
-            scores = programs.score(*placed(programs, inputs), states, np.int32(updates))
+            scores = programs.score(*self.once(programs, inputs), states, np.int32(updates))
             return {name: own_rows(value) for name, value in scores.items()}
 
     # ------------------------------------------------------------------------------------ states
@@ -362,7 +370,7 @@ def segment_rows(
     Returns:
         States, diverged_at, and metrics [rows, length] of which the first `count` are filled.
     """
-    update = jax.vmap(agent.update)
+    update = jax.jit(jax.vmap(agent.update))  # so that it is traced once, and not twice
     shapes = jax.eval_shape(update, run_keys(seeds, 1), states, configs)[1]
     metrics = {name: jnp.zeros((len(seeds), length)) for name in shapes}
 
