@@ -132,7 +132,7 @@ SB3 = {"sb3": {"agents": 1}, "sb3-2": {"agents": 2, "processes": 2}}
 REJAX: dict[str, Any] = {"rejax": {}}
 SBX = {"sbx": {"agents": 1}}
 WORKS = {
-    "ppo-cartpole-1": Work("ppo", 1, 8, PPO, PUREJAXRL),
+    "ppo-cartpole-1": Work("ppo", 1, 1, PPO | {"total_timesteps": 500_000}, PUREJAXRL),
     "ppo-cartpole-64": Work(
         "ppo", 64, 2, PPO, PUREJAXRL | SB3, 500_000, max_return=500.0, margin=0.02
     ),
