@@ -370,7 +370,7 @@ def segment_rows(
     Returns:
         States, diverged_at, and metrics [rows, length] of which the first `count` are filled.
     """
-    update = jax.jit(jax.vmap(agent.update))  # so that it is traced once, and not twice
+    update = jax.jit(jax.vmap(agent.update), inline=True)  # traced once, and not twice
     shapes = jax.eval_shape(update, run_keys(seeds, 1), states, configs)[1]
     metrics = {name: jnp.zeros((len(seeds), length)) for name in shapes}
 
