@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from purejaxpg import extras
 from purejaxpg.sweep import export, ranking
 from purejaxpg.sweep.store import Store
 
@@ -43,7 +44,7 @@ def load(directory: str | os.PathLike[str]) -> Any:
         InputError: there is no result directory at this path, or xarray is not installed.
         FaultError: a result is damaged.
     """
-    xarray = export.required("xarray")
+    xarray = extras.load("xarray", "analysis", "purejaxpg.sweep.load")
     with Store.read(directory) as store:
         runs, legs = store.runs(), store.legs()
         units = {unit["name"]: unit["facts"] for unit in store.units() if unit["done"]}

@@ -4,7 +4,6 @@ Nothing here is ranked or averaged: one row is one run, or one update of one run
 """
 
 import csv
-import importlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from purejaxpg import InputError, checkpoint
+from purejaxpg import checkpoint, extras
 from purejaxpg.sweep import ranking
 from purejaxpg.sweep.store import Store
 
@@ -50,23 +49,6 @@ def write(directory: str | os.PathLike[str], out: Path | None = None, curves: bo
             finally:
                 temporary.unlink(missing_ok=True)
     return target
-
-
-def required(name: str, *packages: str) -> Any:
-    """Import a module that only this needs.
-
-    Args:
-        name: of the module.
-        packages: what to install for it; by default the module's name.
-
-    Raises:
-        InputError: it is not installed; the message has the command.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        command = f"pip install {' '.join(packages or (name,))}"
-        raise InputError(f"This needs {name}, which is not installed: {command}") from error
 
 
 def updates(run: dict[str, Any]) -> int:
@@ -171,8 +153,8 @@ def _write_csv(path: Path, names: Sequence[str], blocks: Blocks) -> None:
 
 
 def _write_parquet(path: Path, names: Sequence[str], blocks: Blocks) -> None:
-    pandas = required("pandas", "pandas", "pyarrow")
-    required("pyarrow", "pandas", "pyarrow")
+    pandas = extras.load("pandas", "analysis", "A Parquet file")
+    extras.load("pyarrow", "analysis", "A Parquet file")
     frames = [pandas.DataFrame(dict(zip(names, columns, strict=True))) for columns in blocks]
     table = pandas.concat(frames, ignore_index=True) if frames else pandas.DataFrame(columns=names)
     # A column in which nothing is known yet, such as `diverged_at`, is one of numbers all the same.

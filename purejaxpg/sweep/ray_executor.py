@@ -11,7 +11,6 @@ has, and nothing else: the source of a forked agent travels with it.
 import collections
 import dataclasses
 import functools
-import importlib
 import math
 import os
 import socket
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from purejaxpg import FaultError, InputError
+from purejaxpg import FaultError, InputError, extras
 from purejaxpg.sweep import elsewhere, engine, signals
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import spec as specs
@@ -67,7 +66,7 @@ class Ray:
             InputError: the extra is not installed, or no node has such resources.
             FaultError: there is no cluster at `address`.
         """
-        self.ray = import_ray()
+        self.ray = extras.load("ray", "ray", "--executor ray")
         self.spec = spec
         built_in = spec.agent_name in specs.agent_names()
         self.source = None if built_in else Path(str(spec.agent.__file__)).read_text("utf-8")
@@ -173,16 +172,6 @@ class Ray:
         updates = group.stop - group.start
         work.progress.advance(group, [unit], updates, computed.metrics, computed.diverged_at)
         return computed
-
-
-def import_ray() -> Any:
-    """Return the package, or raise an InputError that says how to get it."""
-    try:
-        return importlib.import_module("ray")
-    except ImportError as error:
-        raise InputError(
-            "--executor ray needs the extra `ray`: pip install 'purejaxpg[ray]'."
-        ) from error
 
 
 # ------------------------------------------------------------------------------------ in a worker

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from purejaxpg import InputError
+from purejaxpg import InputError, extras
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import space, stats
 
@@ -228,7 +228,8 @@ def suggestions(
     count: int,
 ) -> list[dict[str, Any]]:
     """Ask optuna for `count` configurations that were not tried yet."""
-    optuna = import_optuna()
+    optuna = extras.load("optuna", "optuna", "[search] method 'optuna'")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     spaces = {name: distribution(optuna, axis) for name, axis in spec.axes.items()}
     study = optuna.create_study(
         direction="maximize",
@@ -258,18 +259,6 @@ def suggestions(
             f"but is {spec.search.samples}."
         )
     return list(found.values())
-
-
-def import_optuna() -> Any:
-    """Return the module optuna, its log switched off."""
-    try:
-        import optuna
-    except ImportError as error:
-        raise InputError(
-            "[search] method 'optuna' needs the extra: pip install 'purejaxpg[optuna]'."
-        ) from error
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna
 
 
 def distribution(optuna: Any, axis: space.Axis) -> Any:

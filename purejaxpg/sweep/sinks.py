@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from purejaxpg import InputError, checkpoint
+from purejaxpg import checkpoint, extras
 from purejaxpg.sweep import curves, export, signals
 from purejaxpg.sweep import progress as progresses
 from purejaxpg.sweep.store import Store
@@ -41,7 +41,7 @@ class TensorBoard:
 
     def __init__(self) -> None:
         """Raise an InputError where tensorboardX is not installed."""
-        self.package = required("tensorboardX", self.name)
+        self.package = extras.load("tensorboardX", self.name, f"--log {self.name}")
         self.summary = importlib.import_module("tensorboardX.summary")
         self.protos = importlib.import_module("tensorboardX.proto.event_pb2")
 
@@ -74,7 +74,7 @@ class WandB:
         """Raise an InputError where wandb is not installed."""
         os.environ["WANDB_ERROR_REPORTING"] = "false"  # it would report errors even when offline
         logging.raiseExceptions = False  # on a full disk, it would print tracebacks of its own log
-        self.package = required("wandb", self.name)
+        self.package = extras.load("wandb", self.name, f"--log {self.name}")
 
     def write(self, directory: Path, leg: dict[str, Any], points: Points) -> None:
         """Write the log of a run into an empty directory."""
@@ -176,15 +176,6 @@ class Logs:
             with contextlib.suppress(OSError):
                 self.stamps[target] = (target / STAMP).read_text("utf-8")
         return self.stamps.get(target, "")
-
-
-def required(module: str, extra: str) -> Any:
-    """Return a module, or raise an InputError that says how to get it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        command = f"pip install 'purejaxpg[{extra}]'"
-        raise InputError(f"--log {extra} needs the extra `{extra}`: {command}.") from error
 
 
 def stamp_of(leg: dict[str, Any]) -> str:

@@ -1,0 +1,27 @@
+"""Packages that only some commands need, imported where they are used."""
+
+import importlib
+from typing import Any
+
+from purejaxpg import InputError
+
+
+def load(module: str, extra: str, what: str) -> Any:
+    """Import a module that an extra of this package installs.
+
+    Args:
+        module: its name.
+        extra: the extra's.
+        what: what needs it, as the user said it.
+
+    Returns:
+        The module.
+
+    Raises:
+        InputError: it is not installed; the message has the command.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        command = f"pip install 'purejaxpg[{extra}]'"
+        raise InputError(f"{what} needs the extra `{extra}`: {command}.") from error
