@@ -259,7 +259,7 @@ def figures(data: Mapping[str, Any], directory: Path) -> list[Path]:
 
 def draw(axes: Any, data: Mapping[str, Any], lines: Mapping[str, Any]) -> None:
     """Draw curves, each with its roof in its colour."""
-    from matplotlib.ticker import EngFormatter
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     for number, (name, points) in enumerate(lines.items()):
         colour = drawing.COLOURS[number % len(drawing.COLOURS)]
@@ -278,6 +278,8 @@ def draw(axes: Any, data: Mapping[str, Any], lines: Mapping[str, Any]) -> None:
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     place = {"loc": "upper left", "bbox_to_anchor": (0.0, -0.13), "borderaxespad": 0.0}
     axes.legend(frameon=False, fontsize=10, ncols=2, **place)
