@@ -20,6 +20,7 @@ Run, on a Linux machine that does nothing else:
     python benchmarks/peers.py                        # all of them, one after another
     python benchmarks/peers.py --work ppo-cartpole-64 --pairs 5 --cores 1
     python benchmarks/peers.py --gate                 # the learning gate
+    python benchmarks/peers.py --gate --limits-end    # ours makes PureJaxRL's mistake, too
 """
 
 import contextlib
@@ -513,6 +514,7 @@ class Setup:
     checkout: pathlib.Path
     cores: tuple[int, ...]
     steps: int | None = None  # of a run, to try things
+    limits_end: bool = False  # ours takes a time limit for an end, in the gate
 
     def sample(
         self, kind: str, row: Row, jobs: Mapping[str, Any], pair: int, side: str
@@ -580,10 +582,12 @@ def summary(row: Row, taken: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[
 def measure_gate(setup: Setup, row: Row, seeds: int) -> dict[str, Any]:
     """Train both sides of a row on many seeds and decide whether they learn alike."""
     jobs = row.gate_jobs(setup.checkout, seeds, setup.steps)
+    if setup.limits_end:
+        jobs["ours"]["limits_end"] = True
     sides = {side: setup.sample("gate", row, jobs, 0, side) for side in ("ours", "peer")}
     found = gate(WORKS[row.work], sides["ours"]["learning"], sides["peer"]["learning"])
     return {
-        "row": row.name,
+        "row": row.name + (", limits taken for ends" if setup.limits_end else ""),
         "seeds": len(sides["ours"]["learning"]["final"]),
         "passed": all(v.passed for v in found.values()),
         "numbers": {name: dataclasses.asdict(v) for name, v in found.items()},
@@ -638,6 +642,7 @@ def make_parser() -> cli.Parser:
     add("--cores", type=int, metavar="N", help="pin both sides to N cores (all)")
     add("--gate", action="store_true", help="compare learning, not speed")
     add("--seeds", type=int, default=GATE_SEEDS, metavar="N", help="a side, for --gate (64)")
+    add("--limits-end", action="store_true", help="--gate: ours takes time limits for ends, too")
     add("--envs", type=path, default=path(".venv-peers"), metavar="DIR", help=".venv-peers")
     add("--checkout", type=path, metavar="DIR", help="of PureJaxRL (ENVS/checkout)")
     add("--make-envs", action="store_true", help="make the environments of the peers in --envs")
@@ -685,7 +690,10 @@ def run(options: Any) -> None:
     found = chosen(options, envs, checkout)
     if options.list:
         return None
-    setup = Setup(Samples(options.out), envs, checkout, own_cores(options.cores), options.steps)
+    if options.limits_end and not options.gate:
+        raise InputError("--limits-end is for --gate, which was not given.")
+    cores, out = own_cores(options.cores), Samples(options.out)
+    setup = Setup(out, envs, checkout, cores, options.steps, options.limits_end)
     if not options.gate:  # learning does not depend on what else runs
         refuse_busy(options.anyway)
     summaries: list[dict[str, Any]] = []

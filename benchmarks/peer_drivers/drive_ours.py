@@ -1,9 +1,13 @@
 """Driver of this package: the compiled programs of a sweep, over all cores, as `sweep` runs them.
 
+A job with "limits_end" takes a time limit for the end of an episode, as PureJaxRL does: where the
+two sides then learn alike, it was that which told them apart.
+
 What is left out is evaluation, the store and the report: a repetition is `init` and all segments of
 training, with the metrics brought to the host after each segment.
 """
 
+import dataclasses
 import os
 from typing import Any
 
@@ -21,9 +25,24 @@ def sweep(job: dict[str, Any], first_seed: int) -> Any:
     return specs.from_dict(raw, "peers")
 
 
+def take_limits_for_ends() -> None:
+    """Let every agent see a truncated episode as a terminated one."""
+    from purejaxpg import envs
+
+    step = envs.step
+
+    def ending(*args: Any) -> Any:
+        obs, state, now = step(*args)
+        return obs, state, dataclasses.replace(now, terminated=now.done)
+
+    envs.step = ending
+
+
 def prepare(job: dict[str, Any]) -> common.Prepared:
     """Compile what the sweep compiles."""
     devices = cli.find_devices(None)
+    if job.get("limits_end"):
+        take_limits_for_ends()
     import numpy as np
 
     from purejaxpg.sweep import compute, engine, search

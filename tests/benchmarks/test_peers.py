@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purejaxpg import FaultError, InputError
+from purejaxpg import FaultError, InputError, envs
 from purejaxpg.agents import ppo
 from purejaxpg.sweep import spec as specs
 
@@ -163,6 +163,30 @@ def test_the_gate_is_kept_as_two_numbers_a_seed(peers, taken, tmp_path, capsys):
     assert capsys.readouterr().out.count("| passed |") == 2
     for sample in json.loads((tmp_path / "peers.json").read_text())["samples"]:
         assert sample["learning"]["final"] == sample["learning"]["area"] == [4.0, 4.5, 5.0, 5.5]
+
+
+def test_the_gate_may_take_limits_for_ends(peers, taken, tmp_path, monkeypatch):
+    jobs = []
+    take = peers.take
+    monkeypatch.setattr(peers, "take", lambda job, *rest: jobs.append(job) or take(job, *rest))
+    out = ["--work", "ppo-cartpole-64", "--seeds", "4", "--out", str(tmp_path / "peers.json")]
+    assert peers.main(["--gate", "--limits-end", *out]) == 0
+    assert [job.get("limits_end") for job in jobs] == [True, None]  # ours only
+    assert peers.main(["--limits-end", *out]) == 2
+
+
+def test_limits_are_taken_for_ends(load, monkeypatch):
+    monkeypatch.setattr(envs, "step", envs.step)  # put back afterwards
+    config = ppo.Config(num_envs=2, env_params={"max_steps_in_episode": 1.0})
+    env, params = envs.setup(config)
+    state, action, key = envs.reset(jax.random.key(0), env, params, 2)[1], jnp.zeros(2, int), 1
+
+    def terminated():
+        return envs.step(jax.random.key(key), env, state, action, params)[2].terminated.tolist()
+
+    assert terminated() == [False, False]
+    load("drive_ours").take_limits_for_ends()
+    assert terminated() == [True, True]
 
 
 def test_a_gate_has_the_seeds_that_were_asked_for(peers):
