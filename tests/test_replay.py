@@ -306,22 +306,20 @@ def test_a_loop_keeps_no_copy_of_the_buffer(lanes: int) -> None:
 @pytest.mark.parametrize("agent", [ddpg, sac], ids=["ddpg", "sac"])
 def test_a_single_run_keeps_no_copy_of_the_buffer(agent: Any) -> None:
     """One run, one transition and one gradient step: XLA is tempted to write it twice."""
-    scratch = []
-    for capacity in (2000, 20_000):
-        config = agent.Config(
-            num_envs=1, num_steps=1, num_gradient_steps=1, batch_size=8, hidden=(8, 8),
-            learning_starts=8, replay_capacity=capacity, orthogonal_init=False,
-        )  # fmt: skip
+    config = agent.Config(
+        num_envs=1, num_steps=1, num_gradient_steps=1, batch_size=8, hidden=(8, 8),
+        learning_starts=8, replay_capacity=20_000, orthogonal_init=False,
+    )  # fmt: skip
 
-        def train(state: Any, keys: jax.Array, config: Any = config) -> Any:
-            return lax.scan(lambda state, key: agent.update(key, state, config), state, keys)
+    def train(state: Any, keys: jax.Array) -> Any:
+        return lax.scan(lambda state, key: agent.update(key, state, config), state, keys)
 
-        keys = random.split(random.key(0), (1, 5))
-        with jax.numpy_rank_promotion("allow"):  # agents do
-            state = jax.eval_shape(jax.vmap(agent.init, (0, None)), keys[:, 0], config)
-            program = jax.jit(jax.vmap(train), donate_argnums=0).lower(state, keys).compile()
-        scratch.append(program.memory_analysis().temp_size_in_bytes)
-    assert scratch[0] == scratch[1]
+    keys = random.split(random.key(0), (1, 5))
+    with jax.numpy_rank_promotion("allow"):  # agents do
+        state = jax.eval_shape(jax.vmap(agent.init, (0, None)), keys[:, 0], config)
+        program = jax.jit(jax.vmap(train), donate_argnums=0).lower(state, keys).compile()
+    one_field = state.buffer.storage.next_obs
+    assert program.memory_analysis().temp_size_in_bytes < one_field.size * one_field.dtype.itemsize
 
 
 def ways(lanes: int, capacity: int) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:

@@ -30,7 +30,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 CORE = {"root", "kernels", "config"}
 SHARED = {"envs", "networks", "normalize", "prng", "replay", "schedules"}
-OUTER = {*CORE, *SHARED, "checkpoint", "evaluate", "render", "sweep"}
+OUTER = {*CORE, *SHARED, "checkpoint", "evaluate", "extras", "render", "sweep"}
 # Group of a module -> groups that it may import. Every module of the package has its group here.
 MAY_IMPORT: dict[str, set[str]] = {
     "root": set(),
@@ -40,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"root", "config"},
     "evaluate": {*CORE, *SHARED, "checkpoint"},
     "render": {"root"},
+    "extras": {"root"},
     "agents": {*CORE, *SHARED},
     "rlhf": {*CORE, *SHARED},
     "sweep": OUTER,
