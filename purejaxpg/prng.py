@@ -47,7 +47,7 @@ def hash2x32(
             x1 = ((x1 << r) | (x1 >> (32 - r))) ^ x0
         x0 = x0 + keys[(i + 1) % 3]
         x1 = x1 + keys[(i + 2) % 3] + jnp.uint32(i + 1)
-    # Without it jax 0.11 fuses a hash with the next one, and is not done with that in ten minutes.
+    # Without this jax 0.11 fuses a hash with the next, and is not done compiling in ten minutes.
     return lax.optimization_barrier((x0, x1))
 
 
