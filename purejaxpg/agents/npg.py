@@ -3,22 +3,23 @@
 Follows the steepest ascent of the expected return where distance is measured between policies, not
 between parameters, and goes as far as a trust region of divergence δ reaches:
 
-    θ' = θ + √(2δ / xᵀF x) x,      F x = g = E[ A ∇log π(a|s) ],      F = E[ ∇log π ∇log πᵀ ]
+    θ' = θ + √(2δ / xᵀM x) x,      M x = g = E[ A ∇log π(a|s) ],      M = E[ ∇log π ∇log πᵀ ] + λI
 
-F is the Fisher information of the policy. It is never formed: x comes from conjugate gradients,
-which need only products F v, with cg_damping added to the diagonal. A is the generalised advantage
-estimate. The critic takes minibatch steps of Adam on ½ (V - G)², G = A + V_old, after the policy.
+M is the Fisher information of the policy, with cg_damping = λ added to its diagonal. It is never
+formed: x comes from conjugate gradients, which need only products M v. A is the generalised
+advantage estimate. The critic takes minibatch steps of Adam on ½ (V - G)², G = A + V_old, after the
+policy.
 
 Kakade 2001, "A natural policy gradient"; the step to the boundary is that of Schulman et al. 2015,
-arXiv:1502.05477, appendix C, without its line search. So the divergence may exceed δ, by far where
-the policy is almost certain of its action: with advantages that are not centred, an error of the
-critic can then overthrow it in one step.
+arXiv:1502.05477, appendix C, without its line search.
 
 Differs from them:
 1. A time limit is not a terminal state: the value of the observation before the reset is
    bootstrapped. Treating it as terminal biases every value near the limit.
-2. The curvature in the step's length is that of F itself; damping only enters the direction. It
-   breaks the invariance to the parametrisation, and cg_damping = 0 restores it to first order.
+2. Damping is part of the metric, in the step's direction and in its length, which cannot exceed
+   √(2δ / λ). Without it a policy almost certain of its action, whose Fisher information vanishes,
+   would take a step without bound, and no line search is there to refuse it. Damping breaks the
+   invariance to the parametrisation; cg_damping = 0 restores it to first order.
 3. The statistics of the normalisers change once per update, after the rollout; those of the
    observations start from one rollout of the untrained policy, which total_timesteps leaves out.
 
@@ -65,7 +66,7 @@ class Config:
     normalize_reward: bool = False  # by the standard deviation of the discounted return
 
     max_kl: float = 0.01  # δ, divergence that a step may reach in the quadratic model
-    cg_damping: float = 0.1  # added to the diagonal of the Fisher information
+    cg_damping: float = 0.1  # λ, added to the diagonal of the Fisher information
     critic_learning_rate: float = 1e-3  # step size of Adam; that of the policy follows from δ
     learning_rate_half_life: float = 100.0  # of robbins_monro, in updates
     gamma: float = 0.99  # discount per environment step, in [0, 1]
@@ -251,10 +252,12 @@ def natural_step(actor: Any, batch: Batch, config: Config) -> tuple[Any, Metrics
 
     surrogate, gradient = jax.value_and_grad(objective)(params)
     fisher = trust_region.fisher_vector_product(policy, params)
-    direction = trust_region.conjugate_gradient(
-        lambda v: fisher(v) + config.cg_damping * v, gradient, config.cg_iters
-    )
-    new = params + trust_region.step_to_boundary(direction, fisher(direction), config.max_kl)
+
+    def metric(v: jax.Array) -> jax.Array:
+        return fisher(v) + config.cg_damping * v
+
+    direction = trust_region.conjugate_gradient(metric, gradient, config.cg_iters)
+    new = params + trust_region.step_to_boundary(direction, metric(direction), config.max_kl)
     metrics = {
         "loss/policy": -surrogate,
         "policy/entropy": policy(params).entropy().mean(),

@@ -143,13 +143,14 @@ def step_to_boundary(
 
         step = β x,      β = √(2 δ / xᵀF x),      so that ½ stepᵀF step = δ
 
-    F is meant without damping. If `fisher_direction` has the damping in it, the step comes out too
-    short, by a factor that depends on the scale of the parameters. The divergence itself agrees
-    with the model only as δ goes to zero: it may exceed δ, and a line search is there to see that.
+    The divergence itself agrees with the model only as δ goes to zero. Where F vanishes, as for a
+    policy almost certain of its action, the step grows without bound and the divergence exceeds δ
+    by far: a line search is there to see that. Where there is none, hand over (F + λI) x: the step
+    is shorter, by a factor that depends on the scale of the parameters, and at most √(2 δ / λ).
 
     Args:
         direction: [P] x, uphill; its length does not matter.
-        fisher_direction: [P] F x, one more product with the undamped F.
+        fisher_direction: [P] F x, one more product with the undamped F; or with the damped one.
         max_kl: scalar δ, positive, in nats per state; 0.01 is usual.
 
     Returns:

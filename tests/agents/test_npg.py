@@ -59,13 +59,34 @@ def test_step_solves_the_damped_system_and_ends_at_the_boundary(env: str) -> Non
     gradient, _ = flatten_util.ravel_pytree(SLOPE(actor, batch, config))
     gradient = -np.asarray(gradient, np.float64)
     fisher = np.asarray(curvature(config, actor, batch), np.float64)
-    assert 0.5 * step @ fisher @ step == pytest.approx(config.max_kl, rel=2e-2)
-    direction = np.linalg.solve(fisher + 0.01 * np.eye(len(step)), gradient)
+    metric = fisher + 0.01 * np.eye(len(step))
+    assert 0.5 * step @ metric @ step == pytest.approx(config.max_kl, rel=2e-2)
+    direction = np.linalg.solve(metric, gradient)
     cosine = step @ direction / np.linalg.norm(step) / np.linalg.norm(direction)
     assert cosine == pytest.approx(1.0, abs=1e-3)
     plain = step @ gradient / np.linalg.norm(step) / np.linalg.norm(gradient)
     assert plain < 0.95  # the curvature did turn it
-    assert float(metrics["policy/kl"]) == pytest.approx(config.max_kl, rel=0.1)
+    modelled = 0.5 * step @ fisher @ step
+    assert 0.1 * config.max_kl < modelled < config.max_kl
+    assert float(metrics["policy/kl"]) == pytest.approx(modelled, rel=0.1)
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_a_certain_policy_is_not_overthrown(wrong: int) -> None:
+    """One sample of the other action, where the Fisher information has all but vanished."""
+    config = npg.Config(**FIELDS)
+    state, batch = collected(npg, config)
+    head = {"kernel": jnp.zeros((6, 2)), "bias": jnp.array([0.0, 14.0])}
+    actor = {"params": {**state.params["actor"]["params"], "Dense_0": head}}
+    samples = len(batch.action)
+    action = jnp.ones(samples, jnp.int32).at[0].set(wrong)
+    advantage = jnp.full(samples, -1.0 / (samples - 1)).at[0].set(1.0)
+    batch = batch.replace(action=action, advantage=advantage)
+    moved, metrics = STEPS[npg](actor, batch, config)
+    assert float(metrics["policy/kl"]) < config.max_kl
+    step = jax.tree.map(jnp.subtract, moved, actor)
+    length = np.linalg.norm(flatten_util.ravel_pytree(step)[0])
+    assert 0.0 < length <= 1.001 * np.sqrt(2.0 * config.max_kl / config.cg_damping)
 
 
 @BOTH
