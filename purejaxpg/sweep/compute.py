@@ -286,15 +286,15 @@ def build(
 ) -> Programs:
     """Compile a group's three programs for `devices`."""
     began = time.monotonic()
-    refuse_incomplete(spec.agent, group.config)
     length = math.ceil(group.config.num_updates / SEGMENTS)
     mesh = Mesh(np.array(devices), (ROWS,))
     traced = trace(spec, group, mesh, horizon, length)
     traced_at = time.monotonic()
-    lowered = [program.lower() for program in traced]
-    lowered_at = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor() as pool:  # XLA compiles without Python's lock
-        starts, trains, scores = pool.map(lambda program: program.compile(), lowered)
+        # One is compiled, or read from the cache, while the next is lowered.
+        compiling = [pool.submit(program.lower().compile) for program in traced]
+        lowered_at = time.monotonic()
+        starts, trains, scores = (program.result() for program in compiling)
     return Programs(
         start=starts,
         segment=trains,
@@ -327,6 +327,7 @@ def trace(
     stacked = stack([leg.run for leg in group.units[0].legs], group.rows)
     seeds, rows = jax.tree.map(lambda x: np.concatenate([x] * num_devices), stacked)
     states = jax.eval_shape(start, seeds, rows)
+    refuse_without_params(agent, states)
     diverged_at, one = np.zeros(len(seeds), np.int32), np.int32(1)
     return (
         jax.jit(start).trace(seeds, rows),
@@ -372,6 +373,7 @@ def segment_rows(
     """
     update = jax.jit(jax.vmap(agent.update), inline=True)  # traced once, and not twice
     shapes = jax.eval_shape(update, run_keys(seeds, 1), states, configs)[1]
+    refuse_metrics(agent, shapes)
     metrics = {name: jnp.zeros((len(seeds), length)) for name in shapes}
 
     def step(i: jax.Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -424,20 +426,22 @@ def versions() -> dict[str, str]:
     return {**found, "purejaxpg": purejaxpg.__version__, "source": source.hexdigest()[:16]}
 
 
-def refuse_incomplete(agent: types.ModuleType, config: Any) -> None:
-    """Raise an InputError unless the agent's states and metrics are what the engine reads."""
-    key = random.key(0)
-    state = jax.eval_shape(agent.init, key, config)
-    name = agent.__name__.rpartition(".")[2]
-    if not hasattr(state, "params"):
+def refuse_without_params(agent: types.ModuleType, states: Any) -> None:
+    """Raise an InputError unless the agent's states have the parameters that the engine reads."""
+    if not hasattr(states, "params"):
+        name = agent.__name__.rpartition(".")[2]
         raise InputError(f"The state of agent {name!r} must have the attribute params.")
-    _, metrics = jax.eval_shape(agent.update, key, state, config)
+
+
+def refuse_metrics(agent: types.ModuleType, metrics: dict[str, jax.Array]) -> None:
+    """Raise an InputError unless the agent's metrics [rows] are what the engine reads."""
+    name = agent.__name__.rpartition(".")[2]
     for metric in ("episode/return_sum", "episode/length_sum", "episode/count"):
         if metric not in metrics:
             raise InputError(f"The metrics of agent {name!r} must hold {metric!r}.")
     for metric, value in metrics.items():
-        if value.shape != ():
+        if value.ndim != 1:
             raise InputError(
                 f"The metric {metric!r} of agent {name!r} must be a scalar, "
-                f"but has shape {list(value.shape)}."
+                f"but has shape {list(value.shape[1:])}."
             )
