@@ -103,6 +103,7 @@ def names() -> list[str]:
 
 
 @functools.cache
+@jax.ensure_compile_time_eval()  # what is kept here outlives the trace that first asks for it
 def make(name: str, /, **kwargs: Any) -> Env:
     """Return the environment registered as `name`.
 

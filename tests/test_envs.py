@@ -168,6 +168,18 @@ def test_every_environment_plays(name: str) -> None:
 
 
 @pytest.mark.fast
+@pytest.mark.parametrize("name", ["Breakout-MinAtar", "Freeway-MinAtar"])
+def test_an_environment_outlives_the_trace_that_made_it(name: str) -> None:
+    @jax.jit
+    def step(key: jax.Array) -> jax.Array:
+        env = envs.make(name, use_minimal_action_set=False)  # which no other test has made
+        _, state = envs.reset(key, env, env.default_params, 2)
+        return envs.step(key, env, state, jnp.ones(2, jnp.int32), env.default_params)[0].sum()
+
+    assert np.isfinite(step(random.key(0)))
+    assert np.isfinite(jax.jit(lambda key: 2.0 * step.__wrapped__(key))(random.key(0)))
+
+
 def test_names_lists_all_of_gymnax_once() -> None:
     assert set(gymnax.registered_envs) <= set(envs.names())
     assert len(envs.names()) == len(set(envs.names()))

@@ -36,6 +36,10 @@ SEGMENTS = 60  # per run: the steps of the progress bar
 # of the 65,530 that Linux grants a process, and XLA does not survive the last of them.
 KEPT = 8
 ROWS = "rows"  # name of the mesh axis
+# Activations of a network, in one gradient step of all rows, up to which more rows make a core
+# of a CPU faster. Beyond, they leave its cache and products in batches are the slower ones.
+CPU_ACTIVATIONS = 2**17
+CPU_ROWS = 16  # more never helped
 
 Inputs = tuple[np.ndarray, Any]  # seeds and configurations of a batch, [rows of this process]
 
@@ -84,11 +88,11 @@ class Backend:
         """Cut a round into groups and units."""
         return plans.groups(index, round_, signature, self.rows, stored_rows)
 
-    def rows(self, program: str, num_legs: int) -> int:
-        """Return the rows of a unit of `num_legs` legs."""
+    def rows(self, config: Any, num_legs: int) -> int:
+        """Return the rows of a unit where a group like `config` has `num_legs` legs."""
         if self.spec.rows_per_device:
             return self.spec.rows_per_device
-        return plans.even_rows(num_legs, self.slots, plans.CPU_ROWS if self.on_cpu else 2**31)
+        return plans.even_rows(num_legs, self.slots, cpu_rows(config) if self.on_cpu else 2**31)
 
     def compile(self, group: plans.Group, horizon: int | None = None) -> Programs:
         """Compile the programs of a group, or find those of an earlier round.
@@ -274,6 +278,17 @@ def pad(array: jax.Array, rows: int) -> jax.Array:
     """Repeat the last row until there are `rows`."""
     array = jnp.asarray(array)
     return jnp.concatenate([array, *([array[-1:]] * (rows - array.shape[0]))])
+
+
+def cpu_rows(config: Any) -> int:
+    """Return the rows beyond which a core of a CPU takes longer for each.
+
+    An agent may lack any of the fields that are looked at: what is assumed then makes it small.
+    """
+    minibatch = config.steps_per_update // getattr(config, "num_minibatches", 1)
+    samples = getattr(config, "batch_size", minibatch)
+    width = math.prod(envs.from_config(config).obs_shape) + sum(getattr(config, "hidden", ()))
+    return min(max(round(CPU_ACTIVATIONS / (samples * width)), 1), CPU_ROWS)
 
 
 def steps_before(config: Any) -> int:

@@ -153,8 +153,8 @@ def size_of(spec: specs.Spec, group: plans.Group, devices: Sequence[jax.Device])
     """Say how a group is cut up, and why so."""
     if spec.rows_per_device:
         why = "rows_per_device in the sweep file"
-    elif devices[0].platform == "cpu" and group.num_legs > plans.CPU_ROWS * len(devices):
-        why = f"the cache of a CPU: at most {plans.CPU_ROWS}"
+    elif devices[0].platform == "cpu" and group.num_legs > group.rows * len(devices):
+        why = f"the cache of a CPU: at most {compute.cpu_rows(group.config)}"
     else:
         why = "an even share for each device"
     span = f"updates {group.start + 1} to {group.stop}"

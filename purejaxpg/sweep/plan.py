@@ -21,10 +21,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from purejaxpg.sweep import spec as specs
 
-# Rows beyond this make a CPU slower, since a row's parameters and optimiser leave its cache.
-CPU_ROWS = 16
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Leg:
     """Updates `start` + 1, ..., `stop` of a run."""
@@ -91,7 +87,7 @@ def groups(
     index: int,
     round_: Round,
     signature: Callable[[Any], str],
-    rows: Callable[[str, int], int],
+    rows: Callable[[Any, int], int],
     stored_rows: Mapping[str, int] | None = None,
 ) -> list[Group]:
     """Group the legs of a round by compiled program and cut the groups into units.
@@ -100,7 +96,7 @@ def groups(
         index: of the round, from 0.
         round_: what is to be cut up.
         signature: a configuration's compile signature.
-        rows: signature and number of legs -> rows of a unit.
+        rows: a configuration of the group and its number of legs -> rows of a unit.
         stored_rows: legs in each unit of an earlier plan of this sweep, which keeps its sizes
             even where the number of devices has changed.
 
@@ -113,7 +109,8 @@ def groups(
         members.setdefault(key, []).append(leg)
     planned = []
     for number, ((program, _, _), legs) in enumerate(members.items()):
-        size = (stored_rows or {}).get(unit_name(index, number, 0)) or rows(program, len(legs))
+        stored = (stored_rows or {}).get(unit_name(index, number, 0))
+        size = stored or rows(legs[0].run.config, len(legs))
         units = tuple(
             Unit(unit_name(index, number, i), tuple(legs[cut : cut + size]))
             for i, cut in enumerate(range(0, len(legs), size))

@@ -1,9 +1,13 @@
 """How rounds are cut into groups and units."""
 
+import types
+from typing import Any
+
 import pytest
 from rich.console import Console
 from tiny_sweep import swept
 
+from purejaxpg.agents import ppo, sac
 from purejaxpg.sweep import compute
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import progress as progresses
@@ -16,8 +20,8 @@ pytestmark = pytest.mark.fast
 def groups(spec: specs.Spec, devices: int, stored: dict[str, int] | None = None):
     (round_,) = searches.rehearse(searches.rounds(spec))
 
-    def rows(_: str, legs: int) -> int:
-        return plans.even_rows(legs, devices, plans.CPU_ROWS)
+    def rows(_: object, legs: int) -> int:
+        return plans.even_rows(legs, devices, 16)
 
     return plans.groups(0, round_, compute.signature, rows, stored)
 
@@ -36,6 +40,28 @@ def test_static_fields_make_groups_and_traced_ones_do_not() -> None:
 def test_rows_share_the_work_evenly(legs: int, devices: int, rows: int) -> None:
     assert plans.even_rows(legs, devices, 16) == rows
     assert plans.even_rows(legs, devices, 2**31) == -(-legs // devices)
+
+
+@pytest.mark.parametrize(
+    ("config", "rows"),
+    [
+        (ppo.Config(), 8),
+        (ppo.Config(num_envs=64), 1),
+        (ppo.Config(num_envs=64, num_minibatches=64), 8),
+        (ppo.Config(hidden=(256, 256)), 2),
+        (ppo.Config(env="Breakout-MinAtar"), 2),
+        (ppo.Config(num_steps=8), 16),
+        (sac.Config(env="Pendulum-v1", batch_size=256, hidden=(64, 64)), 4),
+        (sac.Config(env="Pendulum-v1", batch_size=32, hidden=(64, 64)), 16),
+    ],
+)
+def test_rows_of_a_core_shrink_as_a_row_grows(config: Any, rows: int) -> None:
+    assert compute.cpu_rows(config) == rows
+
+
+def test_an_agent_that_lacks_every_field_has_rows_too() -> None:
+    bare = types.SimpleNamespace(env="CartPole-v1", env_kwargs=(), steps_per_update=2_048)
+    assert compute.cpu_rows(bare) == 16
 
 
 def test_stored_rows_outlive_a_change_of_devices() -> None:
