@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from purejaxpg.sweep import spec as specs
 
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Leg:
     """Updates `start` + 1, ..., `stop` of a run."""
