@@ -344,10 +344,16 @@ def trace(
     states = jax.eval_shape(start, seeds, rows)
     refuse_without_params(agent, states)
     diverged_at, one = np.zeros(len(seeds), np.int32), np.int32(1)
+    # Said, since XLA would ask for an argument that the agent does not use to be replicated.
+    over, everywhere = (NamedSharding(mesh, where) for where in (over_rows, same))
+    jit = functools.partial(jax.jit, out_shardings=over)
+    starting = jit(start, in_shardings=(over, over))
+    training = jit(segment, donate_argnums=2, in_shardings=(over,) * 4 + (everywhere, everywhere))
+    scoring = jit(score, in_shardings=(over,) * 3 + (everywhere,))
     return (
-        jax.jit(start).trace(seeds, rows),
-        jax.jit(segment, donate_argnums=2).trace(seeds, rows, states, diverged_at, one, one),
-        jax.jit(score).trace(seeds, rows, states, one),
+        starting.trace(seeds, rows),
+        training.trace(seeds, rows, states, diverged_at, one, one),
+        scoring.trace(seeds, rows, states, one),
     )
 
 

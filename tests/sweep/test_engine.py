@@ -180,6 +180,7 @@ def on_devices(out: str, devices: int, stop_after: int | None = None) -> None:
     run(spec, pathlib.Path(out), devices=devices)
 
 
+@pytest.mark.fast
 def test_neither_devices_nor_interruptions_change_the_bits(tmp_path: pathlib.Path) -> None:
     """Two devices, four, and two with one unit left over after an interruption.
 
