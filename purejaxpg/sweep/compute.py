@@ -345,11 +345,12 @@ def trace(
     refuse_without_params(agent, states)
     diverged_at, one = np.zeros(len(seeds), np.int32), np.int32(1)
     # Said, since XLA would ask for an argument that the agent does not use to be replicated.
-    over, everywhere = (NamedSharding(mesh, where) for where in (over_rows, same))
-    jit = functools.partial(jax.jit, out_shardings=over)
-    starting = jit(start, in_shardings=(over, over))
-    training = jit(segment, donate_argnums=2, in_shardings=(over,) * 4 + (everywhere, everywhere))
-    scoring = jit(score, in_shardings=(over,) * 3 + (everywhere,))
+    over = NamedSharding(mesh, over_rows)
+    starting = jax.jit(start, in_shardings=over)
+    training = jax.jit(segment, donate_argnums=2, in_shardings=(over,) * 4 + (None, None))
+    scoring = jax.jit(score, in_shardings=(over,) * 3 + (None,))
+    # Values would have to be on the devices of all processes; shapes need not.
+    seeds, rows, diverged_at = jax.eval_shape(lambda *x: x, seeds, rows, diverged_at)
     return (
         starting.trace(seeds, rows),
         training.trace(seeds, rows, states, diverged_at, one, one),
