@@ -180,6 +180,7 @@ def test_an_environment_outlives_the_trace_that_made_it(name: str) -> None:
     assert np.isfinite(jax.jit(lambda key: 2.0 * step.__wrapped__(key))(random.key(0)))
 
 
+@pytest.mark.fast
 def test_names_lists_all_of_gymnax_once() -> None:
     assert set(gymnax.registered_envs) <= set(envs.names())
     assert len(envs.names()) == len(set(envs.names()))
