@@ -720,8 +720,11 @@ class Store:
                 raise FaultError(f"{path} is damaged: SQLite finds its structure broken.")
             if _schema(self._connection) != _expected_schema():
                 raise FaultError(f"{path} is damaged: its tables are not those of a ledger.")
+            # One transaction: a commit between the two reads would look like an altered record.
+            self._connection.execute("BEGIN")
             records = _records(self._connection)
             rows = self._query("SELECT name, done, record_sha256 FROM units")
+            self._connection.execute("COMMIT")
             for row in rows:
                 expected = records.get(row["name"]) if row["done"] else None
                 if row["record_sha256"] != expected or bool(row["done"]) == (expected is None):

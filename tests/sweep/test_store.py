@@ -365,6 +365,22 @@ def test_a_reader_sees_commits_as_they_come_and_cannot_write(store):
     assert len(store.pending()) == 2
 
 
+def test_a_commit_in_the_middle_of_a_readers_check_is_no_damage(store, monkeypatch):
+    first, second, _ = make_units()
+    commit(store, first)
+    records = stores._records
+
+    def interrupted(connection, *unit):
+        found = records(connection, *unit)
+        monkeypatch.setattr(stores, "_records", records)
+        commit(store, second)
+        return found
+
+    monkeypatch.setattr(stores, "_records", interrupted)
+    with Store.read(store.path) as reader:
+        assert reader.pending() == store.pending() and second not in reader.pending()
+
+
 def test_a_directory_that_cannot_be_written_can_be_read(store):
     commit(store, "g0-c0000")
     store.close()
