@@ -128,6 +128,52 @@ def in_pieces(network: Callable[[Any], Any], inputs: Any, pieces: int) -> Any:
     return jax.lax.map(each, inputs, batch_size=max(1, length // pieces))
 
 
+def values(
+    critic: nn.Module,
+    params: Any,
+    obs: jax.Array,
+    next_obs: jax.Array,
+    terminated: jax.Array,
+    done: jax.Array,
+    pieces: int = 1,
+) -> tuple[jax.Array, jax.Array]:
+    """Values of a rollout's observations and of those that followed, nearly in one pass.
+
+    Inside an episode the next observation is the next step's, and so is its value. Only where a
+    time limit or the rollout's end cut an episode off does the critic look at `next_obs`, at one
+    such step of each environment at a time.
+
+    Args:
+        critic: maps observations [..., D] to values [...].
+        params: its variables.
+        obs: [T, N, D] observation at step t.
+        next_obs: [T, N, D] the one after step t, before any reset.
+        terminated: [T, N] bool, the task itself ended with step t.
+        done: [T, N] bool, the episode ended with step t for whatever reason.
+        pieces: as for `in_pieces`.
+
+    Returns:
+        V(s_t) [T, N] and V(s'_t) [T, N]; where `terminated`, the latter means nothing. Data: it
+        cannot be differentiated.
+    """
+    look_at = functools.partial(critic.apply, params)
+    value = in_pieces(look_at, obs, pieces)
+    steps = jnp.arange(len(done))[:, None]
+    cut = done.at[-1].set(True) & ~terminated
+
+    def one_more(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        cut, next_value = carry
+        first = cut.argmax(0)  # [N]; 0 where nothing is left, which `here` leaves alone
+        found = look_at(jnp.take_along_axis(next_obs, first[None, :, None], 0)[0])
+        here = cut & (steps == first)
+        return cut & ~here, jnp.where(here, found, next_value)
+
+    _, next_value = jax.lax.while_loop(
+        lambda carry: carry[0].any(), one_more, (cut, jnp.roll(value, -1, 0))
+    )
+    return value, next_value
+
+
 def torso(config: Any, obs_shape: tuple[int, ...]) -> nn.Module:
     """Return the torso that an agent's configuration asks for.
 

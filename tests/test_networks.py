@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax import random
 
 import purejaxpg
@@ -227,6 +228,75 @@ def test_pieces_give_what_the_whole_gives(length: int, pieces: int, sizes: set[i
     whole = jax.make_jaxpr(lambda pair: networks.in_pieces(network, pair, pieces))((x, y))
     steps = [step for step in equations(whole.jaxpr) if step.primitive.name == "tanh"]
     assert {step.outvars[0].aval.shape for step in steps} == {(size, 3, 4) for size in sizes}
+
+
+# --- values -------------------------------------------------------------------------------------
+
+
+def rollout(num_steps: int, num_envs: int, seed: int) -> tuple[jax.Array, ...]:
+    """Random observations that follow one another except where an episode ends."""
+    draw = np.random.default_rng(seed)
+    obs = draw.normal(size=(num_steps + 1, num_envs, 3)).astype(np.float32)
+    terminated, truncated = draw.random((2, num_steps, num_envs)) < 0.2
+    done = terminated | truncated
+    before_reset = draw.normal(size=(num_steps, num_envs, 3)).astype(np.float32)
+    next_obs = np.where(done[..., None], before_reset, obs[1:])
+    return tuple(jnp.asarray(x) for x in (obs[:-1], next_obs, terminated, done))
+
+
+class Critic(nn.Module):
+    """Known by heart; with `seen` it notes how many observations it looks at."""
+
+    seen: Any = None
+
+    def __call__(self, obs: jax.Array) -> jax.Array:
+        if self.seen is not None:
+            jax.debug.callback(lambda x: self.seen(x[..., 0].size), obs)
+        return jnp.tanh(obs).sum(-1)
+
+
+def critic(obs: jax.Array) -> jax.Array:
+    return Critic().apply({}, obs)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("shape", [(9, 4), (1, 3), (7, 1)])
+def test_values_are_those_of_two_passes(shape: tuple[int, int]) -> None:
+    """Batched, with rows whose numbers of cut-off episodes differ."""
+    rows = [rollout(*shape, seed) for seed in range(5)]
+    found = jax.vmap(lambda *row: networks.values(Critic(), {}, *row))(
+        *map(jnp.stack, zip(*rows, strict=True))
+    )
+    for value, next_value, row in zip(*found, rows, strict=True):
+        obs, next_obs, terminated, _ = row
+        np.testing.assert_allclose(value, critic(obs), rtol=1e-6)
+        expected = critic(next_obs)
+        np.testing.assert_allclose(next_value[~terminated], expected[~terminated], rtol=1e-6)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("how", ["all cut off", "all terminated", "nothing ends"])
+def test_values_where_all_ends_or_nothing_does(how: str) -> None:
+    done = jnp.full((6, 2), how != "nothing ends")
+    terminated = jnp.full((6, 2), how == "all terminated")
+    obs = random.normal(random.key(0), (7, 2, 3))
+    next_obs = obs[1:] + 10.0 * done[..., None]
+    value, next_value = networks.values(Critic(), {}, obs[:-1], next_obs, terminated, done)
+    np.testing.assert_allclose(value, critic(obs[:-1]), rtol=1e-6)
+    assert next_value.shape == (6, 2) and bool(jnp.isfinite(next_value).all())
+    if how != "all terminated":
+        np.testing.assert_allclose(next_value, critic(next_obs), rtol=1e-6)
+
+
+@pytest.mark.fast
+def test_the_critic_sees_each_observation_once_and_cut_off_ones_again() -> None:
+    seen: list[int] = []
+    counted = Critic(seen.append)
+    obs = random.normal(random.key(0), (8, 2, 3))
+    done = jnp.zeros((8, 2), bool).at[3, 0].set(True)
+    jax.block_until_ready(networks.values(counted, {}, obs, obs, jnp.zeros_like(done), done))
+    jax.effects_barrier()
+    assert sum(seen) == 16 + 2 + 2  # all; steps 3 and 7 of the two environments; step 7 of one
 
 
 def equations(jaxpr: Any) -> Any:

@@ -211,9 +211,9 @@ def advantages(
     """Turn [T, N] transitions into a flat batch [T*N], and let the normalisers see them."""
     obs = normalize.observations(config, state.normalizers, transition.obs)
     next_obs = normalize.observations(config, state.normalizers, transition.next_obs)
-    value = Critic(config).apply(state.params["critic"], obs)
-    next_value = Critic(config).apply(state.params["critic"], next_obs)
     terminated, done = transition.terminated, transition.done
+    critic, params = Critic(config), state.params["critic"]
+    value, next_value = networks.values(critic, params, obs, next_obs, terminated, done)
     normalizers, reward = normalize.rewards(config, state.normalizers, transition.reward, done)
     normalizers = normalize.observed(config, normalizers, transition.obs)
     advantage = returns.gae(

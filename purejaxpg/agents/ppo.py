@@ -24,7 +24,7 @@ Differs from both:
 2. The statistics of the normalisers change once per update, after the rollout, so collection and
    optimisation see the same inputs; the common wrapper changes them at every step. Those of the
    observations start from one rollout of the untrained policy, which total_timesteps leaves out.
-3. Values are computed after the rollout in two batched passes, not inside it.
+3. Values are computed after the rollout in one batched pass, not inside it.
 4. The standard deviation of the advantages is that of the population (divided by n).
 5. With max_kl, the first minibatch whose estimated KL exceeds it, and all later ones of the
    update, change nothing.
@@ -235,9 +235,11 @@ def advantages(
     """Turn [T, N] transitions into a flat batch [T*N], and let the normalisers see them."""
     obs = normalize.observations(config, state.normalizers, transition.obs)
     next_obs = normalize.observations(config, state.normalizers, transition.next_obs)
-    critic = partial(Critic(config).apply, state.params["critic"])
-    value, next_value = networks.in_pieces(critic, (obs, next_obs), config.num_minibatches)
     terminated, done = transition.terminated, transition.done
+    critic, params = Critic(config), state.params["critic"]
+    value, next_value = networks.values(
+        critic, params, obs, next_obs, terminated, done, pieces=config.num_minibatches
+    )
     normalizers, reward = normalize.rewards(config, state.normalizers, transition.reward, done)
     normalizers = normalize.observed(config, normalizers, transition.obs)
     advantage = returns.gae(

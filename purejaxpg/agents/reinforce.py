@@ -244,11 +244,11 @@ def advantages(
     """Weigh the actions of the rollout, and let the normalisers see it."""
     obs = normalize.observations(config, state.normalizers, transition.obs)
     next_obs = normalize.observations(config, state.normalizers, transition.next_obs)
-    value = next_value = jnp.zeros(transition.done.shape)
-    if config.baseline:
-        value = Critic(config).apply(state.params["critic"], obs)
-        next_value = Critic(config).apply(state.params["critic"], next_obs)
     terminated, done, valid = transition.terminated, transition.done, transition.valid
+    value = next_value = jnp.zeros(done.shape)
+    if config.baseline:
+        critic, params = Critic(config), state.params["critic"]
+        value, next_value = networks.values(critic, params, obs, next_obs, terminated, done)
     normalizers = normalize.restarted(state.normalizers)
     normalizers, reward = normalize.rewards(config, normalizers, transition.reward, done, valid)
     normalizers = normalize.observed(config, normalizers, transition.obs, valid)
