@@ -527,10 +527,11 @@ def find_devices(wanted: int | None, several: bool = False) -> list[Any]:
 
 
 def keep_programs() -> None:
-    """Let jax keep compiled programs on disk, where nobody has set that up otherwise.
+    """Keep compiled programs on disk, where nobody has set that up otherwise.
 
-    They are those of the user's cache directory, found again by the hash of the program, of jax's
-    version and of the processor. JAX_ENABLE_COMPILATION_CACHE=false switches this off.
+    They are those of the user's cache directory: jax's, found again by the hash of the program, of
+    jax's version and of the processor, and those of `sweep/kept.py`, found before anything is
+    traced. JAX_ENABLE_COMPILATION_CACHE=false switches both off.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
@@ -547,7 +548,7 @@ def keep_programs() -> None:
             path.unlink()
     except (OSError, RuntimeError):  # no home, read-only, or another process cleans up as well
         return
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(programs)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["PUREJAXPG_PROGRAMS"] = str(programs)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 

@@ -102,6 +102,11 @@ def names() -> list[str]:
     return [*gymnax.registered_envs, *(n for n in _factories if n not in gymnax.registered_envs)]
 
 
+def is_gymnax(name: str) -> bool:
+    """Tell whether `name` stands for an environment of gymnax, and not for one registered here."""
+    return name in gymnax.registered_envs and name not in _factories
+
+
 @functools.cache
 @jax.ensure_compile_time_eval()  # what is kept here outlives the trace that first asks for it
 def make(name: str, /, **kwargs: Any) -> Env:

@@ -27,7 +27,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import purejaxpg
 from purejaxpg import FaultError, InputError, checkpoint, envs, evaluate, prng
 from purejaxpg import config as configs
-from purejaxpg.sweep import engine, memory
+from purejaxpg.sweep import engine, kept, memory
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import spec as specs
 
@@ -299,17 +299,20 @@ def steps_before(config: Any) -> int:
 def build(
     spec: specs.Spec, group: plans.Group, devices: Sequence[jax.Device], horizon: int
 ) -> Programs:
-    """Compile a group's three programs for `devices`."""
+    """Compile a group's three programs for `devices`, or read them where they are kept."""
     began = time.monotonic()
     length = math.ceil(group.config.num_updates / SEGMENTS)
     mesh = Mesh(np.array(devices), (ROWS,))
-    traced = trace(spec, group, mesh, horizon, length)
-    traced_at = time.monotonic()
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # XLA compiles without Python's lock
-        # One is compiled, or read from the cache, while the next is lowered.
-        compiling = [pool.submit(program.lower().compile) for program in traced]
-        lowered_at = time.monotonic()
-        starts, trains, scores = (program.result() for program in compiling)
+    shape = {"rows": group.rows, "horizon": horizon, "length": length, "config": group.signature}
+    file = kept.path(spec, group.config, devices, shape)
+    programs = kept.load(file, devices) if file else None
+    trace_s = lower_s = 0.0
+    if programs is None:
+        with kept.anew() if file else contextlib.nullcontext():
+            programs, trace_s, lower_s = compiled(spec, group, mesh, horizon, length)
+        if file:
+            kept.save(file, programs)
+    starts, trains, scores = programs
     return Programs(
         start=starts,
         segment=trains,
@@ -318,10 +321,25 @@ def build(
         sharding=NamedSharding(mesh, PartitionSpec(ROWS)),
         rows=group.rows,
         compile_s=time.monotonic() - began,
-        trace_s=traced_at - began,
-        lower_s=lowered_at - traced_at,
-        bytes_per_device=max(map(memory.needed, (starts, trains, scores))),
+        trace_s=trace_s,
+        lower_s=lower_s,
+        bytes_per_device=max(map(memory.needed, programs)),
     )
+
+
+def compiled(
+    spec: specs.Spec, group: plans.Group, mesh: Mesh, horizon: int, length: int
+) -> tuple[list[jax.stages.Compiled], float, float]:
+    """Trace, lower and compile a group's programs -> programs, seconds of the first two."""
+    began = time.monotonic()
+    traced = trace(spec, group, mesh, horizon, length)
+    traced_at = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # XLA compiles without Python's lock
+        # One is compiled, or read from the cache, while the next is lowered.
+        compiling = [pool.submit(program.lower().compile) for program in traced]
+        lowered_at = time.monotonic()
+        programs = [program.result() for program in compiling]
+    return programs, traced_at - began, lowered_at - traced_at
 
 
 def trace(
