@@ -116,7 +116,10 @@ def load(file: Path, devices: Sequence[jax.Device]) -> list[jax.stages.Compiled]
     read = functools.partial(
         serialize_executable.deserialize_and_load, execution_devices=list(devices)
     )
-    return [read(*parts) for parts in pickle.loads(content[HASH_BYTES:])]
+    try:
+        return [read(*parts) for parts in pickle.loads(content[HASH_BYTES:])]
+    except Exception:  # whatever XLA has against them, compiling them again is the answer
+        return None
 
 
 def save(file: Path, programs: Sequence[jax.stages.Compiled]) -> None:
