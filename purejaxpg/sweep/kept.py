@@ -28,6 +28,7 @@ from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache import compilation_cache
 
 from purejaxpg import envs
+from purejaxpg.sweep import memory
 from purejaxpg.sweep import spec as specs
 
 DIRECTORY = "PUREJAXPG_PROGRAMS"  # environment variable; unset: nothing is kept
@@ -70,8 +71,7 @@ def path(
 @functools.cache
 def machine() -> str:
     """Return what tells processors apart that do not run the same code."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    lines = memory.read(Path("/proc/cpuinfo")).splitlines()
     wanted = ("vendor_id", "cpu family", "model", "stepping", "flags", "Features", "CPU part")
     known = sorted({line for line in lines if line.split("\t")[0].strip() in wanted})
     return "\n".join([platform.platform(), *(known or [platform.node()])])
@@ -102,9 +102,9 @@ def files() -> Iterator[Path]:
 def load(file: Path, devices: Sequence[jax.Device]) -> list[jax.stages.Compiled] | None:
     """Read programs for `devices`; None where there are none, or damaged ones."""
     try:
-        content = file.read_bytes()
         if hasattr(os, "getuid") and file.stat().st_uid != os.getuid():
             return None
+        content = file.read_bytes()
         if hashlib.sha256(content[HASH_BYTES:]).digest() != content[:HASH_BYTES]:
             return None
         os.utime(file)  # those that nobody reads are deleted first
@@ -141,10 +141,11 @@ def anew() -> Iterator[None]:
     A program that came from there can be serialised, but not loaded a second time: half of its
     functions are missing then (jax 0.10 and 0.11, on the CPU).
     """
+    enabled = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()  # it asks whether it is enabled only once
     try:
         yield
     finally:
-        jax.config.update("jax_enable_compilation_cache", True)
+        jax.config.update("jax_enable_compilation_cache", enabled)
         compilation_cache.reset_cache()
