@@ -9,8 +9,10 @@ TESTS   ?= tests
 # A worker for each core, but not more than four: each holds its own jax and its own thread pool.
 WORKERS ?= logical --maxprocesses=4
 # One that crashes ends the run with the name of its test: pytest-xdist may wait for ever for the rest
-# of a file whose worker it has replaced.
+# of a file whose worker it has replaced. Files go in order of their names: it would begin those of
+# few tests last, which are the longest, and leave all workers but one without work.
 PYTEST := -m pytest -q -n $(WORKERS) --max-worker-restart=0
+BY_FILE := --dist loadfile --no-loadscope-reorder
 
 BIN := $(VENV)/bin
 # -qq: warnings about the reader's own pip configuration are no concern of this project.
@@ -29,10 +31,10 @@ sweep: setup ## install if need be, then run the example sweep
 	@$(BIN)/purejaxpg sweep experiments/quickstart.toml
 
 test: setup-dev ## run the tests (all but the slow ones)
-	@$(BIN)/python $(PYTEST) --dist loadfile --durations=5 $(TESTS)
+	@$(BIN)/python $(PYTEST) $(BY_FILE) --durations=5 $(TESTS)
 
 test-fast: setup-dev ## run the part marked `fast`
-	@$(BIN)/python $(PYTEST) --dist loadfile -m 'fast and not slow' $(TESTS)
+	@$(BIN)/python $(PYTEST) $(BY_FILE) -m 'fast and not slow' $(TESTS)
 
 test-slow: setup-dev ## run the slow tests: learning curves, long faults
 	@$(BIN)/python $(PYTEST) -m slow --durations=5 $(TESTS)

@@ -59,6 +59,16 @@ def sweep(spec: pathlib.Path, out: pathlib.Path, *options: str) -> subprocess.Po
     )
 
 
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The sweep of `spec_file` in one process, without Ray."""
+    directory = tmp_path_factory.mktemp("local")
+    process = sweep(spec_file(directory), directory / "out", "--devices", "1", "--quiet")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return directory / "out"
+
+
 def wait_for_a_commit(out: pathlib.Path, process: subprocess.Popen[str]) -> int:
     """Wait until a unit is committed -> units of the round that are still to do."""
     while process.poll() is None:
@@ -71,7 +81,9 @@ def wait_for_a_commit(out: pathlib.Path, process: subprocess.Popen[str]) -> int:
     pytest.fail(process.communicate()[0])
 
 
-def test_a_lost_node_loses_no_run(cluster: Any, tmp_path: pathlib.Path) -> None:
+def test_a_lost_node_loses_no_run(
+    cluster: Any, local: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     node, spec = cluster.add_node(num_cpus=1), spec_file(tmp_path)
     process = sweep(spec, tmp_path / "ray", "--executor", "ray", "--ray-address", cluster.address)
     left = wait_for_a_commit(tmp_path / "ray", process)
@@ -81,10 +93,12 @@ def test_a_lost_node_loses_no_run(cluster: Any, tmp_path: pathlib.Path) -> None:
     assert process.returncode == 0, output
     assert "on the Ray cluster" in output
 
-    check_same_as_local(spec, tmp_path)
+    check_same(tmp_path / "ray", local)
 
 
-def test_a_terminated_sweep_goes_on(cluster: Any, tmp_path: pathlib.Path) -> None:
+def test_a_terminated_sweep_goes_on(
+    cluster: Any, local: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     """Ray has a handler of its own for SIGTERM, under which the process would say nothing."""
     spec, out = spec_file(tmp_path), tmp_path / "ray"
     options = ("--executor", "ray", "--ray-address", cluster.address)
@@ -97,14 +111,12 @@ def test_a_terminated_sweep_goes_on(cluster: Any, tmp_path: pathlib.Path) -> Non
     process = sweep(spec, out, *options)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0 and "units are done" in output, output
-    check_same_as_local(spec, tmp_path)
+    check_same(tmp_path / "ray", local)
 
 
-def check_same_as_local(spec: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """Compare tmp_path/ray with the same sweep in one process."""
-    local = sweep(spec, tmp_path / "local", "--devices", "1", "--quiet")
-    assert local.wait(timeout=300) == 0, local.communicate()[0]
-    with stores.Store.read(tmp_path / "ray") as far, stores.Store.read(tmp_path / "local") as near:
+def check_same(ray: pathlib.Path, local: pathlib.Path) -> None:
+    """Compare the results of two directories, bit for bit."""
+    with stores.Store.read(ray) as far, stores.Store.read(local) as near:
         assert far.finished and not far.damaged()
         assert [unit["name"] for unit in far.units()] == [unit["name"] for unit in near.units()]
         for unit in near.units():
