@@ -242,6 +242,12 @@ def test_every_row_says_what_is_not_equal(peers):
         assert peers.INEQUALITIES[row.driver] and peers.PINS[row.driver]
 
 
+def test_what_limits_end_makes_equal_is_not_called_unequal(peers):
+    gated = peers.rows(["ppo-cartpole-64"], gate=True)
+    assert peers.LIMITS_END in "\n".join(peers.remaining(gated))
+    assert peers.LIMITS_END not in "\n".join(peers.remaining(gated, limits_end=True))
+
+
 # --- drivers ------------------------------------------------------------------------------------
 
 
