@@ -11,6 +11,7 @@ import pytest
 
 import purejaxpg
 from purejaxpg import cli
+from purejaxpg.sweep import kept
 
 FLAGS = [
     *("--total-timesteps", "64", "--num-envs", "2", "--num-steps", "8", "--num-epochs", "1"),
@@ -343,7 +344,7 @@ def programs(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib
     for name in (
         "JAX_COMPILATION_CACHE_DIR",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
-        "PUREJAXPG_PROGRAMS",
+        kept.DIRECTORY,
     ):
         monkeypatch.setenv(name, "")  # so that the end of the test restores it
         monkeypatch.delenv(name)
@@ -357,7 +358,7 @@ def test_programs_are_kept_and_the_oldest_go(
 ) -> None:
     cli.keep_programs()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(programs)
-    assert os.environ["PUREJAXPG_PROGRAMS"] == str(programs)
+    assert os.environ[kept.DIRECTORY] == str(programs)
     for age, name in enumerate(("newest", "middle", "oldest")):
         (programs / name).write_bytes(bytes(100))
         os.utime(programs / name, (1e9 - age, 1e9 - age))
@@ -374,7 +375,7 @@ def test_a_place_for_programs_of_ones_own_is_respected(
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
     cli.keep_programs()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "elsewhere" and not programs.exists()
-    assert "PUREJAXPG_PROGRAMS" not in os.environ
+    assert kept.DIRECTORY not in os.environ
 
 
 @pytest.mark.fast
