@@ -9,9 +9,10 @@ TESTS   ?= tests
 # A worker for each core, but not more than four: each holds its own jax and its own thread pool.
 WORKERS ?= logical --maxprocesses=4
 # One that crashes ends the run with the name of its test: pytest-xdist may wait for ever for the rest
-# of a file whose worker it has replaced. Files go in order of their names: it would begin those of
-# few tests last, which are the longest, and leave all workers but one without work.
+# of a file whose worker it has replaced.
 PYTEST := -m pytest -q -n $(WORKERS) --max-worker-restart=0
+# In order of their names: pytest-xdist would begin files of few tests last, which are the longest, and
+# leave all workers but one without work.
 BY_FILE := --dist loadfile --no-loadscope-reorder
 
 BIN := $(VENV)/bin
