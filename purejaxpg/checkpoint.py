@@ -18,7 +18,7 @@ import logging
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -157,12 +157,41 @@ def remove(path: str | os.PathLike[str]) -> None:
 # -------------------------------------------------------------------------------- tree <-> arrays
 
 
-def _leaf_record(name: str, leaf: Any) -> dict[str, Any]:
-    """Return the path, shape, dtype and, for a typed PRNG key, the implementation of one leaf."""
+def is_key(leaf: Any) -> bool:
+    """Tell whether a leaf is an array, or the shape, of typed PRNG keys."""
     import jax
 
+    return jax.dtypes.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key)
+
+
+def to_numpy(leaf: Any) -> np.ndarray:
+    """Copy a leaf to the host: of typed keys, their data, with one more axis."""
+    import jax
+
+    return np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
+
+
+def from_numpy(array: Any, template: Any) -> Any:
+    """Return what `to_numpy` made of a leaf like `template` as that leaf again."""
+    import jax
+
+    if not is_key(template):
+        return array
+    return jax.random.wrap_key_data(array, impl=_key_implementation(template))
+
+
+def like(template: Any, leaves: Sequence[Any]) -> Any:
+    """Put what `to_numpy` made of the leaves of a pytree back into the structure of `template`."""
+    import jax
+
+    wanted, structure = jax.tree.flatten(template)
+    return jax.tree.unflatten(structure, map(from_numpy, leaves, wanted))
+
+
+def _leaf_record(name: str, leaf: Any) -> dict[str, Any]:
+    """Return the path, shape, dtype and, for a typed PRNG key, the implementation of one leaf."""
     dtype = getattr(leaf, "dtype", None)
-    if dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+    if is_key(leaf):
         # `key<fry>` names the implementation for both arrays and ShapeDtypeStruct.
         return {"path": name, "shape": list(leaf.shape), "dtype": "key", "key": str(dtype)}
     if not isinstance(leaf, (bool, int, float)) and dtype is None:
@@ -194,12 +223,12 @@ def _flatten(state: Any) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     arrays = {}
     for index, (record, leaf) in enumerate(zip(leaves, jax.tree.leaves(state), strict=True)):
         # Orbax takes 0-d arrays but not NumPy scalars, and cannot write an array without elements.
-        array = np.asarray(jax.random.key_data(leaf) if record["dtype"] == "key" else leaf)
+        array = to_numpy(leaf)
         if array.dtype.kind == "O":
             raise TypeError(f"The leaf {record['path']} of a checkpoint holds Python objects.")
         record["key_shape"] = list(array.shape) if record["dtype"] == "key" else None
         if array.size:
-            arrays[f"{index:05d}"] = array
+            arrays[f"{index:05d}"] = _as_known(array)
     return leaves, arrays
 
 
@@ -212,19 +241,25 @@ def _unflatten(template: Any, leaves: list[dict[str, Any]], arrays: dict[str, np
     for index, (record, leaf) in enumerate(zip(leaves, like, strict=True)):
         array = arrays.get(f"{index:05d}")
         if array is None:
-            array = np.zeros(record["key_shape"] or record["shape"], _stored_dtype(record))
-        filled.append(_like(leaf, record, array))
+            array = np.zeros(record["key_shape"] or record["shape"], _dtype(record))
+        filled.append(_like(leaf, array.view(_dtype(record))))
     return jax.tree.unflatten(structure, filled)
 
 
-def _stored_dtype(record: dict[str, Any]) -> np.dtype:
-    """Return the dtype of the array on disk; key data are unsigned integers."""
+def _as_known(array: np.ndarray) -> np.ndarray:
+    """Return an array of a type that NumPy knows: of jax's own small ones, orbax lacks a few."""
+    own = array.dtype.isbuiltin != 1
+    return array.view(np.dtype(f"uint{8 * array.dtype.itemsize}")) if own else array
+
+
+def _dtype(record: dict[str, Any]) -> np.dtype:
+    """Return the dtype of a leaf's array; key data are unsigned integers."""
     import jax.numpy as jnp
 
     return np.dtype(np.uint32) if record["dtype"] == "key" else np.dtype(jnp.dtype(record["dtype"]))
 
 
-def _like(leaf: Any, record: dict[str, Any], array: np.ndarray) -> Any:
+def _like(leaf: Any, array: np.ndarray) -> Any:
     """Return an array of the same kind (NumPy, scalar, jax, typed key) as the template's leaf."""
     import jax
 
@@ -235,24 +270,22 @@ def _like(leaf: Any, record: dict[str, Any], array: np.ndarray) -> Any:
     if isinstance(leaf, (bool, int, float)):
         return array.item()
     # Copied, because jax may otherwise alias memory that it does not own and donate it later.
-    filled = jax.numpy.array(array)
-    if record["dtype"] == "key":
-        filled = jax.random.wrap_key_data(filled, impl=_key_implementation(leaf))
+    filled = from_numpy(jax.numpy.array(array), leaf)
     # A sharded template gets its shards back; an uncommitted one stays free to move.
     return jax.device_put(filled, leaf.sharding) if getattr(leaf, "committed", False) else filled
 
 
 def _key_implementation(leaf: Any) -> Any:
-    """Return the PRNG implementation of a typed key, or of a ShapeDtypeStruct of one."""
+    """Return the PRNG implementation of a typed key, or of a ShapeDtypeStruct of one.
+
+    jax tells that of an array alone, so it is asked while a function of the leaf is traced. That
+    works for implementations that a program has defined, too.
+    """
     import jax
 
-    if isinstance(leaf, jax.Array):
-        return jax.random.key_impl(leaf)
-    # Keys cannot be made from a dtype alone in the public interface, so try the known names.
-    for name in ("threefry2x32", "rbg", "unsafe_rbg"):
-        if jax.random.key(0, impl=name).dtype == leaf.dtype:
-            return name
-    raise TypeError(f"The PRNG key type {leaf.dtype} is not known.")
+    found: list[Any] = []
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), leaf)
+    return found[0]
 
 
 def _check_fit(source: Path, saved: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:

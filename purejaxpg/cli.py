@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from purejaxpg import FaultError, InputError, __version__
+from purejaxpg import FaultError, InputError, __version__, streams
 from purejaxpg.sweep import processes, signals
 
 # The first is worth a tenth of PPO's speed where a processor has registers of 512 bits, and nothing
@@ -40,12 +40,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0 done, 1 fault, 2 bad input, 130 interrupted, 143 terminated (SIGTERM).
     """
+    streams.make_usable()
     try:
         with signals.caught():
-            return dispatch(list(sys.argv[1:] if argv is None else argv))
+            status = dispatch(list(sys.argv[1:] if argv is None else argv))
+            sys.stdout.flush()  # while somebody can be told that it is not possible
+            return status
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.discard_output()
         return EXIT_FAULT
+    except OSError as error:
+        if error.filename is not None:  # not of a stream
+            raise
+        streams.discard_output()
+        return complain(f"Standard output cannot be written: {error.strerror}.", EXIT_FAULT)
     except (InputError, FaultError) as error:
         return complain(error, status_of(error))
     except KeyboardInterrupt as error:
@@ -271,7 +279,7 @@ def train(arguments: argparse.Namespace, words: list[str]) -> None:
 
     agent = specs.load_agent(arguments.agent)
     if arguments.help:
-        make_train_parser(agent).print_help()
+        make_train_parser(agent, arguments.agent).print_help()
         return
     raw = {
         "agent": arguments.agent,
@@ -482,7 +490,7 @@ def make_console() -> Any:
     """Return the console to print on; a file or a pipe is as wide as a table needs."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 120)
+    return Console(width=None if streams.on_terminal(sys.stdout) else 120)
 
 
 def find_devices(wanted: int | None, several: bool = False) -> list[Any]:
@@ -529,9 +537,9 @@ def find_devices(wanted: int | None, several: bool = False) -> list[Any]:
 def keep_programs() -> None:
     """Keep compiled programs on disk, where nobody has set that up otherwise.
 
-    They are those of the user's cache directory: jax's, found again by the hash of the program, of
-    jax's version and of the processor, and those of `sweep/kept.py`, found before anything is
-    traced. JAX_ENABLE_COMPILATION_CACHE=false switches both off.
+    It is jax's own cache, in the user's cache directory: a program is found again by the hash of
+    all that was traced, of jax's version and of the processor. JAX_ENABLE_COMPILATION_CACHE=false
+    switches it off.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
@@ -548,15 +556,14 @@ def keep_programs() -> None:
             path.unlink()
     except (OSError, RuntimeError):  # no home, read-only, or another process cleans up as well
         return
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["PUREJAXPG_PROGRAMS"] = str(programs)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(programs)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
-def make_train_parser(agent: Any) -> Parser:
-    """Return a parser that knows an agent's fields, for its help text."""
+def make_train_parser(agent: Any, name: str = "AGENT") -> Parser:
+    """Return a parser that knows the fields of an agent called `name`, for its help text."""
     from purejaxpg import config as configs
 
-    name = agent.__name__.rpartition(".")[2] if agent else "AGENT"
     parser = Parser(
         prog=f"purejaxpg train {name}",
         usage=f"purejaxpg train {name} [--seed N] [--out DIR] [--quiet] [--FIELD VALUE ...]",

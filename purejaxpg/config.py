@@ -104,10 +104,33 @@ def coerce_env_kwarg(name: str, value: Any) -> Any:
 
 
 def coerce_env_param(name: str, value: Any) -> float | int | bool:
-    """Return one environment parameter as a number."""
-    if isinstance(value, bool) or (is_number(value) and math.isfinite(value)):
+    """Return one environment parameter as a number, a whole one as an int: 20 and 20.0 are one."""
+    if isinstance(value, bool):
         return value
+    if is_number(value) and math.isfinite(value):
+        return int(value) if abs(value) < 2**53 and value == int(value) else value
     raise InputError(f"env_params.{name} must be a finite number, but is {value!r}.")
+
+
+def canonical(cls: type, name: str, value: Any) -> Any:
+    """Return a value as a field of `cls` holds it, so that equal settings look and hash alike.
+
+    Args:
+        cls: an agent's `Config`.
+        name: a field, or `env_params.NAME` or `env_kwargs.NAME`.
+        value: as it comes from TOML: 1 for a field that is a float.
+
+    Returns:
+        The value, JSON-able: a list where the field is a tuple.
+
+    Raises:
+        InputError: the value is not of the field's type.
+    """
+    outer, dot, inner = name.partition(".")
+    if dot and outer in ("env_params", "env_kwargs"):
+        return dict(coerce(outer, field_types(cls)[outer], {inner: value}))[inner]
+    coerced = coerce(name, field_types(cls)[name], value)
+    return list(coerced) if isinstance(coerced, tuple) else coerced
 
 
 def parse(name: str, hint: Any, words: list[str]) -> Any:

@@ -1,4 +1,4 @@
-"""Score a policy by whole episodes: fixed length and masked, on raw reward.
+"""Score a policy by whole episodes, on raw reward.
 
 The score of a run is the mean return of 128 stochastic episodes, with the policy's normalisers
 frozen as they are in its state. The greedy policy stands beside it.
@@ -9,9 +9,34 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import random
+from jax import lax, random
 
-from purejaxpg import envs
+from purejaxpg import InputError, envs
+
+# An episode that is still running after so many steps has no return.
+LONGEST = 100_000
+# Steps between two looks at whether all episodes have ended: a look costs a wait for the device,
+# a step too many costs a step.
+STRIDE = 16
+
+
+def check(config: Any) -> None:
+    """Raise an InputError unless every episode of `config`'s environment ends within LONGEST steps.
+
+    An environment whose rule is its own is trusted: an episode that does not end has no return.
+    """
+    env = envs.from_config(config)
+    if not env.ends:
+        raise InputError(
+            f"env {env.name!r} never truncates an episode, so one may never end and cannot be "
+            f"scored; give it a limit, as in envs.register({env.name!r}, ..., max_steps=1000)."
+        )
+    limit = envs.horizon(env, config.env_params)
+    if limit is not None and limit > LONGEST:
+        raise InputError(
+            f"max_steps_in_episode of env {env.name!r} must be at most {LONGEST}, the longest "
+            f"episode that is scored, but is {limit}."
+        )
 
 
 def evaluate(
@@ -25,44 +50,52 @@ def evaluate(
 ) -> dict[str, jax.Array]:
     """Play `num_episodes` whole episodes from fresh resets, one per environment.
 
+    It goes on until all of them have ended, so it follows a traced time limit as well.
+
     Args:
         key: used for nothing else.
         agent: a module with the contract's `policy`.
         state: the agent's state; nothing in it changes.
         config: the agent's configuration; its environment is the one played.
         num_episodes: E.
-        max_steps: length of the scan, by which every episode has to end; the environment's time
-            limit by default. Give it where `env_params` holds a traced limit.
+        max_steps: stop after so many steps, whatever is still running. By default, after LONGEST.
         greedy: take the most probable action instead of sampling.
 
     Returns:
-        `return` [E] undiscounted raw return, `length` [E] int32 steps, `finished` [E] bool,
-        false for an episode that was still running after `max_steps`.
+        `return` [E] undiscounted raw return, NaN for an episode that was cut short: what it had
+        collected is no return. `length` [E] int32 steps that were played. `finished` [E] bool,
+        false for an episode that was cut short.
+
+    Raises:
+        InputError: nothing ends an episode but the task, and there is no `max_steps`.
     """
-    env = envs.from_config(config)
-    params = envs.params(env, config.env_params)
+    if max_steps is None:
+        check(config)
+    steps = LONGEST if max_steps is None else max_steps
+    env, params = envs.setup(config)
     key_reset, key_steps = random.split(key)
     obs, env_state = envs.reset(key_reset, env, params, num_episodes)
 
-    def step(carry: tuple[Any, ...], key: jax.Array) -> tuple[tuple[Any, ...], None]:
+    def step(carry: tuple[Any, ...], t: jax.Array) -> tuple[tuple[Any, ...], None]:
         obs, env_state, total, length, running = carry
-        key_action, key_env = random.split(key)
+        key_action, key_env = random.split(random.fold_in(key_steps, t))
         action = agent.policy(key_action, state, obs, config, greedy)
         obs, env_state, now = envs.step(key_env, env, env_state, action, params)
-        total = total + jnp.where(running, now.reward, 0.0)
-        return (obs, env_state, total, length + running, running & ~now.done), None
+        played = running & (t < steps)
+        total = total + jnp.where(played, now.reward, 0.0)
+        return (obs, env_state, total, length + played, running & ~(played & now.done)), None
 
-    start = (
-        obs,
-        env_state,
-        jnp.zeros(num_episodes),
-        jnp.zeros(num_episodes, jnp.int32),
-        jnp.ones(num_episodes, bool),
+    def stride(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        t, played = carry
+        played, _ = lax.scan(step, played, t + jnp.arange(STRIDE))
+        return t + STRIDE, played
+
+    none, running = jnp.zeros(num_episodes), jnp.ones(num_episodes, bool)
+    start = (obs, env_state, none, none.astype(jnp.int32), running)
+    _, (*_, total, length, running) = lax.while_loop(
+        lambda carry: (carry[0] < steps) & carry[1][-1].any(), stride, (jnp.int32(0), start)
     )
-    steps = envs.horizon(env, config.env_params) if max_steps is None else max_steps
-    end, _ = jax.lax.scan(step, start, random.split(key_steps, steps))
-    _, _, total, length, running = end
-    return {"return": total, "length": length, "finished": ~running}
+    return {"return": jnp.where(running, jnp.nan, total), "length": length, "finished": ~running}
 
 
 def score(
@@ -81,7 +114,7 @@ def score(
         state: the agent's state.
         config: the agent's configuration.
         num_episodes: E, for each of the two.
-        max_steps: length of the scan.
+        max_steps: as for `evaluate`.
 
     Returns:
         `evaluation/return` [E], `evaluation/length` [E] and `evaluation/finished` [E] of the

@@ -57,6 +57,15 @@ def update(moments: Moments, batch: jax.Array, where: jax.Array | None = None) -
     return Moments(moments.mean + delta * batch_count / count, spread / count, count)
 
 
+def inverse_std(var: jax.Array) -> jax.Array:
+    """Return 1 / sqrt(var + 1e-8) [...], and NaN where the variance [...] has overflowed.
+
+    Zero would be the quotient there, and whoever multiplies by it would go on learning from
+    nothing; a run whose loss is NaN is marked as diverged.
+    """
+    return jnp.where(jnp.isfinite(var), jax.lax.rsqrt(var + 1e-8), jnp.nan)
+
+
 def normalize(moments: Moments, x: jax.Array, clip: jax.Array | float) -> jax.Array:
     """Return (x - mean) / std, clipped to [-clip, clip].
 
@@ -66,9 +75,9 @@ def normalize(moments: Moments, x: jax.Array, clip: jax.Array | float) -> jax.Ar
         clip: bound on the result, in standard deviations; inf switches it off.
 
     Returns:
-        An array of x's shape.
+        An array of x's shape; NaN where the variance is beyond float32, for values beyond 1e19.
     """
-    return jnp.clip((x - moments.mean) * jax.lax.rsqrt(moments.var + 1e-8), -clip, clip)
+    return jnp.clip((x - moments.mean) * inverse_std(moments.var), -clip, clip)
 
 
 def discounted_sum(
@@ -121,7 +130,9 @@ def scale_reward(
 ) -> tuple[RewardScale, jax.Array]:
     """Divide rewards by the standard deviation of the discounted sum of rewards.
 
-    No mean is subtracted: a shift would pay for long or for short episodes.
+    No mean is subtracted: a shift would pay for long or for short episodes. Sums that hardly vary,
+    as of one-step episodes that all pay the same, do not blow rewards up: the standard deviation
+    counts as a tenth of the sums' root mean square at least, so that such rewards become 10.
 
     Args:
         scale: updated with these rewards first.
@@ -131,11 +142,13 @@ def scale_reward(
         where: [T, N] bool, the steps whose sums count. By default, all.
 
     Returns:
-        The updated scale, and rewards [T, N].
+        The updated scale, and rewards [T, N]; NaN where sums are beyond 1e19.
     """
     running, sums = discounted_sum(scale.running, reward, done, gamma)
     moments = update(scale.moments, sums, where)
-    return RewardScale(running, moments), reward * jax.lax.rsqrt(moments.var + 1e-8)
+    mean_square = moments.var + moments.mean**2
+    var = jnp.maximum(moments.var, 0.01 * mean_square)
+    return RewardScale(running, moments), reward * inverse_std(var)
 
 
 @struct.dataclass

@@ -1,4 +1,5 @@
 import errno
+import functools
 import json
 import os
 import pickle
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purejaxpg import FaultError, checkpoint
+from purejaxpg import FaultError, checkpoint, prng
 
 
 def make_state():
@@ -69,6 +70,50 @@ def test_a_template_of_shapes_is_enough(saved):
     template = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, state))
     template["nan"] = np.zeros(3)  # float64, which shapes under jax cannot have by default
     assert_same(state, checkpoint.load(path, template))
+
+
+KEYS = {
+    "prng.key": prng.key,
+    **{impl: functools.partial(jax.random.key, impl=impl)
+       for impl in ("threefry2x32", "rbg", "unsafe_rbg")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_typed_keys_of_every_kind_come_back(kind, tmp_path):
+    """Of any shape, from a template of arrays or of shapes alone, and they draw as before."""
+    key = KEYS[kind](3)
+    state = {"one": key, "row": jax.random.split(key, 3), "none": jax.random.split(key, 3)[:0],
+             "square": jax.random.split(key, (2, 2))}  # fmt: skip
+    sha256 = checkpoint.save(tmp_path / "keys", state)
+    for template in (state, jax.eval_shape(lambda: state)):
+        loaded = checkpoint.load(tmp_path / "keys", template, sha256)
+        assert_same(state, loaded)
+        assert jax.random.bits(loaded["one"]) == jax.random.bits(key)
+    leaves = [checkpoint.to_numpy(leaf) for leaf in jax.tree.leaves(state)]
+    assert all(type(leaf) is np.ndarray and leaf.dtype == np.uint32 for leaf in leaves)
+    assert_same(state, checkpoint.like(jax.eval_shape(lambda: state), leaves))
+
+
+DTYPES = [
+    "bool", "int2", "uint2", "int4", "uint4", "int8", "uint8", "int16", "uint16", "int32", "uint32",
+    "bfloat16", "float16", "float32", "complex64", "float8_e3m4", "float8_e4m3", "float8_e4m3fn",
+    "float8_e4m3b11fnuz", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu",
+    "float4_e2m1fn",
+]  # fmt: skip
+
+
+def test_every_dtype_that_jax_has_comes_back(tmp_path):
+    state = {}
+    for name in DTYPES:
+        dtype = jnp.dtype(name)
+        for shape in ((), (3,), (2, 0), (2, 3)):
+            host = np.ones(shape, dtype)
+            state[f"{name}{shape}"] = jnp.asarray(host)
+            state[f"{name}{shape} of NumPy"] = host
+    assert {np.dtype(leaf.dtype).name for leaf in state.values()} == set(DTYPES)
+    checkpoint.save(tmp_path / "all", state)
+    assert_same(state, checkpoint.load(tmp_path / "all", state))
 
 
 def test_the_manifest_lists_every_file_sorted_with_its_hash(saved):

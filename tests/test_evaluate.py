@@ -40,7 +40,7 @@ def registered() -> Iterator[None]:
     probes.register()
     envs.register("countdown", Countdown)
     yield
-    del envs._factories["countdown"]
+    del envs._registered["countdown"]
 
 
 def settings(env: str, **fields: Any) -> ppo.Config:
@@ -108,27 +108,41 @@ def test_an_episode_cut_short_is_not_finished() -> None:
     config = settings("countdown")
     whole = score(0, IDLE, None, config, num_episodes=64)
     result = score(0, IDLE, None, config, num_episodes=64, max_steps=4)
-    # The two scans draw other keys for their steps, but the same ones for their resets.
     assert set(whole["length"][~result["finished"]]) == {5}
     assert set(whole["length"][result["finished"]]) == {3, 4}
     np.testing.assert_array_equal(result["length"], np.minimum(whole["length"], 4))
-    assert set(result["return"][~result["finished"]]) == {1.0 + 2.0 + 3.0 + 4.0}
+    # What was cut short has collected 10, which is the return of no episode.
+    assert np.isnan(result["return"][~result["finished"]]).all()
+    np.testing.assert_array_equal(
+        result["return"][result["finished"]], whole["return"][result["finished"]]
+    )
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize(
     ("limit", "max_steps", "steps", "finished"),
-    [(8, None, 5, False), (8, 8, 8, True), (2, None, 2, True)],
+    [(8, None, 8, True), (8, 8, 8, True), (8, 7, 7, False), (2, None, 2, True)]
+    + [(limit, None, limit, True) for limit in (15, 16, 17, 31, 32, 33)],  # around the stride
 )
-def test_a_longer_time_limit_needs_max_steps(
+def test_a_traced_time_limit_is_followed(
     limit: int, max_steps: int | None, steps: int, finished: bool
 ) -> None:
-    """`env_params` is traced, so the length of the scan cannot follow it."""
     config = settings("probe/Endless", env_params={"max_steps_in_episode": limit})
     result = score(0, IDLE, None, config, num_episodes=3, max_steps=max_steps)
-    np.testing.assert_array_equal(result["return"], np.full(3, float(steps)))
+    expected = float(steps) if finished else np.nan
+    np.testing.assert_array_equal(result["return"], np.full(3, expected))
     np.testing.assert_array_equal(result["length"], np.full(3, steps))
     np.testing.assert_array_equal(result["finished"], np.full(3, finished))
+
+
+@pytest.mark.fast
+def test_episodes_do_not_depend_on_when_others_end() -> None:
+    """Nor on what bounds them: steps draw from keys that count from the start of the evaluation."""
+    config = settings("countdown")
+    whole, few = (score(0, IDLE, None, config, num_episodes=n) for n in (64, 1))
+    bounded = score(0, IDLE, None, config, num_episodes=64, max_steps=5)
+    jax.tree.map(np.testing.assert_array_equal, whole, bounded)
+    assert few["length"].shape == (1,)
 
 
 @pytest.mark.fast

@@ -272,3 +272,38 @@ def test_no_reward_at_all_stays_none() -> None:
     reward, done = jnp.zeros((4, 2)), jnp.zeros((4, 2), bool)
     _, scaled = normalize.scale_reward(normalize.init_reward_scale(2), reward, done, 0.9)
     assert scaled.tolist() == reward.tolist()
+
+
+@pytest.mark.parametrize("pay", [1.0, -3.0, 1e-2, 1e6])
+@pytest.mark.parametrize("gamma", [0.0, 0.99])
+def test_sums_that_never_vary_do_not_blow_rewards_up(pay: float, gamma: float) -> None:
+    """One-step episodes that all pay the same: ten, where dividing by the deviation gives 1e4."""
+    reward, done = jnp.full((8, 2), pay), jnp.ones((8, 2), bool)
+    _, scaled = normalize.scale_reward(normalize.init_reward_scale(2), reward, done, gamma)
+    expected = pay / np.sqrt(0.01 * pay**2 + 1e-8)
+    np.testing.assert_allclose(scaled, expected, rtol=1e-5)
+    assert abs(expected) <= 10
+
+
+def test_sums_that_vary_by_a_tenth_of_their_size_are_scaled_by_their_deviation() -> None:
+    """The floor does not move anything else: at 0.11 of the root mean square it is not reached."""
+    for spread, factor in ((0.11, 1 / 0.11), (0.05, 10.0)):
+        reward = jnp.array([[1.0 - spread], [1.0 + spread]]) / np.sqrt(1 + spread**2)
+        done = jnp.ones((2, 1), bool)
+        _, scaled = normalize.scale_reward(normalize.init_reward_scale(1), reward, done, 0.9)
+        root = 1 / np.sqrt(1 + spread**2) if spread > 0.1 else 1.0
+        np.testing.assert_allclose(scaled / reward, factor / root, rtol=2e-3)
+
+
+@pytest.mark.parametrize(("size", "finite"), [(1e-3, True), (1e18, True), (1e20, False)])
+def test_what_is_too_large_for_a_variance_is_not_a_number(size: float, finite: bool) -> None:
+    """Zero, which the quotient would be, looks like learning; NaN marks a run as diverged."""
+    noise = size * random.normal(random.key(0), (8, 2))
+    done = jnp.zeros((8, 2), bool)
+    _, scaled = normalize.scale_reward(normalize.init_reward_scale(2), noise, done, 0.9)
+    moments = normalize.update(normalize.init((2,)), noise)
+    seen = normalize.normalize(moments, noise, 10.0)
+    for values in (scaled, seen):
+        assert np.isfinite(values).all() == finite
+        assert np.isnan(values).all() == (not finite)
+        assert not finite or float(jnp.abs(values).max()) > 0.1

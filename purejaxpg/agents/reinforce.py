@@ -86,7 +86,7 @@ class Config:
     @property
     def horizon(self) -> int:
         """Steps that an update plays in each environment."""
-        return self.max_steps or envs.from_config(self).max_steps
+        return self.max_steps or envs.from_config(self).max_steps or 0
 
     @property
     def steps_per_update(self) -> int:
@@ -104,11 +104,16 @@ def check(config: Config) -> None:
     env = envs.check(config)
     networks.check(config, env.obs_shape)
     configs.at_least(config, 0, "max_steps")
+    limit = envs.horizon(env, config.env_params) or 0
+    configs.require(
+        limit > 0,
+        f"REINFORCE plays whole episodes, but nothing says how long those of {env.name} may be; "
+        f"give them a limit, as in envs.register({env.name!r}, ..., max_steps=1000).",
+    )
     configs.at_least(config, 1 if config.baseline else 0, "num_critic_steps")
     configs.in_range(config)
     configs.check_rollout(config)
     schedules.check(config)
-    limit = int(config.env_params.get("max_steps_in_episode", env.max_steps))
     configs.require(
         config.horizon >= limit,
         f"max_steps must leave room for an episode, {limit} steps in {env.name}, but is "

@@ -113,7 +113,6 @@ class Processes:
         environment = {
             **self.environment,
             "JAX_COMPILATION_CACHE_DIR": cache,
-            "PUREJAXPG_PROGRAMS": cache,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }

@@ -5,6 +5,7 @@ only lay out what is in it.
 """
 
 import json
+import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -479,7 +480,7 @@ def _roles(tuned: Sequence[Configuration], confirmed: Sequence[Configuration]) -
     Winner and runners-up are the best of the tuning stage, so what is confirmed without being
     among those is the default. Where the default is one of them, nothing says which.
     """
-    best = [c for c in tuned if c.rank is not None and c.reached >= tuned[0].reached]
+    best = [c for c in tuned if c.rank is not None and c.rung >= tuned[0].rung]
     order = {c.key: place for place, c in enumerate(best[: 1 + search.RUNNERS_UP])}
     places = {c.key: c for c in tuned}
     found = []
@@ -502,9 +503,7 @@ def _section(
     curves, population = dict(found), ranking.is_population(identity)
     own = [run for run in runs if ranking.environment_of(run) == name]
     again = [c.configuration for c in confirmed]
-    contenders = [
-        c.scores for c in ranked[:CONTENDERS] if c.rank and c.reached >= ranked[0].reached
-    ]
+    contenders = [c.scores for c in ranked[:CONTENDERS] if c.rank and c.rung >= ranked[0].rung]
     finite = contenders and np.isfinite(np.concatenate(contenders)).all()
     return Section(
         environment=name,
@@ -757,7 +756,7 @@ def _improvements(
 ) -> list[Improvement]:
     """Compare the winner with what else was confirmed, or with others of the tuning stage."""
     pairs = [(each.name, confirmed[0].configuration, each.configuration) for each in confirmed[1:]]
-    full = [c for c in ranked if c.rank is not None and c.reached >= ranked[0].reached]
+    full = [c for c in ranked if c.rank is not None and c.rung >= ranked[0].rung]
     if not confirmed and len(full) > 1:
         pairs = [("rank 2", full[0], full[1])]
     if not confirmed and len(full) > 3:
@@ -803,7 +802,7 @@ def _profile(sections: Sequence[Section]) -> Profile | None:
             }
             own = {f"{k}, fresh seeds": c.configuration for k, c in chosen.items() if c}
         else:
-            full = [c for c in section.ranked if c.rank and c.reached >= section.ranked[0].reached]
+            full = [c for c in section.ranked if c.rank and c.rung >= section.ranked[0].rung]
             own = {"best": full[0]} if full else {}
             if len(full) > 2:
                 own["middle of the ranking"] = full[len(full) // 2]
@@ -835,7 +834,7 @@ def _cross(sections: Sequence[Section]) -> Cross | None:
     """Return the sensitivity over environments, from the settings finished in all of them."""
     if len(sections) < 2:
         return None
-    by_key = [{c.key: c for c in s.ranked if _finite(c) and c.reached >= 1} for s in sections]
+    by_key = [{c.key: c for c in s.ranked if _finite(c) and c.rung == math.inf} for s in sections]
     shared = [key for key in by_key[0] if all(key in other for other in by_key)]
     if len(shared) < 2:
         return None

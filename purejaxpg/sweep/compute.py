@@ -27,7 +27,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import purejaxpg
 from purejaxpg import FaultError, InputError, checkpoint, envs, evaluate, prng
 from purejaxpg import config as configs
-from purejaxpg.sweep import engine, kept, memory
+from purejaxpg.sweep import engine, memory
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import spec as specs
 
@@ -85,7 +85,13 @@ class Backend:
     def groups(
         self, index: int, round_: plans.Round, stored_rows: Mapping[str, int]
     ) -> list[plans.Group]:
-        """Cut a round into groups and units."""
+        """Cut a round into groups and units.
+
+        Raises:
+            InputError: a run could not be scored.
+        """
+        for leg in round_.legs:
+            evaluate.check(leg.run.config)
         return plans.groups(index, round_, signature, self.rows, stored_rows)
 
     def rows(self, config: Any, num_legs: int) -> int:
@@ -94,38 +100,25 @@ class Backend:
             return self.spec.rows_per_device
         return plans.even_rows(num_legs, self.slots, cpu_rows(config) if self.on_cpu else 2**31)
 
-    def compile(self, group: plans.Group, horizon: int | None = None) -> Programs:
+    def compile(self, group: plans.Group) -> Programs:
         """Compile the programs of a group, or find those of an earlier round.
-
-        Args:
-            group: whose units they compute.
-            horizon: of its episodes; None: the longest of any of its legs.
 
         Raises:
             OutOfMemory: its units will not fit.
             InputError: the agent breaks the contract.
         """
         used = self.devices[: len(group.units)]  # not of the pending ones: resuming keeps it
-        horizon = horizon or self.horizon(group)
-        key = (group.signature, group.rows, len(used), horizon)
+        key = (group.signature, group.rows, len(used))
         programs = self.compiled.pop(key, None)
         if programs is None:
             while len(self.compiled) >= KEPT:
                 del self.compiled[next(iter(self.compiled))]
             with out_of_memory(group.rows):
-                programs = build(self.spec, group, used, horizon)
+                programs = build(self.spec, group, used)
             own = [device for device in used if device.process_index == jax.process_index()]
             refuse_too_large(programs, memory.limit(own))
         self.compiled[key] = programs  # the last used comes last
         return programs
-
-    def horizon(self, group: plans.Group) -> int:
-        """Return the longest episode of a group's environments."""
-        return max(
-            envs.horizon(envs.from_config(leg.run.config), leg.run.config.env_params)
-            for unit in group.units
-            for leg in unit.legs
-        )
 
     # --------------------------------------------------------------------------------- computing
 
@@ -266,12 +259,13 @@ def stack(runs: Sequence[specs.Run], rows: int) -> tuple[np.ndarray, Any]:
     """Batch runs for vmap, padded to `rows` with copies of the last one.
 
     Returns:
-        Seeds [rows], and a Config whose leaves are float32 [rows].
+        Seeds [rows], and a Config whose leaves are [rows], each of the type it is computed with.
     """
     padded = [*runs, *([runs[-1]] * (rows - len(runs)))]
     seeds = np.array([run.seed for run in padded], np.uint32)
     leaves = [run.config for run in padded]
-    return seeds, jax.tree.map(lambda *values: np.array(values, np.float32), *leaves)
+    types = envs.traced_types(leaves[0])
+    return seeds, jax.tree.map(lambda dtype, *values: np.array(values, dtype), types, *leaves)
 
 
 def pad(array: jax.Array, rows: int) -> jax.Array:
@@ -296,22 +290,18 @@ def steps_before(config: Any) -> int:
     return int(getattr(config, "learning_starts", 0))
 
 
-def build(
-    spec: specs.Spec, group: plans.Group, devices: Sequence[jax.Device], horizon: int
-) -> Programs:
-    """Compile a group's three programs for `devices`, or read them where they are kept."""
+def build(spec: specs.Spec, group: plans.Group, devices: Sequence[jax.Device]) -> Programs:
+    """Trace, lower and compile a group's three programs for `devices`."""
     began = time.monotonic()
     length = math.ceil(group.config.num_updates / SEGMENTS)
     mesh = Mesh(np.array(devices), (ROWS,))
-    shape = {"rows": group.rows, "horizon": horizon, "length": length, "config": group.signature}
-    file = kept.path(spec, group.config, devices, shape)
-    programs = kept.load(file, devices) if file else None
-    trace_s = lower_s = 0.0
-    if programs is None:
-        with kept.anew() if file else contextlib.nullcontext():
-            programs, trace_s, lower_s = compiled(spec, group, mesh, horizon, length)
-        if file:
-            kept.save(file, programs)
+    traced = trace(spec, group, mesh, length)
+    traced_at = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # XLA compiles without Python's lock
+        # One is compiled, or read from the cache, while the next is lowered.
+        compiling = [pool.submit(program.lower().compile) for program in traced]
+        lowered_at = time.monotonic()
+        programs = [program.result() for program in compiling]
     starts, trains, scores = programs
     return Programs(
         start=starts,
@@ -321,29 +311,14 @@ def build(
         sharding=NamedSharding(mesh, PartitionSpec(ROWS)),
         rows=group.rows,
         compile_s=time.monotonic() - began,
-        trace_s=trace_s,
-        lower_s=lower_s,
+        trace_s=traced_at - began,
+        lower_s=lowered_at - traced_at,
         bytes_per_device=max(map(memory.needed, programs)),
     )
 
 
-def compiled(
-    spec: specs.Spec, group: plans.Group, mesh: Mesh, horizon: int, length: int
-) -> tuple[list[jax.stages.Compiled], float, float]:
-    """Trace, lower and compile a group's programs -> programs, seconds of the first two."""
-    began = time.monotonic()
-    traced = trace(spec, group, mesh, horizon, length)
-    traced_at = time.monotonic()
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # XLA compiles without Python's lock
-        # One is compiled, or read from the cache, while the next is lowered.
-        compiling = [pool.submit(program.lower().compile) for program in traced]
-        lowered_at = time.monotonic()
-        programs = [program.result() for program in compiling]
-    return programs, traced_at - began, lowered_at - traced_at
-
-
 def trace(
-    spec: specs.Spec, group: plans.Group, mesh: Mesh, horizon: int, length: int
+    spec: specs.Spec, group: plans.Group, mesh: Mesh, length: int
 ) -> tuple[jax.stages.Traced, ...]:
     """Trace a group's start, segments of at most `length` updates, and score."""
     agent, num_devices = spec.agent, mesh.size
@@ -354,7 +329,7 @@ def trace(
         functools.partial(segment_rows, agent, length), in_specs=(over_rows,) * 4 + (same, same)
     )
     score = shard(
-        functools.partial(score_rows, agent, spec.eval_episodes, horizon),
+        functools.partial(score_rows, agent, spec.eval_episodes),
         in_specs=(over_rows,) * 3 + (same,),
     )
     stacked = stack([leg.run for leg in group.units[0].legs], group.rows)
@@ -441,14 +416,13 @@ def finite(params: Any, metrics: dict[str, jax.Array]) -> jax.Array:
 def score_rows(
     agent: types.ModuleType,
     episodes: int,
-    horizon: int,
     seeds: jax.Array,
     configs: Any,
     states: Any,
     updates: jax.Array,
 ) -> dict[str, jax.Array]:
     """Evaluate each row after so many updates -> returns [rows, episodes]."""
-    score = functools.partial(evaluate.score, agent=agent, num_episodes=episodes, max_steps=horizon)
+    score = functools.partial(evaluate.score, agent=agent, num_episodes=episodes)
     keys = run_keys(seeds, np.uint32(2**31) + updates.astype(np.uint32))
     return jax.vmap(lambda key, state, config: score(key, state=state, config=config))(
         keys, states, configs
@@ -469,13 +443,13 @@ def versions() -> dict[str, str]:
 def refuse_without_params(agent: types.ModuleType, states: Any) -> None:
     """Raise an InputError unless the agent's states have the parameters that the engine reads."""
     if not hasattr(states, "params"):
-        name = agent.__name__.rpartition(".")[2]
+        name = Path(str(agent.__file__)).stem
         raise InputError(f"The state of agent {name!r} must have the attribute params.")
 
 
 def refuse_metrics(agent: types.ModuleType, metrics: dict[str, jax.Array]) -> None:
     """Raise an InputError unless the agent's metrics [rows] are what the engine reads."""
-    name = agent.__name__.rpartition(".")[2]
+    name = Path(str(agent.__file__)).stem
     for metric in ("episode/return_sum", "episode/length_sum", "episode/count"):
         if metric not in metrics:
             raise InputError(f"The metrics of agent {name!r} must hold {metric!r}.")

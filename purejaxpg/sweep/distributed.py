@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxpg import FaultError, InputError
+from purejaxpg import FaultError, InputError, checkpoint
 from purejaxpg import config as configs
 from purejaxpg.sweep import compute, elsewhere, engine, processes, signals
 from purejaxpg.sweep import plan as plans
@@ -184,19 +184,17 @@ class Leader(compute.Backend):
         devices = list(programs.sharding.mesh.devices.flat)
         return devices, programs.rows, programs.rows * spans(devices)[LEADER].stop
 
-    def compile(self, group: plans.Group, horizon: int | None = None) -> compute.Programs:
+    def compile(self, group: plans.Group) -> compute.Programs:
         """Compile the programs of a group in all processes."""
         used = self.devices[: len(group.units)]
-        horizon = horizon or self.horizon(group)
         said = {
             "call": "compile",
             "config": self.to_dict(group.config),
             "signature": group.signature,
             "rows": group.rows,
             "units": len(used),
-            "horizon": horizon,
         }
-        own = functools.partial(super().compile, group, horizon)
+        own = functools.partial(super().compile, group)
         return self.together(used, group.rows, said, own=own)[0]
 
     def inputs(self, programs: compute.Programs, batch: Sequence[plans.Unit]) -> compute.Inputs:
@@ -250,19 +248,18 @@ class Leader(compute.Backend):
         process = devices[index].process_index
         index -= spans(devices)[process].start
         if process == LEADER:
-            return jax.tree.map(lambda x: np.asarray(of_device(x, index))[part], states)
+            return jax.tree.map(lambda x: of_device(x, index)[part], states)
         said = {"call": "cut", "index": index, "start": part.start, "stop": part.stop}
         _, ((_, leaves),) = self.together(devices[spans(devices)[process]], 0, said)
-        return jax.tree.unflatten(jax.tree.structure(states), leaves)
+        return checkpoint.like(states, leaves)
 
     def join(self, programs: compute.Programs, trees: Sequence[Any]) -> Any:
         """Put the states of a batch of units together, padded, on their devices."""
         devices, rows, own = self.on(programs)
-        each = [[np.asarray(leaf) for leaf in jax.tree.leaves(tree)] for tree in trees]
+        each = [list(map(checkpoint.to_numpy, jax.tree.leaves(tree))) for tree in trees]
         leaves = [engine.stacked(parts, rows) for parts in zip(*each, strict=True)]
         self.together(devices, rows, {"call": "join"}, leaves)
-        structure = jax.tree.structure(trees[0])
-        return owned(programs, jax.tree.unflatten(structure, [x[:own] for x in leaves]))
+        return owned(programs, [x[:own] for x in leaves], trees[0])
 
     def facts(self, programs: compute.Programs, group: plans.Group) -> dict[str, Any]:
         """Return what is to be known about the computation of a unit."""
@@ -280,8 +277,17 @@ def of_device(array: jax.Array, index: int) -> jax.Array:
     return shards[index].data
 
 
-def owned(programs: compute.Programs, states: Any) -> Any:
-    """Put the states of this process's rows on its devices, in memory that a program may reuse."""
+def owned(programs: compute.Programs, leaves: Sequence[np.ndarray], template: Any) -> Any:
+    """Put the states of this process's rows on its devices, in memory that a program may reuse.
+
+    Args:
+        programs: of the group.
+        leaves: of the states, as they are sent.
+        template: states of this structure and these types.
+
+    Returns:
+        The states.
+    """
     mesh = programs.sharding.mesh
     own = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
 
@@ -292,7 +298,7 @@ def owned(programs: compute.Programs, states: Any) -> Any:
         parts = [jax.device_put(part, device, may_alias=False) for part, device in split]
         return jax.make_array_from_single_device_arrays(shape, programs.sharding, parts)
 
-    return jax.tree.map(put, states)
+    return checkpoint.like(template, [put(leaf) for leaf in leaves])
 
 
 def plain(value: Any) -> Any:
@@ -361,15 +367,13 @@ class Follower:
             )
         self.backend = backend
 
-    def compile(
-        self, config: dict[str, Any], signature: str, rows: int, units: int, horizon: int
-    ) -> None:
+    def compile(self, config: dict[str, Any], signature: str, rows: int, units: int) -> None:
         """Compile the programs of a group of so many units at a time."""
         self.config = configs.build(self.backend.spec.agent.Config, config)
         # Which units they are plays no part: programs take seeds and traced values as arguments.
         self.unit = plans.Unit("", (plans.Leg(specs.Run("", self.config, 0, {}), 0, 1),) * rows)
         group = plans.Group(0, signature, rows, (self.unit,) * units)
-        self.programs = self.backend.compile(group, horizon)
+        self.programs = self.backend.compile(group)
 
     def inputs(self, seeds: np.ndarray, *values: np.ndarray) -> None:
         """Keep the seeds and traced values of the rows."""
@@ -381,8 +385,7 @@ class Follower:
 
     def join(self, *leaves: np.ndarray) -> None:
         """Take the states of the rows."""
-        structure = jax.tree.structure(self.backend.template(self.unit))
-        self.states = owned(self.programs, jax.tree.unflatten(structure, leaves))
+        self.states = owned(self.programs, leaves, self.backend.template(self.unit))
 
     def segment(self, diverged_at: np.ndarray, first: int, count: int) -> list[np.ndarray]:
         """Train the rows on -> diverged_at, metrics."""
@@ -398,4 +401,4 @@ class Follower:
     def cut(self, index: int, start: int, stop: int) -> list[np.ndarray]:
         """Return the states of some rows of one of this process's devices."""
         leaves = jax.tree.leaves(self.states)
-        return [np.asarray(of_device(x, index))[start:stop] for x in leaves]
+        return [checkpoint.to_numpy(of_device(x, index)[start:stop]) for x in leaves]

@@ -315,10 +315,25 @@ def run_group(work: Work, group: plans.Group, units: Sequence[plans.Unit]) -> No
             arrays = {name: value[rows] for name, value in found.items()}
             state = work.backend.cut(computed.states, rows)
             ended = outcomes(unit, arrays, computed.diverged_at[rows])
+            note_unfinished(work, unit, arrays.get("evaluation/finished"))
             work.store.commit(unit.name, arrays, state, ended, facts, work.backend.save)
             work.snapshots.discard([unit])
         work.after_commit()
         work.progress.committed(len(computed.units))
+
+
+def note_unfinished(work: Work, unit: plans.Unit, finished: np.ndarray | None) -> None:
+    """Say of which runs `finished` [rows, episodes] leaves no score, and why."""
+    if finished is None or finished.all():
+        return
+    rows = zip(unit.legs, finished, strict=True)
+    runs = [leg.run.run_id for leg, ended in rows if not ended.all()]
+    note = (
+        f"Note: {(~finished).sum()} evaluation episodes of {', '.join(runs)} did not end in time, "
+        "so there is no score and these runs rank last; give the environment a lower time limit."
+    )
+    work.store.note(note)
+    work.progress.say(note)
 
 
 def on_this_machine(

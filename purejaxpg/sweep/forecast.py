@@ -127,6 +127,7 @@ def plan(
     """
     rounds = searches.rehearse(searches.rounds(spec, confirm))
     backend = compute.Backend(spec, devices)
+    notes = [note for round_ in rounds for note in round_.notes]
     legs = [leg for round_ in rounds for leg in round_.legs]
     runs = len({leg.run.run_id for leg in legs})
     steps = sum((leg.stop - leg.start) * leg.run.config.steps_per_update for leg in legs)
@@ -138,7 +139,7 @@ def plan(
         for index, round_ in enumerate(rounds)
         for group in backend.groups(index, round_, {})
     ]
-    for line in differences([group for _, group in planned]):
+    for line in [*differences([group for _, group in planned]), *notes]:
         say(line)
     for index, group in planned:
         say(f"Round {index + 1}, group {group.index}: {size_of(spec, group, devices)}")

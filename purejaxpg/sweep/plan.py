@@ -38,6 +38,7 @@ class Round:
 
     legs: tuple[Leg, ...]
     stage: str = "tune"  # or "confirm"
+    notes: tuple[str, ...] = ()  # what the user is told when it begins
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

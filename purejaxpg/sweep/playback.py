@@ -8,7 +8,6 @@ that the runs were trained with.
 import dataclasses
 import difflib
 import functools
-import hashlib
 import math
 import os
 import types
@@ -22,11 +21,12 @@ from jax import random
 
 from purejaxpg import FaultError, InputError, checkpoint, envs, evaluate
 from purejaxpg import config as configs
-from purejaxpg.sweep import compute, ranking
+from purejaxpg.sweep import compute, ranking, sources
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep.store import Store
 
 BEST = "best"
+DRAWN_STEPS = 10_000  # of an episode, at most
 Say = Callable[[str], object]
 
 
@@ -45,11 +45,6 @@ class Trained:
     agent: types.ModuleType
     state: Any
     config: Any
-
-    @property
-    def horizon(self) -> int:
-        """The steps within which every episode ends."""
-        return envs.horizon(envs.from_config(self.config), self.config.env_params)
 
 
 def run(
@@ -177,10 +172,10 @@ def load_agent(identity: dict[str, Any], given: Path | None, say: Say) -> types.
     if given is not None:
         path = given.resolve()
         configs.require(os.path.isfile(path), f"agent {str(given)!r} is not a file.")
-        if not _digest(path).startswith(source):
+        if not _digest(specs.agent_files(str(path))).startswith(source):
             raise InputError(
-                f"{given} is not the agent that was trained: its SHA-256 does not begin with "
-                f"{source}."
+                f"{given} is not the agent that was trained, or a module beside it has changed: "
+                f"their SHA-256 does not begin with {source}."
             )
         return specs.load_agent(str(path))
     if name not in specs.agent_names():
@@ -188,14 +183,14 @@ def load_agent(identity: dict[str, Any], given: Path | None, say: Say) -> types.
             f"The runs are of the agent file {name!r}, which is executed only if you name it: "
             "--agent FILE."
         )
-    if not _digest(specs.agent_path(name)).startswith(source):
+    if not _digest(specs.agent_files(name)).startswith(source):
         say(f"Note: {name} has changed since it was trained; what is played may differ.")
     return specs.load_agent(name)
 
 
-def _digest(path: Path) -> str:
-    with checkpoint.faults("read", path):
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+def _digest(files: Sequence[Path]) -> str:
+    with checkpoint.faults("read", files[0]):
+        return sources.digest(files)
 
 
 # ---------------------------------------------------------------------------------- what is played
@@ -209,7 +204,6 @@ def play(
         evaluate.evaluate,
         agent=trained.agent,
         num_episodes=episodes,
-        max_steps=trained.horizon,
         greedy=greedy,
     )
     played = jax.jit(lambda key, state, config: program(key, state=state, config=config))(
@@ -227,7 +221,8 @@ def record(
         The environment's own state before each step, leaves ``[T, ...]``; observations
         ``[T + 1, D]``, the last one after the last step; rewards ``[T]``.
     """
-    steps = trained.horizon
+    limit = envs.horizon(envs.from_config(trained.config), trained.config.env_params)
+    steps = min(limit or DRAWN_STEPS, DRAWN_STEPS)
     episode = jax.jit(functools.partial(_episode, trained.agent, steps, greedy))
     kept = episode(key, trained.state, trained.config)
     inner, obs, next_obs, reward, done = jax.tree.map(lambda x: np.asarray(x)[:, 0], kept)
@@ -295,8 +290,11 @@ def _description(trained: Trained) -> str:
 
 def _summary(played: dict[str, np.ndarray], greedy: bool) -> str:
     """Return the mean return with its standard error, the extremes and the mean length."""
-    returns: Sequence[float] = played["return"].astype(np.float64)  # type: ignore[assignment]
-    count, running = len(returns), int((~played["finished"]).sum())
+    finished = played["finished"]
+    if not finished.any():
+        return f"None of {len(finished)} episodes ended within {evaluate.LONGEST} steps."
+    returns = played["return"][finished].astype(np.float64)
+    count, running = len(returns), int((~finished).sum())
     error = float(np.std(returns, ddof=1)) / math.sqrt(count) if count > 1 else float("nan")
     spread = f" ± {_short(error)}" if count > 1 else ""
     kind = "greedy" if greedy else "sampled"
@@ -304,9 +302,9 @@ def _summary(played: dict[str, np.ndarray], greedy: bool) -> str:
         f"{count} {kind} episode{'s' if count != 1 else ''}: "
         f"return {_short(float(np.mean(returns)))}{spread}, "
         f"min {_short(float(np.min(returns)))}, max {_short(float(np.max(returns)))}, "
-        f"mean length {_short(float(played['length'].mean()))}"
+        f"mean length {_short(float(played['length'][finished].mean()))}"
     )
-    return f"{text}; {running} cut short" if running else text
+    return f"{text}; {running} more did not end and have no return" if running else text
 
 
 def _short(value: float) -> str:

@@ -123,6 +123,8 @@ class Progress:
                 f"{stage.capitalize()}: {count(len(round_.legs), 'run')} in "
                 f"{count(len(groups), 'compilation')}{kept}."
             )
+            for note in round_.notes:
+                self.say(note)
 
     def resumed(self, group: plans.Group, batch: Sequence[plans.Unit], updates: int) -> None:
         """`batch` goes on from a snapshot after so many updates."""
@@ -208,7 +210,8 @@ class Progress:
     def best(self) -> tuple[str, float]:
         """The configuration with the best mean of recent returns over its seeds."""
         of_config: dict[str, list[float]] = {}
-        for run_id, value in self.latest.items():
+        healthy = {k: v for k, v in self.latest.items() if k not in self.diverged}
+        for run_id, value in (healthy or self.latest).items():
             of_config.setdefault(self.labels[run_id], []).append(value)
         means = {label: float(np.mean(values)) for label, values in of_config.items()}
         label = max(means, key=lambda name: means[name])

@@ -2,12 +2,13 @@
 
 Runs with equal swept fields are one configuration. The score of a run is its mean return over the
 evaluation after its last update; the score of a configuration is the interquartile mean over its
-seeds. A diverged run counts as the worst of its environment. A configuration that a search stopped
-early ranks below all that went further. Runs on fresh seeds, which confirm a winner, are ranked by
-themselves and never mixed with those that chose it.
+seeds. A diverged run counts as worse than every other of its environment. A configuration that a
+search stopped early ranks below all that went to a later rung. Runs on fresh seeds, which confirm a
+winner, are ranked by themselves and never mixed with those that chose it.
 """
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,6 +40,8 @@ class Configuration:
         run_ids: the committed runs, in the order of ``scores``.
         reached: share of the updates of a whole run that it was trained for; below 1 where a
             search stopped it.
+        rung: what it is compared by before its score: equal for all that a search stopped in the
+            same rung, inf for what was trained to the end.
     """
 
     rank: int | None
@@ -54,6 +57,7 @@ class Configuration:
     planned: int
     run_ids: tuple[str, ...]
     reached: float = 1.0
+    rung: float = math.inf
 
     @property
     def finished(self) -> int:
@@ -180,14 +184,40 @@ def reached(run: dict[str, Any]) -> float:
     return min(1.0, stop / total) if stop and total else 1.0
 
 
-def filled_scores(runs: Sequence[dict[str, Any]], field: str = "score") -> dict[str, float]:
-    """Return the score of every run of one environment, diverged ones as the worst.
+def rungs(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return how far each run was trained, as a number that is equal for all runs of one rung.
 
-    The worst is taken among runs that were trained equally far, as a search does when it decides.
+    Runs of different lengths stop in the same rung after different shares of their updates, since
+    updates are whole. Where the round of a run is not recorded, shares that one rounding explains
+    are taken for one rung.
+
+    Args:
+        runs: as ``Store.runs`` or ``Store.legs`` gives them.
+
+    Returns:
+        By run id; inf for a run that was trained to its end.
     """
+    found: dict[str, float] = {}
+    rung, end = 0.0, -math.inf
+    for run in sorted(runs, key=reached):
+        half = 0.5 / (run["total"] or 1)
+        if reached(run) - half > end:
+            rung, end = reached(run), reached(run) + half
+        end = min(end, reached(run) + half)
+        stopped = float(run.get("round", rung))
+        found[run["run_id"]] = stopped if reached(run) < 1.0 else math.inf
+    return found
+
+
+def filled_scores(runs: Sequence[dict[str, Any]], field: str = "score") -> dict[str, float]:
+    """Return the score of every run of one environment, diverged ones below the worst.
+
+    The worst is taken among runs of the same rung, as a search does when it decides.
+    """
+    of_run = rungs(runs)
     groups: dict[float, list[dict[str, Any]]] = {}
     for run in runs:
-        groups.setdefault(reached(run), []).append(run)
+        groups.setdefault(of_run[run["run_id"]], []).append(run)
     filled: dict[str, float] = {}
     for group in groups.values():
         diverged = [run["status"] == "diverged" for run in group]
@@ -204,17 +234,19 @@ def _rank_environment(name: str, runs: list[dict[str, Any]], members: bool) -> l
     for run in runs:
         key = run["run_id"] if members else json.dumps(run["swept"], sort_keys=True)
         groups.setdefault(key, []).append(run)
-    found = [_configuration(name, group, filled) for group in groups.values()]
+    of_run = rungs(done)
+    found = [_configuration(name, group, filled, of_run) for group in groups.values()]
     found = _with_intervals(found)
     # A stable sort: ties keep the planned order.
-    found.sort(
-        key=lambda c: (c.finished == 0, *((-c.reached, -c.iqm, -c.mean) if c.scores else ()))
-    )
+    found.sort(key=lambda c: (c.finished == 0, *((-c.rung, -c.iqm, -c.mean) if c.scores else ())))
     return [replace(c, rank=index + 1 if c.finished else None) for index, c in enumerate(found)]
 
 
 def _configuration(
-    name: str, runs: list[dict[str, Any]], filled: dict[str, dict[str, float]]
+    name: str,
+    runs: list[dict[str, Any]],
+    filled: dict[str, dict[str, float]],
+    of_run: dict[str, float],
 ) -> Configuration:
     """Return the statistics of one configuration, but its interval, from its runs."""
     done = [run for run in runs if run["status"] != "pending"]
@@ -238,6 +270,7 @@ def _configuration(
         planned=len(runs),
         run_ids=run_ids,
         reached=max((reached(run) for run in done), default=0.0),
+        rung=max((of_run[run_id] for run_id in run_ids), default=-math.inf),
     )
 
 

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from purejaxpg import FaultError, InputError, extras
-from purejaxpg.sweep import elsewhere, engine, signals
+from purejaxpg import FaultError, InputError, checkpoint, extras
+from purejaxpg.sweep import elsewhere, engine, signals, sources
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import store as stores
@@ -36,10 +36,9 @@ QUEUED = 2  # tasks submitted for each that can run: enough to keep all busy, fe
 class Task:
     """A unit, and all that a worker has to know to compute it."""
 
-    agent: str  # name of a built-in agent, or of the file that `source` is written to
-    source: str | None
+    agent: str  # name of a built-in agent, or of one of the files that `source` is written to
+    source: tuple[tuple[str, str], ...]  # names and texts
     eval_episodes: int
-    horizon: int  # of the whole group, since it is part of the compiled program
     group: int
     signature: str
     rows: int
@@ -69,7 +68,8 @@ class Ray:
         self.ray = extras.load("ray", "ray", "--executor ray")
         self.spec = spec
         built_in = spec.agent_name in specs.agent_names()
-        self.source = None if built_in else Path(str(spec.agent.__file__)).read_text("utf-8")
+        path = Path(str(spec.agent.__file__)).resolve()
+        self.source = () if built_in else sources.texts(path)
         self.join(address)
         there = self.ray.cluster_resources()
         best = next((kind for kind in ("GPU", "TPU") if there.get(kind, 0) >= 1), "CPU")
@@ -97,7 +97,6 @@ class Ray:
         """Yield units as they are done, in whatever order."""
         tasks = f"{len(units)} tasks of {group.rows} rows, {self.slots} at a time"
         work.progress.say(f"Group {group.index}: {tasks}, on the Ray cluster.")
-        horizon = work.backend.horizon(group)  # type: ignore[attr-defined]
         remote = self.ray.remote(compute_unit).options(**self.options())
         waiting = collections.deque(units)
         running: dict[Any, plans.Unit] = {}
@@ -105,7 +104,7 @@ class Ray:
             while waiting or running:
                 while waiting and len(running) < QUEUED * self.slots:
                     unit = waiting.popleft()
-                    running[remote.remote(self.task(work, group, unit, horizon))] = unit
+                    running[remote.remote(self.task(work, group, unit))] = unit
                 done, _ = self.ray.wait(list(running), timeout=1.0)
                 for reference in done:
                     yield self.received(work, group, running.pop(reference), reference)
@@ -132,17 +131,16 @@ class Ray:
             "runtime_env": {"env_vars": environment},
         }
 
-    def task(self, work: engine.Work, group: plans.Group, unit: plans.Unit, horizon: int) -> Task:
+    def task(self, work: engine.Work, group: plans.Group, unit: plans.Unit) -> Task:
         """Describe a unit to a worker."""
         states, diverged_at = None, np.zeros(len(unit.legs), np.int32)
         if group.start:
             (tree,), (diverged_at,) = engine.inherited(work, [unit])
             states = leaves_of(tree)
         return Task(
-            agent=self.spec.agent_name if self.source is None else Path(self.spec.agent_name).name,
+            agent=Path(self.spec.agent_name).name if self.source else self.spec.agent_name,
             source=self.source,
             eval_episodes=self.spec.eval_episodes,
-            horizon=horizon,
             group=group.index,
             signature=group.signature,
             rows=group.rows,
@@ -167,7 +165,7 @@ class Ray:
         if isinstance(found, elsewhere.Failure):
             raise elsewhere.as_exception(found)
         leaves, *others = found
-        states = like(work.backend.template(unit), leaves)
+        states = checkpoint.like(work.backend.template(unit), leaves)
         computed = engine.Computed([unit], group.rows, states, *others)
         updates = group.stop - group.start
         work.progress.advance(group, [unit], updates, computed.metrics, computed.diverged_at)
@@ -203,7 +201,7 @@ def computed_here(task: Task) -> tuple[Any, ...]:
     )
     unit = plans.Unit(task.unit, legs)
     group = plans.Group(task.group, task.signature, task.rows, (unit,))
-    programs = backend.compile(group, task.horizon)
+    programs = backend.compile(group)
     began = time.monotonic()
     inputs = backend.inputs(programs, [unit])
     at: engine.Position = (group.start, *first_states(backend, programs, inputs, unit, task))
@@ -227,7 +225,7 @@ def first_states(
     """Return the states and diverged_at that a unit's legs start from."""
     if task.states is None:
         return backend.start(programs, inputs), np.zeros(task.rows, np.int32)
-    states = backend.join(programs, [like(backend.template(unit), task.states)])
+    states = backend.join(programs, [checkpoint.like(backend.template(unit), task.states)])
     return states, engine.stacked([task.diverged_at], task.rows)
 
 
@@ -235,26 +233,21 @@ def leaves_of(tree: Any) -> list[np.ndarray]:
     """Copy the leaves of a pytree to the host: its classes may be a fork's, unknown elsewhere."""
     import jax
 
-    return jax.device_get(jax.tree.leaves(tree))
-
-
-def like(template: Any, leaves: Sequence[np.ndarray]) -> Any:
-    """Put leaves back into a pytree of the structure of `template`."""
-    import jax
-
-    return jax.tree.unflatten(jax.tree.structure(template), leaves)
+    return [checkpoint.to_numpy(leaf) for leaf in jax.tree.leaves(tree)]
 
 
 @functools.lru_cache(maxsize=1)  # programs take memory, and memory maps
-def backend_of(agent: str, source: str | None, eval_episodes: int) -> Any:
+def backend_of(agent: str, source: tuple[tuple[str, str], ...], eval_episodes: int) -> Any:
     """Return what computes units of an agent in this process, with its compiled programs."""
     import jax
 
     from purejaxpg.sweep import compute
 
     with tempfile.TemporaryDirectory(prefix="purejaxpg-") as base:
-        if source is not None:
-            (Path(base) / agent).write_text(source, "utf-8")
+        for name, text in source:
+            file = Path(base) / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, "utf-8")
         raw = {"agent": agent, "eval_episodes": eval_episodes}
         spec = specs.from_dict(raw, "task", Path(base))
     return compute.Backend(spec, jax.devices()[:1])

@@ -5,7 +5,7 @@ yields depends on the spec and on those results alone, so a sweep that was kille
 by being told the stored results again, and a plan is the same generator fed with made-up ones.
 
 A search ranks by what the report ranks by: the interquartile mean, over seeds, of the evaluation
-after the last update so far; a diverged run counts as the worst of its environment.
+after the last update so far; a diverged run counts as worse than every other of its environment.
 """
 
 import dataclasses
@@ -287,9 +287,9 @@ def chosen(axis: space.Axis, value: Any) -> Any:
 def pbt_rounds(spec: "specs.Spec", pbt: Pbt) -> Rounds:
     """Yield a round per generation; every seed of the sweep has a population of its own."""
     members = [
-        spec.make_run(dict(run.swept), seed * pbt.population + number)
-        for seed in spec.seeds
-        for number, run in enumerate(spec.runs[: pbt.population])
+        spec.make_run(dict(run.swept), seed)
+        for seeds in member_seeds(spec.seeds, pbt.population)
+        for seed, run in zip(seeds, spec.runs[: pbt.population], strict=True)
     ]
     parents: list[str | None] = [None] * len(members)
     for generation in range(pbt.generations):
@@ -312,6 +312,25 @@ def pbt_rounds(spec: "specs.Spec", pbt: Pbt) -> Rounds:
             )
 
 
+def member_seeds(seeds: Sequence[int], population: int) -> list[list[int]]:
+    """Return a seed for each member of each population, all of them distinct and below 2^32.
+
+    Member i of the population with seed s has s * population + i. Where that passes 2^32 it begins
+    again at 0, and takes the next seed that is free.
+    """
+    found: list[list[int]] = []
+    used: set[int] = set()
+    for seed in seeds:
+        found.append([])
+        for number in range(population):
+            wanted = (seed * population + number) % 2**32
+            while wanted in used:
+                wanted = (wanted + 1) % 2**32
+            used.add(wanted)
+            found[-1].append(wanted)
+    return found
+
+
 def boundary(run: "specs.Run", pbt: Pbt, generation: int) -> int:
     """Return the updates behind a member when `generation` begins."""
     return round(run.config.num_updates * generation / pbt.generations)
@@ -329,9 +348,11 @@ def next_generation(
     filled = stats.worst_filled([o.score for o in outcomes], [o.diverged for o in outcomes])
     order = np.argsort(-filled, kind="stable")
     count = int(len(members) * pbt.replace)
+    failed = [o.diverged or not math.isfinite(o.score) for o in outcomes]
+    best = [members[place] for place in order[:count] if not failed[place]]
     new, parents = list(members), [run.run_id for run in members]
-    for place in order[len(members) - count :]:
-        source = members[order[generator.integers(count)]]
+    for place in order[len(members) - count :] if best else ():
+        source = best[generator.integers(len(best))]
         swept = {
             name: perturbed(axis, source.swept[name], pbt, generator)
             for name, axis in spec.axes.items()
@@ -362,9 +383,15 @@ def confirmation(
     last = range(first, min(first + num_seeds, 2**32))
     fresh = [*last, *(s for s in range(num_seeds + len(used)) if s not in used)][:num_seeds]
     legs = []
+    notes = []
     for section in tried:
         candidates = [run.swept for run in section[: 1 + RUNNERS_UP]]
-        candidates.append(spec.default_values(section[0].config.env))
+        default = spec.default_values(section[0].config.env)
+        try:
+            spec.make_run(default, fresh[0])
+            candidates.append(default)
+        except InputError as error:  # nobody asked for it
+            notes.append(f"Note: the default is not confirmed, since it is invalid here: {error}")
         distinct = {json.dumps(dict(c), sort_keys=True): c for c in candidates}
         legs += [whole(spec.make_run(c, seed)) for c in distinct.values() for seed in fresh]
-    return plans.Round(tuple(legs), stage="confirm")
+    return plans.Round(tuple(legs), stage="confirm", notes=tuple(notes))

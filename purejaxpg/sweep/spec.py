@@ -21,23 +21,23 @@ TOML, because YAML reads `5e-4` as a string.
 import dataclasses
 import hashlib
 import importlib
-import importlib.util
 import itertools
 import json
 import os
 import pkgutil
-import sys
 import tomllib
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import purejaxpg.agents
-from purejaxpg import InputError
+from purejaxpg import InputError, envs
 from purejaxpg import config as configs
 from purejaxpg.sweep import search as searches
-from purejaxpg.sweep import space
+from purejaxpg.sweep import sources, space
 
 TABLES = ("config", "sweep", "search", "halving", "pbt")
 KEYS = ("agent", "seeds", "eval_episodes", "rows_per_device", *TABLES)
@@ -69,7 +69,7 @@ class Spec:
     seeds: tuple[int, ...]
     search: searches.Search
     fixed: Mapping[str, Any]  # the table [config]
-    source: str  # hash of the agent's file
+    source: str  # hash of the agent's file and of the modules beside it
 
     @property
     def num_configs(self) -> int:
@@ -99,12 +99,11 @@ class Spec:
                 values[name] = env if name == "env" else plain[name]
         return values
 
-    def _default_env_param(self, env: str, name: str) -> float:
+    def _default_env_param(self, env: str, name: str) -> Any:
         """Return the environment's own value of a parameter."""
-        from purejaxpg import envs
-
         config = configs.build(self.agent.Config, _nested(self.fixed, {"env": env}))
-        return float(getattr(envs.params(envs.from_config(config), {}), name))
+        value = getattr(envs.from_config(config).default_params, name)
+        return configs.coerce_env_param(name, value.item() if hasattr(value, "item") else value)
 
 
 def agent_names() -> list[str]:
@@ -120,6 +119,12 @@ def agent_path(name: str, base: Path = Path()) -> Path:
     return Path(purejaxpg.agents.__path__[0]) / f"{name}.py"
 
 
+def agent_files(name: str, base: Path = Path()) -> list[Path]:
+    """Return an agent's file and, of one's own, the modules beside it that it imports."""
+    path = agent_path(name, base)
+    return [path] if name in agent_names() else sources.local_files(path)
+
+
 def load_agent(name: str, base: Path = Path()) -> types.ModuleType:
     """Import an agent by name, or by path, which runs that file's code.
 
@@ -132,20 +137,7 @@ def load_agent(name: str, base: Path = Path()) -> types.ModuleType:
         return importlib.import_module(f"purejaxpg.agents.{path.stem}")
     if not os.path.isfile(path):  # False, where Path.is_file would raise for a name too long
         raise InputError(f"agent {name!r} is not a file; it was looked for at {path}.")
-    module_name = f"purejaxpg_fork_{path.stem}_{_digest(str(path))[:8]}"
-    found = importlib.util.spec_from_file_location(module_name, path)
-    if found is None or found.loader is None:
-        raise InputError(f"agent {name!r} must be a Python file whose name ends in .py.")
-    module = importlib.util.module_from_spec(found)
-    sys.modules[module_name] = module
-    try:
-        found.loader.exec_module(module)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"agent {name!r} cannot be imported: {type(error).__name__}: {error}."
-        ) from error
+    module = sources.execute(path, name)
     if not configs.is_config_module(module):
         raise InputError(f"agent {name!r} must define {', '.join(configs.CONTRACT)}.")
     known = {*dir(module.Config), *getattr(module.Config, "__dataclass_fields__", ())}
@@ -162,7 +154,7 @@ def load(path: Path) -> Spec:
         InputError: the file is missing, is not TOML, or asks for something that cannot be done.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors put a mark at the beginning
         raw = tomllib.loads(text)
     except FileNotFoundError:
         raise InputError(f"There is no sweep file {str(path)!r}.") from None
@@ -186,7 +178,7 @@ def from_dict(raw: Mapping[str, Any], name: str, base: Path = Path(), text: str 
     configs.require(not both, f"{both} must stand in [config] or in [sweep], not in both.")
     axes = _axes(agent, swept)
     search = _search(agent, raw, axes)
-    source = hashlib.sha256(agent_path(agent_name, base).read_bytes()).hexdigest()
+    source = sources.digest(agent_files(agent_name, base))
     rows = raw.get("rows_per_device")
     if rows is not None:
         _positive("rows_per_device", rows)
@@ -208,7 +200,9 @@ def from_dict(raw: Mapping[str, Any], name: str, base: Path = Path(), text: str 
     runs = tuple(_runs(spec))
     if search.pbt is None:
         _refuse_repeated(runs)
-    return dataclasses.replace(spec, runs=runs, identity=_identity(spec, raw, swept))
+    _refuse_equal(spec, runs)
+    spec = dataclasses.replace(spec, runs=runs)
+    return dataclasses.replace(spec, identity=_identity(spec, raw, swept))
 
 
 def _identity(spec: Spec, raw: Mapping[str, Any], swept: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,7 +218,19 @@ def _identity(spec: Spec, raw: Mapping[str, Any], swept: Mapping[str, Any]) -> d
         "rows_per_device": spec.rows_per_device,
         **searched,
     }
+    files = {file for env in _environments(spec) for file in sources.of_environment(env.inner)}
+    if files:
+        plain["env_source"] = sources.digest(sorted(files))[:16]
     return json.loads(json.dumps(plain))
+
+
+def _environments(spec: Spec) -> set[envs.Env]:
+    """Return the environments of a sweep, as far as they are known beforehand."""
+    found = {(run.config.env, run.config.env_kwargs) for run in spec.runs}
+    if not found:
+        config = configs.build(spec.agent.Config, _nested(spec.fixed, {}))
+        found = {(config.env, config.env_kwargs)}
+    return {envs.make(name, **dict(kwargs)) for name, kwargs in found}
 
 
 def _runs(spec: Spec) -> Iterable[Run]:
@@ -259,6 +265,8 @@ def _axes(agent: types.ModuleType, swept: Mapping[str, Any]) -> dict[str, space.
         axes[name] = space.axis(name, value)
         for example in axes[name].examples():  # its type, before anything is done with it
             configs.build(agent.Config, _nested({}, {name: example}))
+        values = tuple(configs.canonical(agent.Config, name, each) for each in axes[name].values)
+        axes[name] = dataclasses.replace(axes[name], values=values)
     return axes
 
 
@@ -374,6 +382,26 @@ def _refuse_repeated(runs: tuple[Run, ...]) -> None:
         if run.run_id in seen:
             raise InputError(f"[sweep] lists a value twice: {dict(run.swept)!r} occurs again.")
         seen[run.run_id] = run
+
+
+def _refuse_equal(spec: Spec, runs: tuple[Run, ...]) -> None:
+    """Refuse two values of an axis that are one number in the precision of the programs."""
+    hints = configs.field_types(spec.agent.Config)
+    for axis in spec.axes.values():
+        outer, _, inner = axis.name.partition(".")
+        dtype = np.dtype(np.float32)
+        if outer == "env_params" and runs:
+            dtype = envs.param_dtype(envs.from_config(runs[0].config), inner)
+        elif hints[outer] is not float:
+            continue
+        seen: dict[Any, Any] = {}
+        for value in axis.values:
+            first = seen.setdefault(np.asarray(value, dtype).item(), value)
+            configs.require(
+                first is value,
+                f"[sweep] {axis.name} lists {first!r} and {value!r}, which are one number as "
+                f"{dtype.name}.",
+            )
 
 
 def _seeds(value: Any) -> list[int]:

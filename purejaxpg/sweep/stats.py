@@ -21,6 +21,9 @@ from purejaxpg import InputError
 Floats = NDArray[np.float64]
 
 _BLOCK = 1 << 22  # resampled values held at once: 32 MB
+# How far below the worst score a diverged run is counted, as a share of that score: too little to
+# show, and enough to survive the mean of a million runs in float64.
+_BELOW = 1e-9
 
 
 def iqm(x: ArrayLike, axis: int = -1) -> Any:
@@ -97,9 +100,11 @@ def bootstrap_ci(
 def worst_filled(scores: ArrayLike, diverged: ArrayLike) -> Floats:
     """Return the scores of one environment with every diverged run counted as the worst.
 
-    The worst is the lowest finite score of any run, a diverged one's own measurement included. A
-    run whose score is not finite counts as diverged. Nothing is dropped: a method that fails on
-    half of its seeds must not be judged by the other half.
+    The worst is the lowest finite score of any run, a diverged one's own measurement included; a
+    diverged run is counted a billionth below it. Where all runs have the same score, as early in a
+    task with sparse rewards, a diverged one would otherwise tie with the best. A run whose score is
+    not finite counts as diverged. Nothing is dropped: a method that fails on half of its seeds must
+    not be judged by the other half.
 
     Args:
         scores: final score of every run in one environment ``[n]``.
@@ -111,7 +116,8 @@ def worst_filled(scores: ArrayLike, diverged: ArrayLike) -> Floats:
     values = np.asarray(scores, np.float64)
     finite = np.isfinite(values)
     worst = values[finite].min() if finite.any() else -np.inf
-    return np.where(np.asarray(diverged, bool) | ~finite, worst, values)
+    below = worst - _BELOW * max(abs(worst), 1.0)
+    return np.where(np.asarray(diverged, bool) | ~finite, below, values)
 
 
 def _strata(scores: Any) -> list[Floats]:

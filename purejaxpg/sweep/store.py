@@ -1061,11 +1061,16 @@ def _refuse_other_sweep(root: Path, stored: dict[str, Any], wanted: dict[str, An
     theirs, ours = dict(_dotted(stored)), dict(_dotted(wanted))
     for key in sorted(theirs.keys() | ours.keys()):
         old, new = theirs.get(key, "absent"), ours.get(key, "absent")
-        if old != new:
+        if old != new and _unequal(old, new):
             raise InputError(
                 f"The output directory {root} belongs to a different sweep: its {key} is "
                 f"{_short(old)} and this one's is {_short(new)}; choose another with --out."
             )
+
+
+def _unequal(old: str, new: str) -> bool:
+    """Tell whether two JSON texts hold different values; 1 and 1.0 are one."""
+    return "absent" in (old, new) or json.loads(old) != json.loads(new)
 
 
 def _dotted(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

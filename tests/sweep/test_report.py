@@ -4,6 +4,7 @@ import itertools
 import re
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,8 +96,9 @@ def test_configurations_are_ranked_by_iqm(sweep):
     assert (best.iqm, best.mean, best.greedy_iqm) == (250.0, 1400.0, 251.0)
     assert (best.low, best.high) == stats.bootstrap_ci([100.0, 300, 200, 5000])
     # The diverged run counts as the worst of the environment, 10, in the mean too.
-    assert second.scores == (50.0, 50.0, 50.0, 10.0)
-    assert (second.iqm, second.mean, second.diverged) == (50.0, 40.0, 1)
+    assert second.scores == pytest.approx((50.0, 50.0, 50.0, 10.0))
+    assert (second.iqm, second.diverged) == (50.0, 1)
+    assert second.mean == pytest.approx(40.0) and second.mean < 40.0
     assert (third.finished, third.planned, third.diverged) == (4, 4, 0)
     assert third.run_ids == ("run0", "run1", "run2", "run3")
 
@@ -129,7 +131,7 @@ def test_each_environment_is_ranked_by_itself(tmp_path):
         ("A-v0", 1), ("A-v0", 2), ("B-v0", 1), ("B-v0", 2),
     ]  # fmt: skip
     # Worst of its own environment, not of the sweep.
-    assert ranked[2].scores == (-80.0, -80.0, -80.0, -90.0)
+    assert ranked[2].scores == pytest.approx((-80.0, -80.0, -80.0, -90.0))
     target, text = run_report(path)
     assert text.index("A-v0") < text.index("B-v0")
     assert (target / "table.md").read_text().count("###") == 2
@@ -412,7 +414,53 @@ def test_a_diverged_run_is_the_worst_of_those_trained_as_far():
             ("a", "done", 50.0, 9), ("b", "diverged", np.nan, 9), ("c", "done", 5.0, 3),
         ]
     ]  # fmt: skip
-    assert ranking.filled_scores(runs) == {"a": 50.0, "b": 50.0, "c": 5.0}
+    filled = ranking.filled_scores(runs)
+    assert filled == pytest.approx({"a": 50.0, "b": 50.0, "c": 5.0})
+    assert filled["b"] < filled["a"]
+
+
+def stopped(name: str, swept: dict[str, float], total: int, left: int, score: float) -> Any:
+    """A run as the store gives it, of which a halving of eta 3 left so many rungs."""
+    stop = max(1, round(total / 3**left))
+    status = "stopped" if left else "done"
+    return {
+        "run_id": name, "stage": "tune", "config": {"env": "A"}, "swept": swept, "status": status,
+        "score": score, "greedy_score": score, "start": 0, "stop": stop, "total": total,
+        "round": 2 - left,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("totals", [(97, 390), (390, 97), (5, 1000), (31, 62)])
+def test_a_rung_is_ranked_by_score_whatever_the_rounding_of_its_updates(totals, recorded):
+    """97 and 390 updates stop at 32 and 130: 0.3299 and 0.3333 of them, one rung all the same."""
+    few, many = totals
+    runs = [
+        stopped("a", {"num_steps": 128, "x": 0}, few, 1, 480.0),
+        stopped("b", {"num_steps": 32, "x": 1}, many, 1, 20.0),
+        stopped("c", {"num_steps": 32, "x": 2}, many, 0, 10.0),
+        stopped("d", {"num_steps": 128, "x": 3}, few, 2, 490.0),
+        stopped("e", {"num_steps": 32, "x": 4}, many, 2, 500.0),
+        {**stopped("f", {"num_steps": 128, "x": 5}, few, 1, np.nan), "status": "diverged"},
+    ]
+    if not recorded:
+        runs = [{k: v for k, v in run.items() if k != "round"} for run in runs]
+    ranked = ranking.rank_runs(runs)
+    assert [c.run_ids[0] for c in ranked] == ["c", "a", "b", "f", "e", "d"]
+    # Filled from its own rung, not from those of its own number of updates.
+    assert ranked[3].iqm < 20.0 and ranked[3].iqm == pytest.approx(20.0)
+
+
+def test_where_all_scores_tie_a_diverged_configuration_is_last():
+    runs = []
+    for rate, broken in enumerate([True, False, True, False]):
+        for seed in range(3):
+            run = stopped(f"{rate}-{seed}", {"x": rate}, 9, 0, -200.0)
+            gone = broken and (rate == 0 or seed == 0)  # all seeds of one, one seed of another
+            runs.append({**run, "status": "diverged" if gone else "done"})
+    ranked = ranking.rank_runs(runs)
+    assert [c.swept["x"] for c in ranked] == [1, 3, 2, 0]
+    assert [c.diverged for c in ranked] == [0, 0, 1, 3]
 
 
 def test_a_population_shows_how_its_best_member_came_to_be(tmp_path):

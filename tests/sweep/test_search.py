@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_sweep import TINY
 
@@ -77,6 +78,43 @@ def test_a_diverged_run_counts_as_the_worst() -> None:
     again = play(make(**HALVING), rate, bad=lambda run: rate(run) > 1e-2)
     assert {leg.run.seed for leg in rounds[1].legs} == {0, 1}  # all seeds of a configuration go on
     assert all(rate(leg.run) <= 1e-2 for leg in again[1].legs)
+
+
+def broken(run: specs.Run) -> bool:
+    return run.swept["learning_rate"] in (1e-4, 1e-3)
+
+
+def test_where_scores_tie_no_diverged_run_goes_on() -> None:
+    """As early in a task with sparse rewards, where everything scores the same."""
+    axes = {"learning_rate": [1e-4, 1e-3, 1e-2, 1e-1]}
+    spec = make(sweep=axes, search={}, halving={"rungs": 2, "eta": 4})
+    first, second = play(spec, lambda run: -200.0, bad=broken)
+    assert {rate(leg.run) for leg in first.legs} == set(axes["learning_rate"])
+    assert {rate(leg.run) for leg in second.legs} == {1e-2}
+    spec = make(sweep=axes, search={})
+    _, confirmed = play(spec, lambda run: -200.0, confirm=2, bad=broken)
+    in_order = list(dict.fromkeys(rate(leg.run) for leg in confirmed.legs))
+    assert in_order[:3] == [1e-2, 1e-1, 1e-4]
+
+
+def test_optuna_is_told_that_a_diverged_run_is_the_worst() -> None:
+    optuna = pytest.importorskip("optuna")
+    axes = {"learning_rate": [1e-4, 1e-2, 1e-1]}
+    spec = make(sweep=axes, search={"method": "optuna", "samples": 3})
+    tried = {str(x): [spec.make_run({"learning_rate": x}, 0)] for x in (1e-4, 1e-2)}
+    outcomes = {
+        run.run_id: searches.Result(-200.0, broken(run)) for runs in tried.values() for run in runs
+    }
+    told: list[float] = []
+    original = optuna.study.Study.add_trial
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            optuna.study.Study,
+            "add_trial",
+            lambda self, trial: (told.append(trial.value), original(self, trial))[1],
+        )
+        searches.suggestions(spec, tried, outcomes, 1)
+    assert told[0] < told[1] == -200.0
 
 
 def test_every_environment_keeps_its_own_best() -> None:
@@ -182,6 +220,43 @@ def test_every_seed_has_a_population_of_its_own() -> None:
     assert described(alone) == described(together)
 
 
+@pytest.mark.parametrize("num_broken", [1, 2, 5, 7, 8])
+def test_nothing_of_a_diverged_member_is_copied(num_broken: int) -> None:
+    """All members score the same, so that their order alone would choose the first ones."""
+    spec = make(**PBT, seeds=[5])
+    members = [leg.run for leg in next(searches.rounds(spec)).legs]
+    gone = {run.run_id for run in members[:num_broken]}
+    outcomes = {run.run_id: searches.Result(-200.0, run.run_id in gone) for run in members}
+    generator = np.random.default_rng(0)
+    new, parents = searches.next_generation(spec, spec.search.pbt, members, outcomes, generator)
+    copied = {
+        run.run_id: parent for run, parent in zip(new, parents, strict=True) if run.run_id != parent
+    }
+    assert not gone & set(copied.values())
+    # Diverged members are the first to be replaced; two of eight are.
+    assert len(copied) == (2 if num_broken < 8 else 0)
+    assert len(gone & set(copied)) == min(num_broken, 2) * (num_broken < 8)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "population"),
+    [([20261126], 256), ([0, 2**32 - 1], 16), ([0, 2**24, 2**25], 256), ([3, 7], 1000), ([0], 2)],
+)
+def test_members_have_seeds_of_their_own_within_32_bits(seeds: list[int], population: int) -> None:
+    found = searches.member_seeds(seeds, population)
+    flat = [seed for each in found for seed in each]
+    assert [len(each) for each in found] == [population] * len(seeds)
+    assert len(set(flat)) == len(flat) and min(flat) >= 0 and max(flat) < 2**32
+    if max(seeds) * population < 2**31:  # nothing wraps: a seed's members do not depend on others
+        assert found == [[s * population + i for i in range(population)] for s in seeds]
+
+
+def test_a_population_of_any_seed_is_planned() -> None:
+    rounds = play(make(**PBT, seeds=[2**32 - 1]), rate)
+    for round_ in rounds:
+        np.array([leg.run.seed for leg in round_.legs], np.uint32)  # refuses what does not fit
+
+
 def test_a_population_is_not_confirmed() -> None:
     with pytest.raises(InputError, match="--confirm must be 0 for"):
         play(make(**PBT), rate, confirm=4)
@@ -212,6 +287,47 @@ def test_fresh_seeds_at_the_end_of_the_range_begin_at_its_start() -> None:
 def test_the_default_of_an_environment_parameter_is_the_environments_own() -> None:
     spec = make(sweep={"env_params.gravity": [5.0, 20.0]})
     assert spec.default_values("CartPole-v1") == {"env_params.gravity": pytest.approx(9.8)}
+
+
+@pytest.mark.parametrize(
+    ("axis", "default"),
+    [
+        ({"gae_lambda": [0.9, 0.95]}, 0.95),
+        ({"max_grad_norm": [1, 0.5]}, 0.5),
+        ({"gamma": [1, 0.99]}, 0.99),
+        ({"vf_coef": [1, 2]}, 0.5),
+        ({"num_envs": [2, 4.0]}, 4),
+        ({"env_params.max_steps_in_episode": [200, 500]}, 500),
+        ({"env_params.max_steps_in_episode": [200.0, 500.0]}, 500),
+        ({"env_params.length": [1, 0.5]}, 0.5),
+    ],
+)
+def test_a_whole_number_and_its_float_are_one_configuration(axis: Any, default: Any) -> None:
+    """TOML writes 1 and 1.0; a default among the swept values is confirmed once."""
+    config = {"env": "CartPole-v1", "total_timesteps": 1600, "num_steps": 4, "num_minibatches": 1}
+    spec = make(agent="ppo", sweep=axis, search={}, config=config, seeds=2)
+    ((name, values),) = axis.items()
+    *_, confirmed = play(spec, lambda run: run.swept[name], confirm=3)
+    ids = [leg.run.run_id for leg in confirmed.legs]
+    assert len(set(ids)) == len(ids)
+    asked = {float(value) for value in values} | {float(default)}
+    assert len(ids) == 3 * len(asked)
+    assert {float(leg.run.swept[name]) for leg in confirmed.legs} == asked
+    other = make(agent="ppo", sweep={name: [float(value) for value in values]}, search={},
+                 config=config, seeds=2)  # fmt: skip
+    assert [run.run_id for run in other.runs] == [run.run_id for run in spec.runs]
+    assert [run.swept for run in other.runs] == [run.swept for run in spec.runs]
+    assert str([run.swept for run in other.runs]) == str([run.swept for run in spec.runs])
+
+
+def test_a_default_that_is_invalid_here_is_left_out_and_said() -> None:
+    """num_minibatches is 4 by default, which does not divide 2 * 3: nobody asked for it."""
+    config = {"env": "CartPole-v1", "total_timesteps": 600, "num_envs": 2, "num_steps": 3}
+    spec = make(agent="ppo", sweep={"num_minibatches": [2, 3]}, search={}, config=config)
+    *_, confirmed = play(spec, lambda run: run.config.num_minibatches, confirm=2)
+    assert [leg.run.config.num_minibatches for leg in confirmed.legs] == [3, 3, 2, 2]
+    (note,) = confirmed.notes
+    assert "default" in note and "4 does not divide 6" in note
 
 
 def test_a_rehearsal_has_the_rounds_of_the_search() -> None:
