@@ -20,9 +20,9 @@ import numpy as np
 import optax
 from flax import struct
 from gymnax.environments import environment, spaces
-from jax import lax, random
+from jax import flatten_util, lax, random
 
-from purejaxpg import envs
+from purejaxpg import envs, prng
 
 Array = np.ndarray | jax.Array
 
@@ -479,6 +479,105 @@ class OnPolicy:
         assert int(state.num_updates) == self.finished, what
 
 
+# --- what NPG and TRPO have in common ------------------------------------------------------------
+
+
+def _curvature(actor: Any, obs: Any, activation: str) -> jax.Array:
+    params, tree = flatten_util.ravel_pytree(actor)
+
+    def outputs(params: jax.Array) -> Policy:
+        return policy(tree(params), obs, activation)
+
+    if outputs(params).log_std is None:
+        log_probs = log_softmax(outputs(params).output)
+        score = jax.jacobian(lambda params: log_softmax(outputs(params).output))(params)
+        return jnp.einsum("ba,bap,baq->pq", jnp.exp(log_probs), score, score) / len(obs)
+    mean, log_std = jax.jacobian(outputs)(params)
+    precision = jnp.exp(-2.0 * outputs(params).log_std)
+    of_mean = jnp.einsum("a,bap,baq->pq", precision, mean, mean) / len(obs)
+    return of_mean + 2.0 * log_std.T @ log_std
+
+
+def _score(actor: Any, batch: Batch, activation: str) -> Any:
+    def gain(actor: Any) -> jax.Array:
+        chosen = log_prob(policy(actor, batch.obs, activation), batch.action)
+        return (batch.advantage * chosen).mean()
+
+    return jax.value_and_grad(gain)(actor)
+
+
+def _measures(new: Any, old: Any, batch: Batch, activation: str) -> dict[str, jax.Array]:
+    before, after = (policy(actor, batch.obs, activation) for actor in (old, new))
+    ratio = jnp.exp(log_prob(after, batch.action) - log_prob(before, batch.action))
+    return {"surrogate": (ratio * batch.advantage).mean(), "kl": kl(before, after).mean()}
+
+
+def _value_loss(critic: Any, batch: Batch, activation: str) -> jax.Array:
+    return (0.5 * (value(critic, batch.obs, activation) - batch.target) ** 2).mean()
+
+
+# E_s[Σ_a π ∇log π ∇log πᵀ], in full [P, P]; for a Gaussian the sum over actions in closed form.
+fisher = in_64_bits(_curvature, static=(2,))
+# E[A log π(a|s)] and its gradient with respect to the actor.
+score = in_64_bits(_score, static=(2,))
+# Of a new actor and the one that acted: E[r A], and the mean of KL(π_old ‖ π_new).
+measures = in_64_bits(_measures, static=(3,))
+_value_slope = in_64_bits(jax.value_and_grad(_value_loss), static=(2,))
+
+
+def conjugate_gradient(matrix: np.ndarray, b: np.ndarray, iterations: int) -> np.ndarray:
+    """Hestenes and Stiefel 1952: that many steps towards the x with matrix x = b, from zero."""
+    x, residual, direction = np.zeros_like(b), b, b
+    for _ in range(iterations):
+        length = residual @ residual / (direction @ matrix @ direction)
+        x = x + length * direction
+        shorter = residual - length * matrix @ direction
+        direction = shorter + (shorter @ shorter) / (residual @ residual) * direction
+        residual = shorter
+    return x
+
+
+class NaturalGradient(OnPolicy):
+    """An on-policy agent whose critic takes epochs of minibatches, after the actor's `step`."""
+
+    def __init__(self, key: jax.Array, start: Any, config: Any) -> None:
+        super().__init__(key, start, config)
+        self.optimizer = Adam(eps=1e-5)
+
+    def step(self, batch: Batch) -> tuple[np.ndarray, dict[str, float]]:
+        """Actor -> its new parameters [P], and metrics."""
+        raise NotImplementedError
+
+    def update(self, key: jax.Array) -> dict[str, float]:
+        key_rollout, key_shuffle = random.split(key)
+        batch, episodes = self.collect(key_rollout)
+        new, metrics = self.step(batch)
+        loss = self.fit_critic(key_shuffle, batch)
+        self.params = {**self.params, "actor": like(new, self.params["actor"])}
+        self.finished += 1
+        return {**episodes, **metrics, "loss/value": loss}
+
+    def fit_critic(self, key: jax.Array, batch: Batch) -> float:
+        """Minibatch steps of Adam on the squared error -> its mean over them."""
+        config, critic, losses = self.config, self.params["critic"], []
+        for now in random.split(key, config.num_epochs):
+            order = np.asarray(prng.permutation(now, len(batch.target)))
+            for chosen in np.split(order, config.num_minibatches):
+                picked = Batch(*(x[chosen] for x in batch))
+                loss, gradient = _value_slope(critic, picked, config.activation)
+                gradient = clipped(flat(gradient), config.max_grad_norm)
+                now_rate = rate(config, config.critic_learning_rate, self.finished)
+                change = self.optimizer.step(gradient, now_rate)
+                critic = like(flat(critic) + change, critic)
+                losses.append(loss)
+        self.params = {**self.params, "critic": critic}
+        return float(np.mean(losses))
+
+    def assert_close(self, state: Any, what: str) -> None:
+        super().assert_close(state, what)
+        self.optimizer.assert_close(state.opt_state, what)
+
+
 # --- the agent, and comparing --------------------------------------------------------------------
 
 
@@ -510,6 +609,21 @@ def assert_close(got: Any, wanted: Any, what: str, tolerance: float = 1e-5) -> N
     size = np.abs(wanted).max(initial=0.0)
     error = np.abs(got - wanted).max(initial=0.0)
     assert error <= tolerance * size, f"{what}: off by {error:.1e}, the largest being {size:.1e}"
+
+
+def assert_three_updates(
+    agent: types.ModuleType, rederived: Callable[[jax.Array, Any, Any], Any], config: Any
+) -> Any:
+    """Run both, comparing after each update -> the rederived agent."""
+    key = random.key(3)
+    states, metrics = trained(agent, key, config)
+    expected = rederived(key, states[0], config)
+    expected.assert_close(states[0], "start")
+    for u in (1, 2, 3):
+        wanted = expected.update(random.fold_in(key, u))
+        assert_metrics(metrics[u - 1], wanted, f"update {u}")
+        expected.assert_close(states[u], f"update {u}")
+    return expected
 
 
 def assert_metrics(got: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import pytest
 import rederive
-from jax import random
 
 from purejaxpg.agents import a2c
 
@@ -72,11 +71,4 @@ class Rederived(rederive.OnPolicy):
     ids=["discrete", "clipped", "continuous"],
 )
 def test_three_updates_against_a_loop(config: a2c.Config) -> None:
-    key = random.key(3)
-    states, metrics = rederive.trained(a2c, key, config)
-    expected = Rederived(key, states[0], config)
-    expected.assert_close(states[0], "start")
-    for u in (1, 2, 3):
-        wanted = expected.update(random.fold_in(key, u))
-        rederive.assert_metrics(metrics[u - 1], wanted, f"update {u}")
-        expected.assert_close(states[u], f"update {u}")
+    rederive.assert_three_updates(a2c, Rederived, config)
