@@ -160,9 +160,13 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+# Programs that run for a millisecond are not worth seconds of LLVM.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
 def in_64_bits(function: Callable[..., Any], static: tuple[int, ...] = ()) -> Callable[..., Any]:
     """Compile `function` in float64, from and to NumPy arrays."""
-    compiled = jax.jit(function, static_argnums=static)
+    compiled = jax.jit(function, static_argnums=static, compiler_options=QUICK)
 
     def double(x: Any) -> Any:
         return np.asarray(x, np.float64) if np.asarray(x).dtype.kind == "f" else np.asarray(x)
@@ -581,7 +585,7 @@ class NaturalGradient(OnPolicy):
 # --- the agent, and comparing --------------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
+@functools.partial(jax.jit, static_argnums=(0, 3), compiler_options=QUICK)
 def _trained(agent: types.ModuleType, key: jax.Array, config: Any, updates: int) -> Any:
     def step(state: Any, u: jax.Array) -> Any:
         state, metrics = agent.update(random.fold_in(key, u), state, config)
