@@ -620,7 +620,9 @@ def assert_three_updates(
 ) -> Any:
     """Run both, comparing after each update -> the rederived agent."""
     key = random.key(3)
+    assert config.num_updates == 3  # the length of a linear schedule
     states, metrics = trained(agent, key, config)
+    assert_initial(states[0].params, config)
     expected = rederived(key, states[0], config)
     expected.assert_close(states[0], "start")
     for u in (1, 2, 3):
@@ -628,6 +630,21 @@ def assert_three_updates(
         assert_metrics(metrics[u - 1], wanted, f"update {u}")
         expected.assert_close(states[u], f"update {u}")
     return expected
+
+
+def assert_initial(params: Any, config: Any) -> None:
+    """Check what distinguishes the heads: their size; and that no key served two networks."""
+    actor, critic = params["actor"]["params"], params["critic"]["params"]
+    assert not np.array_equal(
+        actor["torso"]["Dense_0"]["kernel"], critic["torso"]["Dense_0"]["kernel"]
+    )
+    for layers, scale in ((actor, 0.01), (critic, 1.0)):
+        kernel = np.asarray(layers["Dense_0"]["kernel"], np.float64)
+        square = scale**2 * np.eye(kernel.shape[1])
+        assert np.allclose(kernel.T @ kernel, square, 1e-5, 1e-9) == config.orthogonal_init
+    assert np.all(
+        actor.get("log_std", config.initial_log_std) == np.float32(config.initial_log_std)
+    )
 
 
 def assert_metrics(got: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> None:
