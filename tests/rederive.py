@@ -629,7 +629,33 @@ def assert_three_updates(
         wanted = expected.update(random.fold_in(key, u))
         assert_metrics(metrics[u - 1], wanted, f"update {u}")
         expected.assert_close(states[u], f"update {u}")
+    assert_acts(agent, states[-1], expected)
     return expected
+
+
+def assert_acts(agent: types.ModuleType, state: Any, rederived: Any) -> None:
+    """Compare the actions of `agent.policy`, sampled and greedy, for the state of `rederived`."""
+    obs = np.random.default_rng(0).normal(size=(6, 3))
+    actor, config = rederived.params["actor"], rederived.config
+    own = policy_in_64_bits(actor, rederived.normalizers.seen(obs), config.activation)
+    best = own.output.argmax(-1) if own.log_std is None else own.output
+    acts = jax.jit(agent.policy, static_argnums=4, compiler_options=QUICK)
+    for greedy, wanted in ((False, sample(random.key(4), own)), (True, best)):
+        got = acts(random.key(4), state, jnp.asarray(obs), config, greedy)
+        np.testing.assert_allclose(got, wanted, 1e-5, 1e-5, err_msg=f"greedy: {greedy}")
+
+
+def assert_trains(agent: types.ModuleType, config: Any, monkeypatch: Any) -> None:
+    """Check that `train` calls `init` and then `update`, each with its own key folded."""
+    monkeypatch.setattr(agent, "init", lambda key, config: random.key_data(key))
+    monkeypatch.setattr(
+        agent, "update", lambda key, *rest: (rest[0], {"key": random.key_data(key)})
+    )
+    key = random.key(5)
+    state, metrics = agent.train(key, config)
+    folded = [random.key_data(random.fold_in(key, u)) for u in range(config.num_updates + 1)]
+    np.testing.assert_array_equal(state, folded[0])
+    np.testing.assert_array_equal(metrics["key"], np.stack(folded[1:]))
 
 
 def assert_initial(params: Any, config: Any) -> None:

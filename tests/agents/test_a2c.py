@@ -75,6 +75,10 @@ def test_three_updates_against_a_loop(config: a2c.Config) -> None:
     rederive.assert_three_updates(a2c, Rederived, config)
 
 
+def test_train_folds_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    rederive.assert_trains(a2c, DISCRETE, monkeypatch)
+
+
 @pytest.mark.fast
 def test_one_sample_leaves_no_advantage_to_normalise() -> None:
     alone = dataclasses.replace(DISCRETE, num_envs=1, num_steps=1, normalize_advantage=True)

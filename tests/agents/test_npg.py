@@ -55,6 +55,10 @@ def test_three_updates_against_a_loop(config: npg.Config) -> None:
     rederive.assert_three_updates(npg, Rederived, config)
 
 
+def test_train_folds_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    rederive.assert_trains(npg, DISCRETE, monkeypatch)
+
+
 # --- with TRPO ------------------------------------------------------------------------------------
 
 FIELDS: dict[str, Any] = {"total_timesteps": 256, "num_envs": 4, "num_steps": 16, "hidden": (6,)}

@@ -150,6 +150,10 @@ def test_three_updates_against_a_loop(config: reinforce.Config) -> None:
     rederive.assert_three_updates(reinforce, Rederived, config)
 
 
+def test_train_folds_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    rederive.assert_trains(reinforce, DISCRETE, monkeypatch)
+
+
 # --- whole episodes, and what is refused ----------------------------------------------------------
 
 

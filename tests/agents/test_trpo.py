@@ -89,6 +89,10 @@ def test_three_updates_against_a_loop(config: trpo.Config, times: list[int]) -> 
     assert rederive.assert_three_updates(trpo, Rederived, config).times == times
 
 
+def test_train_folds_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    rederive.assert_trains(trpo, DISCRETE, monkeypatch)
+
+
 # --- the step alone -------------------------------------------------------------------------------
 
 TINY = trpo.Config(
