@@ -640,8 +640,8 @@ def assert_acts(agent: types.ModuleType, state: Any, rederived: Any) -> None:
     own = policy_in_64_bits(actor, rederived.normalizers.seen(obs), config.activation)
     best = own.output.argmax(-1) if own.log_std is None else own.output
     acts = jax.jit(agent.policy, static_argnums=4, compiler_options=QUICK)
-    for greedy, wanted in ((False, sample(random.key(4), own)), (True, best)):
-        got = acts(random.key(4), state, jnp.asarray(obs), config, greedy)
+    for greedy, wanted in (((), sample(random.key(4), own)), ((True,), best)):
+        got = acts(random.key(4), state, jnp.asarray(obs), config, *greedy)
         np.testing.assert_allclose(got, wanted, 1e-5, 1e-5, err_msg=f"greedy: {greedy}")
 
 
