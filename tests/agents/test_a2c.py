@@ -1,104 +1,86 @@
-"""What is special to A2C."""
+"""A2C: three updates written a second time in 64 bits, and what it refuses."""
 
 import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax import random
+import rederive
 
 from purejaxpg import InputError
-from purejaxpg.agents import a2c, ppo
+from purejaxpg.agents import a2c
 
-SAME: dict[str, Any] = {
-    "total_timesteps": 256, "num_envs": 4, "num_steps": 16, "hidden": (8, 8), "gae_lambda": 0.9,
-    "vf_coef": 0.7, "ent_coef": 0.02, "normalize_advantage": False,
-    "env_params": {"max_steps_in_episode": 20.0},
-}  # fmt: skip
-TINY = a2c.Config(**SAME)
-
-
-def a2c_gradient(config: a2c.Config) -> Any:
-    state = a2c.init(random.key(0), config)
-    state, transition, _ = a2c.rollout(random.key(1), state, config)
-    state, batch = a2c.advantages(state, transition, config)
-    return jax.grad(lambda params: a2c.loss(params, batch, config)[0])(state.params)
-
-
-def ppo_gradient(config: ppo.Config) -> Any:
-    state = ppo.init(random.key(0), config)
-    state, transition, _ = ppo.rollout(random.key(1), state, config)
-    state, batch = ppo.advantages(state, transition, config)
-    return jax.grad(lambda params: ppo.loss(params, batch, state, config)[0])(state.params)
+rederive.register()
+DISCRETE = a2c.Config(
+    env=rederive.NAMES[True], total_timesteps=84, num_envs=4, num_steps=7, hidden=(5, 3),
+    learning_rate=0.02, gamma=0.9,
+)  # fmt: skip
+CONTINUOUS = dataclasses.replace(
+    DISCRETE, env=rederive.NAMES[False], activation="silu", orthogonal_init=False,
+    learning_rate_schedule="robbins_monro", learning_rate_half_life=2.0,
+    normalize_advantage=True, normalize_obs=True, normalize_reward=True, gae_lambda=0.6,
+    vf_coef=0.9, ent_coef=0.1, max_grad_norm=float("inf"), clip_obs=1.2, reward_scale=1.5,
+    clip_reward=1.1, initial_log_std=-0.5, env_params={"push": 0.8, "max_steps_in_episode": 3},
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
-def test_first_gradient_is_that_of_ppo_with_one_epoch_and_one_minibatch(env: str) -> None:
-    """At a ratio of 1 nothing is clipped, and r A has the gradient of A log pi."""
-    fields = {**SAME, "env": env, "reward_scale": 0.1}  # keeps Pendulum's gradients of order one
-    ours = jax.jit(a2c_gradient)(a2c.Config(**fields))
-    theirs = jax.jit(ppo_gradient)(ppo.Config(**fields, num_epochs=1, num_minibatches=1))
-    assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(ours)) > 1e-2
-    for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+def loss(params: Any, batch: Any, vf_coef: Any, ent_coef: Any, activation: str) -> Any:
+    """Minus the L(θ) of the module's docstring."""
+    obs, action, advantage, target = batch
+    policy = rederive.policy(params["actor"], obs, activation)
+    gain = (advantage * rederive.log_prob(policy, action)).mean()
+    error = (0.5 * (rederive.value(params["critic"], obs, activation) - target) ** 2).mean()
+    entropy = rederive.entropy(policy).mean()
+    metrics = {"loss/policy": -gain, "loss/value": error, "policy/entropy": entropy}
+    return -(gain - vf_coef * error + ent_coef * entropy), metrics
 
 
-@pytest.mark.fast
-def test_optimiser_is_rmsprop_with_epsilon_under_the_root() -> None:
-    config = dataclasses.replace(
-        TINY, learning_rate_schedule="constant", max_grad_norm=jnp.inf, learning_rate=0.1
-    )
-    optimizer = a2c.make_optimizer(config)
-    gradient, mean_square = np.array([1e-4, 0.5, -3.0], np.float32), np.ones(3)
-    state = optimizer.init(jnp.zeros(3))
-    for _ in range(3):
-        step, state = optimizer.update(jnp.asarray(gradient), state)
-        mean_square = 0.99 * mean_square + 0.01 * gradient**2
-        expected = -0.1 * gradient / np.sqrt(mean_square + 1e-5)
-        np.testing.assert_allclose(step, expected, rtol=1e-5)
+SLOPE = rederive.in_64_bits(jax.grad(loss, has_aux=True), static=(4,))
 
 
-def test_normalising_advantages_takes_the_scale_of_the_reward_away() -> None:
-    """The critic is left out: its target has the scale of the reward all the same."""
-    fields = {**SAME, "vf_coef": 0.0, "normalize_advantage": True, "gae_lambda": 1.0}
-    # A critic of zero, so that the advantage is the return and has the reward's scale.
-    small, large = (a2c.Config(**fields, reward_scale=k) for k in (1.0, 1000.0))
+class Rederived(rederive.OnPolicy):
+    """The paper's update, with RMSprop on the two networks together."""
 
-    def gradient(config: a2c.Config) -> Any:
-        state = a2c.init(random.key(0), config)
-        zero = jax.tree.map(jnp.zeros_like, state.params["critic"])
-        state = state.replace(params={**state.params, "critic": zero})
-        _, transition, _ = a2c.rollout(random.key(1), state, config)
-        _, batch = a2c.advantages(state, transition, config)
-        return jax.grad(lambda params: a2c.loss(params, batch, config)[0])(state.params)["actor"]
+    def __init__(self, key: jax.Array, start: a2c.TrainState, config: a2c.Config) -> None:
+        super().__init__(key, start, config)
+        self.optimizer = rederive.RmsProp(decay=0.99, eps=1e-5, start=1.0)
 
-    a, b = jax.jit(gradient)(small), jax.jit(gradient)(large)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6)
-    plain = [dataclasses.replace(config, normalize_advantage=False) for config in (small, large)]
-    c, d = (jax.jit(gradient)(config) for config in plain)
-    ratio = float(jnp.abs(d["params"]["Dense_0"]["bias"]).max())
-    assert ratio > 100 * float(jnp.abs(c["params"]["Dense_0"]["bias"]).max())
+    def update(self, key: jax.Array) -> dict[str, float]:
+        config = self.config
+        batch, episodes = self.collect(key)
+        weights = config.vf_coef, config.ent_coef
+        gradient, metrics = SLOPE(self.params, batch, *weights, config.activation)
+        gradient = rederive.clipped(rederive.flat(gradient), config.max_grad_norm)
+        rate = rederive.rate(config, config.learning_rate, self.finished)
+        moved = rederive.flat(self.params) + self.optimizer.step(gradient, rate)
+        self.params = rederive.like(moved, self.params)
+        self.finished += 1
+        return {**episodes, **metrics}
+
+    def assert_close(self, state: a2c.TrainState, what: str) -> None:
+        super().assert_close(state, what)
+        self.optimizer.assert_close(state.opt_state, what)
 
 
-def test_an_update_is_one_gradient_step_on_all_data() -> None:
-    config = dataclasses.replace(TINY, learning_rate_schedule="constant", max_grad_norm=jnp.inf)
-    state = jax.jit(a2c.init)(random.key(0), config)
-    moved, metrics = jax.jit(a2c.update)(random.key(1), state, config)
-    gradient = jax.jit(a2c_gradient)(config)
-    optimizer = a2c.make_optimizer(config)
-    step, _ = optimizer.update(gradient, state.opt_state)
-    pairs = zip(*(jax.tree.leaves(x) for x in (state.params, step, moved.params)), strict=True)
-    for before, change, after in pairs:
-        np.testing.assert_allclose(after, before + change, rtol=1e-4, atol=1e-6)
-    assert int(moved.num_updates) == 1
-    assert np.isfinite(float(metrics["loss/policy"]))
+@pytest.mark.parametrize(
+    "config",
+    [
+        DISCRETE,
+        dataclasses.replace(DISCRETE, max_grad_norm=0.05, ent_coef=0.3, gae_lambda=0.3),
+        CONTINUOUS,
+    ],
+    ids=["discrete", "clipped", "continuous"],
+)
+def test_three_updates_against_a_loop(config: a2c.Config) -> None:
+    rederive.assert_three_updates(a2c, Rederived, config)
+
+
+def test_train_folds_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    rederive.assert_trains(a2c, DISCRETE, monkeypatch)
 
 
 @pytest.mark.fast
 def test_one_sample_leaves_no_advantage_to_normalise() -> None:
-    alone = dataclasses.replace(TINY, num_envs=1, num_steps=1, normalize_advantage=True)
+    alone = dataclasses.replace(DISCRETE, num_envs=1, num_steps=1, normalize_advantage=True)
     with pytest.raises(InputError, match="normalize_advantage needs two samples"):
         a2c.check(alone)

@@ -1,4 +1,4 @@
-"""What is special to REINFORCE: whole episodes, and which return weighs which action."""
+"""REINFORCE: three updates written a second time in 64 bits, an episode at a time."""
 
 import dataclasses
 from typing import Any
@@ -8,19 +8,159 @@ import jax.numpy as jnp
 import numpy as np
 import probes
 import pytest
+import rederive
 from jax import random
 
 from purejaxpg import InputError, envs
 from purejaxpg.agents import reinforce
 
+rederive.register()
+DISCRETE = reinforce.Config(
+    env=rederive.NAMES[True], total_timesteps=48, num_envs=4, hidden=(5, 3), num_critic_steps=3,
+    learning_rate=0.02, critic_learning_rate=0.01, gamma=0.9,
+)  # fmt: skip
+# Room for more than an episode: what is played after its end has to be left out.
+CONTINUOUS = dataclasses.replace(
+    DISCRETE, env=rederive.NAMES[False], total_timesteps=60, max_steps=5, weight_by_discount=True,
+    activation="silu", orthogonal_init=False, learning_rate_schedule="robbins_monro",
+    learning_rate_half_life=2.0, normalize_advantage=True, normalize_obs=True,
+    normalize_reward=True, ent_coef=0.1, clip_obs=1.2, reward_scale=1.5, clip_reward=1.1,
+    initial_log_std=-0.5, env_params={"push": 0.8, "max_steps_in_episode": 3},
+)  # fmt: skip
+TOTAL = dataclasses.replace(DISCRETE, reward_to_go=False)
+ALONE = dataclasses.replace(TOTAL, baseline=False, learning_rate_schedule="constant")
+
+
+def objective(actor: Any, batch: Any, valid: Any, ent_coef: Any, activation: str) -> Any:
+    """What is maximised, its gradient being the g of the module's docstring; and metrics."""
+    policy = rederive.policy(actor, batch.obs, activation)
+    log_prob = rederive.log_prob(policy, batch.action) * valid
+    entropy = rederive.entropy(policy) * valid
+    gain = (batch.advantage * log_prob).sum(0).mean()
+    metrics = {"loss/policy": -gain, "policy/entropy": entropy.sum() / valid.sum()}
+    return gain + ent_coef * entropy.sum(0).mean(), metrics
+
+
+def error(critic: Any, batch: Any, valid: Any, activation: str) -> jax.Array:
+    """Mean over the steps that count of ½ (V - G)²."""
+    off = rederive.value(critic, batch.obs, activation) - batch.target
+    return (0.5 * off**2 * valid).sum() / valid.sum()
+
+
+ASCENT = rederive.in_64_bits(jax.grad(objective, has_aux=True), static=(4,))
+DESCENT = rederive.in_64_bits(jax.value_and_grad(error), static=(3,))
+
+
+class Rederived:
+    """REINFORCE from the state of `init` on."""
+
+    def __init__(self, key: jax.Array, start: reinforce.TrainState, config: Any) -> None:
+        self.config, self.params, self.finished = config, start.params, 0
+        self.normalizers = rederive.Normalizers(config)
+        self.optimizers = {name: rederive.Adam(eps=1e-5) for name in ("actor", "critic")}
+        if config.normalize_obs:
+            _, _, key_moments = random.split(random.fold_in(key, 0), 3)
+            rows, valid = self.episodes(key_moments)
+            self.normalizers.observe(rows.obs[valid])
+
+    def episodes(self, key: jax.Array) -> tuple[rederive.Row, np.ndarray]:
+        """Play from the start -> [T, N], and which steps belong to the first episodes."""
+        config = self.config
+
+        def act(obs: np.ndarray) -> rederive.Policy:
+            seen = self.normalizers.seen(obs)
+            return rederive.policy_in_64_bits(self.params["actor"], seen, config.activation)
+
+        discrete = config.env == rederive.NAMES[True]
+        world = rederive.World(config.num_envs, discrete, config.env_params)
+        _, key_steps = random.split(key)
+        rows = rederive.play(key_steps, act, world, config.max_steps or rederive.LIMIT)
+        ends = rows.done.argmax(0)
+        return rows, np.arange(len(rows.done))[:, None] <= ends
+
+    def returns(self, reward: np.ndarray, rows: rederive.Row, after: np.ndarray) -> np.ndarray:
+        """G [T, N], from values `after` each step; zero beyond the end of an episode."""
+        to_go = np.zeros(reward.shape)
+        for n, end in enumerate(rows.done.argmax(0)):
+            later = 0.0 if rows.terminated[end, n] else after[end, n]
+            for t in reversed(range(end + 1)):
+                later = reward[t, n] + self.config.gamma * later
+                to_go[t, n] = later
+        return to_go
+
+    def batch(self, rows: rederive.Row, valid: np.ndarray) -> rederive.Batch:
+        config, normalizers = self.config, self.normalizers
+        obs, next_obs = normalizers.seen(rows.obs), normalizers.seen(rows.next_obs)
+        normalizers.running = np.zeros(config.num_envs)
+        reward = normalizers.rewards(rows.reward, rows.done, valid)
+        normalizers.observe(rows.obs[valid])
+        value, after = (
+            config.baseline * rederive.value_in_64_bits(self.params["critic"], x, config.activation)
+            for x in (obs, next_obs)
+        )
+        target = self.returns(reward, rows, after)
+        weight = (target if config.reward_to_go else target[0]) - value
+        if config.normalize_advantage:
+            weight = rederive.standardised(weight, valid)
+        if config.weight_by_discount:
+            weight = weight * config.gamma ** np.arange(len(weight))[:, None]
+        return rederive.Batch(obs, rows.action, weight, target)
+
+    def moved(self, name: str, gradient: Any, learning_rate: float) -> Any:
+        """Parameters after a step of Adam."""
+        gradient = rederive.clipped(rederive.flat(gradient), self.config.max_grad_norm)
+        rate = rederive.rate(self.config, learning_rate, self.finished)
+        change = self.optimizers[name].step(gradient, rate)
+        return rederive.like(rederive.flat(self.params[name]) + change, self.params[name])
+
+    def update(self, key: jax.Array) -> dict[str, float]:
+        config = self.config
+        rows, valid = self.episodes(key)
+        batch = self.batch(rows, valid)
+        rest = batch, valid.astype(float), config.ent_coef, config.activation
+        gradient, metrics = ASCENT(self.params["actor"], *rest)
+        descent = -rederive.flat(gradient)
+        self.params = {**self.params, "actor": self.moved("actor", descent, config.learning_rate)}
+        losses = []
+        for _ in range(config.num_critic_steps if config.baseline else 0):
+            loss, gradient = DESCENT(self.params["critic"], *rest[:2], config.activation)
+            critic = self.moved("critic", gradient, config.critic_learning_rate)
+            self.params = {**self.params, "critic": critic}
+            losses.append(loss)
+        self.finished += 1
+        fitted = {"loss/value": np.mean(losses)} if losses else {}
+        return {**rederive.episode_metrics(rows, valid), **metrics, **fitted}
+
+    def assert_close(self, state: reinforce.TrainState, what: str) -> None:
+        for name, optimizer in self.optimizers.items():
+            got, wanted = (rederive.flat(x[name]) for x in (state.params, self.params))
+            rederive.assert_close(got, wanted, f"{what}: {name}")
+            optimizer.assert_close(state.opt_state[name], f"{what}: {name}")
+        self.normalizers.assert_close(state.normalizers, what)
+        assert int(state.num_updates) == self.finished, what
+
+
+@pytest.mark.parametrize(
+    "config",
+    [DISCRETE, dataclasses.replace(DISCRETE, max_grad_norm=0.5, ent_coef=0.3), CONTINUOUS, TOTAL,
+     ALONE],
+    ids=["discrete", "clipped", "continuous", "total", "alone"],
+)  # fmt: skip
+def test_three_updates_against_a_loop(config: reinforce.Config) -> None:
+    rederive.assert_three_updates(reinforce, Rederived, config)
+
+
+def test_train_folds_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    rederive.assert_trains(reinforce, DISCRETE, monkeypatch)
+
+
+# --- whole episodes, and what is refused ----------------------------------------------------------
+
+
 TINY = reinforce.Config(
-    total_timesteps=256,
-    num_envs=8,
-    max_steps=20,
-    hidden=(8, 8),
-    num_critic_steps=2,
+    total_timesteps=256, num_envs=8, max_steps=20, hidden=(8, 8), num_critic_steps=2,
     env_params={"max_steps_in_episode": 20.0},
-)
+)  # fmt: skip
 
 
 class Lottery(probes.Probe):
@@ -33,31 +173,6 @@ class Lottery(probes.Probe):
         return jnp.ones(()), state.time + 1 >= state.obs[0], state.obs
 
 
-INIT, ROLLOUT, UPDATE, ADVANTAGES, POLICY_LOSS, VALUE_LOSS = map(
-    jax.jit,
-    (
-        reinforce.init, reinforce.rollout, reinforce.update, reinforce.advantages,
-        reinforce.policy_loss, reinforce.value_loss,
-    ),
-)  # fmt: skip
-
-
-def collected(config: reinforce.Config) -> tuple[Any, Any, Any]:
-    state = INIT(random.key(0), config)
-    transition, metrics = ROLLOUT(random.key(1), state, config)
-    return state, transition, metrics
-
-
-def test_each_environment_gives_one_whole_episode() -> None:
-    _, transition, metrics = collected(TINY)
-    valid, done = np.asarray(transition.valid), np.asarray(transition.done)
-    for n in range(TINY.num_envs):
-        (ends,) = np.nonzero(done[:, n])
-        assert valid[:, n].tolist() == [t <= ends[0] for t in range(20)]
-    assert float(metrics["episode/count"]) == TINY.num_envs
-    assert float(metrics["episode/length_sum"]) == valid.sum() == metrics["episode/return_sum"]
-
-
 def test_short_episodes_do_not_count_more() -> None:
     """Half of the episodes last 7 steps. Among those completed in 10 steps, far fewer do."""
     envs.register("Lottery", Lottery)
@@ -65,120 +180,12 @@ def test_short_episodes_do_not_count_more() -> None:
         TINY, env="Lottery", num_envs=4000, max_steps=10, env_params={}, total_timesteps=40_000
     )
     reinforce.check(config)
-    _, transition, metrics = collected(config)
+    state = jax.jit(reinforce.init)(random.key(0), config)
+    transition, metrics = jax.jit(reinforce.rollout)(random.key(1), state, config)
     mean = float(metrics["episode/return_sum"] / metrics["episode/count"])
     assert mean == pytest.approx(4.0, abs=5 * 3.0 / np.sqrt(4000))  # five standard errors
     lengths = np.asarray(transition.obs[..., 0])[np.asarray(transition.done)]
     assert lengths.mean() < 3.4  # what counting every completed episode would say
-
-
-@pytest.mark.parametrize(
-    ("fields", "name"),
-    [
-        ({}, "reward to go"),
-        ({"weight_by_discount": True}, "weighted"),
-        ({"reward_to_go": False}, "total return"),
-        ({"baseline": False}, "no baseline"),
-        ({"baseline": False, "normalize_advantage": True}, "whitened"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_weights_against_a_loop(fields: dict[str, Any], name: str) -> None:
-    config = dataclasses.replace(TINY, gamma=0.8, **fields)
-    state, transition, _ = collected(TINY)
-    _, batch = ADVANTAGES(state, transition, config)
-    value, next_value = (
-        np.asarray(reinforce.Critic(config).apply(state.params["critic"], obs), np.float64)
-        for obs in (transition.obs, transition.next_obs)
-    )
-    done, valid = np.asarray(transition.done), np.asarray(transition.valid)
-    expected = np.zeros(done.shape)
-    for n in range(config.num_envs):
-        end = int(np.nonzero(done[:, n])[0][0])
-        cut = not transition.terminated[end, n] and config.baseline
-        to_go = next_value[end, n] if cut else 0.0
-        for t in range(end, -1, -1):
-            to_go = float(transition.reward[t, n]) + 0.8 * to_go
-            weight = 0.8**t if config.weight_by_discount else 1.0
-            expected[t, n] = weight * (to_go - config.baseline * value[t, n])
-        if not config.reward_to_go:
-            expected[: end + 1, n] = to_go - value[: end + 1, n]
-    if config.normalize_advantage:
-        expected = (expected - expected[valid].mean()) / (expected[valid].std() + 1e-8)
-    np.testing.assert_allclose(
-        np.asarray(batch.advantage)[valid], expected[valid], rtol=1e-4, atol=1e-5
-    )
-
-
-def test_loss_is_the_mean_over_episodes_of_sums_over_their_steps() -> None:
-    state, transition, _ = collected(TINY)
-    _, batch = ADVANTAGES(state, transition, TINY)
-    policy = reinforce.Actor(TINY).apply(state.params["actor"], transition.obs)
-    log_prob = np.asarray(policy.log_prob(transition.action))
-    terms = -log_prob * np.asarray(batch.advantage)
-    expected = np.mean([terms[batch.valid[:, n], n].sum() for n in range(TINY.num_envs)])
-    loss, _ = POLICY_LOSS(state.params["actor"], batch, TINY)
-    assert float(loss) == pytest.approx(float(expected), rel=1e-4)
-    # Nothing that follows an episode's end has any part in it, nor in the baseline.
-    outside = ~np.asarray(batch.valid)
-    assert outside.any()
-    broken = batch.replace(
-        advantage=jnp.where(outside, 1e6, batch.advantage),
-        target=jnp.where(outside, 1e6, batch.target),
-    )
-    again, _ = POLICY_LOSS(state.params["actor"], broken, TINY)
-    assert float(again) == float(loss)
-    values = [VALUE_LOSS(state.params["critic"], b, TINY) for b in (batch, broken)]
-    assert float(values[0]) == float(values[1])
-
-
-def test_normalisers_see_the_episodes_and_nothing_else() -> None:
-    """Two updates against all data at once: no step after an end, and no sum that runs on.
-
-    Each update starts fresh episodes, so the discounted sums start from zero each time.
-    """
-    envs.register("Lottery", Lottery)
-    config = dataclasses.replace(
-        TINY, env="Lottery", num_envs=50, max_steps=10, env_params={}, gamma=0.9,
-        normalize_obs=True, normalize_reward=True,
-    )  # fmt: skip
-    state = INIT(random.key(0), config)
-    raw = dataclasses.replace(config, normalize_obs=False)
-    first, _ = ROLLOUT(random.split(random.key(0), 3)[2], INIT(random.key(0), raw), raw)
-    seen, sums = [np.asarray(first.obs)[np.asarray(first.valid)]], []
-    for u in (1, 2):
-        transition, _ = ROLLOUT(random.key(u), state, config)
-        state, _ = ADVANTAGES(state, transition, config)
-        valid = np.asarray(transition.valid)
-        seen.append(np.asarray(transition.obs)[valid])
-        steps = np.cumsum(valid, axis=0)[valid]  # 1, 2, ... within each episode
-        sums.append((1 - 0.9**steps) / (1 - 0.9))
-    obs, sums = np.concatenate(seen), np.concatenate(sums)
-    got = state.normalizers
-    np.testing.assert_allclose(got.obs.mean, obs.mean(0), rtol=1e-4)
-    np.testing.assert_allclose(got.obs.var, obs.var(0), rtol=1e-3)
-    assert float(got.reward.moments.count) == len(sums)
-    np.testing.assert_allclose(got.reward.moments.var, sums.var(), rtol=1e-3)
-
-
-def test_baseline_is_fitted_after_it_was_used() -> None:
-    """The policy's step is the same whatever the baseline then learns from the same returns."""
-    state = INIT(random.key(0), TINY)
-    slow, _ = UPDATE(random.key(1), state, TINY)
-    fast, _ = UPDATE(random.key(1), state, dataclasses.replace(TINY, critic_learning_rate=1.0))
-    for a, b in zip(*(jax.tree.leaves(s.params["actor"]) for s in (slow, fast)), strict=True):
-        np.testing.assert_array_equal(a, b)
-    kernels = [s.params["critic"]["params"]["Dense_0"]["kernel"] for s in (slow, fast)]
-    assert not np.array_equal(*kernels)
-
-
-def test_without_a_baseline_no_critic_is_trained() -> None:
-    config = dataclasses.replace(TINY, baseline=False)
-    state = INIT(random.key(0), TINY)
-    after, metrics = UPDATE(random.key(1), state, config)
-    pairs = zip(*(jax.tree.leaves(s.params["critic"]) for s in (state, after)), strict=True)
-    assert all(np.array_equal(a, b) for a, b in pairs)
-    assert "loss/value" not in metrics
 
 
 @pytest.mark.fast
