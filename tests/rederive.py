@@ -422,6 +422,63 @@ def play(key: jax.Array, act: Callable[[np.ndarray], Policy], world: World, step
     return stacked(rows)
 
 
+class Batch(NamedTuple):
+    """What an on-policy agent learns from; B = T N, time first."""
+
+    obs: np.ndarray  # [B, 3] normalised
+    action: np.ndarray  # [B] or [B, 2]
+    advantage: np.ndarray  # [B]
+    target: np.ndarray  # [B]
+
+
+class OnPolicy:
+    """What A2C, NPG, TRPO and PPO have in common, from the state of `init` on."""
+
+    def __init__(self, key: jax.Array, start: Any, config: Any) -> None:
+        self.config, self.params = config, start.params
+        self.normalizers = Normalizers(config)
+        self.finished = 0  # updates
+        if config.normalize_obs:
+            *_, key_moments = random.split(random.fold_in(key, 0), 4)
+            self.normalizers.observe(self._played(key_moments, self._fresh_world()).obs)
+        self.world = self._fresh_world()
+
+    def _fresh_world(self) -> World:
+        config = self.config
+        return World(config.num_envs, config.env == NAMES[True], config.env_params)
+
+    def _played(self, key: jax.Array, world: World) -> Row:
+        def act(obs: np.ndarray) -> Policy:
+            seen = self.normalizers.seen(obs)
+            return policy_in_64_bits(self.params["actor"], seen, self.config.activation)
+
+        return play(key, act, world, self.config.num_steps)
+
+    def collect(self, key: jax.Array) -> tuple[Batch, dict[str, float]]:
+        """Play on -> what there is to learn from, and the metrics of the episodes that ended."""
+        config, critic = self.config, self.params["critic"]
+        rows = self._played(key, self.world)
+        obs, next_obs = self.normalizers.seen(rows.obs), self.normalizers.seen(rows.next_obs)
+        reward = self.normalizers.rewards(rows.reward, rows.done)
+        self.normalizers.observe(rows.obs)
+        value = value_in_64_bits(critic, obs, config.activation)
+        next_value = value_in_64_bits(critic, next_obs, config.activation)
+        flags = rows.terminated, rows.done
+        advantage = gae(reward, value, next_value, *flags, config.gamma, config.gae_lambda)
+        target = advantage + value
+        if getattr(config, "normalize_advantage", False):
+            advantage = standardised(advantage)
+        obs, action = (x.reshape(-1, *x.shape[2:]) for x in (obs, rows.action))
+        return Batch(obs, action, advantage.ravel(), target.ravel()), episode_metrics(rows)
+
+    def assert_close(self, state: Any, what: str) -> None:
+        """Compare parameters, normalisers, environments and the counter; optimisers are apart."""
+        assert_close(flat(state.params), flat(self.params), f"{what}: parameters")
+        self.normalizers.assert_close(state.normalizers, what)
+        assert_world(state, self.world, what)
+        assert int(state.num_updates) == self.finished, what
+
+
 # --- the agent, and comparing --------------------------------------------------------------------
 
 

@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import numpy as np
 import pytest
 import rederive
 from jax import random
@@ -39,63 +38,28 @@ def loss(params: Any, batch: Any, vf_coef: Any, ent_coef: Any, activation: str) 
 SLOPE = rederive.in_64_bits(jax.grad(loss, has_aux=True), static=(4,))
 
 
-class Rederived:
-    """A2C from the state of `init` on."""
+class Rederived(rederive.OnPolicy):
+    """The paper's update, with RMSprop on the two networks together."""
 
     def __init__(self, key: jax.Array, start: a2c.TrainState, config: a2c.Config) -> None:
-        self.config, self.params = config, start.params
+        super().__init__(key, start, config)
         self.optimizer = rederive.RmsProp(decay=0.99, eps=1e-5, start=1.0)
-        self.normalizers = rederive.Normalizers(config)
-        self.finished = 0
-        self.world = self.fresh_world()
-        if config.normalize_obs:
-            *_, key_moments = random.split(random.fold_in(key, 0), 4)
-            self.normalizers.observe(self.played(key_moments, self.fresh_world()).obs)
-
-    def fresh_world(self) -> rederive.World:
-        discrete = self.config.env == rederive.NAMES[True]
-        return rederive.World(self.config.num_envs, discrete, self.config.env_params)
-
-    def played(self, key: jax.Array, world: rederive.World) -> rederive.Row:
-        def act(obs: np.ndarray) -> rederive.Policy:
-            seen = self.normalizers.seen(obs)
-            return rederive.policy_in_64_bits(self.params["actor"], seen, self.config.activation)
-
-        return rederive.play(key, act, world, self.config.num_steps)
 
     def update(self, key: jax.Array) -> dict[str, float]:
         config = self.config
-        rows = self.played(key, self.world)
-        obs, next_obs = self.normalizers.seen(rows.obs), self.normalizers.seen(rows.next_obs)
-        reward = self.normalizers.rewards(rows.reward, rows.done)
-        self.normalizers.observe(rows.obs)
-        value, next_value = (
-            rederive.value_in_64_bits(self.params["critic"], x, config.activation)
-            for x in (obs, next_obs)
-        )
-        advantage = rederive.gae(
-            reward, value, next_value, rows.terminated, rows.done, config.gamma, config.gae_lambda
-        )
-        target = advantage + value
-        if config.normalize_advantage:
-            advantage = rederive.standardised(advantage)
-        gradient, metrics = SLOPE(
-            self.params, (obs, rows.action, advantage, target), config.vf_coef, config.ent_coef,
-            config.activation,
-        )  # fmt: skip
+        batch, episodes = self.collect(key)
+        weights = config.vf_coef, config.ent_coef
+        gradient, metrics = SLOPE(self.params, batch, *weights, config.activation)
         gradient = rederive.clipped(rederive.flat(gradient), config.max_grad_norm)
         rate = rederive.rate(config, config.learning_rate, self.finished)
         moved = rederive.flat(self.params) + self.optimizer.step(gradient, rate)
         self.params = rederive.like(moved, self.params)
         self.finished += 1
-        return metrics | rederive.episode_metrics(rows)
+        return {**episodes, **metrics}
 
     def assert_close(self, state: a2c.TrainState, what: str) -> None:
-        rederive.assert_close(rederive.flat(state.params), rederive.flat(self.params), what)
+        super().assert_close(state, what)
         self.optimizer.assert_close(state.opt_state, what)
-        self.normalizers.assert_close(state.normalizers, what)
-        rederive.assert_world(state, self.world, what)
-        assert int(state.num_updates) == self.finished, what
 
 
 @pytest.mark.parametrize(
