@@ -219,7 +219,9 @@ def test_three_updates_are_those_of_the_paper(setting: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "target"), [(CONTINUOUS, -2.0), (DISCRETE, 0.5 * np.log(3))], ids=lambda _: ""
+    ("config", "target"),
+    [(CONTINUOUS, -2.0), (DISCRETE, 0.5 * np.log(3))],
+    ids=["continuous", "discrete"],
 )
 def test_the_temperature_moves_by_the_surplus_of_entropy(config: sac.Config, target: float) -> None:
     """Here of discrete actions as well, whose temperature is fixed above."""
@@ -227,15 +229,26 @@ def test_the_temperature_moves_by_the_surplus_of_entropy(config: sac.Config, tar
     assert float(slope) == pytest.approx(0.8 - target, rel=1e-5)
 
 
-@pytest.mark.parametrize("bias", [(20.0, -15.0, -2.0, -1.0), (0.3, -0.2, 2.0, -20.0)])
-def test_no_digits_are_lost_at_the_edges(bias: tuple[float, ...]) -> None:
-    """Actions that round to the bounds, then standard deviations at theirs, in half of the states.
-
-    Where common code is infinite, or off by tens of nats, three updates are as exact as ever.
-    """
+def at_the_edges(bias: tuple[float, ...]) -> Rederived:
+    """Three updates from an actor whose head has that bias."""
     networks = given(CONTINUOUS)
     networks["params"]["actor"]["params"]["Dense_0"]["bias"] = np.float32(bias)
-    rederive_replay.assert_three_updates(sac, Rederived, CONTINUOUS, networks)
+    return rederive_replay.assert_three_updates(sac, Rederived, CONTINUOUS, networks)[2]
+
+
+def test_saturated_actions_lose_no_digits() -> None:
+    """Where common code is infinite, or off by tens of nats, updates are as exact as elsewhere."""
+    expected = at_the_edges((20.0, -15.0, -2.0, -1.0))
+    action = expected.ring.rows["action"][CONTINUOUS.learning_starts :]
+    assert np.all(np.abs(np.float32(action)) == 1.0)
+
+
+def test_standard_deviations_are_bounded() -> None:
+    """Between e^-20 and e^2; both bounds are met, though not in every state."""
+    expected = at_the_edges((0.3, -0.2, 2.0, -20.0))
+    output = OUTPUT(expected.params("actor"), expected.ring.rows["obs"], CONTINUOUS.activation)
+    beyond = np.mean([output[:, 2] > 2.0, output[:, 3] < -20.0], axis=1)
+    assert np.all((beyond > 0.0) & (beyond < 1.0))
 
 
 def test_a_run_folds_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
