@@ -415,6 +415,7 @@ CONFIG = {
         {"learning_starts": 4},
         {"learning_starts": 9968, "replay_capacity": 9968},
         {"batch_size": 1},
+        {"total_timesteps": 2147483647},
     ],
 )
 def test_what_fits_is_accepted(change: dict[str, int]) -> None:
@@ -443,6 +444,14 @@ def test_what_fits_is_accepted(change: dict[str, int]) -> None:
             {"learning_starts": 3},
             "learning_starts must be num_envs (4) or more, or there is nothing to sample, but is "
             "3.",
+        ),
+        (
+            {"learning_starts": 501},
+            "num_envs must divide learning_starts, but 4 does not divide 501.",
+        ),
+        (
+            {"total_timesteps": 2147483648},
+            "total_timesteps must be 2147483647 or less, but is 2147483648.",
         ),
         (
             {"learning_starts": 10_000, "replay_capacity": 10_000},

@@ -1,4 +1,4 @@
-"""What is special to DDPG: the buffer's contents, targets, exploration, and what moves what."""
+"""DDPG: three updates against the paper's algorithm, written a second time, and what is refused."""
 
 import dataclasses
 from typing import Any
@@ -7,170 +7,163 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rederive
+import rederive_replay
 from jax import random
 
-from purejaxpg import InputError, envs
+from purejaxpg import InputError
 from purejaxpg.agents import ddpg
 
-TINY = ddpg.Config(
-    total_timesteps=400, num_envs=4, num_steps=8, num_gradient_steps=3, batch_size=16,
-    replay_capacity=200, learning_starts=80, hidden=(8, 8),
-    env_params={"max_steps_in_episode": 5.0},
+rederive.register()
+
+PLAIN = ddpg.Config(
+    env=rederive.NAMES[False], hidden=(6, 4), learning_rate=3e-3, critic_learning_rate=8e-3,
+    gamma=0.9, tau=0.3, noise_std=0.3, **rederive_replay.SIZES,
 )  # fmt: skip
-INIT, UPDATE = jax.jit(ddpg.init), jax.jit(ddpg.update)
-SAMPLE, EXPLORE = jax.jit(ddpg.sample), jax.jit(ddpg.explore)
+# Bounds are such that they bite some of the time.
+SETTINGS = {
+    "plain": PLAIN,
+    "bounded": dataclasses.replace(
+        PLAIN, noise_std=0.9, max_grad_norm=0.3, reward_scale=0.7, clip_reward=0.4, tau=0.8,
+        gamma=0.6,
+    ),
+    "normalised, with Ornstein-Uhlenbeck noise": dataclasses.replace(
+        PLAIN, exploration="ou", ou_theta=0.35, normalize_obs=True, clip_obs=0.8,
+        learning_rate_schedule="linear", activation="tanh",
+        env_params={"max_steps_in_episode": 3.0, "push": 1.2},
+    ),
+}  # fmt: skip
+SMALL = ddpg.Config(
+    total_timesteps=400, num_envs=4, num_steps=8, batch_size=16, replay_capacity=200,
+    learning_starts=80,
+)  # fmt: skip
+POLICY = jax.jit(ddpg.policy, static_argnames="greedy")
 
 
-def stored(state: ddpg.TrainState) -> ddpg.Transition:
-    """Every transition in the buffer, in the order of its rows."""
-    return jax.tree.map(lambda x: x[: int(state.buffer.size)], state.buffer.storage)
+def given() -> dict[str, Any]:
+    """Networks, and targets that differ from them."""
+    generator = np.random.default_rng(2)
+
+    def networks() -> dict[str, Any]:
+        return {
+            "actor": rederive_replay.network(generator, 3, 6, 4, 2),
+            "critic": rederive_replay.network(generator, 3 + 2, 6, 4, 1),
+        }
+
+    return {"params": networks(), "target_params": networks()}
 
 
-def equal(a: Any, b: Any) -> bool:
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return all(np.array_equal(x, y) for x, y in pairs)
+def mu(actor: Any, obs: Any, activation: str) -> jax.Array:
+    """μ(s) [..., 2]."""
+    return jnp.tanh(rederive.mlp(actor, obs, activation))
 
 
-def test_warm_up_fills_the_buffer_with_uniform_actions() -> None:
-    config = dataclasses.replace(
-        TINY, learning_starts=4_000, total_timesteps=5_000, replay_capacity=4_000
-    )
-    state = INIT(random.key(0), config)
-    assert int(state.buffer.size) == 4_000
-    action = np.sort(np.asarray(stored(state).action)[:, 0])
-    uniform = np.linspace(-1, 1, 4_000)
-    assert np.abs(action - uniform).max() < 2 * 1.95 / np.sqrt(4_000)  # Kolmogorov, p < 0.001
-    assert int(state.num_updates) == 0
+def q(critic: Any, obs: Any, action: Any, activation: str) -> jax.Array:
+    """Q(s, a) [...]."""
+    return rederive.mlp(critic, jnp.concatenate([obs, action], -1), activation)[..., 0]
 
 
-def test_buffer_holds_what_happened() -> None:
-    """Transitions of consecutive steps fit together, and a time limit is no end."""
-    state = INIT(random.key(0), TINY)
-    rows = stored(state)
-    obs, next_obs = (np.asarray(x).reshape(-1, TINY.num_envs, 3) for x in (rows.obs, rows.next_obs))
-    # Every fifth step ends an episode by the time limit: only there does the next row differ.
-    for t in range(len(obs) - 1):
-        follows = np.allclose(next_obs[t], obs[t + 1])
-        assert follows == (t % 5 != 4)
-    assert not np.asarray(rows.terminated).any()
-    # The action is stored in [-1, 1], and the environment has got it in its own unit: the reward of
-    # Pendulum is -(angle^2 + 0.1 speed^2 + 0.001 torque^2), with a torque of at most 2.
-    angle = np.arctan2(rows.obs[:, 1], rows.obs[:, 0])
-    cost = angle**2 + 0.1 * rows.obs[:, 2] ** 2 + 0.001 * (2.0 * rows.action[:, 0]) ** 2
-    np.testing.assert_allclose(rows.reward, -cost, rtol=1e-3, atol=1e-3)
+def critic_slope(critic: Any, target: Any, batch: Any, gamma: Any, activation: str) -> Any:
+    """Loss of the critic, and its gradient."""
+    obs, following = batch["obs"], batch["next_obs"]
+    next_action = mu(target["actor"], following, activation)
+    next_value = q(target["critic"], following, next_action, activation)
+    y = batch["reward"] + gamma * jnp.where(batch["terminated"], 0.0, next_value)
+
+    def loss(critic: Any) -> jax.Array:
+        return jnp.mean((y - q(critic, obs, batch["action"], activation)) ** 2) / 2
+
+    return jax.value_and_grad(loss)(critic)
 
 
-def test_target_is_the_reward_and_the_discounted_value_unless_terminated() -> None:
-    state = INIT(random.key(0), TINY)
-    batch = SAMPLE(random.key(1), state, TINY)
-    batch = batch.replace(terminated=jnp.arange(TINY.batch_size) % 2 == 0)
-    params, target_params = state.params, jax.tree.map(lambda x: 0.5 * x, state.params)
-    loss = ddpg.critic_loss(params["critic"], target_params, batch, TINY)
-    action = ddpg.Actor(TINY).apply(target_params["actor"], batch.next_obs)
-    after = ddpg.Critic(TINY).apply(target_params["critic"], batch.next_obs, action)
-    target = batch.reward + TINY.gamma * np.where(batch.terminated, 0.0, after)
-    value = ddpg.Critic(TINY).apply(params["critic"], batch.obs, batch.action)
-    assert float(loss) == pytest.approx(float(np.mean(0.5 * (value - target) ** 2)), rel=1e-4)
+def actor_slope(actor: Any, critic: Any, obs: Any, activation: str) -> Any:
+    """Loss of the actor, and its gradient by the chain rule: the paper's equation 6."""
+    action, through_actor = jax.vjp(lambda actor: mu(actor, obs, activation), actor)
+    value, through_critic = jax.vjp(lambda action: q(critic, obs, action, activation), action)
+    (slope,) = through_critic(-jnp.ones(len(obs)) / len(obs))
+    return -value.mean(), through_actor(slope)[0]
+
+
+MU = rederive.in_64_bits(mu, static=(2,))
+CRITIC_SLOPE = rederive.in_64_bits(critic_slope, static=(4,))
+ACTOR_SLOPE = rederive.in_64_bits(actor_slope, static=(3,))
+
+
+class Rederived(rederive_replay.OffPolicy):
+    """Lillicrap et al. 2015, algorithm 1, with the departures that the agent lists."""
+
+    targets = "target_params"
+
+    def __init__(self, key: jax.Array, config: ddpg.Config, given: dict[str, Any]) -> None:
+        self.noise = np.zeros((config.num_envs, 2))
+        super().__init__(key, config, given)
+
+    def at_random(self, key: jax.Array) -> np.ndarray:
+        return np.asarray(random.uniform(key, self.noise.shape, minval=-1.0), np.float64)
+
+    def act(self, key: jax.Array, obs: np.ndarray) -> np.ndarray:
+        config = self.config
+        drawn = config.noise_std * np.asarray(random.normal(key, self.noise.shape), np.float64)
+        before = self.noise_before()
+        remembered = before - config.ou_theta * before if config.exploration == "ou" else 0.0
+        self.noise = remembered + drawn
+        return np.clip(MU(self.params("actor"), obs, config.activation) + self.noise, -1.0, 1.0)
+
+    def noise_before(self) -> np.ndarray:
+        """That of the last step, 0 where a new episode starts."""
+        return np.where(self.world.time[:, None] == 0, 0.0, self.noise)
+
+    def gradient_step(self, key: jax.Array) -> dict[str, float]:
+        """Critic, then actor through the new critic, then both targets."""
+        config, batch = self.config, self.sample(key)
+        value_loss, gradient = CRITIC_SLOPE(
+            self.params("critic"), self.target, batch, config.gamma, config.activation
+        )
+        self.descend("critic", gradient)
+        policy_loss, gradient = ACTOR_SLOPE(
+            self.params("actor"), self.params("critic"), batch["obs"], config.activation
+        )
+        self.descend("actor", gradient)
+        self.follow({name: self.params(name) for name in self.learners})
+        return {"loss/policy": policy_loss, "loss/value": value_loss}
+
+    def assert_data(self, state: ddpg.TrainState, what: str) -> None:
+        super().assert_data(state, what)
+        rederive.assert_close(state.noise, self.noise_before(), f"{what}: noise")
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_three_updates_are_those_of_the_paper(setting: str) -> None:
+    """The policy that comes out has no noise, and stretches its actions to the bounds."""
+    config = SETTINGS[setting]
+    start, state, expected = rederive_replay.assert_three_updates(ddpg, Rederived, config, given())
+    rederive_replay.assert_new(start, given(), {"actor": 0.01, "critic": 1.0})
+    jax.tree.map(np.testing.assert_array_equal, start.params, start.target_params)
+    obs = np.random.default_rng(0).normal(size=(20, 3))
+    seen = expected.normalizers.seen(obs)
+    action = rederive_replay.stretched(MU(expected.params("actor"), seen, config.activation))
+    for greedy in (False, True):
+        got = POLICY(random.key(4), state, obs, config, greedy=greedy)
+        rederive.assert_close(got, action, "policy")
+
+
+def test_a_run_folds_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    rederive_replay.assert_train_folds_its_key(ddpg, PLAIN, monkeypatch)
 
 
 def test_no_gradient_reaches_the_target_networks() -> None:
-    state = INIT(random.key(0), TINY)
-    batch = SAMPLE(random.key(1), state, TINY)
+    """An update never asks for it, but a fork of it may differentiate more than the critic."""
+    networks, steps = given(), np.ones(7, np.float32)
+    batch = ddpg.Transition(np.ones((7, 3)), np.ones((7, 2)), steps, steps > 1.0, np.ones((7, 3)))
     gradient = jax.jit(jax.grad(ddpg.critic_loss, argnums=1))(
-        state.params["critic"], state.target_params, batch, TINY
+        networks["params"]["critic"], networks["target_params"], batch, PLAIN
     )
-    assert all(float(jnp.abs(x).max()) == 0.0 for x in jax.tree.leaves(gradient))
-
-
-def test_actor_climbs_the_value() -> None:
-    """Gradient of the loss against the chain rule, and a small step raises Q."""
-    state = INIT(random.key(0), TINY)
-    batch = SAMPLE(random.key(1), state, TINY)
-    actor, critic = state.params["actor"], state.params["critic"]
-    gradient = jax.grad(ddpg.actor_loss)(actor, critic, batch, TINY)
-    action, pull = jax.vjp(lambda a: ddpg.Actor(TINY).apply(a, batch.obs), actor)
-    slope = jax.grad(lambda a: ddpg.Critic(TINY).apply(critic, batch.obs, a).sum())(action)
-    (chain,) = pull(-slope / TINY.batch_size)
-    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(chain), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-    moved = jax.tree.map(lambda p, g: p - 1e-2 * g, actor, gradient)
-    before, after = (ddpg.actor_loss(a, critic, batch, TINY) for a in (actor, moved))
-    assert float(after) < float(before)
-
-
-@pytest.mark.parametrize("tau", [0.0, 0.2, 1.0])
-def test_targets_approach_the_online_networks_after_every_gradient_step(tau: float) -> None:
-    """With the online networks held still: 1 - (1 - tau)^k of the way after k steps."""
-    config = dataclasses.replace(TINY, tau=tau, learning_rate=0.0, critic_learning_rate=0.0)
-    state = INIT(random.key(0), config)
-    start = jax.tree.map(lambda x: x + 1.0, state.params)
-    state = state.replace(target_params=start)
-    after, _ = UPDATE(random.key(1), state, config)
-    assert equal(after.params, state.params)
-    left = (1.0 - tau) ** config.num_gradient_steps
-    for online, target in zip(
-        *map(jax.tree.leaves, (after.params, after.target_params)), strict=True
-    ):
-        np.testing.assert_allclose(target, online + left, rtol=1e-5, atol=1e-5)
-
-
-def test_gaussian_noise_is_independent_and_added_before_the_bound() -> None:
-    config = dataclasses.replace(TINY, num_envs=5000, noise_std=0.3)
-    state = INIT(random.key(0), TINY)
-    obs, old = jnp.zeros((5000, 3)), jnp.full((5000, 1), 9.0)
-    action, noise = EXPLORE(random.key(1), state, obs, old, config)
-    assert float(noise.std()) == pytest.approx(0.3, rel=0.05)
-    assert abs(float(noise.mean())) < 0.02  # nothing of the old noise
-    mean = ddpg.Actor(config).apply(state.params["actor"], obs)
-    np.testing.assert_allclose(action, jnp.clip(mean + noise, -1, 1), atol=1e-6)
-    loud, _ = EXPLORE(random.key(1), state, obs, old, dataclasses.replace(config, noise_std=3.0))
-    assert float(jnp.abs(loud).max()) == 1.0
-
-
-def test_ornstein_uhlenbeck_noise_remembers_and_starts_from_zero_in_every_episode() -> None:
-    config = dataclasses.replace(TINY, exploration="ou", ou_theta=0.15, noise_std=0.2)
-    state = INIT(random.key(0), config)
-    obs, noise = jnp.zeros((4, 3)), jnp.zeros((4, 1))
-
-    def step(noise: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        _, noise = EXPLORE(key, state, obs, noise, config)
-        return noise, noise[:, 0]
-
-    _, series = jax.lax.scan(step, noise, random.split(random.key(1), 2000))
-    series = np.asarray(series)[100:]
-    # An autoregression of order one: variance and correlation in closed form.
-    assert series.std() == pytest.approx(0.2 / np.sqrt(1 - 0.85**2), rel=0.1)
-    correlation = np.mean(series[1:] * series[:-1]) / series.var()
-    assert correlation == pytest.approx(0.85, abs=0.03)
-    state, _ = ddpg.interact(random.key(2), state, config, 5)  # to the time limit
-    assert float(jnp.abs(state.noise).max()) == 0.0
-    state, _ = ddpg.interact(random.key(3), state, config, 2)
-    assert float(jnp.abs(state.noise).min()) > 0.0
-
-
-def test_rewards_are_scaled_and_clipped_as_they_are_learnt_from() -> None:
-    """The buffer keeps them raw, so the options may be swept over one kind of data."""
-    config = dataclasses.replace(TINY, reward_scale=0.5, clip_reward=1.0)
-    plain = SAMPLE(random.key(1), INIT(random.key(0), TINY), TINY)
-    scaled = SAMPLE(random.key(1), INIT(random.key(0), config), config)
-    np.testing.assert_allclose(scaled.reward, jnp.clip(0.5 * plain.reward, -1.0, 1.0), rtol=1e-6)
-    assert float(scaled.reward.min()) == -1.0
-
-
-def test_policy_is_deterministic_and_within_the_bounds() -> None:
-    state = INIT(random.key(0), TINY)
-    obs = 10.0 * random.normal(random.key(1), (100, 3))
-    actions = [ddpg.policy(random.key(k), state, obs, TINY, greedy=bool(k)) for k in (0, 1)]
-    assert equal(*actions)
-    wide = jax.tree.map(lambda x: 100.0 * x, state.params)
-    extreme = ddpg.policy(random.key(0), state.replace(params=wide), obs, TINY)
-    assert float(jnp.abs(extreme).max()) == pytest.approx(2.0)  # Pendulum's bound
-    assert envs.action_bounds(*envs.setup(TINY))[1].tolist() == [2.0]
+    assert not any(np.any(x) for x in jax.tree.leaves(gradient))
 
 
 @pytest.mark.fast
 def test_random_steps_count_as_training() -> None:
-    assert TINY.num_updates == (400 - 80) // 32
+    assert SMALL.num_updates == (400 - 80) // 32
 
 
 @pytest.mark.fast
@@ -192,13 +185,13 @@ def test_random_steps_count_as_training() -> None:
 )
 def test_bad_settings_are_named(fields: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(InputError) as caught:
-        ddpg.check(dataclasses.replace(TINY, env_params={}, **fields))
+        ddpg.check(dataclasses.replace(SMALL, **fields))
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("torque", [0.0, -2.0])
 def test_bounds_are_those_of_the_environment_as_it_is_set(torque: float) -> None:
-    config = dataclasses.replace(TINY, env_params={"max_torque": torque})
+    config = dataclasses.replace(SMALL, env_params={"max_torque": torque})
     with pytest.raises(InputError, match="needs finite bounds, the lower below the upper"):
         ddpg.check(config)
