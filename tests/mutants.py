@@ -64,6 +64,7 @@ SIBLINGS = (
 TABLE = {frozenset(pair.split()) for pair in (*FUNCTIONS, *SIBLINGS)}
 ALWAYS = {frozenset(pair.split()) for pair in FUNCTIONS}  # both exist wherever one does
 TAKES_FUNCTION = {"scan", "vmap", "grad", "map", "partial", "cond", "while_loop", "fori_loop"}
+SYMMETRIC = {"min", "max", "minimum", "maximum", "logaddexp"}
 UNDONE = {
     "stop_gradient", "clip", "minimum", "maximum", "abs", "sqrt", "square", "exp", "log", "log1p",
     "max", "min", "sort", "cumsum", "tanh", "floor",
@@ -232,7 +233,7 @@ def changes_of_a_call(node: Any) -> Iterator[tuple[str, Any]]:
         return
     name = getattr(node.func, "attr", getattr(node.func, "id", ""))
     first = 1 if name in {*TAKES_FUNCTION, "where"} else 0
-    for i in range(first, len(node.args) - 1):
+    for i in range(first, len(node.args) - 1 if name not in SYMMETRIC else 0):
         if any(is_of_own_kind(each) for each in node.args[i : i + 2]):
             continue
         yield "arguments", changed(node, args=exchanged(node.args, i))
