@@ -72,6 +72,26 @@ def test_strata_agree_with_enumeration():
     np.testing.assert_allclose([low, high], expected, rtol=1e-12)
 
 
+def test_strata_are_put_side_by_side_along_the_runs():
+    # Two curves of two points: every run of a stratum is the same, so that nothing varies.
+    first, second = np.array([[1.0], [2.0]]), np.array([[4.0, 4.0], [8.0, 8.0]])
+    low, high = stats.bootstrap_ci([first, second], np.mean, resamples=20)
+    np.testing.assert_allclose([low, high], [[3.0, 6.0]] * 2)
+
+
+def test_every_resample_counts():
+    seen = []
+
+    def statistic(values, axis):
+        seen.append(values.shape)
+        return values.mean(axis=axis)
+
+    stats.bootstrap_ci([1.0, 2.0], statistic, resamples=7)
+    assert seen == [(7, 2)]
+    low, high = stats.bootstrap_ci([1.0, 2.0, 4.0], resamples=1)
+    assert low == high
+
+
 def test_the_seed_decides_and_nothing_else_does():
     values = np.random.default_rng(0).standard_normal(9)
     first = stats.bootstrap_ci(values, resamples=50, seed=1)
@@ -119,7 +139,7 @@ def test_bad_arguments_are_refused(arguments, message):
         stats.bootstrap_ci([1.0, 2.0], **arguments)
 
 
-@pytest.mark.parametrize("scores", [[], [[1.0], []], np.zeros((3, 0))])
+@pytest.mark.parametrize("scores", [[], 3.0, [[1.0], []], np.zeros((3, 0))])
 def test_an_empty_stratum_is_refused(scores):
     with pytest.raises(InputError, match="at least 1 run"):
         stats.bootstrap_ci(scores)
@@ -216,8 +236,12 @@ def test_the_defaults_are_95_percent_and_seed_0():
     )
     assert stats.improvement_ci(x, y) == stats.improvement_ci(x, y, 0.95, 2000, 0)
     assert stats.improvement_ci(x, y) != stats.improvement_ci(x, y, 0.95, 2000, 1)
-    ours, given = (stats.performance_profile(x, [0.0, 0.5], *more) for more in ((), (500, 0)))
+    many, taus = [np.linspace(-1, 1, n) for n in (9, 11, 13)], np.linspace(-1, 1, 40)
+    ours, given, more, other = (
+        stats.performance_profile(many, taus, *some) for some in ((), (500, 0), (1000, 0), (500, 1))
+    )
     np.testing.assert_array_equal(ours, given)
+    assert (ours[1] != more[1]).any() and (ours[1] != other[1]).any()
     both = [x[0], y[0]]
     np.testing.assert_array_equal(stats.first_place(both), stats.first_place(both, 2000, 0))
     assert (stats.first_place(both) != stats.first_place(both, 2000, 1)).all()
@@ -229,7 +253,9 @@ def test_the_interval_of_a_profile_agrees_with_enumeration():
     scores = [[1.0], [0.0, 0.0, 3.0]]
     share, low, high = stats.performance_profile(scores, [0.5, 2.0], resamples=20_000)
     np.testing.assert_allclose([share, low, high], [[2 / 3, 1 / 6], [1 / 2, 0.0], [1.0, 1 / 2]])
-    # Of four runs, P(k = 4) = 1/256 and P(k >= 3) = 13/256: k goes from 0 to 3.
+    # The other way round, P(k = 0) = 1/27. Of four, P(k = 4) = 1/256 and P(k >= 3) = 13/256.
+    _, low, high = stats.performance_profile([[0.0, 3.0, 3.0]], [2.0], resamples=20_000)
+    assert (low, high) == (0.0, 1.0)
     _, low, high = stats.performance_profile([[0.0, 0.0, 0.0, 3.0]], [2.0], resamples=20_000)
     assert (low, high) == (0.0, 3 / 4)
 
