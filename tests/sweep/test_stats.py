@@ -484,7 +484,14 @@ def test_the_errors_of_a_single_hyperparameter_come_from_the_seeds():
 
 @pytest.mark.parametrize(
     ("offset", "size", "seen"),
-    [(0.0, 1e-5, True), (0.0, 1e-7, False), (1e4, 0.1, True), (1e4, 1e-3, False)],
+    [
+        (0.0, 1e-5, True),
+        (0.0, 1e-7, False),
+        (1e4, 0.1, True),
+        (1e4, 1e-3, False),
+        (-1e4, 0.1, True),
+        (-1e4, 1e-3, False),
+    ],
 )
 def test_differences_within_rounding_are_none(offset, size, seen):
     # A variance of 1e-12 is the bound, times the largest square where that is above 1.
@@ -532,16 +539,18 @@ def test_half_samples_of_seeds_by_enumeration(runs, sizes):
     assert near.any(axis=0).all(), "a half-sample that is never drawn"
 
 
-def test_half_samples_of_configurations_by_enumeration():
-    # Nine configurations, of which five are kept; the noise is what each fit leaves.
-    codes = np.array([[0], [0], [0], [0], [1], [1], [1], [1], [1]])
-    y = np.array([0.0, 1.0, 4.0, 2.0, 6.0, 3.0, 9.0, 8.0, 5.0])
-    kept = [list(some) for some in itertools.combinations(range(9), 5)]
-    # Where all five had the second value, there would be nothing to compare.
-    outcomes = [dense_anova(codes[some], y[some]) for some in kept if min(some) < 4]
+@pytest.mark.parametrize(("n", "half"), [(8, 4), (9, 5)])
+def test_half_samples_of_configurations_by_enumeration(n, half):
+    # The noise is what each fit leaves.
+    codes = np.array([[0], [0], [0], [0], [1], [1], [1], [1], [1]])[:n]
+    y = np.array([0.0, 1.0, 4.0, 2.0, 6.0, 3.0, 9.0, 8.0, 5.0])[:n]
+    kept = [list(some) for some in itertools.combinations(range(n), half)]
+    # Where all had the same value, there would be nothing to compare.
+    outcomes = [dense_anova(codes[some], y[some]) for some in kept if np.ptp(codes[some])]
     drawn = drawn_shares(codes, y[:, None], 60)
     near = np.abs(drawn - np.array(outcomes).T) < 1e-9
-    assert near.any(axis=1).all() and len(np.unique(drawn.round(9))) > 20
+    assert (near.any(axis=1) | (drawn[:, 0] == 0.0)).all()
+    assert len(np.unique(drawn.round(9))) > 20
 
 
 def test_the_interval_holds_95_percent_of_the_half_samples():
@@ -611,6 +620,8 @@ def random_codes(levels, n):
     [
         # Of 64 configurations, 4 for each of 16 cells, four levels stay; of 40, three; of 24, two.
         (random_codes([4, 4, 4], 64), [SAME, SAME]),
+        (random_codes([4, 2, 4], 64), [SAME, SAME]),
+        (random_codes([2, 4, 4], 64), [SAME, SAME]),
         (random_codes([4, 4, 4], 40), [THIRDS, THIRDS]),
         (random_codes([4, 3, 2], 36), [THIRDS, SAME]),
         (random_codes([4, 4, 4], 24), [HALVES, HALVES]),
@@ -618,7 +629,8 @@ def random_codes(levels, n):
     ],
 )
 def test_pairs_are_the_means_of_cells_less_their_noise(codes, merged):
-    y = 2.0 * codes[:, 0] + 9.0 * (codes[:, 0] > 1) * (codes[:, 1] == codes[:, 1].max())
+    high = codes > codes.max(axis=0) / 2
+    y = 2.0 * codes[:, 0] + 9.0 * high[:, 0] * high[:, 1]
     y = y + 0.5 * np.random.default_rng(0).standard_normal(len(y))
     found = stats.importance(codes, y[:, None], halves=0).pairs
     assert found[0, 1] == found[1, 0] == pytest.approx(pair_share(codes, y, merged), abs=1e-9)
