@@ -491,6 +491,17 @@ def test_unequal_shapes_are_refused(function):
         function(reward, value, next_value, terminated[:, :1], done[:, :1], 0.9, 0.8)
 
 
+READS = {"gae": (0, 1, 2, 3, 4), "lambda_return": (0, 2, 3, 4), "n_step_return": (0, 2, 3, 4)}
+
+
+@pytest.mark.parametrize(("name", "place"), [(n, i) for n, places in READS.items() for i in places])
+def test_one_input_of_another_shape_is_refused(name, place):
+    arrays = list(on_device(*rollout(14, (5, 3))))
+    arrays[place] = arrays[place][:, :1]
+    with pytest.raises(AssertionError, match="shape"):
+        FUNCTIONS[name](*arrays, 0.9, 0.8)
+
+
 def test_examples():
     results = doctest.testmod(returns)
     assert results.attempted >= 4

@@ -53,6 +53,46 @@ def test_low_discrepancy_fills_every_sixteenth_once() -> None:
     assert len(cells) < 16
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # 1e-5 * 1000^q, six digits.
+        ("learning_rate", {0.0: 1e-5, 0.25: 5.62341e-5, 0.5: 3.16228e-4}),
+        ("clip_eps", {0.0: 0.1, 0.25: 0.175, 0.5: 0.25}),
+        # A quarter of the quantiles each.
+        ("num_epochs", {0.0: 1, 0.24: 1, 0.26: 2, 0.51: 3, 0.74: 3, 0.76: 4, 0.999: 4}),
+        # The whole part of 8 * (65/8)^q: 16 is reached at q = 0.331, 64 at 0.9926.
+        ("batch_size", {0.0: 8, 0.32: 15, 0.34: 16, 0.5: 22, 0.99: 63, 0.993: 64}),
+        ("activation", {0.0: "tanh", 0.33: "tanh", 0.34: "relu", 0.66: "relu", 0.67: "silu"}),
+    ],
+)
+def test_quantiles_by_hand(name: str, expected: dict[float, object]) -> None:
+    found = {quantile: AXES[name].at(quantile) for quantile in expected}
+    assert found == expected
+    assert [type(each) for each in found.values()] == [type(each) for each in expected.values()]
+
+
+def test_a_quantile_that_was_rounded_up_to_1_is_the_last_value() -> None:
+    assert [AXES[name].at(1.0) for name in AXES] == [1e-2, 0.4, 4, 64, "silu"]
+
+
+def test_examples_are_the_list_or_both_ends_in_their_type() -> None:
+    assert AXES["activation"].examples() == ["tanh", "relu", "silu"]
+    assert AXES["clip_eps"].examples() == [0.1, 0.4]
+    ends = space.axis("x", {"int_uniform": [1, 4]}).examples()
+    assert ends == [1, 4] and all(type(end) is int for end in ends)
+    ends = space.axis("x", {"uniform": [0, 4]}).examples()
+    assert ends == [0.0, 4.0] and all(type(end) is float for end in ends)
+
+
+def test_random_draws_are_those_of_numpy_field_by_field() -> None:
+    axes = {name: space.axis(name, {"uniform": [0, 1]}) for name in "ab"}
+    points = np.random.default_rng(5).random((7, 2))
+    drawn = space.sample(axes, "random", 7, 5)
+    np.testing.assert_allclose([[each["a"], each["b"]] for each in drawn], points, atol=1e-6)
+    assert len(space.sample(axes, "sobol", 1, 0)) == 1
+
+
 def test_rounding_never_leaves_the_range() -> None:
     tight = space.axis("x", {"uniform": [0.33333339, 0.3333335]})
     values = [tight.at(q) for q in np.linspace(0.0, 0.999999, 50)]
@@ -66,6 +106,9 @@ def test_perturbation_stays_inside() -> None:
     assert epochs.perturbed(4, 0.5, -1) == 2
     assert activation.perturbed("tanh", 1.25, 1) == "relu"
     assert activation.perturbed("tanh", 0.8, -1) == "tanh"
+    assert activation.perturbed("silu", 0.8, -1) == "relu"
+    assert activation.perturbed("relu", 0.8, 1) == activation.perturbed("silu", 0.8, 1) == "silu"
+    assert epochs.perturbed(1, 0.8, -1) == 1 and type(epochs.perturbed(3, 1.25, 1)) is int
 
 
 @pytest.mark.parametrize(
@@ -76,11 +119,16 @@ def test_perturbation_stays_inside() -> None:
         ({"normal": [0, 1]}, "log_uniform"),
         ({"uniform": [0, 1], "log_uniform": [1, 2]}, "log_uniform"),
         ({"uniform": [1.0, 0.0]}, r"\[low, high\]"),
+        ({"uniform": [1.0, 1.0]}, r"\[low, high\]"),
+        ({"uniform": [1.0]}, r"\[low, high\]"),
+        ({"uniform": [0.0, 0.5, 1.0]}, r"\[low, high\]"),
+        ({"uniform": 1.0}, r"\[low, high\]"),
         ({"uniform": [0.0, math.inf]}, r"\[low, high\]"),
         ({"uniform": [0.0, math.nan]}, r"\[low, high\]"),
         ({"uniform": [0.0, "1"]}, r"\[low, high\]"),
         ({"uniform": [0.0, True]}, r"\[low, high\]"),
         ({"log_uniform": [0.0, 1.0]}, "above 0"),
+        ({"log_int_uniform": [0, 8]}, "above 0"),
         ({"int_uniform": [1, 2.5]}, "whole numbers"),
     ],
 )
