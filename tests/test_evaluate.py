@@ -11,7 +11,7 @@ import probes
 import pytest
 from jax import random
 
-from purejaxpg import envs, evaluate
+from purejaxpg import InputError, envs, evaluate
 from purejaxpg.agents import ppo
 
 SETTINGS: dict[str, Any] = {
@@ -222,3 +222,87 @@ def test_every_draw_has_its_own_key() -> None:
     with jax.debug_key_reuse(True):
         result = evaluated(random.key(0), ppo, fresh(config), config, num_episodes=4)
     assert result["finished"].all()
+
+
+# --- keys and the score of a run ----------------------------------------------------------------
+
+
+class Tossed(probes.Probe):
+    """Pays 2^t for action 1 at step t, so that the return tells every action."""
+
+    num_choices = 2
+
+    @property
+    def default_params(self) -> probes.Params:
+        return probes.Params(max_steps_in_episode=23)
+
+    def outcome(self, state: Any, action: jax.Array) -> Any:
+        return action * 2.0**state.time, jnp.zeros((), bool), state.obs
+
+
+def coin(
+    key: jax.Array, state: Any, obs: jax.Array, config: Any, greedy: bool = False
+) -> jax.Array:
+    tossed = random.bernoulli(key, 0.5, (len(obs),)).astype(jnp.int32)
+    return jnp.ones_like(tossed) if greedy else tossed
+
+
+COIN = types.ModuleType("coin")
+COIN.policy = coin  # type: ignore[attr-defined]
+
+
+def tossed(key: jax.Array, num_episodes: int) -> np.ndarray:
+    """What `coin` earns in 23 steps, whose keys are folded out of one half of the evaluation's."""
+    _, key_steps = random.split(key)
+    total = np.zeros(num_episodes)
+    for t in range(23):
+        key_action, _ = random.split(random.fold_in(key_steps, t))
+        total += np.asarray(coin(key_action, None, jnp.zeros(num_episodes), None)) * 2.0**t
+    return total
+
+
+@pytest.mark.fast
+def test_every_step_has_the_key_of_its_number() -> None:
+    envs.register("tossed", Tossed)
+    config = settings("tossed")
+    result = score(3, COIN, None, config, num_episodes=5)
+    np.testing.assert_array_equal(result["return"], tossed(random.key(3), 5))
+    scored = jax.jit(evaluate.score, static_argnums=1, compiler_options=QUICK)(
+        random.key(7), COIN, None, config
+    )
+    key_stochastic, _ = random.split(random.key(7))
+    assert scored["evaluation/return"].shape == (128,)  # unless told
+    np.testing.assert_array_equal(scored["evaluation/return"], tossed(key_stochastic, 128))
+    np.testing.assert_array_equal(scored["evaluation/length"], np.full(128, 23))
+    assert scored["evaluation/finished"].all()
+    # Whoever takes the best action always earns 2^0 + ... + 2^22.
+    np.testing.assert_array_equal(scored["evaluation/greedy_return"], np.full(128, 2.0**23 - 1))
+    bounded = jax.eval_shape(
+        lambda key: evaluate.score(key, COIN, None, config, 2, 9), random.key(0)
+    )
+    assert bounded["evaluation/greedy_return"].shape == (2,)
+    del envs._registered["tossed"]
+
+
+@pytest.mark.fast
+def test_without_a_limit_of_its_own_an_environment_needs_one() -> None:
+    envs.register("unlimited", Unlimited)
+    config = settings("unlimited")
+    with pytest.raises(InputError, match="never truncates"):
+        evaluate.evaluate(random.key(0), IDLE, None, config, 2)
+    result = score(0, IDLE, None, config, num_episodes=2, max_steps=3)
+    assert not result["finished"].any()
+    del envs._registered["unlimited"]
+
+
+class Unlimited(probes.Endless):
+    def is_truncated(self, state: Any, params: Any) -> Any:
+        return jnp.zeros((), bool)
+
+
+@pytest.mark.fast
+def test_the_longest_episode_that_is_scored() -> None:
+    assert evaluate.LONGEST == 100_000
+    evaluate.check(settings("CartPole-v1", env_params={"max_steps_in_episode": 100_000}))
+    with pytest.raises(InputError, match=r"at most 100000.* is 100001"):
+        evaluate.check(settings("CartPole-v1", env_params={"max_steps_in_episode": 100_001}))
