@@ -616,13 +616,17 @@ def assert_close(got: Any, wanted: Any, what: str, tolerance: float = 1e-5) -> N
 
 
 def assert_three_updates(
-    agent: types.ModuleType, rederived: Callable[[jax.Array, Any, Any], Any], config: Any
-) -> Any:
-    """Run both, comparing after each update -> the rederived agent."""
+    agent: types.ModuleType, rederived: Callable[[jax.Array, Any, Any], Any], config: Any,
+    keys: int = 4,
+) -> Any:  # fmt: skip
+    """Run both, comparing after each update -> the rederived agent.
+
+    `init` splits its key into so many, of which the last three are the networks' and the moments'.
+    """
     key = random.key(3)
     assert config.num_updates == 3  # the length of a linear schedule
     states, metrics = trained(agent, key, config)
-    assert_initial(states[0].params, config)
+    assert_initial(agent, key, states[0].params, config, keys)
     expected = rederived(key, states[0], config)
     expected.assert_close(states[0], "start")
     for u in (1, 2, 3):
@@ -658,12 +662,17 @@ def assert_trains(agent: types.ModuleType, config: Any, monkeypatch: Any) -> Non
     np.testing.assert_array_equal(metrics["key"], np.stack(folded[1:]))
 
 
-def assert_initial(params: Any, config: Any) -> None:
-    """Check what distinguishes the heads: their size; and that no key served two networks."""
+def assert_initial(
+    agent: types.ModuleType, key: jax.Array, params: Any, config: Any, keys: int
+) -> None:
+    """Check the key of each network, and the size of its head."""
+    *_, key_actor, key_critic, _ = random.split(random.fold_in(key, 0), keys)
+    for name, module, own in (
+        ("actor", agent.Actor, key_actor), ("critic", agent.Critic, key_critic),
+    ):  # fmt: skip
+        start = jax.jit(module(config).init, compiler_options=QUICK)(own, jnp.zeros((1, 3)))
+        assert_close(flat(params[name]), flat(start), f"{name}: initial parameters")
     actor, critic = params["actor"]["params"], params["critic"]["params"]
-    assert not np.array_equal(
-        actor["torso"]["Dense_0"]["kernel"], critic["torso"]["Dense_0"]["kernel"]
-    )
     for layers, scale in ((actor, 0.01), (critic, 1.0)):
         kernel = np.asarray(layers["Dense_0"]["kernel"], np.float64)
         square = scale**2 * np.eye(kernel.shape[1])

@@ -147,7 +147,7 @@ class Rederived:
     ids=["discrete", "clipped", "continuous", "total", "alone"],
 )  # fmt: skip
 def test_three_updates_against_a_loop(config: reinforce.Config) -> None:
-    rederive.assert_three_updates(reinforce, Rederived, config)
+    rederive.assert_three_updates(reinforce, Rederived, config, keys=3)
 
 
 def test_train_folds_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
