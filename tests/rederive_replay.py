@@ -22,6 +22,7 @@ SIZES: dict[str, Any] = {
     "total_timesteps": 70, "num_envs": 3, "num_steps": 4, "num_gradient_steps": 2,
     "batch_size": 7, "replay_capacity": 31, "learning_starts": 9,
 }  # fmt: skip
+SEED = 3  # of every run
 
 
 class Ring:
@@ -198,7 +199,7 @@ def assert_three_updates(
         The agent's states after `init` and after the last update, and the rederived agent.
     """
     agent.check(config)
-    key = random.key(3)
+    key = random.key(SEED)
     start, (states, metrics) = jax.device_get(_played(agent, key, config, given, 3))
     expected = rederived(random.fold_in(key, 0), config, given)
     expected.assert_data(start, "init")
@@ -226,8 +227,11 @@ def network(generator: np.random.Generator, *widths: int) -> Any:
     return {"params": {"torso": layers, "Dense_0": head}}
 
 
-def assert_new(state: Any, given: dict[str, Any], gains: dict[str, float]) -> None:
-    """What `init` returns: targets as the networks, optimisers unused, heads of those gains."""
+def assert_new(state: Any, given: dict[str, Any], gains: dict[str, float], actor: Any) -> None:
+    """What `init` returns: an actor of its own key, the given shapes, optimisers without a past."""
+    _, key_actor, _, _ = random.split(random.fold_in(random.key(SEED), 0), 4)
+    drawn = jax.jit(actor.init)(key_actor, np.zeros((1, 3), np.float32))
+    rederive.assert_close(rederive.flat(state.params["actor"]), rederive.flat(drawn), "actor")
     shapes = [jax.tree.map(np.shape, x) for x in (state.params, given["params"])]
     assert shapes[0] == shapes[1]
     adams = rederive.members(state.opt_state, optax.ScaleByAdamState)

@@ -137,7 +137,8 @@ def test_three_updates_are_those_of_the_paper(setting: str) -> None:
     """The policy that comes out has no noise, and stretches its actions to the bounds."""
     config = SETTINGS[setting]
     start, state, expected = rederive_replay.assert_three_updates(ddpg, Rederived, config, given())
-    rederive_replay.assert_new(start, given(), {"actor": 0.01, "critic": 1.0})
+    gains = {"actor": 0.01, "critic": 1.0}
+    rederive_replay.assert_new(start, given(), gains, ddpg.Actor(config))
     jax.tree.map(np.testing.assert_array_equal, start.params, start.target_params)
     obs = np.random.default_rng(0).normal(size=(20, 3))
     seen = expected.normalizers.seen(obs)

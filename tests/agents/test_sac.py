@@ -188,8 +188,9 @@ class Rederived(rederive_replay.OffPolicy):
         return self.config.target_entropy_per_dim * 2
 
 
-def assert_new(state: sac.TrainState, networks: Any) -> None:
-    rederive_replay.assert_new(state, networks, {"actor": 0.01, "critic": 1.0})
+def assert_new(state: sac.TrainState, networks: Any, config: sac.Config) -> None:
+    gains = {"actor": 0.01, "critic": 1.0}
+    rederive_replay.assert_new(state, networks, gains, sac.Actor(config))
     jax.tree.map(np.testing.assert_array_equal, state.params["critic"], state.target_critic)
     np.testing.assert_allclose(state.params["log_alpha"], np.log(0.3), rtol=1e-6)
     first, second = state.params["critic"]["params"]["Dense_0"]["kernel"]
@@ -202,7 +203,7 @@ def test_three_updates_are_those_of_the_paper(setting: str) -> None:
     config = SETTINGS[setting]
     networks = given(config)
     start, state, expected = rederive_replay.assert_three_updates(sac, Rederived, config, networks)
-    assert_new(start, networks)
+    assert_new(start, networks, config)
     obs, key = np.random.default_rng(0).normal(size=(20, 3)), random.key(4)
     seen = expected.normalizers.seen(obs)
     output = OUTPUT(expected.params("actor"), seen, config.activation)
