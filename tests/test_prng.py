@@ -69,6 +69,12 @@ def test_a_permutation_holds_every_index_once(n: int) -> None:
         np.testing.assert_array_equal(np.sort(order), np.arange(n))
 
 
+def test_jax_shuffles_what_leaves_too_few_random_bits() -> None:
+    key = prng.key(0)
+    for n, same in ((2**16, False), (2**16 + 1, True)):
+        assert np.array_equal(prng.permutation(key, n), random.permutation(key, n)) == same
+
+
 def test_permutations_are_uniform() -> None:
     """All 24 orders of 4, of 24,000 draws: chi squared with 23 degrees of freedom."""
     keys = random.split(prng.key(0), 24_000)

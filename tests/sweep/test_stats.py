@@ -297,6 +297,11 @@ def test_the_wilson_interval_is_scipys(failures, runs):
     np.testing.assert_allclose(found, [expected.low, expected.high], atol=1e-12)
 
 
+def test_the_wilson_interval_ends_at_0_and_1_without_rounding():
+    assert all(stats.wilson_interval(0, n)[0] == 0.0 for n in range(1, 200))
+    assert all(stats.wilson_interval(n, n)[1] == 1.0 for n in range(1, 200))
+
+
 # -------------------------------------------------------------------------------------- importance
 
 
