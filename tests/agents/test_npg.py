@@ -19,7 +19,7 @@ from purejaxpg.agents import npg, trpo
 
 rederive.register()
 DISCRETE = npg.Config(
-    env=rederive.NAMES[True], total_timesteps=84, num_envs=4, num_steps=7, num_epochs=2,
+    env=rederive.NAMES[True], total_timesteps=84, num_envs=4, num_steps=7, num_epochs=3,
     num_minibatches=2, cg_iters=6, hidden=(5, 3), critic_learning_rate=0.005, gamma=0.9,
 )  # fmt: skip
 CONTINUOUS = dataclasses.replace(
