@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from jax import random
 
-from purejaxpg import InputError, envs, normalize
+from purejaxpg import InputError, envs
 from purejaxpg.agents import ppo
-from purejaxpg.kernels import returns
 
 TINY = ppo.Config(
     total_timesteps=256, num_envs=4, num_steps=16, num_epochs=2, num_minibatches=2, hidden=(8, 8)
@@ -37,11 +36,6 @@ def collected(config: ppo.Config) -> tuple[ppo.TrainState, ppo.Batch]:
     return state, batch
 
 
-def largest_change(before: Any, after: Any) -> float:
-    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
-    return max(float(jnp.abs(a - b).max()) for a, b in pairs)
-
-
 def test_ratio_is_one_on_the_first_minibatch() -> None:
     """Log-probabilities recomputed for the update are those of the rollout, to the last bits."""
     state, batch = collected(TINY)
@@ -50,15 +44,6 @@ def test_ratio_is_one_on_the_first_minibatch() -> None:
     assert abs(float(metrics["policy/kl"])) < 1e-12
     log_prob = ppo.Actor(TINY).apply(state.params["actor"], batch.obs).log_prob(batch.action)
     np.testing.assert_allclose(np.exp(log_prob - batch.log_prob), 1.0, rtol=0, atol=2**-22)
-
-
-def test_ratio_is_one_with_normalised_observations_and_continuous_actions() -> None:
-    config = dataclasses.replace(TINY, env="Pendulum-v1", normalize_obs=True, initial_log_std=0.5)
-    before, _ = collected(config)  # so that the moments are not the initial ones
-    _, transition, batch = gathered(random.key(2), before, config)
-    assert not np.allclose(batch.obs.reshape(-1), transition.obs.reshape(-1))
-    log_prob = ppo.Actor(config).apply(before.params["actor"], batch.obs).log_prob(batch.action)
-    np.testing.assert_allclose(np.exp(log_prob - batch.log_prob), 1.0, rtol=0, atol=1e-5)
 
 
 def test_first_gradient_is_the_policy_gradient() -> None:
@@ -98,58 +83,7 @@ def test_annealing_reaches_zero_after_the_last_update_and_not_before() -> None:
     assert size(total, learning_rate_schedule="constant") == pytest.approx(1.0, rel=1e-4)
 
 
-def test_learning_rate_of_a_run_is_annealed() -> None:
-    config = dataclasses.replace(TINY, num_epochs=1, num_minibatches=1, max_grad_norm=jnp.inf)
-    state = INIT(random.key(0), TINY)
-    late = state.replace(num_updates=jnp.asarray(config.num_updates))
-    moved, _ = UPDATE(random.key(1), state, config)
-    unmoved, _ = UPDATE(random.key(1), late, config)
-    assert largest_change(state.params, moved.params) > 0
-    assert largest_change(state.params, unmoved.params) == 0
-
-
-def test_kl_bound_stops_an_update_early() -> None:
-    """The minibatch that exceeds the bound and all later ones change nothing."""
-    config = dataclasses.replace(TINY, learning_rate=0.1, learning_rate_schedule="constant")
-    state = INIT(random.key(0), TINY)
-    free, free_metrics = UPDATE(random.key(1), state, config)
-    stopped, metrics = UPDATE(random.key(1), state, dataclasses.replace(config, max_kl=1e-4))
-    assert float(free_metrics["policy/stopped"]) == 0.0
-    # At ratio 1 the first minibatch has KL 0; the second sees what one large step has done.
-    assert float(metrics["policy/stopped"]) == 0.75
-    assert float(metrics["policy/kl"]) > 1e-4
-    moved, further = (largest_change(state.params, end.params) for end in (stopped, free))
-    assert moved == pytest.approx(0.1, rel=0.01)  # one step of Adam, not four
-    assert further > 0.15
-
-
 PENALISED = dataclasses.replace(TINY, surrogate="kl_penalty", normalize_advantage=False)
-
-
-def test_penalty_is_the_divergence_from_the_old_policy() -> None:
-    """Value and gradient of the loss differ from those without a penalty by beta KL(old || new)."""
-    state, batch = collected(TINY)  # of which the surrogate changes nothing
-    moved = jax.tree.map(lambda x: 100.0 * x, state.params)
-
-    @jax.jit
-    def penalty(params: Any) -> jax.Array:
-        old, new = (ppo.Actor(TINY).apply(p["actor"], batch.obs) for p in (state.params, params))
-        return 7.0 * old.kl(new).mean()
-
-    @jax.jit
-    def loss(params: Any, beta: float) -> jax.Array:
-        old = state.replace(kl_coef=jnp.asarray(beta))
-        return ppo.loss(params, batch, old, PENALISED)[0]
-
-    assert float(penalty(moved)) > 1e-3
-    difference = float(loss(moved, 7.0) - loss(moved, 0.0))
-    assert difference == pytest.approx(float(penalty(moved)), rel=1e-2)
-    slope = jax.jit(jax.grad(loss))
-    with_it, without = (slope(moved, beta) for beta in (7.0, 0.0))
-    alone = jax.jit(jax.grad(penalty))(moved)
-    trees = (with_it, without, alone)
-    for a, b, c in zip(*map(jax.tree.leaves, trees), strict=True):
-        np.testing.assert_allclose(a - b, c, rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -165,84 +99,11 @@ def test_penalty_adapts_to_the_divergence(target_over_kl: float, factor: float) 
     config = dataclasses.replace(PENALISED, target_kl=kl * target_over_kl)
     state = state.replace(kl_coef=jnp.asarray(3.0))
     assert float(ppo.adapted_kl_coef(state, moved, batch, config)) == pytest.approx(3.0 * factor)
-    low = ppo.adapted_kl_coef(state.replace(kl_coef=jnp.asarray(1e-6)), moved, batch, config)
-    assert float(low) >= 1e-6 * (1 - 1e-5)
+    for beta, least, most in ((1e-6, 1e-6, 2e-6), (1e6, 5e5, 1e6)):  # it stays in [1e-6, 1e6]
+        kept = ppo.adapted_kl_coef(state.replace(kl_coef=jnp.asarray(beta)), moved, batch, config)
+        assert float(kept) == pytest.approx(min(max(factor * beta, least), most))
     clipped = dataclasses.replace(config, surrogate="clip")
     assert float(ppo.adapted_kl_coef(state, moved, batch, clipped)) == 3.0
-
-
-def test_penalty_carries_from_update_to_update() -> None:
-    config = dataclasses.replace(PENALISED, target_kl=1e3)  # always far below
-    _, metrics = jax.jit(ppo.train)(random.key(0), config)
-    assert metrics["policy/kl_coef"].tolist() == [1.0, 0.5, 0.25, 0.125]
-
-
-def test_advantages_are_normalised_within_the_minibatch() -> None:
-    """A shift and a scale of the advantages are gone from the policy's part of the loss."""
-    config = dataclasses.replace(TINY, vf_coef=0.0, ent_coef=0.0)
-    state, batch = collected(TINY)
-    moved = batch.replace(advantage=5.0 * batch.advantage + 3.0)
-    values = [float(LOSS(state.params, b, state, config)[0]) for b in (batch, moved)]
-    assert values[0] == pytest.approx(values[1], abs=1e-5)
-    gradients = [GRADIENT(state.params, b, state, config) for b in (batch, moved)]
-    for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
-
-
-def test_time_limit_bootstraps_from_the_observation_before_the_reset() -> None:
-    config = dataclasses.replace(TINY, env_params={"max_steps_in_episode": 4})
-    state = INIT(random.key(0), config)
-    _, transition, batch = gathered(random.key(1), state, config)
-    ended = np.asarray(transition.done)
-    assert ended.sum() >= 16
-    assert not np.asarray(transition.terminated).any()  # 4 steps are too few to fall over
-    next_value = ppo.Critic(config).apply(state.params["critic"], transition.next_obs)
-    value = ppo.Critic(config).apply(state.params["critic"], transition.obs)
-    delta = transition.reward + config.gamma * next_value - value
-    got = np.asarray(batch.advantage).reshape(ended.shape)
-    np.testing.assert_allclose(got[ended], np.asarray(delta)[ended], atol=1e-5)
-
-
-def test_rewards_are_scaled_by_the_deviation_of_the_discounted_return() -> None:
-    config = dataclasses.replace(TINY, normalize_reward=True, clip_reward=jnp.inf)
-    state = INIT(random.key(0), config)
-    after, transition, batch = gathered(random.key(1), state, config)
-    carried, sums = normalize.discounted_sum(
-        jnp.zeros(config.num_envs), transition.reward, transition.done, config.gamma
-    )
-    scale = np.asarray(sums).std()
-    value = ppo.Critic(config).apply(state.params["critic"], transition.obs)
-    next_value = ppo.Critic(config).apply(state.params["critic"], transition.next_obs)
-    expected = returns.gae(
-        transition.reward / scale, value, next_value, transition.terminated, transition.done,
-        config.gamma, config.gae_lambda,
-    )  # fmt: skip
-    np.testing.assert_allclose(batch.advantage, expected.reshape(-1), rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(after.normalizers.reward.running, carried)
-    clipped = dataclasses.replace(config, clip_reward=0.01)
-    _, _, small = gathered(random.key(1), state, clipped)
-    assert float(jnp.abs(small.advantage).max()) < float(jnp.abs(batch.advantage).max())
-
-
-def test_observation_moments_are_those_of_all_data_seen() -> None:
-    config = dataclasses.replace(TINY, normalize_obs=True)
-    state = INIT(random.key(0), config)
-    assert float(state.normalizers.obs.count) == config.steps_per_update  # the first policy's
-    *_, key_moments = random.split(random.key(0), 4)
-    _, first, _ = gathered(key_moments, INIT(random.key(0), TINY), TINY)
-    seen = [np.asarray(first.obs).reshape(-1, 4)]
-    for u in (1, 2):
-        state, transition, _ = gathered(random.key(u), state, config)
-        seen.append(np.asarray(transition.obs).reshape(-1, 4))
-    data = np.concatenate(seen)
-    np.testing.assert_allclose(state.normalizers.obs.mean, data.mean(0), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(state.normalizers.obs.var, data.var(0), rtol=1e-3, atol=1e-6)
-
-
-def test_actions_are_stored_unclipped() -> None:
-    config = dataclasses.replace(TINY, env="Pendulum-v1", initial_log_std=2.0)
-    _, batch = collected(config)
-    assert float(jnp.abs(batch.action).max()) > 2.0  # Pendulum's bound
 
 
 def test_convolutional_torso_learns_on_minatar() -> None:
