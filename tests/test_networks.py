@@ -46,6 +46,29 @@ def test_rows_or_columns_are_orthogonal(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.fast
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5), (2, 3, 4)])
+def test_orthogonal_is_the_factor_of_a_normal_matrix(shape: tuple[int, ...]) -> None:
+    """A = Q R has one solution with a positive diagonal of R: that Q^T A is such an R decides."""
+    key = random.key(4)
+    matrix = np.asarray(networks.orthogonal(3.0)(key, shape), np.float64).reshape(-1, shape[-1])
+    q = matrix / 3.0 if matrix.shape[0] >= matrix.shape[1] else matrix.T / 3.0
+    r = q.T @ np.asarray(random.normal(key, q.shape), np.float64)
+    np.testing.assert_allclose(r, np.triu(r), atol=1e-5)
+    assert (np.diagonal(r) > 0.0).all()
+
+
+@pytest.mark.fast
+def test_initialiser_without_orthogonality_is_that_of_lecun() -> None:
+    """Normal with a variance of 1 / inputs, whatever the scale, cut off at two deviations."""
+    key, shape = random.key(0), (50, 400)
+    plain = networks.initializer(settings(orthogonal_init=False), 7.0)(key, shape)
+    assert float(plain.std()) == pytest.approx(50**-0.5, rel=0.02)
+    assert float(jnp.abs(plain).max()) < 2.0 * 50**-0.5 / 0.87  # a cut-off normal deviates less
+    chosen = networks.initializer(settings(), 7.0)(key, shape)
+    np.testing.assert_array_equal(chosen, networks.orthogonal(7.0)(key, shape))
+
+
+@pytest.mark.fast
 def test_matrices_are_uniform_over_rotations_and_reflections() -> None:
     """What LAPACK returns is not: Householder's method makes the first diagonal entry negative.
 
@@ -127,21 +150,34 @@ def test_mlp(leading: tuple[int, ...]) -> None:
     np.testing.assert_allclose(jnp.linalg.norm(layers[0]["kernel"], axis=1), 2**0.5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("leading", [(), (3,), (2, 3)])
+@pytest.mark.parametrize("leading", [(), (2, 3)])
 def test_cnn_folds_observations_back_to_images(leading: tuple[int, ...]) -> None:
     torso = networks.torso(settings(torso="cnn", hidden=(7,), activation="relu"), (6, 5, 2))
-    images = random.normal(random.key(0), (*leading, 6, 5, 2))
+    images = np.asarray(random.normal(random.key(0), (*leading, 6, 5, 2)))
     flat = images.reshape(*leading, -1)
-    params = jax.jit(torso.init)(random.key(1), flat)
-    output, inner = torso.apply(params, flat, capture_intermediates=True)
-    assert output.shape == (*leading, 7)
-    kernel = np.asarray(params["params"]["Conv_0"]["kernel"], np.float64)
+    output, params = jax.jit(torso.init_with_output)(random.key(1), flat)
+    layers = params["params"]["Conv_0"], params["params"]["MLP_0"]["Dense_0"]
+    kernel, dense = (np.asarray(layer["kernel"], np.float64) for layer in layers)
     assert kernel.shape == (3, 3, 2, 16)
-    assert params["params"]["MLP_0"]["Dense_0"]["kernel"].shape == (4 * 3 * 16, 7)
-    (convolved,) = inner["intermediates"]["Conv_0"]["__call__"]
-    windows = np.asarray(images, np.float64).reshape(-1, 6, 5, 2)[:, 2:5, 1:4]
-    hand = np.einsum("bhwc,hwco->bo", windows, kernel)  # no padding: window (2, 1) is output (2, 1)
-    np.testing.assert_allclose(convolved[:, 2, 1], hand, rtol=1e-4, atol=1e-5)
+    assert dense.shape == (4 * 3 * 16, 7)
+    for columns in (kernel.reshape(-1, 16), dense):  # sqrt(2) on orthonormal columns: their norm
+        np.testing.assert_allclose((columns**2).sum(0), 2.0, rtol=1e-5)
+    hand = np.zeros((int(np.prod(leading)), 4, 3, 16))  # no padding: 4 by 3 windows
+    for row, column in np.ndindex(4, 3):
+        window = images.reshape(-1, 6, 5, 2)[:, row : row + 3, column : column + 3]
+        hand[:, row, column] = np.maximum(np.einsum("bhwc,hwco->bo", window, kernel), 0.0)
+    hand = np.maximum(hand.reshape(*leading, -1) @ dense, 0.0)
+    np.testing.assert_allclose(output, hand, rtol=1e-4, atol=1e-5)
+
+
+ACTIVATIONS = {
+    "tanh": np.tanh,
+    "relu": lambda x: np.maximum(x, 0.0),
+    "elu": lambda x: np.where(x > 0.0, x, np.exp(x) - 1.0),
+    "silu": lambda x: x / (1.0 + np.exp(-x)),
+    # The usual approximation of x times the normal distribution function at x.
+    "gelu": lambda x: 0.5 * x * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (x + 0.044715 * x**3))),
+}
 
 
 @pytest.mark.parametrize("activation", networks.ACTIVATIONS)
@@ -149,9 +185,8 @@ def test_every_activation(activation: str) -> None:
     torso = networks.torso(settings(hidden=(4,), activation=activation), (3,))
     x = random.normal(random.key(0), (2, 3))
     output, params = jax.jit(torso.init_with_output)(random.key(1), x)
-    linear = x @ params["params"]["Dense_0"]["kernel"]
-    np.testing.assert_allclose(output, networks.ACTIVATIONS[activation](linear), rtol=1e-5)
-    assert (output != linear).any()
+    linear = np.asarray(x @ params["params"]["Dense_0"]["kernel"], np.float64)
+    np.testing.assert_allclose(output, ACTIVATIONS[activation](linear), rtol=1e-5, atol=1e-6)
 
 
 def test_cnn_in_an_agent() -> None:

@@ -83,6 +83,32 @@ def test_first_update_from_a_single_sample() -> None:
     assert normalize.normalize(moments, moments.mean + 1.0, 10.0).tolist() == [10.0, 10.0]
 
 
+@pytest.mark.parametrize("shape", [(), (3,)], ids=["scalar", "vector"])
+def test_only_chosen_samples_count(shape: tuple[int, ...]) -> None:
+    data = batches(9, (6, 4, *shape), (5, 4, *shape))
+    moments, seen = normalize.init(shape), []
+    for batch, share in zip(data, (0.5, 0.2), strict=True):
+        where = np.random.default_rng(10).random(batch.shape[:2]) < share
+        moments = normalize.update(moments, jnp.asarray(batch), jnp.asarray(where))
+        seen.append(batch[where])
+    together = np.concatenate(seen).astype(np.float64)
+    assert 2 < len(together) < 20
+    assert float(moments.count) == len(together)
+    np.testing.assert_allclose(moments.mean, together.mean(0), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(moments.var, together.var(0), rtol=1e-5, atol=1e-5)
+
+
+def test_chosen_samples_by_hand() -> None:
+    # Of 1, 100, 3 the middle one does not count, and 8 comes in a second batch:
+    # mean = (1 + 3 + 8) / 3 = 4, variance = (9 + 1 + 16) / 3 = 26/3
+    where = jnp.array([True, False, True])
+    moments = normalize.update(normalize.init(()), jnp.array([1.0, 100.0, 3.0]), where)
+    moments = normalize.update(moments, jnp.array([8.0]), jnp.array([True]))
+    assert float(moments.mean) == pytest.approx(4.0)
+    assert float(moments.var) == pytest.approx(26 / 3)
+    assert float(moments.count) == 3.0
+
+
 def test_large_counts() -> None:
     """After 10^7 samples a batch of 2048 still has its small weight, and no more.
 
@@ -266,6 +292,39 @@ def test_observations_are_left_alone_unless_asked() -> None:
         assert float(after.obs.count) == (50 if switched_on else 0)
         assert (float(seen.mean()) < 0.2) == switched_on
         assert (float(jnp.abs(seen).max()) == 1.0) == switched_on
+
+
+def test_normalisers_let_only_chosen_steps_count() -> None:
+    generator = np.random.default_rng(11)
+    obs, reward = generator.normal(size=(8, 3, 2)), generator.normal(2.0, 1.0, (8, 3))
+    done, where = generator.random((2, 8, 3)) < 0.4
+    config, before = (
+        settings(normalize_obs=True, normalize_reward=True),
+        normalize.init_both(obs[0]),
+    )
+    _, sums = discounted_loop(np.zeros(3), reward, done, config.gamma)
+    after = normalize.observed(config, before, jnp.asarray(obs), jnp.asarray(where))
+    after, scaled = normalize.rewards(config, after, *map(jnp.asarray, (reward, done, where)))
+    np.testing.assert_allclose(after.obs.mean, obs[where].mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(after.reward.moments.mean, sums[where].mean(), rtol=1e-5)
+    np.testing.assert_allclose(scaled, reward / sums[where].std(), rtol=1e-4)
+    assert float(after.obs.count) == float(after.reward.moments.count) == where.sum()
+
+
+def test_restarted_forgets_the_episodes_in_progress_and_nothing_else() -> None:
+    """Of two environments, the first is in an episode that has earned 1 + 2 gamma."""
+    config = settings(normalize_obs=True, normalize_reward=True, gamma=0.5)
+    obs, done = random.normal(random.key(0), (2, 2, 3)), jnp.array([[False, True], [False, True]])
+    before, reward = normalize.init_both(obs[0]), jnp.array([[2.0, 5.0], [1.0, 7.0]])
+    before, _ = normalize.rewards(config, before, reward, done)
+    before = normalize.observed(config, before, obs)
+    assert before.reward.running.tolist() == [2.0, 0.0]
+    after = normalize.restarted(before)
+    assert after.reward.running.tolist() == [0.0, 0.0]
+    kept = before.obs, before.reward.moments
+    left = after.obs, after.reward.moments
+    for old, new in zip(*map(jax.tree.leaves, (kept, left)), strict=True):
+        assert old.tolist() == new.tolist()
 
 
 def test_no_reward_at_all_stays_none() -> None:

@@ -1,13 +1,14 @@
 """Factors on the learning rate."""
 
 import doctest
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purejaxpg import schedules
+from purejaxpg import InputError, schedules
 
 pytestmark = pytest.mark.fast
 
@@ -129,7 +130,25 @@ def test_count_total_and_half_life_may_be_traced(kind: str) -> None:
         assert float(together[i]) == pytest.approx(float(alone), rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("constant", 0.3), ("linear", 0.3 * (1 - 2 / 8)), ("robbins_monro", 0.3 * 4 / (4 + 2))],
+)
+def test_the_rate_that_a_configuration_asks_for(kind: str, expected: float) -> None:
+    config = types.SimpleNamespace(
+        learning_rate_schedule=kind, learning_rate_half_life=4.0, num_updates=8
+    )
+    schedules.check(config)
+    assert float(schedules.scheduled(config, 0.3, 2)) == pytest.approx(expected, rel=1e-6)
+
+
 def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(InputError) as caught:
+        schedules.check(types.SimpleNamespace(learning_rate_schedule="cosine"))
+    assert str(caught.value) == (
+        "learning_rate_schedule must be one of 'constant', 'linear', 'robbins_monro', "
+        "but is 'cosine'."
+    )
     with pytest.raises(ValueError, match=r"'cosine' is no schedule .* constant, linear, robbins"):
         schedules.factor("cosine", 0, 10, 1.0)
 

@@ -135,6 +135,7 @@ def test_orthogonal_gains() -> None:
         ({"num_envs": 0}, ["num_envs", "0"]),
         ({"gamma": 1.5}, ["gamma", "1.5"]),
         ({"learning_rate": -1.0}, ["learning_rate", "-1.0"]),
+        ({"learning_rate_schedule": "cosine"}, ["learning_rate_schedule", "'cosine'"]),
         ({"surrogate": "hinge"}, ["surrogate", "'clip'", "'kl_penalty'", "'hinge'"]),
         ({"kl_coef": 0.0}, ["kl_coef", "0.0"]),
         ({"target_kl": -1.0}, ["target_kl", "-1.0"]),
