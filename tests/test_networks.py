@@ -259,7 +259,7 @@ def test_pieces_give_what_the_whole_gives(length: int, pieces: int, sizes: set[i
     x, y = random.normal(random.key(0), (2, length, 3, 4))
     found = jax.vmap(lambda pair: networks.in_pieces(network, pair, pieces))((x[None], y[None]))
     for array, value in zip((x, y), found, strict=True):
-        np.testing.assert_allclose(value[0], jnp.tanh(array).sum(-1), rtol=1e-6)
+        np.testing.assert_allclose(value[0], jnp.tanh(array).sum(-1), rtol=1e-6, atol=1e-6)
     whole = jax.make_jaxpr(lambda pair: networks.in_pieces(network, pair, pieces))((x, y))
     steps = [step for step in equations(whole.jaxpr) if step.primitive.name == "tanh"]
     assert {step.outvars[0].aval.shape for step in steps} == {(size, 3, 4) for size in sizes}
@@ -304,9 +304,11 @@ def test_values_are_those_of_two_passes(shape: tuple[int, int]) -> None:
     )
     for value, next_value, row in zip(*found, rows, strict=True):
         obs, next_obs, terminated, _ = row
-        np.testing.assert_allclose(value, critic(obs), rtol=1e-6)
+        np.testing.assert_allclose(value, critic(obs), rtol=1e-6, atol=1e-6)
         expected = critic(next_obs)
-        np.testing.assert_allclose(next_value[~terminated], expected[~terminated], rtol=1e-6)
+        np.testing.assert_allclose(
+            next_value[~terminated], expected[~terminated], rtol=1e-6, atol=1e-6
+        )
 
 
 @pytest.mark.fast
@@ -317,10 +319,10 @@ def test_values_where_all_ends_or_nothing_does(how: str) -> None:
     obs = random.normal(random.key(0), (7, 2, 3))
     next_obs = obs[1:] + 10.0 * done[..., None]
     value, next_value = networks.values(Critic(), {}, obs[:-1], next_obs, terminated, done)
-    np.testing.assert_allclose(value, critic(obs[:-1]), rtol=1e-6)
+    np.testing.assert_allclose(value, critic(obs[:-1]), rtol=1e-6, atol=1e-6)
     assert next_value.shape == (6, 2) and bool(jnp.isfinite(next_value).all())
     if how != "all terminated":
-        np.testing.assert_allclose(next_value, critic(next_obs), rtol=1e-6)
+        np.testing.assert_allclose(next_value, critic(next_obs), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.fast
