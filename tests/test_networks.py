@@ -330,8 +330,9 @@ def test_the_critic_sees_each_observation_once_and_cut_off_ones_again() -> None:
     seen: list[int] = []
     counted = Critic(seen.append)
     obs = random.normal(random.key(0), (8, 2, 3))
-    done = jnp.zeros((8, 2), bool).at[3, 0].set(True)
-    jax.block_until_ready(networks.values(counted, {}, obs, obs, jnp.zeros_like(done), done))
+    terminated = jnp.zeros((8, 2), bool).at[5, 0].set(True)  # worth nothing, so not looked at
+    done = terminated.at[3, 0].set(True)
+    jax.block_until_ready(networks.values(counted, {}, obs, obs, terminated, done))
     jax.effects_barrier()
     assert sum(seen) == 16 + 2 + 2  # all; steps 3 and 7 of the two environments; step 7 of one
 
