@@ -174,7 +174,7 @@ def test_three_updates_against_a_loop(setting: str) -> None:
 def test_a_run_is_its_updates() -> None:
     states, metrics = rederive.trained(ppo, KEY, PENALTY)
     three = dataclasses.replace(PENALTY, total_timesteps=111)  # one short of the fourth
-    state, by_name = jax.jit(ppo.train)(KEY, three)
+    state, by_name = jax.jit(ppo.train, compiler_options=rederive.QUICK)(KEY, three)
     rederive.assert_close(rederive.flat(state.params), rederive.flat(states[3].params), "end")
     for name, values in by_name.items():
         np.testing.assert_allclose(values, [row[name] for row in metrics], rtol=1e-5, atol=1e-6)
@@ -190,7 +190,7 @@ def test_policy_sees_what_the_rollout_saw(config: ppo.Config) -> None:
         seen = np.clip((obs - moments.mean) / np.sqrt(moments.var + 1e-8), -1.2, 1.2)
     wanted = rederive.policy_in_64_bits(state.params["actor"], seen, config.activation)
     mode = wanted.output if config.normalize_obs else wanted.output.argmax(-1)
-    act = jax.jit(ppo.policy, static_argnames="greedy")
+    act = jax.jit(ppo.policy, static_argnames="greedy", compiler_options=rederive.QUICK)
     drawn = act(KEY, state, jnp.asarray(obs), config)
     best = act(KEY, state, jnp.asarray(obs), config, greedy=True)
     rederive.assert_close(drawn, rederive.sample(KEY, wanted), "drawn")
