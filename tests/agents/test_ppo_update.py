@@ -162,36 +162,16 @@ KEY = random.key(10)
 def test_three_updates_against_a_loop(setting: str) -> None:
     config, effects = SETTINGS[setting]
     states, metrics = rederive.trained(ppo, KEY, config)
+    rederive.assert_initial(ppo, KEY, states[0].params, config, keys=4)
     expected = Rederived(KEY, states[0], config)
     expected.assert_close(states[0], "start")
     for u in (1, 2, 3):
         wanted = expected.update(random.fold_in(KEY, u))
         rederive.assert_metrics(metrics[u - 1], wanted, f"update {u}")
         expected.assert_close(states[u], f"update {u}")
+    rederive.assert_acts(ppo, states[-1], expected)
     assert effects <= expected.effects
 
 
-def test_a_run_is_its_updates() -> None:
-    states, metrics = rederive.trained(ppo, KEY, PENALTY)
-    three = dataclasses.replace(PENALTY, total_timesteps=111)  # one short of the fourth
-    state, by_name = jax.jit(ppo.train, compiler_options=rederive.QUICK)(KEY, three)
-    rederive.assert_close(rederive.flat(state.params), rederive.flat(states[3].params), "end")
-    for name, values in by_name.items():
-        np.testing.assert_allclose(values, [row[name] for row in metrics], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("config", [CLIPPED, PENALTY], ids=["discrete", "continuous"])
-def test_policy_sees_what_the_rollout_saw(config: ppo.Config) -> None:
-    *_, state = rederive.trained(ppo, KEY, config)[0]
-    obs = np.random.default_rng(0).normal(size=(50, 3))
-    seen = np.asarray(obs)
-    if config.normalize_obs:
-        moments = state.normalizers.obs
-        seen = np.clip((obs - moments.mean) / np.sqrt(moments.var + 1e-8), -1.2, 1.2)
-    wanted = rederive.policy_in_64_bits(state.params["actor"], seen, config.activation)
-    mode = wanted.output if config.normalize_obs else wanted.output.argmax(-1)
-    act = jax.jit(ppo.policy, static_argnames="greedy", compiler_options=rederive.QUICK)
-    drawn = act(KEY, state, jnp.asarray(obs), config)
-    best = act(KEY, state, jnp.asarray(obs), config, greedy=True)
-    rederive.assert_close(drawn, rederive.sample(KEY, wanted), "drawn")
-    rederive.assert_close(best, mode, "most probable")
+def test_train_folds_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    rederive.assert_trains(ppo, STANDARD, monkeypatch)

@@ -5,7 +5,9 @@ it was given, so that nothing here is learnt and little is compiled.
 """
 
 import dataclasses
+import hashlib
 import importlib.metadata
+import pathlib
 import sys
 import time
 import types
@@ -439,6 +441,30 @@ def test_an_agent_that_breaks_the_contract_is_named() -> None:
     vector = jax.ShapeDtypeStruct((2, 3), jnp.float32)
     with pytest.raises(InputError, match=r"'x' of agent .* must be a scalar, .* shape \[3\]"):
         compute.refuse_metrics(TOY, {**rows, "x": vector})
+
+
+def test_an_agent_is_refused_before_anything_is_compiled() -> None:
+    without: Any = types.ModuleType("without")
+    without.__file__, without.policy = "without.py", policy
+    without.init = lambda key, config: {"w": jnp.zeros(2)}
+    without.update = update
+    spec: Any = types.SimpleNamespace(agent=without, eval_episodes=3, rows_per_device=None)
+    backend = compute.Backend(spec, jax.devices()[:1])
+    with pytest.raises(InputError, match="agent 'without' must have the attribute params"):
+        backend.compile(group(unit(run(0))))
+    without.init = init
+    without.update = lambda key, state, config: (state, {"loss/policy": jnp.float32(0)})
+    with pytest.raises(InputError, match="metrics of agent 'without' must hold 'episode/"):
+        backend.compile(group(unit(run(0))))
+
+
+def test_versions_include_a_hash_of_every_file_of_the_package() -> None:
+    root = pathlib.Path(compute.__file__).parent.parent
+    content = b"".join(path.read_bytes() for path in sorted(root.rglob("*.py")))
+    assert compute.versions()["source"] == hashlib.sha256(content).hexdigest()[:16]
+    assert {"jax", "jaxlib", "gymnax", "optax", "flax", "numpy", "purejaxpg"} < set(
+        compute.versions()
+    )
 
 
 def test_keys_are_those_of_a_seed_alone() -> None:
