@@ -331,7 +331,7 @@ class Audit:
         if status != 0:
             say(f"The tests fail without a mutant: exit status {status}.")
             return True
-        limit = self.options.limit or 120.0 + 5.0 * (time.monotonic() - started)
+        limit = self.options.limit or 60.0 + 3.0 * (time.monotonic() - started)
         self.seconds = notes["seconds"]
         preload(notes["modules"])
         outcomes = collections.Counter[str]()
@@ -378,6 +378,7 @@ class Audit:
 
     def install(self, mutant: Mutant | None) -> None:
         os.setpgid(0, 0)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if mutant is None:
             return
         sys.dont_write_bytecode = True
@@ -489,6 +490,7 @@ def main() -> int:
     if not options.optimize:
         os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
     OUT = os.fdopen(os.dup(1), "w")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a fork is stopped with it
     with tempfile.TemporaryFile("w+") as log, tempfile.TemporaryFile("w+") as notes:
         os.dup2(log.fileno(), 1)
         return run(Audit(options, tree, log, notes))
