@@ -544,17 +544,17 @@ def _reset_of(inner: Any) -> Callable[..., Any]:
     return inner.reset if own else inner.reset_env
 
 
-def _base(inner: Any) -> Any:
-    """Return the environment inside of wrappers of gymnax."""
-    while "_env" in vars(inner):
-        inner = inner._env
-    return inner
+def _layers(inner: Any) -> list[Any]:
+    """Return an environment's wrappers of gymnax, the outermost first, and what is in them."""
+    layers = [inner]
+    while "_env" in getattr(layers[-1], "__dict__", ()):
+        layers.append(layers[-1]._env)
+    return layers
 
 
 def _of_gymnax(inner: Any) -> bool:
     """Tell whether an environment is gymnax's own, in whatever wrappers of gymnax."""
-    modules = [type(inner).__module__, type(_base(inner)).__module__]
-    return all(module.split(".")[0] == "gymnax" for module in modules)
+    return all(type(layer).__module__.split(".")[0] == "gymnax" for layer in _layers(inner))
 
 
 def _traced(env: Env, member: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -654,7 +654,7 @@ def truncation(env: Env) -> tuple[bool, bool]:
     limit = _as(param_dtype(env, name), getattr(env.default_params, name)) if held else 0
     used = _used(jax.make_jaxpr(truncated)(state, limit, key, action))
     leaves = len(jax.tree.leaves(state))
-    rule = getattr(type(_base(inner)), "is_truncated", None)
+    rule = getattr(type(_layers(inner)[-1]), "is_truncated", None)
     standard = held and rule is environment.Environment.is_truncated and used[leaves]
     return any(used[:leaves]), standard
 

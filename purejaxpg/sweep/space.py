@@ -90,7 +90,12 @@ def axis(name: str, value: Any) -> Axis:
         )
     ((kind, bounds),) = value.items()
     numbers = isinstance(bounds, list) and all(type(x) in (int, float) for x in bounds)
-    if not numbers or len(bounds) != 2 or not bounds[0] < bounds[1] or math.inf in bounds:
+    if (
+        not numbers
+        or len(bounds) != 2
+        or not all(map(math.isfinite, bounds))
+        or not bounds[0] < bounds[1]
+    ):
         raise InputError(f"[sweep] {name} must have bounds [low, high], but has {bounds!r}.")
     if kind.startswith("log") and bounds[0] <= 0:
         raise InputError(f"[sweep] {name} must have a low end above 0, but it is {bounds[0]!r}.")

@@ -452,9 +452,10 @@ def _shares(
     residual = y - design.predict(fitted)
     spare = n - design.rank
     left = float(residual @ residual) / spare if spare > 0 else noise or 0.0
-    variance = noise if grid and noise is not None else left
+    of_seeds = grid and noise is not None
+    variance = noise or 0.0 if of_seeds else left
     main, effects, errors = np.zeros(j), [], []
-    width = float(special.stdtrit(max(spare, 1), 0.975)) if variance is left else 1.96
+    width = 1.96 if of_seeds else float(special.stdtrit(max(spare, 1), 0.975))
     for index, columns in enumerate(design.slices):
         levels = columns.stop - columns.start
         weights = np.bincount(design.codes[:, index], minlength=levels) / n

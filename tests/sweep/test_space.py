@@ -124,6 +124,7 @@ def test_perturbation_stays_inside() -> None:
         ({"uniform": [0.0, 0.5, 1.0]}, r"\[low, high\]"),
         ({"uniform": 1.0}, r"\[low, high\]"),
         ({"uniform": [0.0, math.inf]}, r"\[low, high\]"),
+        ({"uniform": [-math.inf, 1.0]}, r"\[low, high\]"),
         ({"uniform": [0.0, math.nan]}, r"\[low, high\]"),
         ({"uniform": [0.0, "1"]}, r"\[low, high\]"),
         ({"uniform": [0.0, True]}, r"\[low, high\]"),

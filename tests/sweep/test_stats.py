@@ -492,7 +492,6 @@ def test_the_errors_of_a_grid_without_seeds_come_from_what_is_left():
     np.testing.assert_allclose(found.effects[1], table.mean(axis=0))
 
 
-@pytest.mark.xfail(reason="the noise of the seeds passes for a residual with 1 degree of freedom")
 def test_the_errors_of_a_single_hyperparameter_come_from_the_seeds():
     scores = [[m - 2.0, m + 2.0] for m in (0.0, 1.0, 5.0)]
     found = stats.importance(grid(3), scores, halves=0)
