@@ -10,7 +10,7 @@ from PIL import Image
 
 import purejaxpg.agents
 from purejaxpg import FaultError, InputError, evaluate
-from purejaxpg.sweep import playback
+from purejaxpg.sweep import playback, sources
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep.store import Outcome, Run, Store
 
@@ -158,7 +158,8 @@ def test_bad_pictures_are_refused_before_anything_is_computed(halved, tmp_path):
         play(planned(tmp_path / "s", [("done", 1.0, 4)]), gif=tmp_path / "a.gif")
 
 
-def test_a_file_is_executed_only_if_the_caller_names_it(fork):
+def test_a_file_is_executed_only_if_the_caller_names_it(fork, monkeypatch):
+    monkeypatch.setattr(sources, "_executed", {})  # as in a process that has not trained it
     mark, file = fork / "executed", fork / "mine.py"
     mark.unlink(missing_ok=True)
     with pytest.raises(InputError, match=r"mine\.py.* executed only if you name it"):

@@ -144,7 +144,7 @@ def task(**changes: Any) -> ray_executor.Task:
     (group,) = backend.groups(0, next(searches.rounds(spec)), {})
     unit = group.units[0]
     values = {
-        "agent": "ppo", "source": None, "eval_episodes": 4, "horizon": backend.horizon(group),
+        "agent": "ppo", "source": (), "eval_episodes": 4,
         "group": 0, "signature": group.signature, "rows": group.rows, "unit": unit.name,
         "legs": tuple(engine.planned(backend, unit, "tune")), "states": None,
         "diverged_at": np.zeros(2, np.int32), "versions": backend.versions(),
