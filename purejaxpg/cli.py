@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         streams.discard_output()
         return EXIT_FAULT
     except OSError as error:
-        if error.filename is not None:  # not of a stream
+        if error.filename is not None or error.errno not in streams.UNWRITABLE:
             raise
         streams.discard_output()
         return complain(f"Standard output cannot be written: {error.strerror}.", EXIT_FAULT)

@@ -483,8 +483,7 @@ def _reason(error: Exception) -> str:
     """Return an error in one line."""
     lines = str(error).strip().splitlines()
     text = lines[0].rstrip(".") if lines else ""
-    shown = isinstance(error, ValueError) and type(error) is ValueError
-    return text if shown and text else f"{type(error).__name__}: {text}"
+    return text if type(error) is ValueError and text else f"{type(error).__name__}: {text}"
 
 
 def _actions(name: str, inner: Any, space: Any) -> tuple[int, tuple[int, ...]]:

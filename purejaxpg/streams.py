@@ -2,11 +2,14 @@
 
 import codecs
 import contextlib
+import errno
 import os
 import sys
 from typing import Any
 
 ERRORS = "purejaxpg.plain"  # what is done with a character that a stream cannot encode
+# What a stream raises whose file or device takes no more.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 PLAIN = {"±": "+/-", "×": "x", "−": "-", "…": "...", "–": "-", "≥": ">=", "≤": "<="}
 
 

@@ -202,7 +202,7 @@ def rungs(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
     for run in sorted(runs, key=reached):
         half = 0.5 / (run["total"] or 1)
         if reached(run) - half > end:
-            rung, end = reached(run), reached(run) + half
+            rung, end = reached(run), math.inf
         end = min(end, reached(run) + half)
         stopped = float(run.get("round", rung))
         found[run["run_id"]] = stopped if reached(run) < 1.0 else math.inf
