@@ -7,11 +7,14 @@ write a snapshot before it gives up.
 
 import contextlib
 import signal
+import sys
 import threading
 import types
 from collections.abc import Callable, Iterator
+from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+RESEND_SECONDS = 0.05  # until a swallowed signal is sent again
 
 
 class Terminated(KeyboardInterrupt):
@@ -48,12 +51,33 @@ def caught() -> Iterator[None]:
 
     A signal that the parent process had ignored stays ignored. Outside the main thread, where
     Python lets nobody set handlers, nothing is changed.
+
+    Python ignores an exception that leaves a destructor or a callback of the garbage collector (jax
+    has one). A signal whose exception is lost in this way is sent again.
     """
     with kept():
         for number in SIGNALS if _may_handle() else ():
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, _handle)
+        with _ignored_signals_sent_again():
+            yield
+
+
+@contextlib.contextmanager
+def _ignored_signals_sent_again() -> Iterator[None]:
+    report = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+            _resend(unraisable.exc_value)
+        else:
+            report(unraisable)
+
+    sys.unraisablehook = hook
+    try:
         yield
+    finally:
+        sys.unraisablehook = report
 
 
 @contextlib.contextmanager
@@ -100,6 +124,18 @@ def heed(number: int) -> None:
 
 def _may_handle() -> bool:
     return threading.current_thread() is threading.main_thread()
+
+
+def _resend(error: KeyboardInterrupt) -> None:
+    """Send the signal of an ignored exception again, a moment later.
+
+    From a thread, because an exception that is raised inside the hook would be ignored as well.
+    """
+    number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+    main = threading.main_thread().ident
+    timer = threading.Timer(RESEND_SECONDS, signal.pthread_kill, (main, number))
+    timer.daemon = True
+    timer.start()
 
 
 def _handle(number: int, _: types.FrameType | None) -> None:

@@ -7,6 +7,7 @@ each leg is in exactly one state, nothing counts twice, the directory always ope
 
 import contextlib
 import functools
+import gc
 import json
 import os
 import pathlib
@@ -228,6 +229,34 @@ def test_a_second_signal_does_not_wait(tmp_path: pathlib.Path) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         pytest.fail("the second signal waited as well")
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(signal.SIGTERM, signals.Terminated), (signal.SIGINT, KeyboardInterrupt)],
+    ids=["SIGTERM", "SIGINT"],
+)
+def test_a_signal_is_not_lost_in_a_callback_whose_exceptions_python_ignores(
+    number: int, kind: type[BaseException]
+) -> None:
+    """jax has a callback of the garbage collector, in which a SIGTERM was lost once."""
+    sent: list[str] = []
+
+    def callback(phase: str, _: dict[str, int]) -> None:
+        if not sent:
+            sent.append(phase)
+            os.kill(os.getpid(), number)
+            time.sleep(0)  # the handler runs here, if not in the line above
+
+    gc.callbacks.append(callback)
+    try:
+        with signals.caught(), pytest.raises(KeyboardInterrupt) as raised:
+            gc.collect()
+            assert sent
+            time.sleep(10)
+    finally:
+        gc.callbacks.remove(callback)
+    assert raised.type is kind
 
 
 # ---------------------------------------------------------------------------------- failing calls
