@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from purejaxpg.sweep import ranking
+from purejaxpg.report import ranking
 from purejaxpg.sweep import store as stores
 
 STUDY = """

@@ -46,8 +46,7 @@ import numpy as np
 from scipy import stats as distributions
 
 import purejaxpg
-from purejaxpg import FaultError, InputError, cli
-from purejaxpg.sweep import stats
+from purejaxpg import FaultError, InputError, cli, stats
 
 HERE = pathlib.Path(__file__).resolve().parent
 JAX = ("jax==0.10.2", "jaxlib==0.10.2", "flax==0.12.8", "optax==0.2.8", "distrax==0.1.9")

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from purejaxpg import FaultError
+from purejaxpg import FaultError, text
 
 MANIFEST = "MANIFEST.json"
 _FORMAT = 1
@@ -355,7 +355,7 @@ def _write_arrays(directory: Path, arrays: dict[str, np.ndarray]) -> None:
             checkpointer.save(directory, args=ocp.args.PyTreeSave(arrays))
         except (ValueError, RuntimeError) as error:  # a full disk arrives as one of these
             raise FaultError(
-                f"Cannot write the checkpoint {directory.parent}: {_first_line(error)}."
+                f"Cannot write the checkpoint {directory.parent}: {text.first_line(error)}."
             ) from error
 
 
@@ -378,14 +378,8 @@ def _read_arrays(directory: Path, leaves: list[dict[str, Any]]) -> dict[str, np.
             )
         except (ValueError, RuntimeError, KeyError) as error:
             raise FaultError(
-                f"Cannot read the checkpoint {directory.parent}: {_first_line(error)}."
+                f"Cannot read the checkpoint {directory.parent}: {text.first_line(error)}."
             ) from error
-
-
-def _first_line(error: Exception) -> str:
-    """Return the first line of an error's message without its full stop."""
-    lines = str(error).splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".")
 
 
 def _files(directory: Path) -> list[str]:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from purejaxpg import FaultError, InputError, __version__, streams
-from purejaxpg.sweep import processes, signals
+from purejaxpg.cluster import processes
+from purejaxpg.sweep import signals
 
 # The first is worth a tenth of PPO's speed where a processor has registers of 512 bits, and nothing
 # where it has none; the second keeps devices that are cores from taking each other's time.
@@ -339,7 +340,7 @@ def sweep_together(load: Any, arguments: argparse.Namespace, devices: list[Any])
     """Run a sweep as one of several processes: the first leads, the others follow."""
     import jax
 
-    from purejaxpg.sweep import distributed
+    from purejaxpg.cluster import distributed
 
     if jax.process_index() > 0:
         return distributed.follow(load, devices)
@@ -352,7 +353,7 @@ def sweep_together(load: Any, arguments: argparse.Namespace, devices: list[Any])
 
 def report(arguments: argparse.Namespace) -> None:
     """Write the table and the figure of a sweep again."""
-    from purejaxpg.sweep import report as reports
+    from purejaxpg.report import writer as reports
 
     console = make_console()
     written = reports.write(arguments.directory, console)
@@ -361,7 +362,7 @@ def report(arguments: argparse.Namespace) -> None:
 
 def export(arguments: argparse.Namespace) -> None:
     """Write the results as one tidy table."""
-    from purejaxpg.sweep import export as exports
+    from purejaxpg.report import export as exports
 
     print(exports.write(arguments.directory, arguments.out, arguments.curves))
 
@@ -369,7 +370,7 @@ def export(arguments: argparse.Namespace) -> None:
 def eval_(arguments: argparse.Namespace) -> None:
     """Play fresh episodes with a trained policy."""
     find_devices(1)
-    from purejaxpg.sweep import playback
+    from purejaxpg.report import playback
 
     playback.run(
         arguments.directory,
@@ -445,9 +446,10 @@ def run_sweep(
     make_backend: Any = None,
 ) -> None:
     """Run or resume `spec`, then report; by default with a backend of this process alone."""
-    from purejaxpg.sweep import compute, engine, sinks
+    from purejaxpg.report import sinks
+    from purejaxpg.report import writer as reports
+    from purejaxpg.sweep import compute, engine
     from purejaxpg.sweep import progress as progresses
-    from purejaxpg.sweep import report as reports
     from purejaxpg.sweep import search as searches
     from purejaxpg.sweep import store as stores
 
@@ -479,7 +481,7 @@ def find_executor(spec: Any, arguments: argparse.Namespace, backend: Any) -> Any
     """Return what computes units, if not this process."""
     if getattr(arguments, "executor", "local") == "local":
         return None
-    from purejaxpg.sweep import ray_executor
+    from purejaxpg.cluster import ray_executor
 
     executor = ray_executor.Ray(spec, arguments.ray_address, arguments.ray_task)
     backend.slots, backend.on_cpu = executor.slots, executor.on_cpu

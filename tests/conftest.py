@@ -46,3 +46,28 @@ def release_programs() -> Iterator[None]:
 
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(scope="module")
+def halved(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Return the directory of a finished successive halving."""
+    import tiny_sweep
+
+    from purejaxpg.sweep import spec as specs
+
+    out = tmp_path_factory.mktemp("halved") / "sweep"
+    tiny_sweep.run(specs.from_dict(tiny_sweep.HALVED, "tiny"), out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def halved_in_part(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Return the same, interrupted: one unit of the last rung is still pending."""
+    import tiny_sweep
+
+    from purejaxpg.sweep import spec as specs
+
+    out = tmp_path_factory.mktemp("halved") / "sweep"
+    with pytest.raises(KeyboardInterrupt):
+        tiny_sweep.run(specs.from_dict(tiny_sweep.HALVED, "tiny"), out, stop_after=5)
+    return out

@@ -173,7 +173,7 @@ def large_random(path: pathlib.Path, count: int = 1000, seeds: int = 2) -> pathl
     """A random search and a confirmation of what it would have chosen."""
     swept = random_search(count)
     probe = path.with_name(f"{path.name}-probe")
-    from purejaxpg.sweep import ranking
+    from purejaxpg.report import ranking
 
     with Store.read(write(probe, swept, seeds, sweep=RANDOM)) as store:
         best = [c.swept for c in ranking.rank(store)[:3]]
@@ -267,10 +267,10 @@ KINDS: dict[str, Callable[[pathlib.Path], pathlib.Path]] = {
 if __name__ == "__main__":
     from rich.console import Console
 
-    from purejaxpg.sweep import report
+    from purejaxpg.report import writer
 
     for kind in sys.argv[2:] or KINDS:
         directory = pathlib.Path(sys.argv[1], kind)
         if not directory.exists():
             KINDS[kind](directory)
-        report.write(directory, Console())
+        writer.write(directory, Console())

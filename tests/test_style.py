@@ -30,21 +30,26 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 CORE = {"root", "kernels", "config"}
 SHARED = {"envs", "networks", "normalize", "prng", "replay", "schedules"}
-OUTER = {*CORE, *SHARED, "checkpoint", "evaluate", "extras", "render", "streams", "sweep"}
+INNER = {*CORE, *SHARED, "checkpoint", "evaluate", "extras", "render", "stats", "streams", "text"}
+OUTER = {*INNER, "sweep", "cluster", "report"}
 # Group of a module -> groups that it may import. Every module of the package has its group here.
 MAY_IMPORT: dict[str, set[str]] = {
     "root": set(),
     "kernels": set(),
     "config": {"root"},
     **dict.fromkeys(SHARED, CORE),
-    "checkpoint": {"root", "config"},
+    "checkpoint": {"root", "config", "text"},
     "evaluate": {*CORE, *SHARED, "checkpoint"},
     "render": {"root"},
     "streams": {"root"},
     "extras": {"root"},
     "agents": {*CORE, *SHARED},
     "rlhf": {*CORE, *SHARED},
-    "sweep": OUTER,
+    "stats": {"root"},
+    "text": set(),
+    "sweep": {*INNER, "sweep"},
+    "cluster": {*INNER, "sweep", "cluster"},
+    "report": {*INNER, "sweep", "report"},
     "bench": {*OUTER, "bench"},
     "cli": {*OUTER, "bench"},
 }

@@ -6,7 +6,8 @@ from typing import Any
 
 from purejaxpg import checkpoint
 from purejaxpg.bench import cases, counts, roof
-from purejaxpg.sweep import figures as drawing
+from purejaxpg.report import figures as drawing
+from purejaxpg.text import engineering
 
 Result = Mapping[str, Any]
 Found = tuple[cases.Case, Result]
@@ -21,22 +22,14 @@ def one_line(result: Result) -> str:
     if "error" in result:
         return f"failed: {result['error']}"
     steps, agents = result["env_steps_per_s"], result["agents_per_s"]
-    return f"{short(steps)} env-steps/s, {agents:.3g} agents/s, compiled in {compiled(result)} s"
+    return (
+        f"{engineering(steps)} env-steps/s, {agents:.3g} agents/s, compiled in {compiled(result)} s"
+    )
 
 
 def compiled(result: Result) -> str:
     """Return the seconds of all three parts of a compilation."""
     return f"{result['trace_s'] + result['lower_s'] + result['compile_s']:.1f}"
-
-
-def short(number: float | None) -> str:
-    """12345.6 -> "12.3k"; nothing -> "-"."""
-    if number is None:
-        return "-"
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= size:
-            return f"{number / size:.3g}{letter}"
-    return f"{number:.3g}"
 
 
 def roof_of(data: Mapping[str, Any], result: Mapping[str, Any]) -> float | None:
@@ -131,8 +124,8 @@ def speed(data: Mapping[str, Any], case: cases.Case, result: Mapping[str, Any]) 
     count = result["algorithm"] or {}
     return [
         case.label,
-        short(rate),
-        "-".join(map(short, slowest_and_fastest(result))),
+        engineering(rate),
+        "-".join(map(engineering, slowest_and_fastest(result))),
         f"{result['agents_per_s']:.3g}",
         f"{100 * rate / top:.1f}" if top else "-",
         f"{count['samples']:.3g}" if count else "-",
@@ -164,11 +157,11 @@ def needs(case: cases.Case, result: Result) -> list[str]:
     count, used = result["algorithm"] or {}, result["memory"]
     return [
         case.label,
-        short(used["per_agent"]),
-        short(used["beyond_data"]),
+        engineering(used["per_agent"]),
+        engineering(used["beyond_data"]),
         f"{result['kernels']['per_env_step']:.3g}",
-        short(count.get("flops")),
-        short(count.get("bytes")),
+        engineering(count.get("flops")),
+        engineering(count.get("bytes")),
     ]
 
 
@@ -205,7 +198,7 @@ def knees(found: Sequence[Found]) -> list[str]:
         agents, rate, _ = next(point for point in points if point[1] >= KNEE * best)
         lines.append(
             f"{name}: {agents} agents reach {100 * rate / best:.0f}% of the best "
-            f"({short(best)} env-steps/s)."
+            f"({engineering(best)} env-steps/s)."
         )
     return lines
 

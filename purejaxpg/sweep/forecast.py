@@ -21,6 +21,7 @@ from purejaxpg.sweep import compute, engine, memory, snapshots
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import search as searches
 from purejaxpg.sweep import spec as specs
+from purejaxpg.text import duration
 
 MEASURED = 4  # programs that are compiled and timed; the others are estimated from these
 ENOUGH_S, SEGMENTS_TIMED = 1.0, 20  # when a segment has been timed long enough
@@ -306,14 +307,7 @@ def report_time(
         known_steps += group.env_steps
     work_s *= 1 + unknown_steps / known_steps
     rough = "" if not unknown_steps else " (partly estimated: not every program was timed)"
-    say(f"Time: about {words(compile_s + work_s)}, {compile_s:.0f} s of it compiling{rough}.")
-
-
-def words(seconds: float) -> str:
-    """90 -> "90 s", 900 -> "15 min", 90000 -> "25.0 h"."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    say(f"Time: about {duration(compile_s + work_s)}, {compile_s:.0f} s of it compiling{rough}.")
 
 
 # ------------------------------------------------------------------------------------------- tune
@@ -353,7 +347,7 @@ def tune(spec: specs.Spec, path: Path, devices: Sequence[jax.Device], say: Say) 
         batches = math.ceil(math.ceil(group.num_legs / rows) / seen.devices)
         seconds = seen.seconds(batches, group.stop - group.start)
         cost = seen.update_s / (rows * seen.devices) * 1e3
-        say(f"{rows:5d} rows: {cost:.3f} ms a row and update, {words(seconds)} in all.")
+        say(f"{rows:5d} rows: {cost:.3f} ms a row and update, {duration(seconds)} in all.")
         if seconds < least:
             best, least = rows, seconds
         elif seconds > 2 * least:  # it only gets worse from here

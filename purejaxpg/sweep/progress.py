@@ -25,7 +25,7 @@ from rich.progress import (
 from rich.table import Column
 
 from purejaxpg.sweep import plan as plans
-from purejaxpg.sweep import ranking
+from purejaxpg.text import count, label, short
 
 if TYPE_CHECKING:
     from purejaxpg.sweep import spec as specs
@@ -199,7 +199,7 @@ class Progress:
         speed = self.done_steps / max(self.training_s, 1e-9)
         words = [f"{speed / 1e3:.0f}k steps/s"]
         if self.run_steps:
-            words.append(f"{ranking.short(float(f'{speed / self.run_steps:.2g}'))} agents/s")
+            words.append(f"{short(float(f'{speed / self.run_steps:.2g}'))} agents/s")
         if self.latest:
             best, value = self.best()
             words.append(f"best {value:.1f}" + (f" ({best})" if best else ""))
@@ -251,13 +251,3 @@ class Progress:
 def steps_of(leg: plans.Leg) -> int:
     """Environment steps of a leg."""
     return (leg.stop - leg.start) * int(leg.run.config.steps_per_update)
-
-
-def count(number: int, noun: str) -> str:
-    """1 -> "1 noun", 2 -> "2 nouns"."""
-    return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
-def label(swept: Mapping[str, Any]) -> str:
-    """{"learning_rate": 3e-4, "clip_eps": 0.2} -> "learning_rate=3e-4 clip_eps=0.2"."""
-    return " ".join(f"{name}={ranking.short(value)}" for name, value in swept.items())

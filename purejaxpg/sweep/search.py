@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from purejaxpg import InputError, extras
+from purejaxpg import InputError, extras, stats
 from purejaxpg.sweep import plan as plans
-from purejaxpg.sweep import space, stats
+from purejaxpg.sweep import space
 
 if TYPE_CHECKING:
     from purejaxpg.sweep import spec as specs

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from purejaxpg import InputError, cli
-from purejaxpg.sweep import processes
+from purejaxpg.cluster import processes
 from purejaxpg.sweep import spec as specs
 
 pytestmark = pytest.mark.fast

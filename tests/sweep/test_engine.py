@@ -16,7 +16,8 @@ from tiny_sweep import TINY, contents, run, swept
 
 from purejaxpg import FaultError, InputError, evaluate
 from purejaxpg.agents import ppo
-from purejaxpg.sweep import compute, curves, engine
+from purejaxpg.report import curves
+from purejaxpg.sweep import compute, engine
 from purejaxpg.sweep import progress as progresses
 from purejaxpg.sweep import search as searches
 from purejaxpg.sweep import spec as specs

@@ -13,7 +13,8 @@ import pytest
 import tiny_sweep
 from rich.console import Console
 
-from purejaxpg.sweep import export, fsck, report
+from purejaxpg.report import export, writer
+from purejaxpg.sweep import fsck
 from purejaxpg.sweep import progress as progresses
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import store as stores
@@ -50,7 +51,7 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(progresses, "LOG_EVERY_S", 0.0)
         tiny_sweep.run(spec, out, stop_after=5, snapshot_every_s=0.0)
-    report.write(out, Console(file=io.StringIO()))
+    writer.write(out, Console(file=io.StringIO()))
     export.write(out, None, False)
     assert fsck.check(out) == []
     return out

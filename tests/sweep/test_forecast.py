@@ -134,10 +134,3 @@ def test_sizes_worth_trying() -> None:
     assert forecast.sizes(96, 2) == [1, 2, 4, 8, 16, 32, 48]
     assert forecast.sizes(1, 2) == [1]
     assert forecast.sizes(64, 1) == [1, 2, 4, 8, 16, 32, 64]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(7.4, "7 s"), (119, "119 s"), (900, "15 min"), (9000, "2.5 h")]
-)
-def test_times_in_words(seconds: float, text: str) -> None:
-    assert forecast.words(seconds) == text

@@ -21,9 +21,11 @@ from jax import random
 
 from purejaxpg import FaultError, InputError, checkpoint, envs, evaluate
 from purejaxpg import config as configs
-from purejaxpg.sweep import compute, ranking, sources
+from purejaxpg.report import ranking
+from purejaxpg.sweep import compute, sources
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep.store import Store
+from purejaxpg.text import short
 
 BEST = "best"
 DRAWN_STEPS = 10_000  # of an episode, at most
@@ -280,7 +282,7 @@ def _check_gif(path: Path, env_name: str) -> None:
 
 def _description(trained: Trained) -> str:
     run = trained.run
-    swept = [f"{name} {ranking.short(v)}" for name, v in run["swept"].items() if name != "env"]
+    swept = [f"{name} {short(v)}" for name, v in run["swept"].items() if name != "env"]
     head = f"{run['run_id']}: {ranking.environment_of(run)}, seed {run['seed']}"
     done = f"{run['stop']} of {run['total']} updates" if run["stop"] < run["total"] else ""
     broken = "diverged" if run["status"] == "diverged" else ""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from purejaxpg import extras
-from purejaxpg.sweep import export, ranking
+from purejaxpg.report import export, ranking
 from purejaxpg.sweep.store import Store
 
 _COORDS: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -44,7 +44,7 @@ def load(directory: str | os.PathLike[str]) -> Any:
         InputError: there is no result directory at this path, or xarray is not installed.
         FaultError: a result is damaged.
     """
-    xarray = extras.load("xarray", "analysis", "purejaxpg.sweep.load")
+    xarray = extras.load("xarray", "analysis", "purejaxpg.report.load")
     with Store.read(directory) as store:
         runs, legs = store.runs(), store.legs()
         units = {unit["name"]: unit["facts"] for unit in store.units() if unit["done"]}

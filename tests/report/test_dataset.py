@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-import purejaxpg.sweep
+import purejaxpg.report
 from purejaxpg import InputError
 from purejaxpg.sweep.store import Store
 
@@ -12,7 +12,7 @@ from purejaxpg.sweep.store import Store
 @pytest.fixture
 def dataset(halved_in_part):
     pytest.importorskip("xarray")
-    return purejaxpg.sweep.load(halved_in_part)
+    return purejaxpg.report.load(halved_in_part)
 
 
 def test_every_stored_number_is_in_its_place_and_all_else_is_nan(halved_in_part, dataset):
@@ -67,9 +67,9 @@ def test_it_can_be_selected_and_averaged(dataset):
 
 def test_importing_sweep_imports_neither_xarray_nor_jax():
     code = (
-        "import sys, purejaxpg.sweep\n"
+        "import sys, purejaxpg.report\n"
         "assert not {'jax', 'xarray', 'numpy'} & set(sys.modules)\n"
-        "assert callable(purejaxpg.sweep.load)\n"
+        "assert callable(purejaxpg.report.load)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -77,10 +77,10 @@ def test_importing_sweep_imports_neither_xarray_nor_jax():
 def test_missing_xarray_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "xarray", None)
     with pytest.raises(InputError, match=r"pip install 'purejaxpg\[analysis\]'"):
-        purejaxpg.sweep.load(tmp_path)
+        purejaxpg.report.load(tmp_path)
 
 
 def test_a_directory_without_results_is_refused(tmp_path):
     pytest.importorskip("xarray")
     with pytest.raises(InputError, match="not a result directory"):
-        purejaxpg.sweep.load(tmp_path)
+        purejaxpg.report.load(tmp_path)

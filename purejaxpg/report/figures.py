@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from purejaxpg.sweep.analysis import (
+from purejaxpg.report.analysis import (
     FEW,
     Analysis,
     Axis,

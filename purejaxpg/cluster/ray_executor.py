@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from purejaxpg import FaultError, InputError, checkpoint, extras
-from purejaxpg.sweep import elsewhere, engine, signals, sources
+from purejaxpg.cluster import remote
+from purejaxpg.sweep import engine, signals, sources
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import store as stores
@@ -162,8 +163,8 @@ class Ray:
             raise FaultError(
                 f"Ray could not compute {unit.name}: {reason}; what is done is kept."
             ) from error
-        if isinstance(found, elsewhere.Failure):
-            raise elsewhere.as_exception(found)
+        if isinstance(found, remote.Failure):
+            raise remote.as_exception(found)
         leaves, *others = found
         states = checkpoint.like(work.backend.template(unit), leaves)
         computed = engine.Computed([unit], group.rows, states, *others)
@@ -175,12 +176,12 @@ class Ray:
 # ------------------------------------------------------------------------------------ in a worker
 
 
-def compute_unit(task: Task) -> tuple[Any, ...] | elsewhere.Failure:
+def compute_unit(task: Task) -> tuple[Any, ...] | remote.Failure:
     """Compute a unit -> leaves of states, diverged_at, metrics, scores, facts, in NumPy."""
     try:
         return computed_here(task)
-    except elsewhere.EXPECTED as error:
-        return elsewhere.as_failure(error)
+    except remote.EXPECTED as error:
+        return remote.as_failure(error)
 
 
 def computed_here(task: Task) -> tuple[Any, ...]:
@@ -188,7 +189,7 @@ def computed_here(task: Task) -> tuple[Any, ...]:
     from purejaxpg import config as configs
 
     backend = backend_of(task.agent, task.source, task.eval_episodes)
-    elsewhere.refuse_other_versions(task.versions, backend.versions())
+    remote.refuse_other_versions(task.versions, backend.versions())
     config_class = backend.spec.agent.Config
     legs = tuple(
         plans.Leg(
@@ -230,7 +231,7 @@ def first_states(
 
 
 def leaves_of(tree: Any) -> list[np.ndarray]:
-    """Copy the leaves of a pytree to the host: its classes may be a fork's, unknown elsewhere."""
+    """Copy the leaves of a pytree to the host: its classes may be a fork's, unknown remote."""
     import jax
 
     return [checkpoint.to_numpy(leaf) for leaf in jax.tree.leaves(tree)]

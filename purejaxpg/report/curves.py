@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from purejaxpg.sweep import stats
+from purejaxpg import stats
 from purejaxpg.sweep.store import Store
 
 BINS = 60

@@ -14,10 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from purejaxpg.sweep import curves as training
-from purejaxpg.sweep import ranking, search, stats
-from purejaxpg.sweep.ranking import Configuration, short
+from purejaxpg import stats
+from purejaxpg.report import curves as training
+from purejaxpg.report import ranking
+from purejaxpg.report.ranking import Configuration
+from purejaxpg.sweep import search
 from purejaxpg.sweep.store import Store
+from purejaxpg.text import short
 
 HIGHLIGHTED = 5  # curves in colour
 FEW = 60  # other curves drawn one by one; more are summed up by quantiles

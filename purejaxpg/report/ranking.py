@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from purejaxpg.sweep import stats
+from purejaxpg import stats
 from purejaxpg.sweep.store import Store
+from purejaxpg.text import short
 
 TUNE, CONFIRM = "tune", "confirm"
 
@@ -152,27 +153,6 @@ def sections(ranked: Iterable[Configuration]) -> dict[str, list[Configuration]]:
 def fields(ranked: Iterable[Configuration]) -> list[str]:
     """Return the names of all swept fields, in order of appearance."""
     return list(dict.fromkeys(name for c in ranked for name in c.swept))
-
-
-def short(value: Any) -> str:
-    """Return a value the way one would write it by hand: ``3e-4`` for ``0.00030000001``.
-
-    Args:
-        value: a swept value.
-
-    Returns:
-        At most four significant digits for a float, otherwise its plain text.
-    """
-    if isinstance(value, bool) or value is None:
-        return str(value).lower()
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(short(item) for item in value) + "]"
-    if not isinstance(value, float):
-        return str(value)
-    if value == 0.0 or not np.isfinite(value) or 1e-2 <= abs(value) < 1e5:
-        return f"{value:.4g}"
-    mantissa, exponent = f"{value:.3e}".split("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
 # ---------------------------------------------------------------------------------------- details

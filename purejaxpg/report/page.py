@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from purejaxpg.sweep import analysis, ranking, svg
-from purejaxpg.sweep.analysis import Analysis, Confirmed, Section
-from purejaxpg.sweep.ranking import Configuration, short
-from purejaxpg.sweep.svg import engineering, number, percent
+from purejaxpg.report import analysis, ranking, svg
+from purejaxpg.report.analysis import Analysis, Confirmed, Section
+from purejaxpg.report.ranking import Configuration
+from purejaxpg.text import engineering, number, percent, short
 
 STATIC_ROWS = 20  # of the table without a script
 ROWS = 3000  # of the table with one; table.csv has all
@@ -154,7 +154,7 @@ def _list(sentences: Iterable[str]) -> str:
 
 
 def _percent(share: float) -> str:
-    return escape(svg.percent(share))
+    return escape(percent(share))
 
 
 def _interval(low: float, high: float) -> str:

@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 
 from purejaxpg import checkpoint, extras
-from purejaxpg.sweep import curves, export, signals
+from purejaxpg.report import curves, export
 from purejaxpg.sweep import progress as progresses
+from purejaxpg.sweep import signals
 from purejaxpg.sweep.store import Store
 
 POINTS = 250  # of a curve, at most

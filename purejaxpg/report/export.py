@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from purejaxpg import checkpoint, extras
-from purejaxpg.sweep import ranking
+from purejaxpg.report import ranking
 from purejaxpg.sweep.store import Store
 
 EVALUATION = "evaluation/"  # begins the names of what has one value an episode, not an update

@@ -15,7 +15,8 @@ import pytest
 import tiny_sweep
 
 from purejaxpg import InputError, agents
-from purejaxpg.sweep import elsewhere, engine, ray_executor
+from purejaxpg.cluster import ray_executor, remote
+from purejaxpg.sweep import engine
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import store as stores
 
@@ -155,8 +156,8 @@ def task(**changes: Any) -> ray_executor.Task:
 def test_a_worker_with_other_versions_is_refused() -> None:
     one = task()
     found = ray_executor.compute_unit(task(versions={**one.versions, "jax": "0.0.1"}))
-    assert isinstance(found, elsewhere.Failure)
-    error = elsewhere.as_exception(found)
+    assert isinstance(found, remote.Failure)
+    error = remote.as_exception(found)
     assert isinstance(error, InputError) and str(error).startswith("jax must be 0.0.1 on every")
 
 
@@ -166,8 +167,8 @@ def test_running_out_of_memory_in_a_worker_is_told(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(memory, "limit", lambda devices: 1000)
     ray_executor.backend_of.cache_clear()
     found = ray_executor.compute_unit(task())
-    assert isinstance(found, elsewhere.Failure)
-    error = elsewhere.as_exception(found)
+    assert isinstance(found, remote.Failure)
+    error = remote.as_exception(found)
     assert isinstance(error, engine.OutOfMemory) and error.fits < 2
 
 

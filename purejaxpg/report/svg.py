@@ -14,7 +14,8 @@ from html import escape
 
 import numpy as np
 
-from purejaxpg.sweep.analysis import Axis, Curves, Line, Pair, Profile, Schedule
+from purejaxpg.report.analysis import Axis, Curves, Line, Pair, Profile, Schedule
+from purejaxpg.text import engineering, number, percent
 
 _CHARACTER = 6.7  # width of an average character at 12 px, in a wide font
 # Every eighth of cividis (Nuñez, Anderton, Renslow 2018): even to all eyes, and in grey.
@@ -67,35 +68,6 @@ def _log_ticks(low: float, high: float, most: int) -> list[float]:
             return found
     every = math.ceil(len(found) / most)
     return found[::every]
-
-
-def number(value: float, digits: int = 3) -> str:
-    """Return a number with about three significant digits, or a dash where there is none."""
-    if not math.isfinite(value):
-        return "–"
-    if value == 0 or 1e-3 <= abs(value) < 1e5:
-        shown = max(0, digits - 1 - (math.floor(math.log10(abs(value))) if value else 0))
-        text = f"{value:.{min(shown, 6)}f}"
-        text = text.rstrip("0").rstrip(".") if "." in text else text
-    else:
-        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-        text = f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-    if text in ("-0", "0"):
-        return "0"
-    return f"−{text[1:]}" if text.startswith("-") else text
-
-
-def percent(share: float) -> str:
-    """Return a share in whole per cent, and less than one of them as such."""
-    return "<1%" if 0.0 < share < 0.005 else f"{100 * share:.0f}%"
-
-
-def engineering(value: float) -> str:
-    """Return a count such as 1.5M."""
-    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{number(value / size)}{letter}"
-    return number(value)
 
 
 def _svg(width: float, height: float, label: str, parts: Sequence[str], extra: str = "") -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from purejaxpg import FaultError, InputError
-from purejaxpg.sweep import export
+from purejaxpg.report import export
 from purejaxpg.sweep.store import Outcome, Run, Store
 
 
@@ -128,7 +128,7 @@ def test_errors_are_sentences(tmp_path):
 
 def test_needs_neither_jax_nor_xarray():
     code = (
-        "import sys, purejaxpg.sweep, purejaxpg.sweep.export\n"
+        "import sys, purejaxpg.sweep, purejaxpg.report.export\n"
         "assert not {'jax', 'xarray', 'pandas'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

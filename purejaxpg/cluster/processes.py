@@ -13,7 +13,7 @@ import threading
 import time
 from typing import Any
 
-from purejaxpg import FaultError, InputError
+from purejaxpg import FaultError, InputError, text
 
 INITIALISE_S = 300.0  # how long to wait for the last process to come up
 HEARTBEAT_S = 60  # without a sign of life before a process counts as dead, and jax ends the others
@@ -54,7 +54,7 @@ def hosts_of_tpu_pod() -> int:
                 return pod.get_process_count()
     except Exception as error:  # of the metadata server: whatever `requests` raises
         raise FaultError(
-            f"The hosts of this TPU pod are not known: {first_line(error)}."
+            f"The hosts of this TPU pod are not known: {text.first_line(error)}."
         ) from error
     return 1
 
@@ -96,7 +96,7 @@ def put_together(count: int) -> None:
             f"{COUNT}=1 lets a process work alone."
         )
     if found[0] is not None:
-        reason = first_line(found[0])
+        reason = text.first_line(found[0])
         raise FaultError(f"jax cannot put {count} processes together: {reason}.") from found[0]
     if own_devices():  # else jax gives each of a node's processes the one device of its number
         jax.config.update("jax_cuda_visible_devices", "all")
@@ -160,8 +160,3 @@ def own_devices() -> bool:
     # SLURM may have bound a task to one device, which then is the first and the last one there.
     bound = os.environ.get("CUDA_VISIBLE_DEVICES", ",").count(",") == 0
     return alone or bound or (tasks is not None and tasks == nodes)
-
-
-def first_line(error: BaseException) -> str:
-    """Return what an error says, as part of a sentence."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

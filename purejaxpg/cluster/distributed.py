@@ -25,7 +25,8 @@ import numpy as np
 
 from purejaxpg import FaultError, InputError, checkpoint
 from purejaxpg import config as configs
-from purejaxpg.sweep import compute, elsewhere, engine, processes, signals
+from purejaxpg.cluster import processes, remote
+from purejaxpg.sweep import compute, engine, signals
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import spec as specs
 
@@ -168,11 +169,11 @@ class Leader(compute.Backend):
         mine, failures = None, list[Exception]()
         try:
             mine = own()
-        except elsewhere.EXPECTED as error:
+        except remote.EXPECTED as error:
             failures.append(error)
         answers = [self.mail.receive(p) for p in others]
         told = [answer["failure"] for answer, _ in answers if "failure" in answer]
-        failures += [elsewhere.as_exception(elsewhere.Failure(*each)) for each in told]
+        failures += [remote.as_exception(remote.Failure(*each)) for each in told]
         if failures:
             raise min(failures, key=lambda error: getattr(error, "fits", -1))
         for number in {answer["signal"] for answer, _ in answers} - {0}:
@@ -336,11 +337,11 @@ def attempted(
     """Make a call -> what to answer."""
     try:
         return {}, call(*arrays, **said) or ()
-    except elsewhere.EXPECTED as error:
-        failure = elsewhere.as_failure(error)
+    except remote.EXPECTED as error:
+        failure = remote.as_failure(error)
     except Exception as error:  # process 0 has to hear of a fault of the program, too
         traceback.print_exc(file=sys.stderr)
-        failure = elsewhere.Failure("fault", f"A process failed with {type(error).__name__}.")
+        failure = remote.Failure("fault", f"A process failed with {type(error).__name__}.")
     return {"failure": [failure.kind, failure.text, failure.fits]}, ()
 
 
@@ -357,7 +358,7 @@ class Follower:
         spec = self.load()
         backend = compute.Backend(spec, self.devices)
         here = jax.local_devices()[0].device_kind
-        elsewhere.refuse_other_versions(
+        remote.refuse_other_versions(
             {**versions, "device_kind": kind}, {**backend.versions(), "device_kind": here}
         )
         if plain(spec.identity) != identity:

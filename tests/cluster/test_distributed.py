@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from purejaxpg import FaultError, InputError, checkpoint
-from purejaxpg.sweep import compute, distributed, elsewhere, engine, processes, signals
+from purejaxpg.cluster import distributed, processes, remote
+from purejaxpg.sweep import compute, engine, signals
 from purejaxpg.sweep import search as searches
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import store as stores
@@ -47,7 +48,7 @@ QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=
 COMMAND = """
 import sys
 from purejaxpg import cli
-from purejaxpg.sweep import processes
+from purejaxpg.cluster import processes
 processes.HEARTBEAT_S = 10
 sys.exit(cli.main(sys.argv[1:]))
 """
@@ -425,7 +426,7 @@ def test_a_follower_that_would_compute_something_else_is_refused(
     follower = distributed.Follower(lambda: spec, jax.devices()[:1])
     assert distributed.attempted(follower.hello, same, []) == ({}, ())
     answer, _ = distributed.attempted(follower.hello, {**same, **change}, [])
-    error = elsewhere.as_exception(elsewhere.Failure(*answer["failure"]))
+    error = remote.as_exception(remote.Failure(*answer["failure"]))
     assert isinstance(error, InputError) and message in str(error)
 
 

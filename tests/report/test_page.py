@@ -4,7 +4,6 @@ import csv
 import html.parser
 import itertools
 import json
-import math
 import re
 import shutil
 import subprocess
@@ -14,8 +13,9 @@ import pytest
 import synthetic_sweep
 from rich.console import Console
 
-from purejaxpg.sweep import analysis, page, report, svg
+from purejaxpg.report import analysis, page, ranking, svg, writer
 from purejaxpg.sweep.store import Outcome, Run, Store
+from purejaxpg.text import number, short
 
 VOID = {"meta", "br", "input", "link", "img", "hr", "circle", "path", "rect"}
 NASTY = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>&\"'$\\alpha"
@@ -102,10 +102,10 @@ def test_every_kind_of_sweep_makes_a_sound_page(kind, tmp_path):
     path = getattr(synthetic_sweep, kind)(tmp_path / "out")
     found = check(rendered(path))
     with Store.read(path) as store:
-        best = report.rank(store)[0]
+        best = ranking.rank(store)[0]
     words = " ".join(found.text)
     assert best.environment in words
-    assert all(str(report.short(value)) in words for value in best.swept.values())
+    assert all(str(short(value)) in words for value in best.swept.values())
 
 
 def test_an_unconfirmed_winner_is_called_one(small):
@@ -129,8 +129,8 @@ def test_a_confirmed_winner_comes_with_its_bias(confirmed):
     section = data.sections[0]
     assert [c.role for c in section.confirmed] == ["winner", "runner-up", "runner-up", "default"]
     winner = section.role("winner")
-    assert f"on fresh seeds it is {svg.number(winner.configuration.iqm)}" in words
-    assert f"Tuning promised {svg.number(winner.tuned.iqm)}" in words
+    assert f"on fresh seeds it is {number(winner.configuration.iqm)}" in words
+    assert f"Tuning promised {number(winner.tuned.iqm)}" in words
     assert "probability that a run of it beats a run of the default" in words
     assert "not confirmed" not in words and "--confirm" not in words
 
@@ -151,7 +151,7 @@ def test_the_table_holds_every_configuration(small):
     assert [row[0] for row in table["rows"]] == list(range(1, 13))
     assert all(len(row) == len(table["columns"]) + 1 for row in table["rows"])
     with Store.read(small) as store:
-        ranked = report.rank(store)
+        ranked = ranking.rank(store)
     assert [row[1][0] for row in table["rows"]] == [float(f"{c.iqm:.5g}") for c in ranked]
     # The same rows stand there without a script.
     assert rendered(small).count("<tr") == 2 + 12
@@ -192,7 +192,7 @@ def test_no_name_and_no_value_becomes_markup(tmp_path):
     assert NASTY in json.dumps(data_of(found)).encode().decode("unicode_escape") or any(
         NASTY in str(cell) for row in data_of(found)["rows"] for cell in row
     )
-    report.write(path, Console(quiet=True))  # the figures, too, take every name as text
+    writer.write(path, Console(quiet=True))  # the figures, too, take every name as text
     assert "<script>document" not in (path / "report" / "curves.svg").read_text()
 
 
@@ -227,7 +227,7 @@ def test_odd_results_make_a_sound_page(scores, tmp_path):
         store.plan({"unit": runs, "pending": [Run("later", {"env": "A"}, 0, {})]})
         store.commit("unit", {}, None, outcomes, {})
     check(rendered(tmp_path / "out"))
-    report.write(tmp_path / "out", Console(quiet=True))
+    writer.write(tmp_path / "out", Console(quiet=True))
 
 
 def test_ten_thousand_runs_stay_small(tmp_path):
@@ -244,7 +244,7 @@ def test_ten_thousand_runs_stay_small(tmp_path):
             for run, score in zip(runs, scores, strict=True)
         ]
         store.commit("unit", arrays, None, outcomes, {"steps_per_update": 8, "wall_s": 9.0})
-    target = report.write(tmp_path / "out", Console(quiet=True))
+    target = writer.write(tmp_path / "out", Console(quiet=True))
     text = (target / "index.html").read_text()
     assert len(text.encode()) < 2_000_000
     check(text)
@@ -254,17 +254,6 @@ def test_ten_thousand_runs_stay_small(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------- drawings
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.0, "0"), (12.3456, "12.3"), (-486.4, "−486"), (0.0012345, "0.00123"), (1e-5, "1e-5"),
-        (123456.0, "1.23e5"), (math.nan, "–"), (math.inf, "–"), (-0.0, "0"), (100.0, "100"),
-    ],
-)  # fmt: skip
-def test_numbers(value, text):
-    assert svg.number(value) == text
 
 
 def test_ticks_are_round_and_inside():
@@ -322,12 +311,12 @@ def opened(path, tmp_path):
 
 @needs_browser
 def test_a_browser_shows_the_winner_and_no_error(small, tmp_path):
-    target = report.write(small, Console(quiet=True))
+    target = writer.write(small, Console(quiet=True))
     document = opened(target / "index.html", tmp_path)
     head = re.search(r"<html[^>]*>", document).group(0)
     assert 'data-ready="true"' in head and "data-error" not in head
     with Store.read(small) as store:
-        best = report.best_row(store)
+        best = ranking.best_row(store)
     assert f'data-winner="{best.label}"' in document
     # The script has drawn the table: 12 rows with sortable headings.
     assert "1–12 of 12" in document
@@ -336,7 +325,7 @@ def test_a_browser_shows_the_winner_and_no_error(small, tmp_path):
 
 @needs_browser
 def test_a_browser_runs_nothing_that_comes_from_results(tmp_path):
-    target = report.write(nasty(tmp_path / "out"), Console(quiet=True))
+    target = writer.write(nasty(tmp_path / "out"), Console(quiet=True))
     document = opened(target / "index.html", tmp_path)
     assert "<title>out · sweep report</title>" in document
     assert 'data-ready="true"' in document and "<img" not in document
@@ -377,7 +366,7 @@ def test_the_table_sorts_and_searches_and_curves_tell_values(small, tmp_path):
     state = dict(re.findall(r'data-(\w+)="([^"]*)"', head))
     assert "error" not in state
     with Store.read(small) as store:
-        by_mean = [str(c.rank) for c in sorted(report.rank(store), key=lambda c: -c.mean)]
+        by_mean = [str(c.rank) for c in sorted(ranking.rank(store), key=lambda c: -c.mean)]
     assert state["mean"] == " ".join(by_mean[:3])
     assert state["reversed"] == " ".join(by_mean[:-4:-1])
     assert (state["found"], state["nothing"]) == ("1", "0")

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from purejaxpg import InputError
-from purejaxpg.sweep import stats
+from purejaxpg import InputError, stats
 
 pytestmark = pytest.mark.fast
 

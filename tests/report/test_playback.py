@@ -10,7 +10,8 @@ from PIL import Image
 
 import purejaxpg.agents
 from purejaxpg import FaultError, InputError, evaluate
-from purejaxpg.sweep import playback, sources
+from purejaxpg.report import playback
+from purejaxpg.sweep import sources
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep.store import Outcome, Run, Store
 

@@ -11,8 +11,8 @@ import pytest
 import synthetic_sweep
 from rich.console import Console
 
-from purejaxpg import FaultError, InputError
-from purejaxpg.sweep import analysis, curves, ranking, report, stats
+from purejaxpg import FaultError, InputError, stats
+from purejaxpg.report import analysis, curves, ranking, writer
 from purejaxpg.sweep.store import Outcome, Run, Store
 
 UPDATES = 30
@@ -58,7 +58,7 @@ def make_arrays(scores):
 
 def run_report(path, width=140):
     text = io.StringIO()
-    target = report.write(path, Console(file=text, width=width))
+    target = writer.write(path, Console(file=text, width=width))
     return target, text.getvalue()
 
 
@@ -87,8 +87,8 @@ def sweep(tmp_path):
 
 def test_configurations_are_ranked_by_iqm(sweep):
     with Store.read(sweep) as store:
-        ranked = report.rank(store)
-        assert report.best_row(store) == ranked[0]
+        ranked = ranking.rank(store)
+        assert ranking.best_row(store) == ranked[0]
     assert [c.swept["learning_rate"] for c in ranked] == [0.00030000000001, 1e-4, 1e-3]
     assert [c.rank for c in ranked] == [1, 2, 3]
     best, second, third = ranked
@@ -106,7 +106,7 @@ def test_configurations_are_ranked_by_iqm(sweep):
 def test_ties_are_broken_by_mean_then_planned_order(tmp_path):
     scores = [[1.0, 5, 5, 8], [1.0, 5, 5, 9], [1.0, 5, 5, 8]]
     with Store.read(make_store(tmp_path / "out", RATES, scores)) as store:
-        ranked = report.rank(store)
+        ranked = ranking.rank(store)
     assert [c.swept["learning_rate"] for c in ranked] == [0.00030000000001, 1e-3, 1e-4]
 
 
@@ -124,9 +124,9 @@ def test_each_environment_is_ranked_by_itself(tmp_path):
     scores = [[500.0] * 4, [400.0] * 4, [-90.0] * 4, [-80.0, -80, -80, (np.nan,)]]
     path = make_store(tmp_path / "out", configurations, scores)
     with Store.read(path) as store:
-        ranked = report.rank(store)
-        assert report.best_row(store, "B-v0").swept == {"learning_rate": 1e-4}
-        assert report.best_row(store, "C-v0") is None
+        ranked = ranking.rank(store)
+        assert ranking.best_row(store, "B-v0").swept == {"learning_rate": 1e-4}
+        assert ranking.best_row(store, "C-v0") is None
     assert [(c.environment, c.rank) for c in ranked] == [
         ("A-v0", 1), ("A-v0", 2), ("B-v0", 1), ("B-v0", 2),
     ]  # fmt: skip
@@ -183,7 +183,7 @@ def test_pending_units_are_counted(tmp_path):
     assert "2 of 4" in text and "0 of 4" in text
     assert [row["rank"] for row in read_csv(target)] == ["1", "2", ""]
     with Store.read(path) as store:
-        assert [c.finished for c in report.rank(store)] == [2, 4, 0]
+        assert [c.finished for c in ranking.rank(store)] == [2, 4, 0]
 
 
 def test_episodes_that_were_cut_short_are_counted(tmp_path):
@@ -199,7 +199,7 @@ def test_nothing_committed_yet(tmp_path):
     assert not list(target.glob("*.png"))
     assert "No run is finished yet." in (target / "index.html").read_text()
     with Store.read(tmp_path / "out") as store:
-        assert report.best_row(store) is None
+        assert ranking.best_row(store) is None
 
 
 def test_one_single_run(tmp_path):
@@ -224,27 +224,13 @@ def test_values_are_never_read_as_markup(tmp_path):
     assert "[red]a\\|b[/red]" in (target / "table.md").read_text()
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.0003000001, "3e-4"), (float(np.float32(3e-4)), "3e-4"), (2.5e-4, "2.5e-4"),
-        (0.001, "1e-3"), (0.2, "0.2"), (0.95, "0.95"), (1.0, "1"), (0.0, "0"), (1e5, "1e5"),
-        (1234.5678, "1235"), (-3e-4, "-3e-4"), (float("inf"), "inf"), (8, "8"), (100000, "100000"),
-        (True, "true"), (None, "none"), ("tanh", "tanh"),
-        ([64, 1e-4], "[64, 1e-4]"),
-    ],
-)  # fmt: skip
-def test_values_are_short(value, text):
-    assert report.short(value) == text
-
-
 # ----------------------------------------------------------------------------------------- curves
 
 
 def test_bins_average_episodes_and_not_updates():
     # Two updates per bin; 1 episode of 10 and 3 of 2 each: 16 / 4, not (10 + 2) / 2.
     sums, count = np.array([[10.0, 6, 0, 0, 5, 0]]), np.array([[1.0, 3, 0, 0, 1, 0]])
-    steps, returns = report.bin_returns(sums, count, 100, bins=3)
+    steps, returns = curves.bin_returns(sums, count, 100, bins=3)
     np.testing.assert_array_equal(steps, [100, 300, 500])
     # No episode ended in the second bin: it repeats the first.
     np.testing.assert_array_equal(returns, [[4, 4, 5]])
@@ -252,7 +238,7 @@ def test_bins_average_episodes_and_not_updates():
 
 def test_bins_before_the_first_episode_are_unknown_and_never_zero():
     sums, count = np.array([[0.0, 0, 7], [3.0, 0, 0]]), np.array([[0.0, 0, 1], [1.0, 0, 0]])
-    _, returns = report.bin_returns(sums, count, 1)
+    _, returns = curves.bin_returns(sums, count, 1)
     # Carried forward inside a run, not from one run into the next.
     np.testing.assert_array_equal(returns, [[np.nan, np.nan, 7], [3, 3, 3]])
 
@@ -262,7 +248,7 @@ def test_every_update_lies_in_exactly_one_bin(updates):
     generator = np.random.default_rng(updates)
     count = generator.integers(1, 4, (2, updates)).astype(float)
     sums = generator.standard_normal((2, updates))
-    steps, returns = report.bin_returns(sums, count, 512)
+    steps, returns = curves.bin_returns(sums, count, 512)
     assert steps.size == min(60, updates) and (np.diff(steps) > 0).all()
     edges = np.linspace(0, updates, steps.size + 1).round().astype(int)
     expected = [
@@ -340,9 +326,9 @@ def test_fresh_seeds_never_choose_the_winner(tmp_path):
     confirmed = {1e-4: [95.0, 99], 3e-4: [150.0, 250], 1e-2: [200.0, 210], 1e-3: [300.0, 320]}
     path = staged(tmp_path / "out", tuned, confirmed)
     with Store.read(path) as store:
-        assert report.best_row(store).swept == {"learning_rate": 1e-2}
-        assert [c.iqm for c in report.rank(store)] == [450, 305, 95, 15]
-        assert [c.finished for c in report.rank(store, "confirm")] == [2, 2, 2, 2]
+        assert ranking.best_row(store).swept == {"learning_rate": 1e-2}
+        assert [c.iqm for c in ranking.rank(store)] == [450, 305, 95, 15]
+        assert [c.finished for c in ranking.rank(store, "confirm")] == [2, 2, 2, 2]
     target, text = run_report(path)
     assert "on fresh seeds" in text and "The best of many" not in text
     assert re.search(r"winner +0.01 +205.0", text) and re.search(r"default +3e-4 +200.0", text)
@@ -381,7 +367,7 @@ def halved(tmp_path):
 
 def test_what_was_stopped_early_ranks_last(halved):
     with Store.read(halved) as store:
-        ranked = report.rank(store)
+        ranked = ranking.rank(store)
     # 70 is more than 60, but it was reached after a third of the updates.
     assert [c.swept["learning_rate"] for c in ranked] == [1e-3, 1e-2, 1e-4]
     assert [c.iqm for c in ranked] == [80.0, 60.0, 70.0]
@@ -505,9 +491,9 @@ def test_a_report_that_cannot_be_written(sweep):
 
 def test_a_report_needs_no_jax_and_no_display(sweep):
     code = (
-        "import sys; from rich.console import Console; from purejaxpg.sweep import report\n"
+        "import sys; from rich.console import Console; from purejaxpg.report import writer\n"
         "assert 'matplotlib' not in sys.modules\n"
-        f"report.write({str(sweep)!r}, Console(quiet=True))\n"
+        f"writer.write({str(sweep)!r}, Console(quiet=True))\n"
         "sys.exit('jax' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

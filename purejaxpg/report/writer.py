@@ -14,17 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from purejaxpg import checkpoint
-from purejaxpg.sweep import analysis, figures, page, ranking
-from purejaxpg.sweep.analysis import Analysis
-from purejaxpg.sweep.curves import bin_returns
-from purejaxpg.sweep.ranking import Configuration, best_row, rank, short
+from purejaxpg.report import analysis, figures, page, ranking
+from purejaxpg.report.analysis import Analysis
+from purejaxpg.report.ranking import Configuration
 from purejaxpg.sweep.store import Store
+from purejaxpg.text import short
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["SHOWN", "Configuration", "best_row", "bin_returns", "rank", "short", "write"]
 
 SHOWN = 20  # rows of a section on the terminal and in table.md; table.csv has all
 

@@ -1,0 +1,1 @@
+"""A sweep over more than this process: Ray, or jax.distributed (experimental)."""

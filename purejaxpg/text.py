@@ -1,0 +1,79 @@
+"""Numbers and errors as text: every message, table and figure writes them the same way."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def short(value: Any) -> str:
+    """Return a value the way one would write it by hand: ``3e-4`` for ``0.00030000001``.
+
+    Args:
+        value: a swept value.
+
+    Returns:
+        At most four significant digits for a float, otherwise its plain text.
+    """
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(short(item) for item in value) + "]"
+    if not isinstance(value, float):
+        return str(value)
+    if value == 0.0 or not math.isfinite(value) or 1e-2 <= abs(value) < 1e5:
+        return f"{value:.4g}"
+    mantissa, exponent = f"{value:.3e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def count(number: int, noun: str) -> str:
+    """1 -> "1 noun", 2 -> "2 nouns"."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def label(swept: Mapping[str, Any]) -> str:
+    """{"learning_rate": 3e-4, "clip_eps": 0.2} -> "learning_rate=3e-4 clip_eps=0.2"."""
+    return " ".join(f"{name}={short(value)}" for name, value in swept.items())
+
+
+def duration(seconds: float) -> str:
+    """90 -> "90 s", 900 -> "15 min", 90000 -> "25.0 h"."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def number(value: float, digits: int = 3) -> str:
+    """Return a number with about three significant digits, or a dash where there is none."""
+    if not math.isfinite(value):
+        return "–"
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        shown = max(0, digits - 1 - (math.floor(math.log10(abs(value))) if value else 0))
+        text = f"{value:.{min(shown, 6)}f}"
+        text = text.rstrip("0").rstrip(".") if "." in text else text
+    else:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        text = f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    if text in ("-0", "0"):
+        return "0"
+    return f"−{text[1:]}" if text.startswith("-") else text
+
+
+def percent(share: float) -> str:
+    """Return a share in whole per cent, and less than one of them as such."""
+    return "<1%" if 0.0 < share < 0.005 else f"{100 * share:.0f}%"
+
+
+def engineering(value: float | None) -> str:
+    """Return a count such as 1.5M, or a dash where there is none."""
+    if value is None:
+        return "–"
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{number(value / size)}{letter}"
+    return number(value)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, without its full stop, or its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
