@@ -7,6 +7,7 @@ from jax import lax, random
 
 from purejaxpg import config as configs
 
+UNIT = "pulls"  # that `steps_per_update` counts
 MEANS = jnp.array([0.0, 0.5, 1.0])  # of the arms; the deviation is 1
 
 
