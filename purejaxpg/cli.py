@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from purejaxpg import FaultError, InputError, __version__, contract, streams
-from purejaxpg.sweep import session, signals
+from purejaxpg import FaultError, InputError, __version__, contract, signals, streams, trainers
+from purejaxpg.sweep import session
 
 
 class Parser(argparse.ArgumentParser):
@@ -240,11 +240,9 @@ def add_run_options(parser: argparse.ArgumentParser, out: str, devices: str) -> 
 
 def list_(arguments: argparse.Namespace) -> None:
     """Show the agents and the environments."""
-    from purejaxpg.sweep import spec as specs
-
     if arguments.what != "envs":
-        for name in specs.agent_names():
-            doc = specs.load_agent(name).__doc__ or ""
+        for name in trainers.names():
+            doc = trainers.load(name).__doc__ or ""
             print(f"{name:12s} {doc.strip().splitlines()[0]}" if not arguments.what else name)
     if arguments.what != "agents":
         from purejaxpg import envs
@@ -264,7 +262,7 @@ def train(arguments: argparse.Namespace, words: list[str]) -> None:
     devices = session.find_devices(1 if arguments.devices is None else arguments.devices)
     from purejaxpg.sweep import spec as specs
 
-    agent = specs.load_agent(arguments.agent)
+    agent = trainers.load(arguments.agent)
     if arguments.help:
         make_train_parser(agent, arguments.agent).print_help()
         return
@@ -358,9 +356,7 @@ def fsck(arguments: argparse.Namespace) -> int:
 
 def fork(arguments: argparse.Namespace) -> None:
     """Copy an agent's file."""
-    from purejaxpg.sweep import spec as specs
-
-    source, target = specs.agent_path(arguments.agent), arguments.file
+    source, target = trainers.path_of(arguments.agent), arguments.file
     if not os.path.isfile(source):
         raise InputError(f"agent {arguments.agent!r} is not a file.")
     if target.suffix != ".py":

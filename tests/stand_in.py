@@ -21,8 +21,8 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from purejaxpg import FaultError, InputError, checkpoint, disk
-from purejaxpg.sweep import engine, search, signals, space
+from purejaxpg import FaultError, InputError, checkpoint, disk, signals
+from purejaxpg.sweep import engine, search, space
 from purejaxpg.sweep import ledger as ledgers
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import spec as specs

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from purejaxpg import InputError, cli
+from purejaxpg import InputError, cli, trainers
 from purejaxpg.agents import a2c, ddpg, npg, ppo, reinforce, sac, trpo
 from purejaxpg.bench import cases, child, counts, hlo, roof, run, show
 
@@ -103,9 +103,8 @@ def test_a_convolution_is_counted_and_a_fork_is_not() -> None:
 
 @pytest.mark.fast
 def test_every_agent_of_the_package_is_counted() -> None:
-    from purejaxpg.sweep import spec as specs
 
-    assert set(counts.KINDS) == set(specs.agent_names())
+    assert set(counts.KINDS) == set(trainers.names())
 
 
 @pytest.mark.fast

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from purejaxpg import InputError
+from purejaxpg import InputError, trainers
 from purejaxpg import config as configs
 
 # As PureJaxRL's example has it.
@@ -241,6 +241,6 @@ def check(cases: Iterable[Case]) -> None:
     single = [dataclasses.replace(case, num_agents=1, flag="") for case in cases]
     for case in {case.name: case for case in single}.values():
         try:
-            specs.from_dict(case.sweep(specs.load_agent(case.agent)), "bench")
+            specs.from_dict(case.sweep(trainers.load(case.agent)), "bench")
         except InputError as error:
             raise InputError(f"{case.label}: {error}") from error

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from purejaxpg import config as configs
+from purejaxpg import trainers
 from purejaxpg.bench import cases, counts, hlo, roof
 from purejaxpg.sweep import compute, memory
 from purejaxpg.sweep import plan as plans
@@ -50,7 +51,7 @@ def measure(
     Raises:
         OutOfMemory: it does not fit.
     """
-    spec = specs.from_dict(case.sweep(specs.load_agent(case.agent)), "bench")
+    spec = specs.from_dict(case.sweep(trainers.load(case.agent)), "bench")
     (round_, *_) = searches.rehearse(searches.rounds(spec))
     backend = compute.Backend(spec, devices)
     (group,) = backend.groups(0, round_, {})

@@ -23,10 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxpg import FaultError, InputError, checkpoint
+from purejaxpg import FaultError, InputError, checkpoint, signals
 from purejaxpg import config as configs
 from purejaxpg.cluster import processes, remote
-from purejaxpg.sweep import compute, engine, signals
+from purejaxpg.sweep import compute, engine
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import spec as specs
 

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from purejaxpg import FaultError, InputError, checkpoint, extras
+from purejaxpg import FaultError, InputError, checkpoint, extras, signals, trainers
 from purejaxpg.cluster import remote
-from purejaxpg.sweep import engine, signals, sources
+from purejaxpg.sweep import engine
 from purejaxpg.sweep import ledger as ledgers
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import spec as specs
@@ -68,9 +68,9 @@ class Ray:
         """
         self.ray = extras.load("ray", "ray", "--executor ray")
         self.spec = spec
-        built_in = spec.agent_name in specs.agent_names()
+        built_in = spec.agent_name in trainers.names()
         path = Path(str(spec.agent.__file__)).resolve()
-        self.source = () if built_in else sources.texts(path)
+        self.source = () if built_in else trainers.texts(path)
         self.join(address)
         there = self.ray.cluster_resources()
         best = next((kind for kind in ("GPU", "TPU") if there.get(kind, 0) >= 1), "CPU")

@@ -19,12 +19,11 @@ import jax
 import numpy as np
 from jax import random
 
-from purejaxpg import FaultError, InputError, disk, envs, evaluate
+from purejaxpg import FaultError, InputError, disk, envs, evaluate, trainers
 from purejaxpg import config as configs
 from purejaxpg.report import ranking
-from purejaxpg.sweep import compute, sources
+from purejaxpg.sweep import compute
 from purejaxpg.sweep import plan as plans
-from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep.store import Store
 from purejaxpg.text import short
 
@@ -176,25 +175,25 @@ def load_agent(identity: dict[str, Any], given: Path | None, say: Say) -> types.
     if given is not None:
         path = given.resolve()
         configs.require(os.path.isfile(path), f"agent {str(given)!r} is not a file.")
-        if not _digest(specs.agent_files(str(path))).startswith(source):
+        if not _digest(trainers.files(str(path))).startswith(source):
             raise InputError(
                 f"{given} is not the agent that was trained, or a module beside it has changed: "
                 f"their SHA-256 does not begin with {source}."
             )
-        return specs.load_agent(str(path))
-    if name not in specs.agent_names():
+        return trainers.load(str(path))
+    if name not in trainers.names():
         raise InputError(
             f"The runs are of the agent file {name!r}, which is executed only if you name it: "
             "--agent FILE."
         )
-    if not _digest(specs.agent_files(name)).startswith(source):
+    if not _digest(trainers.files(name)).startswith(source):
         say(f"Note: {name} has changed since it was trained; what is played may differ.")
-    return specs.load_agent(name)
+    return trainers.load(name)
 
 
 def _digest(files: Sequence[Path]) -> str:
     with disk.faults("read", files[0]):
-        return sources.digest(files)
+        return trainers.digest(files)
 
 
 # ---------------------------------------------------------------------------------- what is played

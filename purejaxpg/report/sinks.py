@@ -22,10 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from purejaxpg import contract, disk, extras
+from purejaxpg import contract, disk, extras, signals
 from purejaxpg.report import curves, export
 from purejaxpg.sweep import progress as progresses
-from purejaxpg.sweep import signals
 from purejaxpg.sweep.store import Store
 
 POINTS = 250  # of a curve, at most

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from purejaxpg import FaultError, contract
+from purejaxpg import FaultError, contract, signals
 from purejaxpg.sweep import ledger as ledgers
-from purejaxpg.sweep import memory, signals, snapshots
+from purejaxpg.sweep import memory, snapshots
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import progress as progresses
 from purejaxpg.sweep import search as searches

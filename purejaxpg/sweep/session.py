@@ -15,9 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from purejaxpg import FaultError, InputError, streams
+from purejaxpg import FaultError, InputError, signals, streams
 from purejaxpg.cluster import processes
-from purejaxpg.sweep import signals
 
 # The first is worth a tenth of PPO's speed on a processor with registers of 512 bits and nothing on
 # others. The second keeps devices that are cores from taking each other's time.

@@ -20,11 +20,8 @@ TOML, because YAML reads `5e-4` as a string.
 
 import dataclasses
 import hashlib
-import importlib
 import itertools
 import json
-import os
-import pkgutil
 import tomllib
 import types
 from collections.abc import Iterable, Mapping
@@ -33,11 +30,10 @@ from typing import Any
 
 import numpy as np
 
-import purejaxpg.agents
-from purejaxpg import InputError, contract
+from purejaxpg import InputError, contract, trainers
 from purejaxpg import config as configs
 from purejaxpg.sweep import plan as plans
-from purejaxpg.sweep import sources, space
+from purejaxpg.sweep import space
 
 TABLES = ("config", "sweep", "search", "halving", "pbt")
 METHODS = ("grid", "random", "sobol", "lhs", "optuna")
@@ -130,42 +126,6 @@ class Spec:
         return values
 
 
-def agent_names() -> list[str]:
-    """Return the names of the agents that come with the package."""
-    return sorted(module.name for module in pkgutil.iter_modules(purejaxpg.agents.__path__))
-
-
-def agent_path(name: str, base: Path = Path()) -> Path:
-    """Return the file of a built-in agent, or of the agent at path `name` seen from `base`."""
-    if name.endswith(".py") or "/" in name:
-        return (base / name).resolve()
-    configs.require_known(name, agent_names(), "agent")
-    return Path(purejaxpg.agents.__path__[0]) / f"{name}.py"
-
-
-def agent_files(name: str, base: Path = Path()) -> list[Path]:
-    """Return an agent's file and, of one's own, the modules beside it that it imports."""
-    path = agent_path(name, base)
-    return [path] if name in agent_names() else sources.local_files(path)
-
-
-def load_agent(name: str, base: Path = Path()) -> types.ModuleType:
-    """Import an agent by name, or by path, which runs that file's code.
-
-    Raises:
-        InputError: there is no such agent, its file does not import, or it lacks a part of the
-            contract.
-    """
-    path = agent_path(name, base)
-    if path.parent == Path(purejaxpg.agents.__path__[0]).resolve():
-        return importlib.import_module(f"purejaxpg.agents.{path.stem}")
-    if not os.path.isfile(path):  # False, where Path.is_file would raise for a name too long
-        raise InputError(f"agent {name!r} is not a file; it was looked for at {path}.")
-    module = sources.execute(path, name)
-    contract.check_trainer(module, name)
-    return module
-
-
 def load(path: Path) -> Spec:
     """Read and check the TOML file at `path`.
 
@@ -191,13 +151,13 @@ def from_dict(raw: Mapping[str, Any], name: str, base: Path = Path(), text: str 
     agent_name = raw.get("agent")
     if not isinstance(agent_name, str):
         raise InputError(f"agent must be a name or a path, but is {agent_name!r}.")
-    agent = load_agent(agent_name, base)
+    agent = trainers.load(agent_name, base)
     fixed, swept = _table(raw, "config"), _flat(_table(raw, "sweep"))
     both = ", ".join(sorted(set(_flat(fixed)) & set(swept)))
     configs.require(not both, f"{both} must stand in [config] or in [sweep], not in both.")
     axes = _axes(agent, swept)
     search = _search(agent, raw, axes)
-    source = sources.digest(agent_files(agent_name, base))
+    source = trainers.digest(trainers.files(agent_name, base))
     rows = raw.get("rows_per_device")
     if rows is not None:
         _positive("rows_per_device", rows)
@@ -238,9 +198,9 @@ def _identity(spec: Spec, raw: Mapping[str, Any], swept: Mapping[str, Any]) -> d
         **searched,
     }
     environments = {env for config in _examples(spec) if (env := contract.environment(config))}
-    files = {file for env in environments for file in sources.of_environment(env.inner)}
+    files = {file for env in environments for file in trainers.of_environment(env.inner)}
     if files:
-        plain["env_source"] = sources.digest(sorted(files))[:16]
+        plain["env_source"] = trainers.digest(sorted(files))[:16]
     return json.loads(json.dumps(plain))
 
 

@@ -16,9 +16,9 @@ import jax
 import numpy as np
 import pytest
 
-from purejaxpg import FaultError, InputError, checkpoint
+from purejaxpg import FaultError, InputError, checkpoint, signals
 from purejaxpg.cluster import distributed, processes, remote
-from purejaxpg.sweep import compute, engine, signals
+from purejaxpg.sweep import compute, engine
 from purejaxpg.sweep import ledger as ledgers
 from purejaxpg.sweep import search as searches
 from purejaxpg.sweep import spec as specs

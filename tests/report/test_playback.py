@@ -9,9 +9,8 @@ from jax import random
 from PIL import Image
 
 import purejaxpg.agents
-from purejaxpg import FaultError, InputError, evaluate
+from purejaxpg import FaultError, InputError, evaluate, trainers
 from purejaxpg.report import playback
-from purejaxpg.sweep import sources
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep.ledger import Outcome, Run
 from purejaxpg.sweep.store import Store
@@ -161,7 +160,7 @@ def test_bad_pictures_are_refused_before_anything_is_computed(halved, tmp_path):
 
 
 def test_a_file_is_executed_only_if_the_caller_names_it(fork, monkeypatch):
-    monkeypatch.setattr(sources, "_executed", {})  # as in a process that has not trained it
+    monkeypatch.setattr(trainers, "_executed", {})  # as in a process that has not trained it
     mark, file = fork / "executed", fork / "mine.py"
     mark.unlink(missing_ok=True)
     with pytest.raises(InputError, match=r"mine\.py.* executed only if you name it"):

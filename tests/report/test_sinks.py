@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import stand_in
 
+from purejaxpg import signals
 from purejaxpg.report import curves, sinks
-from purejaxpg.sweep import signals
 from purejaxpg.sweep import store as stores
 
 pytest.importorskip("tensorboardX")

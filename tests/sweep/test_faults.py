@@ -28,8 +28,8 @@ import numpy as np
 import pytest
 import stand_in
 
-from purejaxpg import FaultError, InputError, checkpoint, disk
-from purejaxpg.sweep import engine, fsck, memory, search, signals
+from purejaxpg import FaultError, InputError, checkpoint, disk, signals
+from purejaxpg.sweep import engine, fsck, memory, search
 from purejaxpg.sweep import ledger as ledgers
 from purejaxpg.sweep import store as stores
 

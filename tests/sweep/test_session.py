@@ -107,9 +107,7 @@ def test_a_trainer_without_environment_is_trained_and_logged(
         ("num_updates", "must be a dataclass with num_updates"),
     ],
 )
-def test_an_incomplete_trainer_is_refused(
-    tmp_path: pathlib.Path, missing: str, words: str
-) -> None:
+def test_an_incomplete_trainer_is_refused(tmp_path: pathlib.Path, missing: str, words: str) -> None:
     text = pathlib.Path(str(bandit.__file__)).read_text("utf-8")
     text = text.replace(f"def {missing}(", f"def no_{missing}(")
     (tmp_path / "bandit.py").write_text(text.replace(f"    {missing}: int", "    n: int"), "utf-8")
