@@ -230,6 +230,14 @@ def test_fork_train_and_sweep_the_fork(capsys: pytest.CaptureFixture[str]) -> No
     assert pathlib.Path("results/mine/ledger.sqlite").exists()
 
 
+def test_a_copy_of_an_agent_is_a_program() -> None:
+    assert cli.main(["fork", "ppo", "mine.py"]) == 0
+    result = python("mine.py", *FLAGS)
+    assert result.returncode == 0, result.stderr
+    assert "results/mine-CartPole-v1-seed0" in result.stdout.replace("\n", "")
+    assert list(pathlib.Path().glob("results/*/ledger.sqlite"))
+
+
 def test_train_prints_a_result_and_resumes_to_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "ppo", "--seed", "3", *FLAGS, "--log", "tensorboard"]) == 0
     (out,) = pathlib.Path("results").iterdir()
@@ -257,9 +265,13 @@ def test_the_package_of_a_log_is_missed_before_anything_is_computed(
 
 
 def in_a_process(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return python("-m", "purejaxpg.cli", *words, **environment)
+
+
+def python(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     root = str(pathlib.Path(purejaxpg.__file__).resolve().parent.parent)
     return subprocess.run(
-        [sys.executable, "-m", "purejaxpg.cli", *words],
+        [sys.executable, *words],
         env={**os.environ, "PYTHONPATH": root, **environment},
         capture_output=True,
         text=True,

@@ -21,14 +21,11 @@ import pytest
 import stand_in
 from rich.console import Console
 
-from purejaxpg import config as configs
-from purejaxpg.sweep import compute, engine, fsck
+from purejaxpg.sweep import engine, fsck
+from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import progress as progresses
 from purejaxpg.sweep import search as searches
-from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import store as stores
-
-UPDATES = 4
 
 
 class Interrupting(progresses.Progress):
@@ -40,39 +37,26 @@ class Interrupting(progresses.Progress):
             raise KeyboardInterrupt
 
 
-def spec_of(agent: types.ModuleType) -> specs.Spec:
-    config = under_test.tiny(agent)
-    per_update, before = config.steps_per_update, getattr(config, "learning_starts", 0)
-    fields = {**configs.to_dict(config), "total_timesteps": before + UPDATES * per_update}
-    plain = {
-        "agent": under_test.name(agent), "seeds": 3, "rows_per_device": 4, "eval_episodes": 2,
-        "config": fields,
-    }  # fmt: skip
-    return specs.from_dict(plain, "resumed")
-
-
 def go(agent: types.ModuleType, out: pathlib.Path, interrupted: bool = False) -> None:
     """Run a sweep of three runs in one unit, to its end or to the middle."""
-    spec, kind = spec_of(agent), Interrupting if interrupted else progresses.Progress
+    spec, kind = under_test.spec(agent), Interrupting if interrupted else progresses.Progress
     with stores.Store.open(out, dict(spec.identity)) as store:
         progress = kind(Console(quiet=True))
         progress.begin(spec, searches.rehearse(searches.rounds(spec)))
-        backend = compute.Backend(spec, jax.devices()[:1])
+        backend = under_test.backend(agent)
         engine.run(searches.rounds(spec), store, backend, progress, snapshot_every_s=0.0)
 
 
 def results(agent: types.ModuleType, out: pathlib.Path) -> dict[str, np.ndarray]:
-    """Arrays and the leaves of the final state."""
-    spec = spec_of(agent)
+    """Return arrays and the leaves of the final state."""
+    backend = under_test.backend(agent)
     with stores.Store.read(out) as store:
         (unit,) = store.units()
-        found = dict(store.arrays(unit["name"]))
-        template = compute.Backend(spec, jax.devices()[:1]).template(
-            types.SimpleNamespace(legs=[searches.whole(run) for run in spec.runs])  # type: ignore[arg-type]
-        )
-        state = store.state(unit["name"], template)
+        arrays = dict(store.arrays(unit["name"]))
+        legs = tuple(searches.whole(run) for run in backend.spec.runs)
+        state = store.state(unit["name"], backend.template(plans.Unit(unit["name"], legs)))
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {**found, **{jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}}
+    return {**arrays, **{jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}}
 
 
 def half(directory: str) -> None:
@@ -111,7 +95,7 @@ def test_a_run_goes_on_in_another_process(
     with stores.Store.read(out) as store:
         assert len(store.pending()) == 1
     snapshot = sorted(path.name for path in (out / "progress").iterdir())
-    assert any(f".{UPDATES // 2}-" in name for name in snapshot), snapshot
+    assert any(f".{under_test.UPDATES // 2}-" in name for name in snapshot), snapshot
     go(agent, out)
     go(agent, tmp_path / "whole")
     resumed, whole = results(agent, out), results(agent, tmp_path / "whole")
