@@ -9,6 +9,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -46,6 +47,48 @@ def release_programs() -> Iterator[None]:
 
         jax.clear_caches()
         gc.collect()
+
+
+# Modules whose statements hold however a program is optimised: see quick.py.
+COMPILED_QUICKLY = {
+    "benchmarks/test_accelerator.py",
+    "benchmarks/test_halving.py",
+    "benchmarks/test_peers.py",
+    "cluster/test_distributed.py",
+    "cluster/test_ray_executor.py",
+    "sweep/test_engine.py",
+    "sweep/test_files.py",
+    "sweep/test_forecast.py",
+    "sweep/test_sources.py",
+    "sweep/test_store.py",
+    "test_bench.py",
+    "test_cli.py",
+    "test_readme.py",
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compile the programs of some modules with few optimisations."""
+    name = request.path.relative_to(ROOT / "tests").as_posix()
+    if name not in COMPILED_QUICKLY:
+        yield
+        return
+    import jax
+    import quick
+    from jax._src import compiler
+
+    original = compiler.get_compile_options
+
+    def options(*arguments: Any, **more: Any) -> Any:
+        asked = more.pop("env_options_overrides", None) or {}
+        return original(*arguments, env_options_overrides={**quick.OPTIONS, **asked}, **more)
+
+    jax.clear_caches()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "get_compile_options", options)
+        yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="module")

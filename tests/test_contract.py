@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 from jax import random
 from jax.extend import random as jax_random
 
@@ -38,8 +39,6 @@ SIGNATURES = {
     "policy": ["key", "state", "obs", "config", "greedy"],
 }
 ROWS = 4  # of `under_test.spec`
-# For statements that hold however well a program is optimised.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @functools.cache
@@ -167,7 +166,7 @@ def test_traced_values_change_the_result(agent: types.ModuleType) -> None:
 
 @functools.cache
 def acting(agent: types.ModuleType) -> Any:
-    return jax.jit(agent.policy, static_argnames="greedy", compiler_options=QUICK)
+    return jax.jit(agent.policy, static_argnames="greedy", compiler_options=quick.OPTIONS)
 
 
 def test_two_seeds_differ_in_parameters_and_in_actions(agent: types.ModuleType) -> None:
@@ -291,7 +290,7 @@ def test_all_keys_drawn_in_a_run_are_distinct(agent: types.ModuleType) -> None:
     """Record the key of every draw of random bits; the reuse checker misses split after fold_in."""
     config = under_test.tiny(agent)
     DRAWN.clear()
-    train = jax.jit(agent.train, compiler_options=QUICK)
+    train = jax.jit(agent.train, compiler_options=quick.OPTIONS)
     jax.block_until_ready(train(random.key(0, impl=RECORDED), config))
     jax.effects_barrier()
     draws = config.num_updates * config.steps_per_update // config.num_envs
@@ -328,7 +327,7 @@ TRICKS: dict[str, Any] = {
 @functools.cache
 def updating(agent: types.ModuleType) -> Any:
     """Return one compiled update for each set of static fields."""
-    return jax.jit(agent.update, compiler_options=QUICK)
+    return jax.jit(agent.update, compiler_options=quick.OPTIONS)
 
 
 def learnt(agent: types.ModuleType, config: Any) -> Any:
@@ -361,7 +360,7 @@ def test_initialisation_is_orthogonal_unless_switched_off(agent: types.ModuleTyp
 
     for orthogonal in (True, False):
         config = under_test.tiny(agent, orthogonal_init=orthogonal)
-        matrix = np.asarray(jax.jit(kernel, compiler_options=QUICK)(random.key(0), config))
+        matrix = np.asarray(jax.jit(kernel, compiler_options=quick.OPTIONS)(random.key(0), config))
         assert np.allclose(matrix.T @ matrix, 2.0 * np.eye(8), atol=1e-4) == orthogonal
 
 

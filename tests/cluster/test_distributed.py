@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import quick
 
 from purejaxpg import FaultError, InputError, checkpoint
 from purejaxpg.cluster import distributed, processes, remote
@@ -40,9 +41,6 @@ learning_rate = [1e-3, 1e-2, 1e-1]
 rungs = 2
 eta = 2
 """
-
-# Most of the time goes into compilation, which a process other than the first never finds done.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 # A dead process is to be noticed soon.
 COMMAND = """
@@ -106,7 +104,7 @@ def directory(tmp_path: pathlib.Path) -> pathlib.Path:
 
 def test_two_processes_end_with_the_bits_of_one(directory: pathlib.Path) -> None:
     """With SIGTERM to both on the way, as srun sends it."""
-    job = Job(directory, QUICK)
+    job = Job(directory, quick.FLAGS)
     job.wait(lambda: job.commits() >= 2)
     job.wait(lambda: any((job.out / "progress").glob("round*.[19]-*")))  # 7 segments are left
     for process in reversed(job.processes):
@@ -115,10 +113,10 @@ def test_two_processes_end_with_the_bits_of_one(directory: pathlib.Path) -> None
     assert statuses == [143, 143], outputs
     assert outputs[0].count("Terminated; what is finished is kept") == 1 and outputs[1] == ""
 
-    statuses, outputs = Job(directory, QUICK).end()
+    statuses, outputs = Job(directory, quick.FLAGS).end()
     assert statuses == [0, 0], outputs
     assert "Going on from a snapshot" in outputs[0] and outputs[1] == ""
-    check_same_as_one(directory, QUICK)
+    check_same_as_one(directory, quick.FLAGS)
 
 
 @pytest.mark.slow

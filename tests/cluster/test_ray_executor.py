@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import quick
 import tiny_sweep
 
 from purejaxpg import InputError, agents
@@ -22,12 +23,13 @@ from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import store as stores
 
 pytest.importorskip("ray")
-ENVIRONMENT = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+ENVIRONMENT = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "XLA_FLAGS": quick.FLAGS}
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    for name in ("RAY_USAGE_STATS_ENABLED", "XLA_FLAGS"):  # of the workers, too
+        monkeypatch.setenv(name, ENVIRONMENT[name])
     from ray import cluster_utils
 
     started = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 from flax import struct
 from jax import random
 
@@ -26,8 +27,6 @@ from purejaxpg import config as configs
 from purejaxpg.sweep import compute, engine, memory
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import spec as specs
-
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @configs.dataclass
@@ -217,7 +216,7 @@ def test_a_signature_holds_static_fields_and_names_of_parameters() -> None:
 # --- segments -----------------------------------------------------------------------------------
 
 ROWS = 4
-SEGMENT = jax.jit(compute.segment_rows, static_argnums=(0, 1), compiler_options=QUICK)
+SEGMENT = jax.jit(compute.segment_rows, static_argnums=(0, 1), compiler_options=quick.OPTIONS)
 
 
 def segment(runs: list[specs.Run], first: int, count: int, states: Any = None, at: Any = None):
@@ -273,12 +272,12 @@ def test_a_score_is_evaluates_after_that_update() -> None:
     runs = [run(0, env_params={"gravity": 5.0}), run(1, env_params={"gravity": 20.0})]
     seeds, batch = compute.stack(runs, 2)
     states = compute.start_rows(TOY, seeds, batch)
-    found = jax.jit(compute.score_rows, static_argnums=(0, 1), compiler_options=QUICK)(
+    found = jax.jit(compute.score_rows, static_argnums=(0, 1), compiler_options=quick.OPTIONS)(
         TOY, 5, seeds, batch, states, np.int32(9)
     )
     for row, each in enumerate(runs):
         state, config = jax.tree.map(lambda x, row=row: x[row], (states, batch))
-        expected = jax.jit(evaluate.score, static_argnums=(1, 4), compiler_options=QUICK)(
+        expected = jax.jit(evaluate.score, static_argnums=(1, 4), compiler_options=quick.OPTIONS)(
             key_of(each.seed, 2**31 + 9), TOY, state, config, 5
         )
         for name, value in expected.items():

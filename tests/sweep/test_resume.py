@@ -18,6 +18,7 @@ import agents_under_test as under_test
 import jax
 import numpy as np
 import pytest
+import quick
 import stand_in
 from rich.console import Console
 
@@ -146,18 +147,14 @@ def everything(out: pathlib.Path) -> dict[str, Any]:
     return {**results, "states": len(manifests)}
 
 
-# Compiles faster; the slow tests below use the programs that users have.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-
-
 def test_a_sweep_killed_twice_ends_with_the_same_bits(tmp_path: pathlib.Path) -> None:
     """kill -9 in the first rung and in the second, after a random number of snapshots."""
     (tmp_path / "study.toml").write_text(STUDY, encoding="utf-8")
-    whole = sweep(tmp_path, "whole", QUICK)
+    whole = sweep(tmp_path, "whole", quick.FLAGS)
     assert whole.wait(600) == 0, whole.communicate()
     kills, chance = 0, random.Random(0)
     for rung in ("round0", "round1"):
-        running, seen = sweep(tmp_path, "cut", QUICK), set[pathlib.Path]()
+        running, seen = sweep(tmp_path, "cut", quick.FLAGS), set[pathlib.Path]()
         wanted = chance.randint(1, 9)
         while running.poll() is None and len(seen) < wanted:
             seen |= set((tmp_path / "cut" / "progress").glob(f"{rung}*"))
@@ -166,7 +163,7 @@ def test_a_sweep_killed_twice_ends_with_the_same_bits(tmp_path: pathlib.Path) ->
         running.kill()
         running.wait()
     assert kills == 2
-    last = sweep(tmp_path, "cut", QUICK)
+    last = sweep(tmp_path, "cut", quick.FLAGS)
     assert last.wait(600) == 0, last.communicate()
     assert everything(tmp_path / "cut") == everything(tmp_path / "whole")
 
