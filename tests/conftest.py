@@ -7,6 +7,7 @@ tests that start a fresh interpreter inherit them.
 import gc
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +18,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # A plugin that imports jax first would make every line below a silent no-op.
 assert "jax" not in sys.modules, "jax was imported before tests/conftest.py could set it up"
+
+# A shell lets its background jobs ignore Ctrl-C; so would the tests, and each process they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Results on CPU are compared bitwise; on an accelerator the same tests measure something else.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
