@@ -181,7 +181,7 @@ def test_no_write_permission_is_status_1(capsys: pytest.CaptureFixture[str]) -> 
     [(signal.SIGINT, 130, "Interrupted;"), (signal.SIGTERM, 143, "Terminated;")],
     ids=["SIGINT", "SIGTERM"],
 )
-def test_a_signal_ends_in_one_sentence_that_says_how_to_go_on(
+def test_a_signal_ends_in_one_sentence_that_says_how_to_resume(
     number: int,
     status: int,
     word: str,
@@ -197,7 +197,7 @@ def test_a_signal_ends_in_one_sentence_that_says_how_to_go_on(
     assert signal.getsignal(number) == before
 
 
-def test_a_terminated_sweep_goes_on_from_its_snapshot(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_terminated_sweep_resumes_from_its_snapshot(capsys: pytest.CaptureFixture[str]) -> None:
     """A process of its own, on real training, with no snapshot due for an hour."""
     flags = [word if word != "64" else "60000" for word in FLAGS if word != "--quiet"]
     words = ["train", "ppo", *flags, "--snapshot-every", "3600"]
@@ -378,9 +378,9 @@ def test_programs_are_kept_and_the_oldest_go(
 def test_a_place_for_programs_of_ones_own_is_respected(
     programs: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "my-own")
     cli.keep_programs()
-    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "elsewhere" and not programs.exists()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "my-own" and not programs.exists()
 
 
 @pytest.mark.fast

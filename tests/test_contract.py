@@ -69,7 +69,7 @@ def stacked(*rows: tuple[Any, int]) -> Any:
 def trained(
     agent: types.ModuleType, *rows: tuple[Any, int], pieces: tuple[int, ...] = (2, 2)
 ) -> tuple[Any, np.ndarray, dict[str, np.ndarray]]:
-    """Train rows in segments of so many updates -> states, diverged_at, metrics."""
+    """Train rows, in segments of `pieces` updates -> states, diverged_at, metrics."""
     backend, programs = compiled(agent)
     inputs = stacked(*rows)
     states, at = backend.start(programs, inputs), np.zeros(ROWS, np.int32)

@@ -233,7 +233,7 @@ def test_a_state_starts_from_fold_0() -> None:
     assert states.drawn.tolist() == pytest.approx(expected)
 
 
-def test_a_segment_does_as_many_updates_as_it_is_told_with_their_own_keys() -> None:
+def test_a_segment_does_the_updates_it_is_asked_for_with_their_own_keys() -> None:
     runs = [run(i, learning_rate=float(i + 1)) for i in range(ROWS)]
     states, at, metrics = segment(runs, 1, 4)
     assert at.tolist() == [0] * ROWS
@@ -249,7 +249,7 @@ def test_a_segment_does_as_many_updates_as_it_is_told_with_their_own_keys() -> N
     np.testing.assert_allclose(states.params["w"][:, 1, 0], [6.0, 12.0, 18.0, 24.0])
 
 
-def test_the_first_bad_number_is_what_is_noted_and_it_stays() -> None:
+def test_the_first_update_with_a_bad_number_is_recorded_for_good() -> None:
     runs = [run(0), run(1, bad_param=3.0), run(2, bad_loss=2.0), run(3, bad_param=5.0)]
     states, at, _ = segment(runs, 1, 4)
     assert at.tolist() == [0, 3, 2, 0]  # the loss of row 2 is fine again, and its mark is not
@@ -257,7 +257,7 @@ def test_the_first_bad_number_is_what_is_noted_and_it_stays() -> None:
     assert at.tolist() == [0, 3, 2, 5]
 
 
-def test_parameters_and_losses_tell_and_nothing_else() -> None:
+def test_only_parameters_and_losses_count_as_diverged() -> None:
     good, bad = jnp.zeros((2, 3)), jnp.zeros((2, 3)).at[1, 2].set(jnp.inf)
     fine = {"loss/policy": jnp.zeros(2)}
     assert compute.finite({"a": good, "b": good}, fine).tolist() == [True, True]
@@ -396,7 +396,7 @@ def test_programs_of_the_last_groups_are_kept(monkeypatch: pytest.MonkeyPatch) -
     assert [(rows, devices) for _, rows, devices in made[-3:]] == [(3, 1), (4, 1), (3, 2)]
 
 
-def test_what_does_not_fit_is_refused_with_the_rows_that_may(
+def test_a_unit_that_does_not_fit_is_refused_with_the_rows_that_would(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     needs: Any = types.SimpleNamespace(bytes_per_device=1000, rows=10)
@@ -421,7 +421,7 @@ def test_what_does_not_fit_is_refused_with_the_rows_that_may(
         ("INTERNAL: lost.\nmore", FaultError, "jax failed: INTERNAL: lost; what is done is kept"),
     ],
 )
-def test_what_jax_raises_is_told(text: str, kind: Any, words: str) -> None:
+def test_errors_of_jax_become_ours(text: str, kind: Any, words: str) -> None:
     with pytest.raises(kind, match=words) as caught, compute.out_of_memory(9):
         raise jax.errors.JaxRuntimeError(text)
     assert getattr(caught.value, "fits", 4) == 4
