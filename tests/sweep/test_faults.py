@@ -675,7 +675,7 @@ def test_a_lost_generation_of_a_lost_ledger_is_computed_again(
 def test_memory_may_run_out_where_states_were_released(
     tmp_path: pathlib.Path, populated: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The group starts again with smaller units, so the units it started from are computed again."""
+    """The group starts again with smaller units, so earlier units are computed again."""
     out, original = settled(populated, tmp_path / "out"), stand_in.Backend.compile
 
     def compile(self: Any, group: Any) -> Any:

@@ -79,7 +79,7 @@ def test_a_diverged_run_counts_as_the_worst() -> None:
     assert {leg.run.seed for leg in rounds[1].legs} == {
         0,
         1,
-    }  # all seeds of a configuration continue
+    }  # all seeds of one continue
     assert all(rate(leg.run) <= 1e-2 for leg in again[1].legs)
 
 
