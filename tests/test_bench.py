@@ -514,11 +514,8 @@ def start(*given: str) -> subprocess.Popen[str]:
 
 
 def test_the_command_measures_and_resumes(
-    tmp_path: pathlib.Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiles faster
     assert cli.main(words(tmp_path)) == 0
     printed = capsys.readouterr().out
     assert "a2c x 1" in printed and "roof" in printed
