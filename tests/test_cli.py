@@ -182,7 +182,7 @@ def test_no_write_permission_is_status_1(capsys: pytest.CaptureFixture[str]) -> 
     [(signal.SIGINT, 130, "Interrupted;"), (signal.SIGTERM, 143, "Terminated;")],
     ids=["SIGINT", "SIGTERM"],
 )
-def test_a_signal_ends_in_one_sentence_that_says_how_to_go_on(
+def test_a_signal_ends_in_one_sentence_that_says_how_to_resume(
     number: int,
     status: int,
     word: str,
@@ -198,7 +198,7 @@ def test_a_signal_ends_in_one_sentence_that_says_how_to_go_on(
     assert signal.getsignal(number) == before
 
 
-def test_a_terminated_sweep_goes_on_from_its_snapshot(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_terminated_sweep_resumes_from_its_snapshot(capsys: pytest.CaptureFixture[str]) -> None:
     """A process of its own, on real training, with no snapshot due for an hour."""
     flags = [word if word != "64" else "60000" for word in FLAGS if word != "--quiet"]
     words = ["train", "ppo", *flags, "--snapshot-every", "3600"]
@@ -231,6 +231,14 @@ def test_fork_train_and_sweep_the_fork(capsys: pytest.CaptureFixture[str]) -> No
     assert pathlib.Path("results/mine/ledger.sqlite").exists()
 
 
+def test_a_copy_of_an_agent_is_a_program() -> None:
+    assert cli.main(["fork", "ppo", "mine.py"]) == 0
+    result = python("mine.py", *FLAGS)
+    assert result.returncode == 0, result.stderr
+    assert "results/mine-CartPole-v1-seed0" in result.stdout.replace("\n", "")
+    assert list(pathlib.Path().glob("results/*/ledger.sqlite"))
+
+
 def test_train_prints_a_result_and_resumes_to_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "ppo", "--seed", "3", *FLAGS, "--log", "tensorboard"]) == 0
     (out,) = pathlib.Path("results").iterdir()
@@ -258,9 +266,13 @@ def test_the_package_of_a_log_is_missed_before_anything_is_computed(
 
 
 def in_a_process(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return python("-m", "purejaxpg.cli", *words, **environment)
+
+
+def python(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     root = str(pathlib.Path(purejaxpg.__file__).resolve().parent.parent)
     return subprocess.run(
-        [sys.executable, "-m", "purejaxpg.cli", *words],
+        [sys.executable, *words],
         env={**os.environ, "PYTHONPATH": root, **environment},
         capture_output=True,
         text=True,
@@ -367,9 +379,9 @@ def test_programs_are_kept_and_the_oldest_go(
 def test_a_place_for_programs_of_ones_own_is_respected(
     programs: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "my-own")
     session.cache_programs()
-    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "elsewhere" and not programs.exists()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "my-own" and not programs.exists()
 
 
 @pytest.mark.fast

@@ -149,7 +149,7 @@ def identity(folder: pathlib.Path, agent: str = "./mine.py", **config: Any) -> A
 
 
 def test_a_changed_helper_or_environment_is_another_sweep(tmp_path: pathlib.Path) -> None:
-    """Results of a reward of 1 are not those of a reward of 7, wherever the reward stands."""
+    """Results of a reward of 1 differ from those of 7, in whichever file the reward is."""
     head = 'import myenv\nfrom purejaxpg import envs as _e\n_e.register("Const", myenv.Const)'
     fork(tmp_path, head)
     helper = write(tmp_path / "numbers_of_mine.py", "REWARD = 1.0")
@@ -215,7 +215,7 @@ REGISTERS = (
 )
 
 
-def test_an_agents_file_runs_once_and_finds_what_is_beside_it(tmp_path: pathlib.Path) -> None:
+def test_an_agent_file_runs_once_and_imports_its_neighbours(tmp_path: pathlib.Path) -> None:
     fork(tmp_path, REGISTERS)
     write(tmp_path / "helper_of_mine.py")
     spec = "agent = './mine.py'\n[config]\nenv = 'MyCart-v0'\ntotal_timesteps = 64\nnum_envs = 2\n"

@@ -51,7 +51,7 @@ def test_memory_is_compared_and_a_wrong_plan_is_seen(
     assert "DOES NOT HOLD" in capsys.readouterr().out
 
 
-def test_what_cannot_be_run_does_not_hold_and_stops_nothing(
+def test_a_check_that_cannot_run_fails_and_stops_no_other(
     accelerator: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def check(agent: str, size: int, device: object) -> Iterator[dict[str, object]]:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 from flax import struct
 from jax import random
 
@@ -25,8 +26,6 @@ from purejaxpg import FaultError, InputError, contract, evaluate, prng
 from purejaxpg import config as configs
 from purejaxpg.sweep import compute, memory
 from purejaxpg.sweep import plan as plans
-
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @configs.dataclass
@@ -216,7 +215,7 @@ def test_a_signature_holds_static_fields_and_names_of_parameters() -> None:
 # --- segments -----------------------------------------------------------------------------------
 
 ROWS = 4
-SEGMENT = jax.jit(compute.segment_rows, static_argnums=(0, 1), compiler_options=QUICK)
+SEGMENT = jax.jit(compute.segment_rows, static_argnums=(0, 1), compiler_options=quick.OPTIONS)
 
 
 def segment(runs: list[plans.Run], first: int, count: int, states: Any = None, at: Any = None):
@@ -233,7 +232,7 @@ def test_a_state_starts_from_fold_0() -> None:
     assert states.drawn.tolist() == pytest.approx(expected)
 
 
-def test_a_segment_does_as_many_updates_as_it_is_told_with_their_own_keys() -> None:
+def test_a_segment_does_the_updates_it_is_asked_for_with_their_own_keys() -> None:
     runs = [run(i, learning_rate=float(i + 1)) for i in range(ROWS)]
     states, at, metrics = segment(runs, 1, 4)
     assert at.tolist() == [0] * ROWS
@@ -249,7 +248,7 @@ def test_a_segment_does_as_many_updates_as_it_is_told_with_their_own_keys() -> N
     np.testing.assert_allclose(states.params["w"][:, 1, 0], [6.0, 12.0, 18.0, 24.0])
 
 
-def test_the_first_bad_number_is_what_is_noted_and_it_stays() -> None:
+def test_the_first_update_with_a_bad_number_is_recorded_for_good() -> None:
     runs = [run(0), run(1, bad_param=3.0), run(2, bad_loss=2.0), run(3, bad_param=5.0)]
     states, at, _ = segment(runs, 1, 4)
     assert at.tolist() == [0, 3, 2, 0]  # the loss of row 2 is fine again, and its mark is not
@@ -257,7 +256,7 @@ def test_the_first_bad_number_is_what_is_noted_and_it_stays() -> None:
     assert at.tolist() == [0, 3, 2, 5]
 
 
-def test_parameters_and_losses_tell_and_nothing_else() -> None:
+def test_only_parameters_and_losses_count_as_diverged() -> None:
     good, bad = jnp.zeros((2, 3)), jnp.zeros((2, 3)).at[1, 2].set(jnp.inf)
     fine = {"loss/policy": jnp.zeros(2)}
     assert compute.finite({"a": good, "b": good}, fine).tolist() == [True, True]
@@ -272,12 +271,12 @@ def test_a_score_is_evaluates_after_that_update() -> None:
     runs = [run(0, env_params={"gravity": 5.0}), run(1, env_params={"gravity": 20.0})]
     seeds, batch = compute.stack(runs, 2)
     states = compute.start_rows(TOY, seeds, batch)
-    found = jax.jit(compute.score_rows, static_argnums=(0, 1), compiler_options=QUICK)(
+    found = jax.jit(compute.score_rows, static_argnums=(0, 1), compiler_options=quick.OPTIONS)(
         TOY, 5, seeds, batch, states, np.int32(9)
     )
     for row, each in enumerate(runs):
         state, config = jax.tree.map(lambda x, row=row: x[row], (states, batch))
-        expected = jax.jit(evaluate.score, static_argnums=(1, 4), compiler_options=QUICK)(
+        expected = jax.jit(evaluate.score, static_argnums=(1, 4), compiler_options=quick.OPTIONS)(
             key_of(each.seed, 2**31 + 9), TOY, state, config, 5
         )
         for name, value in expected.items():
@@ -396,7 +395,7 @@ def test_programs_of_the_last_groups_are_kept(monkeypatch: pytest.MonkeyPatch) -
     assert [(rows, devices) for _, rows, devices in made[-3:]] == [(3, 1), (4, 1), (3, 2)]
 
 
-def test_what_does_not_fit_is_refused_with_the_rows_that_may(
+def test_a_unit_that_does_not_fit_is_refused_with_the_rows_that_would(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     needs: Any = types.SimpleNamespace(bytes_per_device=1000, rows=10)
@@ -421,7 +420,7 @@ def test_what_does_not_fit_is_refused_with_the_rows_that_may(
         ("INTERNAL: lost.\nmore", FaultError, "jax failed: INTERNAL: lost; what is done is kept"),
     ],
 )
-def test_what_jax_raises_is_told(text: str, kind: Any, words: str) -> None:
+def test_errors_of_jax_become_ours(text: str, kind: Any, words: str) -> None:
     with pytest.raises(kind, match=words) as caught, compute.out_of_memory(9):
         raise jax.errors.JaxRuntimeError(text)
     assert getattr(caught.value, "fits", 4) == 4

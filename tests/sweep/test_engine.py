@@ -1,5 +1,6 @@
 """The engine on real, tiny training: storing, resuming, grouping, devices, compilations."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import quick
 from jax import random
 from tiny_sweep import TINY, contents, run, swept
 
@@ -24,12 +26,30 @@ from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import store as stores
 
 
-def test_results_are_stored_with_everything_that_made_them(tmp_path: pathlib.Path) -> None:
-    spec = swept()
-    printed = run(spec, tmp_path / "out")
+@dataclasses.dataclass(frozen=True)
+class Plain:
+    """A finished sweep."""
+
+    spec: specs.Spec
+    out: pathlib.Path
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Plain:
+    """Run `swept()`, with a line and a record of its progress after each segment."""
+    spec, out = swept(), tmp_path_factory.mktemp("plain") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progresses, "LINE_EVERY_S", 0.0)
+        patch.setattr(progresses, "LOG_EVERY_S", 0.0)
+        return Plain(spec, out, run(spec, out))
+
+
+def test_results_are_stored_with_everything_that_made_them(plain: Plain) -> None:
+    spec, printed = plain.spec, plain.printed
     assert "4 configurations x 2 seeds = 8 runs, " in printed
     assert "8 runs in 1 compilation." in printed
-    with stores.Store.read(tmp_path / "out") as store:
+    with stores.Store.read(plain.out) as store:
         assert store.ledger.finished
         runs, units = store.ledger.runs(), store.ledger.units()
         arrays = store.arrays(units[0]["name"])
@@ -46,7 +66,7 @@ def test_results_are_stored_with_everything_that_made_them(tmp_path: pathlib.Pat
     assert facts["env_steps"] == 64
 
 
-def test_steps_of_a_warm_up_count(tmp_path: pathlib.Path) -> None:
+def test_warm_up_steps_count(tmp_path: pathlib.Path) -> None:
     fields = {
         "env": "Pendulum-v1", "total_timesteps": 100, "learning_starts": 40, "num_envs": 2,
         "num_steps": 5, "num_gradient_steps": 1, "batch_size": 4, "replay_capacity": 60,
@@ -68,15 +88,16 @@ def keys_and_configs(runs: Any) -> tuple[jax.Array, Any]:
     return compute.run_keys(seeds, 0), configs
 
 
-def test_an_interrupted_sweep_goes_on_and_ends_with_the_same_bits(tmp_path: pathlib.Path) -> None:
-    spec = swept()
-    run(spec, tmp_path / "whole")
+def test_an_interrupted_sweep_resumes_to_the_same_bits(
+    plain: Plain, tmp_path: pathlib.Path
+) -> None:
+    spec = plain.spec
     with pytest.raises(KeyboardInterrupt):
         run(spec, tmp_path / "cut", stop_after=1)
     with stores.Store.read(tmp_path / "cut") as store:
         assert len(store.ledger.pending()) == 3
     run(spec, tmp_path / "cut")
-    whole, cut = contents(tmp_path / "whole"), contents(tmp_path / "cut")
+    whole, cut = contents(plain.out), contents(tmp_path / "cut")
     assert whole.keys() == cut.keys()
     for unit, arrays in whole.items():
         for name, array in arrays.items():
@@ -121,13 +142,12 @@ def test_padding_is_cut_off(tmp_path: pathlib.Path) -> None:
     assert shapes == [(2, 4), (1, 4)]
 
 
-def test_a_run_alone_draws_the_stream_of_the_sweep(tmp_path: pathlib.Path) -> None:
-    """At the same unit size even the bits agree: seed and configuration are all that counts."""
-    run(swept(), tmp_path / "sweep")
+def test_a_run_alone_draws_the_stream_of_the_sweep(plain: Plain, tmp_path: pathlib.Path) -> None:
+    """At the same unit size even the bits agree: only seed and configuration count."""
     fields = {**TINY["config"], "learning_rate": 1e-2, "gamma": 0.99}
     alone = specs.from_dict({**TINY, "seeds": [1], "config": fields, "sweep": {}}, "alone")
     run(alone, tmp_path / "alone")
-    with stores.Store.read(tmp_path / "sweep") as store:
+    with stores.Store.read(plain.out) as store:
         row = next(r for r in store.ledger.runs() if r["run_id"] == alone.runs[0].run_id)
         among = {k: v[row["row"]] for k, v in store.arrays(row["unit"]).items()}
     (single,) = contents(tmp_path / "alone").values()
@@ -162,7 +182,7 @@ def on_four_devices(call: str, *words: str) -> None:
     """Run `call`, an expression about this module, in a process with four CPU devices."""
     here = pathlib.Path(__file__).resolve()
     path = os.pathsep.join(map(str, (here.parent, here.parents[1], here.parents[2])))
-    flags = "--xla_force_host_platform_device_count=4"
+    flags = f"--xla_force_host_platform_device_count=4 {quick.FLAGS}"
     subprocess.run(
         [sys.executable, "-c", f"import sys, test_engine\n{call}", *words],
         env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": path},
@@ -248,46 +268,40 @@ def test_a_fork_may_keep_a_key_in_its_state(tmp_path: pathlib.Path) -> None:
         ("{**metrics, 'x': state.inner.obs}", "'x' of agent .* must be a scalar"),
     ],
 )
-def test_a_fork_that_breaks_the_contract_is_told_before_training(
+def test_a_fork_that_breaks_the_contract_is_refused_before_training(
     tmp_path: pathlib.Path, metrics: str, words: str
 ) -> None:
     with pytest.raises(InputError, match=words):
         run(forked(tmp_path, metrics), tmp_path / "out")
 
 
-def test_plain_progress_lines(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progresses, "LINE_EVERY_S", 0.0)
-    printed = run(swept(), tmp_path / "out")
-    assert "steps/s, " in printed
-    assert " agents/s, best " in printed
-    assert "(learning_rate=" in printed
-    assert "about" in printed
-    assert "s left" in printed
+def test_plain_progress_lines(plain: Plain) -> None:
+    for words in ("steps/s, ", " agents/s, best ", "(learning_rate=", "about", "s left"):
+        assert words in plain.printed
 
 
 def rounds_of(out: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
     """The legs of each run, with their arrays, in order."""
     with stores.Store.read(out) as store:
         arrays = {unit["name"]: store.arrays(unit["name"]) for unit in store.ledger.units()}
-        found: dict[str, list[dict[str, Any]]] = {}
+        legs: dict[str, list[dict[str, Any]]] = {}
         for leg in store.ledger.legs():
             rows = {name: array[leg["row"]] for name, array in arrays[leg["unit"]].items()}
-            found.setdefault(leg["run_id"], []).append({**leg, "arrays": rows})
-    return found
+            legs.setdefault(leg["run_id"], []).append({**leg, "arrays": rows})
+    return legs
 
 
 HALVING = {**TINY, "halving": {"rungs": 2, "eta": 2}, "search": {}}
 
 
-def test_a_rung_is_a_prefix_of_the_same_run(tmp_path: pathlib.Path) -> None:
+def test_a_rung_is_a_prefix_of_the_same_run(plain: Plain, tmp_path: pathlib.Path) -> None:
     """Runs that reach the last rung have the metrics and the score of the plain sweep, bitwise."""
-    run(swept(), tmp_path / "plain")
     run(specs.from_dict(HALVING, "tiny"), tmp_path / "halved")
-    plain, halved = rounds_of(tmp_path / "plain"), rounds_of(tmp_path / "halved")
-    assert plain.keys() == halved.keys()
+    wholes, halved = rounds_of(plain.out), rounds_of(tmp_path / "halved")
+    assert wholes.keys() == halved.keys()
     assert sorted(len(legs) for legs in halved.values()) == [1] * 4 + [2] * 4
     for name, legs in halved.items():
-        (whole,) = plain[name]
+        (whole,) = wholes[name]
         assert [(leg["start"], leg["stop"]) for leg in legs] == [(0, 2), (2, 4)][: len(legs)]
         for metric in ("loss/policy", "episode/return_sum"):
             pieces = np.concatenate([leg["arrays"][metric] for leg in legs])
@@ -333,7 +347,7 @@ def test_a_population_copies_states_and_resumes_to_the_same_bits(tmp_path: pathl
                 assert np.array_equal(array, other["arrays"][metric]), metric
 
 
-def test_a_unit_too_large_is_made_smaller_and_said_so(
+def test_a_unit_too_large_is_made_smaller_with_a_note(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A limit between the needs of one row and of four; the results are those of small units."""
@@ -377,21 +391,19 @@ def test_no_memory_for_a_single_row_is_a_sentence(
     ("message", "expected"),
     [("RESOURCE_EXHAUSTED: no 9 GB", memory.OutOfMemory), ("INTERNAL: lost", FaultError)],
 )
-def test_errors_of_jax_are_told_apart(message: str, expected: type[Exception]) -> None:
+def test_errors_of_jax_are_distinguished(message: str, expected: type[Exception]) -> None:
     with pytest.raises(expected), compute.out_of_memory(8):
         raise jax.errors.JaxRuntimeError(message)
 
 
-def test_the_log_can_be_followed_by_programs(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(progresses, "LOG_EVERY_S", 0.0)
-    run(swept(), tmp_path / "out")
-    lines = (tmp_path / "out" / "progress.jsonl").read_text(encoding="utf-8").splitlines()
-    found = [json.loads(line) for line in lines]
-    assert [line["steps"] for line in found] == sorted(line["steps"] for line in found)
-    assert found[-1]["steps"] == found[-1]["steps_to_do"] == 8 * 64
-    assert found[-1]["best"].startswith("learning_rate=")
+def test_programs_can_follow_the_log(plain: Plain) -> None:
+    lines = (plain.out / "progress.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record["env_steps"] for record in records] == sorted(
+        record["env_steps"] for record in records
+    )
+    assert records[-1]["env_steps"] == records[-1]["env_steps_to_do"] == 8 * 64
+    assert records[-1]["best"].startswith("learning_rate=")
 
 
 def test_only_the_programs_of_the_last_groups_stay_in_memory(

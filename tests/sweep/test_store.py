@@ -94,7 +94,7 @@ def test_a_new_directory_has_the_documented_layout(store):
     assert pragma("PRAGMA synchronous").fetchone()[0] == 2  # FULL
 
 
-def test_what_is_committed_is_what_is_read(store):
+def test_committed_results_are_read_back(store):
     names = list(make_units())
     assert store.ledger.pending() == names
     commit(store, names[1], seed=7, diverged=[1])
@@ -192,7 +192,7 @@ def test_planning_again_changes_nothing(store):
     assert store.ledger.runs() == before
 
 
-def test_pending_units_may_be_planned_anew_and_committed_ones_stay(store):
+def test_pending_units_may_be_planned_again_and_committed_ones_stay(store):
     units = make_units()
     commit(store, "g0-c0000")
     halves = {f"{name}-{run.seed}": [run] for name, runs in list(units.items())[1:] for run in runs}
@@ -537,7 +537,7 @@ def test_a_pickle_in_an_array_file_is_never_loaded(store, tmp_path):
 
 
 class Crash(BaseException):
-    """Stands for the end of the process: nothing in the code may catch it and go on."""
+    """Acts as the end of the process: nothing in the code may catch it and continue."""
 
 
 def crash_at(patch, limit, error=Crash):
