@@ -36,6 +36,8 @@ from typing import Any
 
 import numpy as np
 
+from purejaxpg.sweep import ledger as ledgers
+from purejaxpg.sweep import session
 from purejaxpg.sweep import store as stores
 
 MIB = 2**20
@@ -115,7 +117,7 @@ def child(name: str, options: Any = (), environment: dict[str, str] | None = Non
         environment: variables added to those of this process.
 
     Returns:
-        What it returned.
+        Its result.
     """
     found = subprocess.run(
         [sys.executable, __file__, "--child", name, json.dumps(options)],
@@ -160,10 +162,9 @@ def check_memory(agent: str, rows: int, device: dict[str, Any]) -> Iterator[Find
 
 def measured(raw: dict[str, Any]) -> dict[str, Any]:
     """In a child: the bytes planned for a unit, and the peak of running it."""
-    from purejaxpg import cli
 
-    device = cli.find_devices(1)[0]
-    from purejaxpg.sweep import compute, engine, memory, search
+    device = session.find_devices(1)[0]
+    from purejaxpg.sweep import compute, memory, search
     from purejaxpg.sweep import spec as specs
 
     study, rows = specs.from_dict(raw, "study"), raw["rows_per_device"]
@@ -172,7 +173,7 @@ def measured(raw: dict[str, Any]) -> dict[str, Any]:
     (group,) = backend.groups(0, round_, {})
     try:
         programs = backend.compile(group)
-    except engine.OutOfMemory as error:
+    except memory.OutOfMemory as error:
         return {"refused": str(error)}
 
     def work() -> None:
@@ -210,9 +211,8 @@ def described(agent: str, seeds: int, rows: int, fields: dict[str, Any]) -> dict
 
 def device() -> dict[str, Any]:
     """In a child: describe the device and how much memory a process gets."""
-    from purejaxpg import cli
 
-    found = cli.find_devices(1)[0]
+    found = session.find_devices(1)[0]
     import jax
 
     limit = (found.memory_stats() or {}).get("bytes_limit")
@@ -279,9 +279,9 @@ def limiting(build: Callable[..., Any], room: int) -> Callable[..., Any]:
 def seen_in(out: Path, rows: int, planner: bool) -> Finding:
     """Return a finding from what a ledger says about running out of memory."""
     with stores.Store.read(out) as store:
-        done = sum(leg["status"] in ("done", "diverged") for leg in store.legs())
-        sizes = {unit["size"] for unit in store.units()}
-        notes = [note for note in store.notes() if note.startswith("Out of memory")]
+        done = sum(leg["status"] in ("done", "diverged") for leg in store.ledger.legs())
+        sizes = {unit["size"] for unit in store.ledger.units()}
+        notes = [note for note in store.ledger.notes() if note.startswith("Out of memory")]
     # The planner says how much is needed; XLA says only that there was not enough.
     expected = "rows need" if planner else "ran out of memory"
     holds = done == rows and max(sizes) < rows and any(expected in note for note in notes)
@@ -361,10 +361,10 @@ def kill_after_a_commit(spec: Path, out: Path) -> bool:
 
 def committed(out: Path) -> int:
     """Count the units that are done."""
-    if not (out / stores.LEDGER).is_file():
+    if not (out / ledgers.LEDGER).is_file():
         return 0
     with stores.Store.read(out) as store:
-        return sum(unit["done"] for unit in store.units())
+        return sum(unit["done"] for unit in store.ledger.units())
 
 
 def differences(left: Path, right: Path) -> tuple[int, list[str]]:

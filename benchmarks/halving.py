@@ -73,7 +73,7 @@ def sweep(study: str, directory: pathlib.Path) -> dict[str, Any]:
     )
     seconds = time.perf_counter() - began
     with stores.Store.read(directory / "out") as store:
-        ranked, units = ranking.rank(store), store.units()
+        ranked, units = ranking.rank(store), store.ledger.units()
     return {
         "seconds": seconds,
         "compile_s": sum({unit["facts"]["compile_s"] for unit in units}),

@@ -21,9 +21,11 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from purejaxpg import FaultError, InputError, checkpoint
+from purejaxpg import FaultError, InputError, checkpoint, disk
 from purejaxpg.sweep import engine, search, signals, space
+from purejaxpg.sweep import ledger as ledgers
 from purejaxpg.sweep import plan as plans
+from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import store as stores
 
 
@@ -48,7 +50,7 @@ class Run:
 class Spec:
     """What `search` asks of a spec."""
 
-    search: search.Search
+    search: specs.Search
     seeds: tuple[int, ...] = (0, 1)
     num_configs: int = 6
 
@@ -131,7 +133,7 @@ class Backend:
         target = pathlib.Path(path)
         temporary = target.with_name(f".{target.name}.tmp")
         flat = dict(flattened(tree))
-        with checkpoint.faults("write the checkpoint", target):
+        with disk.faults("write the checkpoint", target):
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             with (temporary / "arrays.npz").open("wb") as file:
@@ -192,12 +194,12 @@ class Silent:
 
 def spec(kind: str = "halving") -> Spec:
     if kind == "halving":
-        return Spec(search.Search(halving=search.Halving(rungs=3, eta=2.0)))
+        return Spec(specs.Search(halving=specs.Halving(rungs=3, eta=2.0)))
     if kind == "longer":
-        return Spec(search.Search(halving=search.Halving(rungs=2, eta=2.0)))
+        return Spec(specs.Search(halving=specs.Halving(rungs=2, eta=2.0)))
     if kind == "pbt":
-        return Spec(search.Search(pbt=search.Pbt(population=4, generations=4)))
-    return Spec(search.Search())
+        return Spec(specs.Search(pbt=specs.Pbt(population=4, generations=4)))
+    return Spec(specs.Search())
 
 
 def run(
@@ -219,9 +221,9 @@ def contents(directory: str | os.PathLike[str]) -> str:
     """Everything that a sweep is about, as one text: legs, scores, arrays and states."""
     lines = []
     with stores.Store.read(directory) as store:
-        for leg in store.legs():
+        for leg in store.ledger.legs():
             lines.append(json.dumps(leg, sort_keys=True))
-        for unit in store.units():
+        for unit in store.ledger.units():
             assert unit["done"]
             for name, array in store.arrays(unit["name"]).items():
                 lines.append(f"{unit['name']} {name} {array.tobytes().hex()}")
@@ -234,14 +236,14 @@ def contents(directory: str | os.PathLike[str]) -> str:
 
 def committed(directory: pathlib.Path) -> dict[str, Any]:
     """What the ledger holds of finished units, after checking that it can be."""
-    if not (directory / stores.LEDGER).is_file():
+    if not (directory / ledgers.LEDGER).is_file():
         return {}
     with stores.Store.read(directory) as store:
-        legs = store.legs()
+        legs = store.ledger.legs()
         assert len({(leg["run_id"], leg["round"]) for leg in legs}) == len(legs)
         assert {leg["status"] for leg in legs} <= {"pending", "done", "diverged"}
         assert store.damaged() == {}
-        done = {unit["name"] for unit in store.units() if unit["done"]}
+        done = {unit["name"] for unit in store.ledger.units() if unit["done"]}
         assert all((leg["unit"] in done) == (leg["status"] != "pending") for leg in legs)
         return {f"{leg['unit']} {leg['row']}": leg for leg in legs if leg["unit"] in done}
 

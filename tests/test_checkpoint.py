@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purejaxpg import FaultError, checkpoint, prng
+from purejaxpg import FaultError, checkpoint, disk, prng
 
 
 def make_state():
@@ -122,8 +122,8 @@ def test_the_manifest_lists_every_file_sorted_with_its_hash(saved):
     on_disk = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()}
     assert set(files) == on_disk - {"MANIFEST.json"}
     assert list(files) == sorted(files)
-    assert all(checkpoint.sha256_of(path / name) == digest for name, digest in files.items())
-    assert checkpoint.sha256_of(path / "MANIFEST.json") == sha256
+    assert all(disk.sha256_of(path / name) == digest for name, digest in files.items())
+    assert disk.sha256_of(path / "MANIFEST.json") == sha256
     assert [p.name for p in path.parent.iterdir() if p.name.startswith(".")] == []
 
 
@@ -260,7 +260,7 @@ def test_a_crash_at_any_step_leaves_the_old_or_the_new_checkpoint(tmp_path, monk
     old, new = {"x": np.arange(3.0)}, {"x": np.arange(3.0) + 10}
     target = tmp_path / "c"
     checkpoint.save(target, old)
-    real = {"sync": checkpoint.sync, "replace": os.replace}
+    real = {"sync": disk.sync, "replace": os.replace}
     seen, finished, limit = set(), False, 0
     while not finished:
         limit += 1

@@ -11,6 +11,7 @@ import pytest
 
 import purejaxpg
 from purejaxpg import cli
+from purejaxpg.sweep import session
 
 FLAGS = [
     *("--total-timesteps", "64", "--num-envs", "2", "--num-steps", "8", "--num-epochs", "1"),
@@ -188,7 +189,7 @@ def test_a_signal_ends_in_one_sentence_that_says_how_to_go_on(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cli, "run_sweep", lambda *_: os.kill(os.getpid(), number))
+    monkeypatch.setattr(session, "run", lambda *_: os.kill(os.getpid(), number))
     before = signal.getsignal(number)
     assert cli.main(["train", "ppo", *FLAGS]) == status
     printed = capsys.readouterr()
@@ -351,14 +352,14 @@ def programs(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib
 def test_programs_are_kept_and_the_oldest_go(
     programs: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cli.keep_programs()
+    session.cache_programs()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(programs)
     for age, name in enumerate(("newest", "middle", "oldest")):
         (programs / name).write_bytes(bytes(100))
         os.utime(programs / name, (1e9 - age, 1e9 - age))
-    monkeypatch.setattr(cli, "PROGRAMS_BYTES", 250)
+    monkeypatch.setattr(session, "PROGRAMS_BYTES", 250)
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    cli.keep_programs()
+    session.cache_programs()
     assert sorted(path.name for path in programs.iterdir()) == ["middle", "newest"]
 
 
@@ -367,14 +368,14 @@ def test_a_place_for_programs_of_ones_own_is_respected(
     programs: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
-    cli.keep_programs()
+    session.cache_programs()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "elsewhere" and not programs.exists()
 
 
 @pytest.mark.fast
 def test_without_a_place_for_programs_all_works(programs: pathlib.Path) -> None:
     programs.parent.parent.write_text("a file where a directory should be")
-    cli.keep_programs()
+    session.cache_programs()
     assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
 
 

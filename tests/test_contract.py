@@ -22,7 +22,7 @@ from jax.extend import random as jax_random
 
 from purejaxpg import config as configs
 from purejaxpg.sweep import compute
-from purejaxpg.sweep import spec as specs
+from purejaxpg.sweep import plan as plans
 
 pytestmark = pytest.mark.parametrize("agent", under_test.AGENTS, ids=under_test.name)
 
@@ -141,7 +141,7 @@ def test_a_state_keeps_its_types(agent: types.ModuleType) -> None:
     assert jax.tree.structure(state) == jax.tree.structure(before)
 
 
-def rows_of(agent: types.ModuleType, runs: list[specs.Run]) -> Any:
+def rows_of(agent: types.ModuleType, runs: list[plans.Run]) -> Any:
     """Train `runs` as one unit, with the engine's own programs -> states, metrics."""
     seeds, batch = compute.stack(runs, ROWS)
     states, count = start(agent, seeds, batch), runs[0].config.num_updates
@@ -156,7 +156,7 @@ def rates(value: float) -> dict[str, float]:
 def test_a_row_does_not_depend_on_its_neighbours(agent: types.ModuleType) -> None:
     """Row i of 8 different runs equals the same run padded with copies of itself, bitwise."""
     runs = [
-        specs.Run(str(i), under_test.tiny(agent, **rates(1e-3 * (i + 1))), i, {})
+        plans.Run(str(i), under_test.tiny(agent, **rates(1e-3 * (i + 1))), i, {})
         for i in range(ROWS)
     ]
     states, _, metrics = rows_of(agent, runs)
@@ -168,9 +168,9 @@ def test_a_row_does_not_depend_on_its_neighbours(agent: types.ModuleType) -> Non
 
 
 def test_a_diverged_row_is_marked_and_harms_no_neighbour(agent: types.ModuleType) -> None:
-    healthy = [specs.Run(str(i), under_test.tiny(agent), i, {}) for i in range(ROWS)]
+    healthy = [plans.Run(str(i), under_test.tiny(agent), i, {}) for i in range(ROWS)]
     broken = [*healthy]
-    broken[2] = specs.Run("2", under_test.tiny(agent, **rates(float("nan"))), 2, {})
+    broken[2] = plans.Run("2", under_test.tiny(agent, **rates(float("nan"))), 2, {})
     states, diverged_at, _ = rows_of(agent, healthy)
     other_states, other_diverged_at, _ = rows_of(agent, broken)
     assert diverged_at.tolist() == [0] * ROWS
@@ -181,7 +181,7 @@ def test_a_diverged_row_is_marked_and_harms_no_neighbour(agent: types.ModuleType
 
 
 def test_segments_of_any_length_give_the_same_bits(agent: types.ModuleType) -> None:
-    run = [specs.Run("0", under_test.tiny(agent), 3, {})]
+    run = [plans.Run("0", under_test.tiny(agent), 3, {})]
     whole, _, _ = rows_of(agent, run)
     seeds, batch = compute.stack(run, ROWS)
     count = run[0].config.num_updates

@@ -13,7 +13,8 @@ from typing import Any
 
 import common
 
-from purejaxpg import cli
+from purejaxpg import contract
+from purejaxpg.sweep import session
 
 
 def sweep(job: dict[str, Any], first_seed: int) -> Any:
@@ -40,7 +41,7 @@ def take_limits_for_ends() -> None:
 
 def prepare(job: dict[str, Any]) -> common.Prepared:
     """Compile the programs of the sweep."""
-    devices = cli.find_devices(None)
+    devices = session.find_devices(None)
     if job.get("limits_end"):
         take_limits_for_ends()
     import numpy as np
@@ -68,13 +69,13 @@ def prepare(job: dict[str, Any]) -> common.Prepared:
         return [train(group, batch) for batch in batches]
 
     def returns(outcome: list[dict[str, Any]]) -> Any:
-        names = ("episode/return_sum", "episode/count")
+        names = contract.CURVE
         arrays = [np.concatenate([found[name] for found in outcome]) for name in names]
         return [array[: job["agents"]].tolist() for array in arrays]
 
     group = group_of(0)
     steps = job["agents"] * (group.config.steps_per_update * group.stop)
-    before = job["agents"] * compute.steps_before(group.config)
+    before = job["agents"] * contract.steps_before(group.config)
     return common.Prepared(run, steps + before, returns, programs.compile_s)
 
 

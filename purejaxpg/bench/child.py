@@ -14,7 +14,7 @@ import numpy as np
 
 from purejaxpg import config as configs
 from purejaxpg.bench import cases, counts, hlo, roof
-from purejaxpg.sweep import compute, engine, memory
+from purejaxpg.sweep import compute, memory
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import search as searches
 from purejaxpg.sweep import spec as specs
@@ -41,7 +41,7 @@ def run(task: dict[str, Any], devices: Sequence[jax.Device], began: float) -> di
     case = cases.Case(**task["case"])
     try:
         return {"import_s": import_s, **measure(case, devices, task["only_compile"])}
-    except engine.OutOfMemory as error:
+    except memory.OutOfMemory as error:
         return {"error": f"{error}."}
 
 

@@ -146,7 +146,7 @@ def size_of_sample(env: Any) -> int:
 
 
 def gathered(config: Any) -> Work:
-    """Return what it takes to gather a sample into a minibatch: read it, write it."""
+    """Return the work of gathering a sample into a minibatch: read it, write it."""
     return work(0, 2 * size_of_sample(envs.from_config(config)))
 
 

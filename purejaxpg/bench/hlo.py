@@ -53,7 +53,7 @@ class Kernels:
         return self.by_opcode.total()
 
     def plus(self, other: "Kernels", times: int = 1) -> "Kernels":
-        """Return both together, the kernels of `other` started so many times."""
+        """Return both together, the kernels of `other` started `times` times."""
         more = Counter({opcode: times * number for opcode, number in other.by_opcode.items()})
         return Kernels(self.by_opcode + more, self.unknown_loops + other.unknown_loops)
 

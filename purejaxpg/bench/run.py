@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from purejaxpg import FaultError, InputError, checkpoint
+from purejaxpg import FaultError, InputError, disk
 from purejaxpg.bench import cases as all_cases
 from purejaxpg.bench import show
 from purejaxpg.sweep import compute
@@ -39,7 +39,7 @@ class Bench:
         """
         self.path = out / "bench.json"
         self.data: dict[str, Any] = {"format": FORMAT, "identity": dict(identity), "results": {}}
-        with checkpoint.faults("write", out):
+        with disk.faults("write", out):
             out.mkdir(parents=True, exist_ok=True)
         if not self.path.exists():
             return
@@ -55,7 +55,7 @@ class Bench:
         self.data = stored
 
     def _read(self) -> dict[str, Any]:
-        with checkpoint.faults("read", self.path):
+        with disk.faults("read", self.path):
             text = self.path.read_text(encoding="utf-8")
         try:
             stored = json.loads(text)
@@ -67,10 +67,7 @@ class Bench:
 
     def write(self) -> None:
         """Write the file, whole or not at all."""
-        with checkpoint.faults("write", self.path):
-            temporary = self.path.with_name(f".{self.path.name}.tmp")
-            temporary.write_text(json.dumps(self.data, indent=1, allow_nan=False), encoding="utf-8")
-            temporary.replace(self.path)
+        disk.write_text(self.path, json.dumps(self.data, indent=1, allow_nan=False))
 
     def done(self, case: all_cases.Case) -> bool:
         """Tell whether a case has been measured; one that failed has not."""

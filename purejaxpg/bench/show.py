@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from purejaxpg import checkpoint
+from purejaxpg import disk
 from purejaxpg.bench import cases, counts, roof
 from purejaxpg.report import figures as drawing
 from purejaxpg.text import engineering
@@ -209,7 +209,7 @@ def figures(data: Mapping[str, Any], directory: Path) -> list[Path]:
         axes.set_ylabel("environment steps per second, all agents")
     paths = [directory / f"bench.{ending}" for ending in ("png", "svg")]
     for path in paths:
-        with checkpoint.faults("write", path):
+        with disk.faults("write", path):
             drawing.save(figure, path)
     return paths
 

@@ -372,7 +372,7 @@ class Follower:
         """Compile the programs of a group of so many units at a time."""
         self.config = configs.build(self.backend.spec.agent.Config, config)
         # Which units they are plays no part: programs take seeds and traced values as arguments.
-        self.unit = plans.Unit("", (plans.Leg(specs.Run("", self.config, 0, {}), 0, 1),) * rows)
+        self.unit = plans.Unit("", (plans.Leg(plans.Run("", self.config, 0, {}), 0, 1),) * rows)
         group = plans.Group(0, signature, rows, (self.unit,) * units)
         self.programs = self.backend.compile(group)
 

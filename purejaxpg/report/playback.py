@@ -19,10 +19,11 @@ import jax
 import numpy as np
 from jax import random
 
-from purejaxpg import FaultError, InputError, checkpoint, envs, evaluate
+from purejaxpg import FaultError, InputError, disk, envs, evaluate
 from purejaxpg import config as configs
 from purejaxpg.report import ranking
 from purejaxpg.sweep import compute, sources
+from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep.store import Store
 from purejaxpg.text import short
@@ -101,7 +102,7 @@ def find(store: Store, name: str) -> dict[str, Any]:
     Raises:
         InputError: there is none of this id, or it has no checkpoint yet.
     """
-    runs = {run["run_id"]: run for run in store.runs()}
+    runs = {run["run_id"]: run for run in store.ledger.runs()}
     name = _best(store, runs) if name == BEST else name
     if name not in runs:
         near = [known for known in runs if name and known.startswith(name)][:3]
@@ -140,12 +141,13 @@ def load(store: Store, run: dict[str, Any], agent: Path | None, say: Say) -> Tra
         InputError: the agent is not the one that was trained, or there is no checkpoint.
         FaultError: the checkpoint is damaged.
     """
-    module = load_agent(store.identity, agent, say)
+    module = load_agent(store.ledger.identity, agent, say)
     legs = sorted(
-        (leg for leg in store.legs() if leg["unit"] == run["unit"]), key=lambda leg: leg["row"]
+        (leg for leg in store.ledger.legs() if leg["unit"] == run["unit"]),
+        key=lambda leg: leg["row"],
     )
     rows = [
-        specs.Run(
+        plans.Run(
             leg["run_id"], configs.build(module.Config, leg["config"]), leg["seed"], leg["swept"]
         )
         for leg in legs
@@ -191,7 +193,7 @@ def load_agent(identity: dict[str, Any], given: Path | None, say: Say) -> types.
 
 
 def _digest(files: Sequence[Path]) -> str:
-    with checkpoint.faults("read", files[0]):
+    with disk.faults("read", files[0]):
         return sources.digest(files)
 
 
@@ -259,7 +261,7 @@ def picture(key: jax.Array, trained: Trained, greedy: bool, path: Path) -> str:
     states, obs, rewards = record(key, trained, greedy)
     _, params = envs.setup(trained.config)
     frames = render.frames(name, params, states, obs, rewards)
-    with checkpoint.faults("write", path):
+    with disk.faults("write", path):
         render.save_gif(path, frames, render.speed(name, len(obs)))
     length = f"{len(rewards)} step{'s' if len(rewards) != 1 else ''}"
     return f"Drew an episode of {length} with return {_short(float(rewards.sum()))}: {path}"

@@ -82,7 +82,7 @@ def test_a_bit_that_differs_is_seen(accelerator: ModuleType, tmp_path: pathlib.P
     assert compared > 10 and differ == []
 
     with stores.Store.read(tmp_path / "other") as store:
-        unit = store.units()[0]["name"]
+        unit = store.ledger.units()[0]["name"]
         arrays = dict(store.arrays(unit))
         name = sorted(arrays)[0]
     arrays[name] = np.nextafter(arrays[name], np.float32(np.inf))

@@ -19,6 +19,7 @@ import pytest
 from purejaxpg import FaultError, InputError, checkpoint
 from purejaxpg.cluster import distributed, processes, remote
 from purejaxpg.sweep import compute, engine, signals
+from purejaxpg.sweep import ledger as ledgers
 from purejaxpg.sweep import search as searches
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import store as stores
@@ -87,10 +88,10 @@ class Job:
             time.sleep(0.02)
 
     def commits(self) -> int:
-        if not (self.out / stores.LEDGER).is_file():
+        if not (self.out / ledgers.LEDGER).is_file():
             return 0
         with stores.Store.read(self.out) as store:
-            return sum(unit["done"] for unit in store.units())
+            return sum(unit["done"] for unit in store.ledger.units())
 
     def end(self) -> tuple[list[int | None], list[str]]:
         """Wait for the end -> exit statuses and what was printed."""
@@ -376,10 +377,10 @@ def test_each_process_gets_its_rows() -> None:
 @pytest.mark.fast
 def test_what_fails_anywhere_fails() -> None:
     def own() -> None:
-        raise engine.OutOfMemory("here", 5)
+        raise memory.OutOfMemory("here", 5)
 
     memory = {"failure": ["memory", "there", 3]}
-    with pytest.raises(engine.OutOfMemory, match="there") as found:
+    with pytest.raises(memory.OutOfMemory, match="there") as found:
         make_leader(memory, {}).together(devices_of(0, 1, 2), 1, {}, own=own)
     assert found.value.fits == 3
     fault = {"failure": ["fault", "jax failed", 0]}

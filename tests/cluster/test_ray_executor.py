@@ -17,6 +17,7 @@ import tiny_sweep
 from purejaxpg import InputError, agents
 from purejaxpg.cluster import ray_executor, remote
 from purejaxpg.sweep import engine
+from purejaxpg.sweep import ledger as ledgers
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import store as stores
 
@@ -74,11 +75,11 @@ def wait_for_a_commit(out: pathlib.Path, process: subprocess.Popen[str]) -> int:
     """Wait until a unit is committed -> units of the round that are still to do."""
     while process.poll() is None:
         time.sleep(0.1)
-        if (out / stores.LEDGER).is_file():
+        if (out / ledgers.LEDGER).is_file():
             with stores.Store.read(out) as store:
-                done = sum(unit["done"] for unit in store.units())
+                done = sum(unit["done"] for unit in store.ledger.units())
                 if done:
-                    return len(store.pending())
+                    return len(store.ledger.pending())
     pytest.fail(process.communicate()[0])
 
 
@@ -169,7 +170,7 @@ def test_running_out_of_memory_in_a_worker_is_told(monkeypatch: pytest.MonkeyPat
     found = ray_executor.compute_unit(task())
     assert isinstance(found, remote.Failure)
     error = remote.as_exception(found)
-    assert isinstance(error, engine.OutOfMemory) and error.fits < 2
+    assert isinstance(error, memory.OutOfMemory) and error.fits < 2
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

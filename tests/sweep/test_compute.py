@@ -21,11 +21,10 @@ import pytest
 from flax import struct
 from jax import random
 
-from purejaxpg import FaultError, InputError, evaluate, prng
+from purejaxpg import FaultError, InputError, contract, evaluate, prng
 from purejaxpg import config as configs
-from purejaxpg.sweep import compute, engine, memory
+from purejaxpg.sweep import compute, memory
 from purejaxpg.sweep import plan as plans
-from purejaxpg.sweep import spec as specs
 
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
@@ -99,11 +98,11 @@ TOY = sys.modules[__name__]
 SPEC: Any = types.SimpleNamespace(agent=TOY, eval_episodes=3, rows_per_device=None)
 
 
-def run(number: int, **fields: Any) -> specs.Run:
-    return specs.Run(str(number), Config(**fields), 10 + number, {})
+def run(number: int, **fields: Any) -> plans.Run:
+    return plans.Run(str(number), Config(**fields), 10 + number, {})
 
 
-def unit(*runs: specs.Run, name: str = "u", stop: int = 7) -> plans.Unit:
+def unit(*runs: plans.Run, name: str = "u", stop: int = 7) -> plans.Unit:
     return plans.Unit(name, tuple(plans.Leg(each, 0, stop) for each in runs))
 
 
@@ -179,9 +178,9 @@ def test_a_minibatch_or_a_batch_is_what_activations_are_counted_for() -> None:
     assert compute.cpu_rows(one) == 4
     one.batch_size = 256  # type: ignore[attr-defined]
     assert compute.cpu_rows(one) == 8
-    assert compute.steps_before(one) == 0
+    assert contract.steps_before(one) == 0
     one.learning_starts = 70  # type: ignore[attr-defined]
-    assert compute.steps_before(one) == 70
+    assert contract.steps_before(one) == 70
 
 
 def test_the_backend_cuts_rounds_and_refuses_what_could_not_be_scored() -> None:
@@ -195,7 +194,7 @@ def test_the_backend_cuts_rounds_and_refuses_what_could_not_be_scored() -> None:
     assert [len(unit.legs) for unit in found.units] == [25, 15]
     backend.on_cpu = False
     assert backend.rows(Config(), 40) == 20
-    backend.spec = types.SimpleNamespace(rows_per_device=7)
+    backend.spec = types.SimpleNamespace(rows_per_device=7, agent=TOY)
     assert backend.rows(Config(), 40) == 7
     long = run(0, env_params={"max_steps_in_episode": 10**6})
     with pytest.raises(InputError, match="max_steps_in_episode"):
@@ -220,7 +219,7 @@ ROWS = 4
 SEGMENT = jax.jit(compute.segment_rows, static_argnums=(0, 1), compiler_options=QUICK)
 
 
-def segment(runs: list[specs.Run], first: int, count: int, states: Any = None, at: Any = None):
+def segment(runs: list[plans.Run], first: int, count: int, states: Any = None, at: Any = None):
     seeds, batch = compute.stack(runs, ROWS)
     states = compute.start_rows(TOY, seeds, batch) if states is None else states
     at = np.zeros(ROWS, np.int32) if at is None else at
@@ -402,23 +401,23 @@ def test_what_does_not_fit_is_refused_with_the_rows_that_may(
 ) -> None:
     needs: Any = types.SimpleNamespace(bytes_per_device=1000, rows=10)
     compute.refuse_too_large(needs, 1000)
-    with pytest.raises(engine.OutOfMemory) as caught:
+    with pytest.raises(memory.OutOfMemory) as caught:
         compute.refuse_too_large(needs, 500)
     assert caught.value.fits == 4  # 0.9 * 10 * 500 / 1000 = 4.5
     monkeypatch.setattr(compute, "build", lambda *arguments: needs)
     monkeypatch.setattr(memory, "limit", lambda devices: 300 * len(devices))
-    with pytest.raises(engine.OutOfMemory) as caught:
+    with pytest.raises(memory.OutOfMemory) as caught:
         compute.Backend(SPEC, jax.devices()[:1] * 3).compile(group(unit(run(0)), unit(run(1))))
     assert caught.value.fits == 5  # the devices of two units count
     mebi: Any = types.SimpleNamespace(bytes_per_device=3 * 2**20, rows=10)
-    with pytest.raises(engine.OutOfMemory, match="10 rows need 3 MiB and 2 are free"):
+    with pytest.raises(memory.OutOfMemory, match="10 rows need 3 MiB and 2 are free"):
         compute.refuse_too_large(mebi, 2 * 2**20)
 
 
 @pytest.mark.parametrize(
     ("text", "kind", "words"),
     [
-        ("RESOURCE_EXHAUSTED: no room\nmore", engine.OutOfMemory, "9 rows ran out of memory"),
+        ("RESOURCE_EXHAUSTED: no room\nmore", memory.OutOfMemory, "9 rows ran out of memory"),
         ("INTERNAL: lost.\nmore", FaultError, "jax failed: INTERNAL: lost; what is done is kept"),
     ],
 )
@@ -430,17 +429,18 @@ def test_what_jax_raises_is_told(text: str, kind: Any, words: str) -> None:
 
 def test_an_agent_that_breaks_the_contract_is_named() -> None:
     with pytest.raises(InputError, match=r"state of agent 'test_compute' must have .* params"):
-        compute.refuse_without_params(TOY, {"w": 1})
-    compute.refuse_without_params(TOY, types.SimpleNamespace(params=1))
+        contract.check_state(TOY, {"w": 1})
+    contract.check_state(TOY, types.SimpleNamespace(params=1))
     _, metrics = jax.eval_shape(lambda k, c: update(k, init(k, c), c), random.key(0), Config())
     rows = {name: jax.ShapeDtypeStruct((2, *x.shape), jnp.float32) for name, x in metrics.items()}
-    compute.refuse_metrics(TOY, rows)
-    for name in ("episode/return_sum", "episode/length_sum", "episode/count"):
+    contract.check_metrics(TOY, rows)
+    contract.check_metrics(TOY, {k: v for k, v in rows.items() if not k.startswith("episode/")})
+    for name in contract.CURVE:
         with pytest.raises(InputError, match=f"must hold '{name}'"):
-            compute.refuse_metrics(TOY, {k: v for k, v in rows.items() if k != name})
+            contract.check_metrics(TOY, {k: v for k, v in rows.items() if k != name})
     vector = jax.ShapeDtypeStruct((2, 3), jnp.float32)
     with pytest.raises(InputError, match=r"'x' of agent .* must be a scalar, .* shape \[3\]"):
-        compute.refuse_metrics(TOY, {**rows, "x": vector})
+        contract.check_metrics(TOY, {**rows, "x": vector})
 
 
 def test_an_agent_is_refused_before_anything_is_compiled() -> None:
@@ -453,8 +453,8 @@ def test_an_agent_is_refused_before_anything_is_compiled() -> None:
     with pytest.raises(InputError, match="agent 'without' must have the attribute params"):
         backend.compile(group(unit(run(0))))
     without.init = init
-    without.update = lambda key, state, config: (state, {"loss/policy": jnp.float32(0)})
-    with pytest.raises(InputError, match="metrics of agent 'without' must hold 'episode/"):
+    without.update = lambda key, state, config: (state, {"episode/count": jnp.float32(0)})
+    with pytest.raises(InputError, match="metrics of agent 'without' must hold 'episode/return"):
         backend.compile(group(unit(run(0))))
 
 

@@ -17,7 +17,7 @@ from tiny_sweep import TINY, contents, run, swept
 from purejaxpg import FaultError, InputError, evaluate
 from purejaxpg.agents import ppo
 from purejaxpg.report import curves
-from purejaxpg.sweep import compute, engine
+from purejaxpg.sweep import compute, memory
 from purejaxpg.sweep import progress as progresses
 from purejaxpg.sweep import search as searches
 from purejaxpg.sweep import spec as specs
@@ -30,8 +30,8 @@ def test_results_are_stored_with_everything_that_made_them(tmp_path: pathlib.Pat
     assert "4 configurations x 2 seeds = 8 runs, " in printed
     assert "8 runs in 1 compilation." in printed
     with stores.Store.read(tmp_path / "out") as store:
-        assert store.finished
-        runs, units = store.runs(), store.units()
+        assert store.ledger.finished
+        runs, units = store.ledger.runs(), store.ledger.units()
         arrays = store.arrays(units[0]["name"])
         template = jax.eval_shape(jax.vmap(ppo.init), *keys_and_configs(spec.runs[:2]))
         states = store.state(units[0]["name"], template)
@@ -55,9 +55,9 @@ def test_steps_of_a_warm_up_count(tmp_path: pathlib.Path) -> None:
     plain = {"agent": "ddpg", "seeds": 1, "eval_episodes": 2, "config": fields}
     run(specs.from_dict(plain, "warm"), tmp_path)
     with stores.Store.read(tmp_path) as store:
-        (unit,) = store.units()
+        (unit,) = store.ledger.units()
         arrays = {unit["name"]: store.arrays(unit["name"], curves.METRICS)}
-        (curve,) = curves.of_runs(store, store.legs(), arrays).values()
+        (curve,) = curves.of_runs(store, store.ledger.legs(), arrays).values()
     assert unit["facts"]["steps_before"] == 40
     assert unit["facts"]["env_steps"] == 100
     assert curve.steps.tolist() == [45.0, 55.0, 65.0, 75.0, 85.0, 95.0]
@@ -74,7 +74,7 @@ def test_an_interrupted_sweep_goes_on_and_ends_with_the_same_bits(tmp_path: path
     with pytest.raises(KeyboardInterrupt):
         run(spec, tmp_path / "cut", stop_after=1)
     with stores.Store.read(tmp_path / "cut") as store:
-        assert len(store.pending()) == 3
+        assert len(store.ledger.pending()) == 3
     run(spec, tmp_path / "cut")
     whole, cut = contents(tmp_path / "whole"), contents(tmp_path / "cut")
     assert whole.keys() == cut.keys()
@@ -128,7 +128,7 @@ def test_a_run_alone_draws_the_stream_of_the_sweep(tmp_path: pathlib.Path) -> No
     alone = specs.from_dict({**TINY, "seeds": [1], "config": fields, "sweep": {}}, "alone")
     run(alone, tmp_path / "alone")
     with stores.Store.read(tmp_path / "sweep") as store:
-        row = next(r for r in store.runs() if r["run_id"] == alone.runs[0].run_id)
+        row = next(r for r in store.ledger.runs() if r["run_id"] == alone.runs[0].run_id)
         among = {k: v[row["row"]] for k, v in store.arrays(row["unit"]).items()}
     (single,) = contents(tmp_path / "alone").values()
     for name, array in among.items():
@@ -152,8 +152,8 @@ def test_the_sweep_is_train_and_evaluate(tmp_path: pathlib.Path) -> None:
 def test_a_diverged_run_is_marked_and_stored(tmp_path: pathlib.Path) -> None:
     run(swept(learning_rate=[1e-3, 1e38], max_grad_norm=[float("inf")]), tmp_path / "out")
     with stores.Store.read(tmp_path / "out") as store:
-        status = {(r["swept"]["learning_rate"], r["status"]) for r in store.runs()}
-        at = [r["diverged_at"] for r in store.runs() if r["status"] == "diverged"]
+        status = {(r["swept"]["learning_rate"], r["status"]) for r in store.ledger.runs()}
+        at = [r["diverged_at"] for r in store.ledger.runs() if r["status"] == "diverged"]
     assert status == {(1e-3, "done"), (1e38, "diverged")}
     assert all(1 <= update <= 4 for update in at)
 
@@ -238,13 +238,13 @@ def test_a_fork_may_keep_a_key_in_its_state(tmp_path: pathlib.Path) -> None:
     spec = forked(tmp_path, "metrics")
     run(spec, tmp_path / "out")
     with stores.Store.read(tmp_path / "out") as store:
-        assert store.finished
+        assert store.ledger.finished
 
 
 @pytest.mark.parametrize(
     ("metrics", "words"),
     [
-        ("{}", "must hold 'episode/return_sum'"),
+        ('{"episode/count": metrics["episode/count"]}', "must hold 'episode/return_sum'"),
         ("{**metrics, 'x': state.inner.obs}", "'x' of agent .* must be a scalar"),
     ],
 )
@@ -268,9 +268,9 @@ def test_plain_progress_lines(tmp_path: pathlib.Path, monkeypatch: pytest.Monkey
 def rounds_of(out: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
     """The legs of each run, with their arrays, in order."""
     with stores.Store.read(out) as store:
-        arrays = {unit["name"]: store.arrays(unit["name"]) for unit in store.units()}
+        arrays = {unit["name"]: store.arrays(unit["name"]) for unit in store.ledger.units()}
         found: dict[str, list[dict[str, Any]]] = {}
-        for leg in store.legs():
+        for leg in store.ledger.legs():
             rows = {name: array[leg["row"]] for name, array in arrays[leg["unit"]].items()}
             found.setdefault(leg["run_id"], []).append({**leg, "arrays": rows})
     return found
@@ -295,7 +295,9 @@ def test_a_rung_is_a_prefix_of_the_same_run(tmp_path: pathlib.Path) -> None:
         if len(legs) == 2:
             assert legs[1]["score"] == whole["score"]
     with stores.Store.read(tmp_path / "halved") as store:
-        assert sorted(row["status"] for row in store.runs()) == ["done"] * 4 + ["stopped"] * 4
+        assert (
+            sorted(row["status"] for row in store.ledger.runs()) == ["done"] * 4 + ["stopped"] * 4
+        )
 
 
 PBT = {
@@ -348,9 +350,9 @@ def test_a_unit_too_large_is_made_smaller_and_said_so(
     monkeypatch.setattr(compute.memory, "limit", lambda devices: needs[0] // 2)
     printed = run(spec, tmp_path / "out")
     with stores.Store.read(tmp_path / "out") as store:
-        assert store.finished
-        rows = {unit["size"] for unit in store.units()}
-        (note,) = store.notes()
+        assert store.ledger.finished
+        rows = {unit["size"] for unit in store.ledger.units()}
+        (note,) = store.ledger.notes()
     assert len(rows) == 1 and max(rows) < 8
     assert "8 rows need" in note and f"with {max(rows)} rows a device instead" in note
     assert note in printed
@@ -373,7 +375,7 @@ def test_no_memory_for_a_single_row_is_a_sentence(
 
 @pytest.mark.parametrize(
     ("message", "expected"),
-    [("RESOURCE_EXHAUSTED: no 9 GB", engine.OutOfMemory), ("INTERNAL: lost", FaultError)],
+    [("RESOURCE_EXHAUSTED: no 9 GB", memory.OutOfMemory), ("INTERNAL: lost", FaultError)],
 )
 def test_errors_of_jax_are_told_apart(message: str, expected: type[Exception]) -> None:
     with pytest.raises(expected), compute.out_of_memory(8):
@@ -387,8 +389,8 @@ def test_the_log_can_be_followed_by_programs(
     run(swept(), tmp_path / "out")
     lines = (tmp_path / "out" / "progress.jsonl").read_text(encoding="utf-8").splitlines()
     found = [json.loads(line) for line in lines]
-    assert [line["env_steps"] for line in found] == sorted(line["env_steps"] for line in found)
-    assert found[-1]["env_steps"] == found[-1]["env_steps_to_do"] == 8 * 64
+    assert [line["steps"] for line in found] == sorted(line["steps"] for line in found)
+    assert found[-1]["steps"] == found[-1]["steps_to_do"] == 8 * 64
     assert found[-1]["best"].startswith("learning_rate=")
 
 

@@ -28,8 +28,9 @@ import numpy as np
 import pytest
 import stand_in
 
-from purejaxpg import FaultError, InputError, checkpoint
-from purejaxpg.sweep import engine, fsck, search, signals
+from purejaxpg import FaultError, InputError, checkpoint, disk
+from purejaxpg.sweep import engine, fsck, memory, search, signals
+from purejaxpg.sweep import ledger as ledgers
 from purejaxpg.sweep import store as stores
 
 SCRIPT = str(pathlib.Path(stand_in.__file__).resolve())
@@ -273,7 +274,7 @@ CALLS = ("fsync", "replace", "mkdir", "unlink", "rmdir")
 def failing_at(n: int, error: Callable[[], BaseException]) -> Iterator[Callable[[], bool]]:
     """Let the n-th call to the disk, or to the ledger, fail -> whether it came to that."""
     count, originals = [0], {name: getattr(os, name) for name in CALLS}
-    sync = checkpoint.sync
+    sync = disk.sync
 
     def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **more: Any) -> Any:
@@ -294,9 +295,9 @@ def failing_at(n: int, error: Callable[[], BaseException]) -> Iterator[Callable[
     with pytest.MonkeyPatch.context() as patch:
         for name, original in originals.items():
             patch.setattr(os, name, wrapped(original))
-        patch.setattr(checkpoint, "sync", wrapped(sync))
+        patch.setattr(disk, "sync", wrapped(sync))
         connect = functools.partial(sqlite3.connect, factory=Connection)
-        patch.setattr(stores.sqlite3, "connect", connect)
+        patch.setattr(ledgers.sqlite3, "connect", connect)
         yield lambda: count[0] >= n
 
 
@@ -367,7 +368,7 @@ def files_of(out: pathlib.Path) -> list[pathlib.Path]:
 def settled(whole: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
     """A copy whose ledger is one file: the log of SQLite is a file of its own kind of trouble."""
     shutil.copytree(whole, out)
-    with contextlib.closing(sqlite3.connect(out / stores.LEDGER)) as connection:
+    with contextlib.closing(sqlite3.connect(out / ledgers.LEDGER)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         connection.execute("PRAGMA journal_mode = DELETE")
     return out
@@ -442,7 +443,7 @@ def test_a_flipped_bit_in_the_ledger_is_found_or_means_nothing(
     """Of any 60 bits; and a ledger that cannot be read is rebuilt, committed units and all."""
     chance = random.Random(1)
     out = settled(whole, tmp_path / "out")
-    ledger, said_before = out / stores.LEDGER, rows_of(out)
+    ledger, said_before = out / ledgers.LEDGER, rows_of(out)
     original, rebuilt = ledger.read_bytes(), 0
     for _ in range(60):
         ledger.write_bytes(flipped(original, chance.randrange(8 * len(original))))
@@ -459,14 +460,14 @@ def test_a_flipped_bit_in_the_ledger_is_found_or_means_nothing(
             assert "The ledger is rebuilt with 8 units from their records." in said
             assert stand_in.contents(out) == expected
         shutil.rmtree(out / "ledger.damaged", ignore_errors=True)
-        for name in (f"{stores.LEDGER}-wal", f"{stores.LEDGER}-shm"):
+        for name in (f"{ledgers.LEDGER}-wal", f"{ledgers.LEDGER}-shm"):
             (out / name).unlink(missing_ok=True)
     assert rebuilt == 5
 
 
 def rows_of(out: pathlib.Path) -> list[tuple[Any, ...]]:
     """All that a ledger says, but for the words of notes and of the spec, which have no hash."""
-    with contextlib.closing(sqlite3.connect(out / stores.LEDGER)) as connection:
+    with contextlib.closing(sqlite3.connect(out / ledgers.LEDGER)) as connection:
         queries = ("* FROM units", "* FROM legs", "* FROM meta WHERE key != 'spec'")
         found = [connection.execute(f"SELECT {query} ORDER BY 1, 2") for query in queries]
         return [row for rows in found for row in rows]
@@ -494,7 +495,7 @@ def test_a_damaged_log_of_the_ledger_costs_time_and_nothing_else(
     """SQLite ends it at the first frame that is damaged: what came after was not committed."""
     chance, shorter = random.Random(damage), 0
     for copy in with_logs(in_memory, monkeypatch):
-        log = copy / f"{stores.LEDGER}-wal"
+        log = copy / f"{ledgers.LEDGER}-wal"
         done, changed = len(stand_in.committed(copy)), DAMAGES[damage](log.read_bytes(), chance)
         log.write_bytes(changed)
         shorter += len(stand_in.committed(copy)) < done
@@ -507,13 +508,13 @@ def test_a_lost_ledger_is_rebuilt_and_damaged_units_are_computed_again(
     tmp_path: pathlib.Path, whole: pathlib.Path, expected: str
 ) -> None:
     out = settled(whole, tmp_path / "out")
-    (out / stores.LEDGER).write_bytes(b"not a ledger" * 100)
+    (out / ledgers.LEDGER).write_bytes(b"not a ledger" * 100)
     (out / "records" / "round0-group0-unit1.json").unlink()
     (out / "arrays" / "round1-group0-unit0.npz").unlink()
     assert fsck.run(out, False, lambda _: None) == 1
     assert fsck.run(out, True, lambda _: None) == 0
     with stores.Store.read(out) as store:
-        pending = {unit["name"] for unit in store.units() if not unit["done"]}
+        pending = {unit["name"] for unit in store.ledger.units() if not unit["done"]}
     assert pending == {"round1-group0-unit0"}
     stand_in.run(out)
     assert stand_in.contents(out) == expected
@@ -541,7 +542,7 @@ def states_on_disk(out: pathlib.Path) -> set[str]:
 
 def states_in_ledger(out: pathlib.Path) -> set[str]:
     with stores.Store.read(out) as store:
-        return {unit["name"] for unit in store.units() if unit["has_state"]}
+        return {unit["name"] for unit in store.ledger.units() if unit["has_state"]}
 
 
 def listened(monkeypatch: pytest.MonkeyPatch, out: pathlib.Path) -> list[str]:
@@ -562,7 +563,7 @@ def test_a_state_is_kept_as_long_as_a_run_ends_in_it(
     for out in (whole, populated):
         assert fsck.check(out) == []
         with stores.Store.read(out) as store:
-            assert {run["unit"] for run in store.runs()} == states_in_ledger(out)
+            assert {run["unit"] for run in store.ledger.runs()} == states_in_ledger(out)
     with stores.Store.read(populated) as store, pytest.raises(InputError, match="a later round"):
         store.state("round0-group0-unit0", np.zeros(3, np.uint64), stand_in.Backend().load)
 
@@ -605,7 +606,7 @@ def test_states_that_were_not_released_in_time_are_a_reason_to_go_on(
     def unfinished() -> bool:
         rounds = search.rounds(stand_in.spec("pbt"))  # type: ignore[arg-type]
         with stores.Store.read(out) as store:
-            assert store.pending() == [] and store.superseded(1) == []
+            assert store.ledger.pending() == [] and store.superseded(1) == []
             return engine.unfinished(rounds, store)
 
     with monkeypatch.context() as patch, pytest.raises(Crash):
@@ -638,11 +639,15 @@ def test_a_lost_generation_of_a_lost_ledger_is_computed_again(
 ) -> None:
     """A unit that the rebuilt ledger does not know of lacks the states that it starts from."""
     out = settled(populated, tmp_path / "out")
-    (out / stores.LEDGER).write_bytes(b"not a ledger" * 100)
+    (out / ledgers.LEDGER).write_bytes(b"not a ledger" * 100)
     (out / "records" / "round2-group0-unit0.json").unlink()
     assert fsck.run(out, True, lambda _: None) == 0
     with stores.Store.read(out) as store:
-        assert len(store.units()) == 11 and store.pending() == [] and store.damaged() == {}
+        assert (
+            len(store.ledger.units()) == 11
+            and store.ledger.pending() == []
+            and store.damaged() == {}
+        )
     stand_in.run(out, "pbt")
     assert stand_in.contents(out) == expected_of["pbt"]
 
@@ -655,7 +660,7 @@ def test_memory_may_run_out_where_states_were_released(
 
     def compile(self: Any, group: Any) -> Any:
         if group.rows == 3 and group.start == 18:
-            raise engine.OutOfMemory("3 rows are too many", 2)
+            raise memory.OutOfMemory("3 rows are too many", 2)
         return original(self, group)
 
     monkeypatch.setattr(stand_in.Backend, "compile", compile)
@@ -663,8 +668,8 @@ def test_memory_may_run_out_where_states_were_released(
     stand_in.run(out, "pbt")
     for found in (populated, out):
         with stores.Store.read(found) as store:
-            legs = {(leg["run_id"], leg["round"]): leg["score"] for leg in store.legs()}
-            sizes = [unit["size"] for unit in store.units() if unit["round"] == 3]
+            legs = {(leg["run_id"], leg["round"]): leg["score"] for leg in store.ledger.legs()}
+            sizes = [unit["size"] for unit in store.ledger.units() if unit["round"] == 3]
         if found == populated:
             expected_scores = legs
     assert sizes == [2, 2, 2, 2] and legs == expected_scores

@@ -56,10 +56,10 @@ def test_the_disk_that_is_planned_is_what_is_written(tmp_path: pathlib.Path) -> 
     backend = compute.Backend(spec, jax.devices()[:1])
     (round_,) = forecast.searches.rehearse(forecast.searches.rounds(spec))
     planned = [(0, group) for group in backend.groups(0, round_, {})]
-    predicted = forecast.disk(spec, planned, backend, 1)
+    predicted = forecast.bytes_on_disk(spec, planned, backend, 1)
     run(spec, tmp_path / "out")
     with stores.Store.read(tmp_path / "out") as store:
-        arrays = [store.arrays(unit["name"]) for unit in store.units()]
+        arrays = [store.arrays(unit["name"]) for unit in store.ledger.units()]
     written = sum(array.nbytes for found in arrays for array in found.values())
     unit = planned[0][1].units[0]
     shapes = backend.template(unit)
@@ -78,7 +78,7 @@ def test_of_a_population_two_generations_of_states_are_planned() -> None:
         backend = compute.Backend(spec, jax.devices()[:1])
         rounds = forecast.searches.rehearse(forecast.searches.rounds(spec))
         planned = [(i, g) for i, round_ in enumerate(rounds) for g in backend.groups(i, round_, {})]
-        return forecast.disk(spec, planned, backend, 1)
+        return forecast.bytes_on_disk(spec, planned, backend, 1)
 
     evaluations = 2 * 8 * 13 * 4  # two generations more of eight members and four episodes
     assert predicted(pbt={**few, "generations": 4}) == predicted(pbt=few) + evaluations

@@ -65,7 +65,7 @@ def results(agent: types.ModuleType, out: pathlib.Path) -> dict[str, np.ndarray]
     """Arrays and the leaves of the final state."""
     spec = spec_of(agent)
     with stores.Store.read(out) as store:
-        (unit,) = store.units()
+        (unit,) = store.ledger.units()
         found = dict(store.arrays(unit["name"]))
         template = compute.Backend(spec, jax.devices()[:1]).template(
             types.SimpleNamespace(legs=[searches.whole(run) for run in spec.runs])  # type: ignore[arg-type]
@@ -109,7 +109,7 @@ def test_a_run_goes_on_in_another_process(
 ) -> None:
     out = halves / under_test.name(agent)
     with stores.Store.read(out) as store:
-        assert len(store.pending()) == 1
+        assert len(store.ledger.pending()) == 1
     snapshot = sorted(path.name for path in (out / "progress").iterdir())
     assert any(f".{UPDATES // 2}-" in name for name in snapshot), snapshot
     go(agent, out)
@@ -154,8 +154,8 @@ def sweep(directory: pathlib.Path, out: str) -> "subprocess.Popen[bytes]":
 
 def everything(out: pathlib.Path) -> dict[str, Any]:
     with stores.Store.read(out) as store:
-        found: dict[str, Any] = {"legs": store.legs()}
-        for unit in store.units():
+        found: dict[str, Any] = {"legs": store.ledger.legs()}
+        for unit in store.ledger.units():
             for name, array in store.arrays(unit["name"]).items():
                 found[f"{unit['name']} {name}"] = array.tobytes()
     manifests = sorted((out / "checkpoints").glob("*/MANIFEST.json"))

@@ -16,7 +16,7 @@ from purejaxpg.sweep import spec as specs
 pytestmark = pytest.mark.fast
 
 RATES = {"learning_rate": {"log_uniform": [1e-4, 1e-1]}, "gamma": [0.9, 0.95, 0.99]}
-Score = Callable[[specs.Run], float]
+Score = Callable[[plans.Run], float]
 
 
 def make(**changed: Any) -> specs.Spec:
@@ -42,7 +42,7 @@ def results(round_: plans.Round, score: Score, bad: Score | None = None) -> sear
     }
 
 
-def rate(run: specs.Run) -> float:
+def rate(run: plans.Run) -> float:
     return run.config.learning_rate
 
 
@@ -80,7 +80,7 @@ def test_a_diverged_run_counts_as_the_worst() -> None:
     assert all(rate(leg.run) <= 1e-2 for leg in again[1].legs)
 
 
-def broken(run: specs.Run) -> bool:
+def broken(run: plans.Run) -> bool:
     return run.swept["learning_rate"] in (1e-4, 1e-3)
 
 
