@@ -47,6 +47,7 @@ from scipy import stats as distributions
 
 import purejaxpg
 from purejaxpg import FaultError, InputError, cli, stats
+from purejaxpg.sweep import session
 
 HERE = pathlib.Path(__file__).resolve().parent
 JAX = ("jax==0.10.2", "jaxlib==0.10.2", "flax==0.12.8", "optax==0.2.8", "distrax==0.1.9")
@@ -749,12 +750,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(make_parser().parse_args(argv))
     except InputError as error:
-        return cli.complain(error, cli.EXIT_INPUT)
+        return cli.complain(error, session.EXIT_INPUT)
     except FaultError as error:
-        return cli.complain(error, cli.EXIT_FAULT)
+        return cli.complain(error, session.EXIT_FAULT)
     except KeyboardInterrupt:
         done = "Interrupted; complete samples are kept, and the same command resumes."
-        return cli.complain(done, cli.EXIT_INTERRUPTED)
+        return cli.complain(done, session.EXIT_INTERRUPTED)
     return 0
 
 
