@@ -154,8 +154,14 @@ def rates(group: plans.Group, devices: int, update_s: float) -> dict[str, Any]:
 def use_of_memory(spec: specs.Spec, programs: compute.Programs, config: Any) -> dict[str, Any]:
     """Return the bytes of the training program, as XLA plans them, and of the process.
 
-    `per_agent` is all that a row needs, `beyond_data` the same without its rollout or its replay
-    buffer.
+    Args:
+        spec: of the case.
+        programs: compiled for it.
+        config: of its only group.
+
+    Returns:
+        XLA's parts of the plan; `per_device`; `per_agent`, all that a row needs; `data`, its rollout
+        or replay buffer; `beyond_data`, the rest of a row; and the `peak` of the process.
     """
     plan, needed = programs.segment.memory_analysis(), memory.needed(programs.segment)
     names = ("temp", "argument", "output", "alias")

@@ -272,5 +272,11 @@ KINDS: dict[str, Callable[[Any], tuple[Work, float]]] = {
 
 
 def seconds_at_roof(found: Count, gflops: float, gb_per_s: float) -> float:
-    """Return the least time of an environment step on a machine with this roof."""
+    """Return the least seconds of an environment step on a machine with this roof.
+
+    Args:
+        found: per environment step.
+        gflops: 10⁹ operations per second of the machine.
+        gb_per_s: 10⁹ bytes per second that it reads and writes.
+    """
     return max(found.flops / (1e9 * gflops), found.bytes / (1e9 * gb_per_s))

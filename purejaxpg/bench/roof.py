@@ -76,7 +76,13 @@ def product(
 
 
 def copy(devices: Sequence[jax.Device], size: int, least_s: float) -> float:
-    """Return the GB/s of reading and writing arrays of `size` bytes, one on each device."""
+    """Return the GB/s of reading and writing arrays, one on each device.
+
+    Args:
+        devices: all work at once.
+        size: bytes of an array.
+        least_s: seconds that a timed loop takes at least.
+    """
     x = np.ones((len(devices), size // counts.FLOAT), np.float32)
     return 2e-9 * len(devices) * size / fastest(devices, lambda x: x + 1.0, (x,), least_s)
 

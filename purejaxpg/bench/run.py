@@ -213,7 +213,13 @@ def measure(
 
 
 def one(processes: Processes, case: all_cases.Case, limit_s: float) -> dict[str, Any]:
-    """Measure a case and, unless it is quick or about a flag, how soon its programs are back."""
+    """Measure a case and, unless it is quick or about a flag, how soon its programs are back.
+
+    Args:
+        processes: what measures.
+        case: to be measured.
+        limit_s: seconds for all of it.
+    """
     load = load_average()
     with tempfile.TemporaryDirectory() as cache:
         task = {"case": case.as_dict(), "only_compile": False}
