@@ -160,8 +160,8 @@ def use_of_memory(spec: specs.Spec, programs: compute.Programs, config: Any) -> 
         config: of its only group.
 
     Returns:
-        XLA's parts of the plan; `per_device`; `per_agent`, all that a row needs; `data`, its rollout
-        or replay buffer; `beyond_data`, the rest of a row; and the `peak` of the process.
+        The parts of XLA's plan; `per_device`; `per_agent`, all that a row needs; `data`, its
+        rollout or replay buffer; `beyond_data`, the rest of a row; `peak` of the process.
     """
     plan, needed = programs.segment.memory_analysis(), memory.needed(programs.segment)
     names = ("temp", "argument", "output", "alias")
