@@ -1,9 +1,9 @@
 """Driver of this package: the compiled programs of a sweep, over all cores, as `sweep` runs them.
 
-A job with "limits_end" takes a time limit for the end of an episode, as PureJaxRL does: where the
-two sides then learn alike, it was that which told them apart.
+A job with "limits_end" treats a time limit as the end of an episode, as PureJaxRL does: if the two
+sides then learn alike, that was the difference between them.
 
-What is left out is evaluation, the store and the report: a repetition is `init` and all segments of
+Evaluation, the store and the report are left out: a repetition is `init` and all segments of
 training, with the metrics brought to the host after each segment.
 """
 
@@ -18,7 +18,7 @@ from purejaxpg.sweep import session
 
 
 def sweep(job: dict[str, Any], first_seed: int) -> Any:
-    """Return the sweep that a job is."""
+    """Return the sweep of a job."""
     from purejaxpg.sweep import spec as specs
 
     seeds = list(range(first_seed, first_seed + job["agents"]))
@@ -27,7 +27,7 @@ def sweep(job: dict[str, Any], first_seed: int) -> Any:
 
 
 def take_limits_for_ends() -> None:
-    """Let every agent see a truncated episode as a terminated one."""
+    """Make every truncated episode look terminated to the agents."""
     from purejaxpg import envs
 
     step = envs.step
@@ -40,7 +40,7 @@ def take_limits_for_ends() -> None:
 
 
 def prepare(job: dict[str, Any]) -> common.Prepared:
-    """Compile what the sweep compiles."""
+    """Compile the programs of the sweep."""
     devices = session.find_devices(None)
     if job.get("limits_end"):
         take_limits_for_ends()

@@ -309,9 +309,8 @@ def test_a_rung_is_a_prefix_of_the_same_run(plain: Plain, tmp_path: pathlib.Path
         if len(legs) == 2:
             assert legs[1]["score"] == whole["score"]
     with stores.Store.read(tmp_path / "halved") as store:
-        assert (
-            sorted(row["status"] for row in store.ledger.runs()) == ["done"] * 4 + ["stopped"] * 4
-        )
+        statuses = sorted(row["status"] for row in store.ledger.runs())
+        assert statuses == ["done"] * 4 + ["stopped"] * 4
 
 
 PBT = {
@@ -399,10 +398,10 @@ def test_errors_of_jax_are_distinguished(message: str, expected: type[Exception]
 def test_programs_can_follow_the_log(plain: Plain) -> None:
     lines = (plain.out / "progress.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
-    assert [record["env_steps"] for record in records] == sorted(
-        record["env_steps"] for record in records
+    assert [record["steps"] for record in records] == sorted(
+        record["steps"] for record in records
     )
-    assert records[-1]["env_steps"] == records[-1]["env_steps_to_do"] == 8 * 64
+    assert records[-1]["steps"] == records[-1]["steps_to_do"] == 8 * 64
     assert records[-1]["best"].startswith("learning_rate=")
 
 
