@@ -30,7 +30,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 CORE = {"root", "kernels", "config"}
 SHARED = {"envs", "networks", "normalize", "prng", "replay", "schedules"}
-INNER = {*CORE, *SHARED, "checkpoint", "evaluate", "extras", "render", "stats", "streams", "text"}
+INNER = {*CORE, *SHARED, "checkpoint", "evaluate", "extras", "stats", "streams", "text"}
 OUTER = {*INNER, "sweep", "cluster", "report"}
 # Group of a module -> groups that it may import. Every module of the package has its group here.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -38,9 +38,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": set(),
     "config": {"root"},
     **dict.fromkeys(SHARED, CORE),
+    "envs": {*CORE, "envs", "extras"},
     "checkpoint": {"root", "config", "text"},
     "evaluate": {*CORE, *SHARED, "checkpoint"},
-    "render": {"root"},
     "streams": {"root"},
     "extras": {"root"},
     "agents": {*CORE, *SHARED},
