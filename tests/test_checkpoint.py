@@ -272,7 +272,7 @@ def test_a_crash_at_any_step_leaves_the_old_or_the_new_checkpoint(tmp_path, monk
             return real[name](*args)
 
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, "sync", lambda path, step=step: step("sync", path))
+            patch.setattr(disk, "sync", lambda path, step=step: step("sync", path))
             patch.setattr(checkpoint.os, "replace", lambda a, b, step=step: step("replace", a, b))
             try:
                 checkpoint.save(target, new)
@@ -304,7 +304,7 @@ def test_faults_of_the_disk_are_plain_sentences(tmp_path, monkeypatch, code, rea
     def fail(path):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(checkpoint, "sync", fail)
+    monkeypatch.setattr(disk, "sync", fail)
     with pytest.raises(FaultError, match=f"Cannot write the checkpoint .*: {reason}"):
         checkpoint.save(target, np.ones(2))
     assert checkpoint.load(target, np.zeros(2)).tolist() == [0.0, 0.0]

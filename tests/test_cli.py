@@ -306,8 +306,8 @@ def test_module_runs_as_a_program() -> None:
     [
         (
             "ddpg --env CartPole-v1",
-            "env 'CartPole-v1' has discrete actions, but DDPG needs continuous ones; "
-            "on Pendulum-v1, for one, it works.",
+            "env 'CartPole-v1' has discrete actions, but DDPG needs continuous ones, such as "
+            "those of Pendulum-v1.",
         ),
         (
             "sac --replay-capacity 100",

@@ -7,7 +7,7 @@ import tomllib
 
 import pytest
 
-from purejaxpg import cli
+from purejaxpg import cli, trainers
 from purejaxpg.sweep import search as searches
 from purejaxpg.sweep import spec as specs
 
@@ -55,7 +55,7 @@ def test_every_command_and_option_exists() -> None:
         fields = rest if arguments.command is cli.train else []
         assert rest == fields, f"{call}: there is no option {rest}"
         if fields:
-            cli.parse_fields(specs.load_agent(arguments.agent).Config, fields)
+            cli.parse_fields(trainers.load(arguments.agent).Config, fields)
     scripts = {
         name for page in PAGES for name in re.findall(r"python (\w+/\w+\.py)", page.read_text())
     }

@@ -31,7 +31,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 CORE = {"root", "kernels", "config"}
 SHARED = {"envs", "networks", "normalize", "prng", "replay", "schedules"}
-BESIDE = {"checkpoint", "contract", "disk", "evaluate", "extras", "render", "signals", "stats"}
+BESIDE = {"checkpoint", "contract", "disk", "evaluate", "extras", "signals", "stats"}
 INNER = {*CORE, *SHARED, *BESIDE, "streams", "text", "trainers"}
 OUTER = {*INNER, "sweep", "cluster", "report"}
 # Group of a module -> groups that it may import. Every module of the package has its group here.
@@ -42,8 +42,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(SHARED, CORE),
     "checkpoint": {"root", "config", "disk", "text"},
     "disk": {"root"},
+    "envs": {*CORE, "envs", "extras"},
     "evaluate": {*CORE, *SHARED, "checkpoint"},
-    "render": {"root"},
     "streams": {"root"},
     "extras": {"root"},
     "agents": {*CORE, *SHARED},

@@ -157,7 +157,7 @@ def product(
     for name, numbers in named.items():
         for number in numbers:
             configs.require(number > 0, f"{name} must be 1 or more, but is {number}.")
-    fixed = {} if env is None else {"env": env}
+    fixed: dict[str, Any] = {} if env is None else {"env": env}
     every = [{**fixed, "num_envs": number} for number in num_envs] or [fixed]
     return [
         Case(agent, count, fields, rows)

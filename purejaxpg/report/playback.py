@@ -21,6 +21,7 @@ from jax import random
 
 from purejaxpg import FaultError, InputError, disk, envs, evaluate, trainers
 from purejaxpg import config as configs
+from purejaxpg.envs import pictures
 from purejaxpg.report import ranking
 from purejaxpg.sweep import compute
 from purejaxpg.sweep import plan as plans
@@ -254,23 +255,17 @@ def _episode(
 
 def picture(key: jax.Array, trained: Trained, greedy: bool, path: Path) -> str:
     """Draw one episode into the GIF file `path` -> what to say of it."""
-    from purejaxpg import render
-
-    name = ranking.environment_of(trained.run)
-    states, obs, rewards = record(key, trained, greedy)
-    _, params = envs.setup(trained.config)
-    frames = render.frames(name, params, states, obs, rewards)
+    states, _, rewards = record(key, trained, greedy)
+    env, params = envs.setup(trained.config)
     with disk.faults("write", path):
-        render.save_gif(path, frames, render.speed(name, len(obs)))
+        pictures.save_gif(path, env, params, states, rewards)
     length = f"{len(rewards)} step{'s' if len(rewards) != 1 else ''}"
     return f"Drew an episode of {length} with return {_short(float(rewards.sum()))}: {path}"
 
 
 def _check_gif(path: Path, env_name: str) -> None:
     """Refuse before anything is computed what could not be drawn or written."""
-    from purejaxpg import render
-
-    render.require_drawable(env_name)
+    pictures.require_drawable(env_name)
     configs.require(
         path.suffix.lower() == ".gif", f"The picture must end in .gif, but is {str(path)!r}."
     )

@@ -135,7 +135,7 @@ def test_the_picture_is_of_one_episode(halved, tmp_path):
     steps = int(re.search(r"of (\d+) step", said)[1])
     assert f"with return {steps}.00: {path}" in said  # a step of CartPole is worth 1
     with Image.open(path) as image:
-        assert image.format == "GIF" and image.n_frames == steps + 1
+        assert image.format == "GIF" and image.n_frames == steps
     assert not list(tmp_path.glob(".*"))
 
 
@@ -155,7 +155,7 @@ def test_bad_pictures_are_refused_before_anything_is_computed(halved, tmp_path):
         play(halved, gif=tmp_path / "a.png")
     with pytest.raises(FaultError, match="no directory"):
         play(halved, gif=tmp_path / "nowhere" / "a.gif")
-    with pytest.raises(InputError, match="E cannot be drawn; these can: CartPole-v1"):
+    with pytest.raises(InputError, match="E cannot be drawn by gymnax; these can: CartPole-v1"):
         play(planned(tmp_path / "s", [("done", 1.0, 4)]), gif=tmp_path / "a.gif")
 
 

@@ -398,9 +398,7 @@ def test_errors_of_jax_are_distinguished(message: str, expected: type[Exception]
 def test_programs_can_follow_the_log(plain: Plain) -> None:
     lines = (plain.out / "progress.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
-    assert [record["steps"] for record in records] == sorted(
-        record["steps"] for record in records
-    )
+    assert [record["steps"] for record in records] == sorted(record["steps"] for record in records)
     assert records[-1]["steps"] == records[-1]["steps_to_do"] == 8 * 64
     assert records[-1]["best"].startswith("learning_rate=")
 
