@@ -89,7 +89,7 @@ def per_step(mdp: Mdp, logits: Any) -> jax.Array:
 def log_prob(mdp: Mdp, logits: Any, batch: Batch) -> jax.Array:
     """Log probability of each action taken, by the project's own distribution: [T, N]."""
     time = np.arange(mdp.horizon)[:, None]
-    return distributions.Categorical(per_step(mdp, logits)[time, batch.state]).log_prob(
+    return distributions.categorical(per_step(mdp, logits)[time, batch.state]).log_prob(
         jnp.asarray(batch.action)
     )
 

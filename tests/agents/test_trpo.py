@@ -145,7 +145,7 @@ def test_a_step_keeps_the_constraint_and_improves_the_surrogate(max_kl: float, g
             assert equal(old, new)
             continue
         # The paper's direction: the old policy's divergence from the new.
-        assert 0.0 < float(before.kl(after).mean()) <= max_kl * (1 + 1e-4)
+        assert 0.0 < float(before.kl_divergence(after).mean()) <= max_kl * (1 + 1e-4)
         assert surrogate > float(batch.advantage.mean())
         gained = surrogate - float(batch.advantage.mean())
         assert float(metrics["policy/improvement"]) == pytest.approx(gained, abs=1e-5)

@@ -178,7 +178,7 @@ def test_the_score_function_has_the_same_mean_on_the_regulator(std, baseline):
 
     def loss(gain):
         mean = jnp.broadcast_to(-state @ gain.T, action.shape)
-        policy = distributions.DiagGaussian(mean, jnp.full(2, np.log(std)))
+        policy = distributions.diag_gaussian(mean, jnp.full(2, np.log(std)))
         return jnp.sum(weight[None] * losses.score_function(policy.log_prob(action), advantage))
 
     found = jax.grad(loss)(jnp.asarray(GAIN))

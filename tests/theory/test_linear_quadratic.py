@@ -8,7 +8,7 @@ C, the cost of the `regulator`, is a cost and the reward is −cost: the gradien
 """
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +38,8 @@ class Policy(NamedTuple):
     gain: Array  # K [U, X]
     log_std: Array  # [U]
 
-    def __call__(self, state: Array) -> distributions.DiagGaussian:
-        return distributions.DiagGaussian(-state @ self.gain.T, self.log_std)
+    def __call__(self, state: Array) -> Any:
+        return distributions.diag_gaussian(-state @ self.gain.T, self.log_std)
 
 
 POLICY = Policy(GAIN, LOG_STD)
@@ -103,7 +103,7 @@ def decisions(policy: Policy) -> Decisions:
 
 @jax.jit
 def loss_gradient(policy: Policy, p: np.ndarray, batch: Decisions, baseline: float) -> Policy:
-    action = policy(batch.state).mean + jnp.exp(policy.log_std)[None] * batch.noise
+    action = policy(batch.state).mean() + jnp.exp(policy.log_std)[None] * batch.noise
     # The baseline is b x'Px, a multiple of the value; at b = 1 the value itself.
     value = -baseline * regulator.quadratic(p, batch.state)
     advantage = TASK.action_value(p, batch.state, action) - value
@@ -164,7 +164,7 @@ def trajectories() -> Trajectories:
     rows = []
     for t in range(STEPS):
         noise = point[:, 2 + 2 * t : 4 + 2 * t]
-        action = POLICY(state).mean + np.exp(LOG_STD)[None] * noise
+        action = POLICY(state).mean() + np.exp(LOG_STD)[None] * noise
         reward = -regulator.quadratic(TASK.Q, state) - regulator.quadratic(TASK.R, action)
         rows.append((state, action, reward, jnp.full(len(weight), t == STEPS - 1)))
         state = state @ TASK.A.T + action @ TASK.B.T
@@ -240,7 +240,7 @@ def test_reinforce_over_whole_trajectories_is_the_gradient_of_the_cost() -> None
 def fisher(policy: Policy) -> np.ndarray:
     """E[∇log π ∇log πᵀ] over the visited states, for the entries of the gain: [4, 4]."""
     batch = decisions(policy)
-    action = policy(batch.state).mean + np.exp(policy.log_std)[None] * batch.noise
+    action = policy(batch.state).mean() + np.exp(policy.log_std)[None] * batch.noise
 
     def log_prob(gain: jax.Array) -> jax.Array:
         return policy._replace(gain=gain)(batch.state).log_prob(action)

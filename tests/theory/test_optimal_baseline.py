@@ -28,7 +28,7 @@ def policy() -> jax.Array:
 
 def action_loss(logits: jax.Array, advantage: jax.Array) -> jax.Array:
     """Loss of each of the four actions: [4]."""
-    every = distributions.Categorical(jnp.broadcast_to(logits, (4, 4)))
+    every = distributions.categorical(jnp.broadcast_to(logits, (4, 4)))
     return losses.score_function(every.log_prob(jnp.arange(4)), advantage)
 
 

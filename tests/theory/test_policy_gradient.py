@@ -304,7 +304,7 @@ def score_moments(
 @pytest.mark.parametrize("state", range(3))
 def test_score_of_a_choice_has_mean_zero_and_the_fisher_matrix_as_covariance(state: int) -> None:
     def log_prob(logits: jax.Array) -> jax.Array:
-        return distributions.Categorical(jnp.stack([logits, logits])).log_prob(jnp.arange(2))
+        return distributions.categorical(jnp.stack([logits, logits])).log_prob(jnp.arange(2))
 
     p = jax.nn.softmax(LOGITS[state])
     moments = jax.jit(functools.partial(score_moments, log_prob))
@@ -322,7 +322,7 @@ def test_score_of_a_gaussian_has_mean_zero_and_the_fisher_matrix_as_covariance()
     action = (mu + np.exp(log_std) * node)[:, None]
 
     def log_prob(x: jax.Array) -> jax.Array:
-        return distributions.DiagGaussian(jnp.full((5, 1), x[0]), x[1:]).log_prob(action)
+        return distributions.diag_gaussian(jnp.full((5, 1), x[0]), x[1:]).log_prob(action)
 
     moments = jax.jit(functools.partial(score_moments, log_prob))
     mean, covariance, curvature = moments(weight / weight.sum(), jnp.array([mu, log_std]))
@@ -335,7 +335,7 @@ def test_score_of_a_gaussian_has_mean_zero_and_the_fisher_matrix_as_covariance()
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_an_entropy_bonus_is_subtracted_from_a_loss(sign: float) -> None:
     def entropy(logits: jax.Array) -> jax.Array:
-        return distributions.Categorical(logits).entropy().mean()
+        return distributions.categorical(logits).entropy().mean()
 
     def loss(logits: jax.Array, ent_coef: float) -> jax.Array:
         advantage = DISCOUNT * gae(exact_value(), 0.5)
