@@ -13,12 +13,12 @@ import purejaxpg.agents
 from purejaxpg import InputError, envs
 
 AGENTS = [
-    importlib.import_module(f"purejaxpg.agents.{found.name}")
-    for found in pkgutil.iter_modules(purejaxpg.agents.__path__)
+    importlib.import_module(f"purejaxpg.agents.{module.name}")
+    for module in pkgutil.iter_modules(purejaxpg.agents.__path__)
 ]
 
-# Small enough to compile and run in seconds, with time limits that are reached. A field that an
-# agent lacks is left out.
+# Small enough to compile and run in seconds, with time limits that are reached. Fields that an
+# agent lacks are dropped.
 TINY: dict[str, Any] = {
     "total_timesteps": 64,
     "num_envs": 2,
@@ -34,8 +34,8 @@ TINY: dict[str, Any] = {
     "hidden": (8, 8),
     "env_params": {"max_steps_in_episode": 8.0},
 }
-# Enough for a task of one or two steps. An agent that takes one gradient step per update needs
-# more data for as many steps.
+# Enough for a task of one or two steps. An agent with one gradient step per update needs more
+# data for the same number of steps.
 PROBE_FIELDS: dict[str, Any] = {
     **TINY,
     "total_timesteps": 32_000,
@@ -52,10 +52,10 @@ PROBE_FIELDS: dict[str, Any] = {
     "critic_learning_rate": 5e-3,
     "tau": 0.05,
     "tune_alpha": False,
-    "alpha": 1e-3,  # values as without entropy
+    "alpha": 1e-3,  # values almost without entropy
     "env_params": {},
 }
-# Their policy has no randomness of its own; noise is a part of collecting data.
+# Their policy is deterministic; noise is only part of collecting data.
 DETERMINISTIC = {"ddpg"}
 
 
@@ -71,7 +71,7 @@ def accepts(agent: types.ModuleType, env: str) -> bool:
     try:
         agent.check(agent.Config(env=env))
     except InputError as error:
-        assert "actions" in str(error)  # the only reason there may be
+        assert "actions" in str(error)  # the only valid reason
         return False
     return True
 
@@ -88,6 +88,6 @@ def tiny(agent: types.ModuleType, **fields: Any) -> Any:
 
 
 def some_obs(agent: types.ModuleType, count: int) -> jax.Array:
-    """Observations that are plausible for `tiny`'s environment, and differ."""
+    """Distinct, plausible observations of the environment of `tiny`."""
     env = envs.make(env_of(agent))
     return jax.random.normal(jax.random.key(5), (count, env.obs_size))

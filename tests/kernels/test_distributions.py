@@ -1,4 +1,5 @@
 import doctest
+import functools
 import json
 import pathlib
 import subprocess
@@ -241,7 +242,7 @@ def test_expectation_by_hand():
 
 
 @jax.jit
-@jax.value_and_grad(argnums=(0, 1))
+@functools.partial(jax.value_and_grad, argnums=(0, 1))
 def total_expectation(logits, x):
     return distributions.expectation(distributions.categorical(logits), x).sum()
 

@@ -102,7 +102,7 @@ def test_optimal_baseline_by_hand_and_its_reductions():
 
 
 def bandit():
-    """Probabilities, scores and values of a choice among four, drawn once and for all."""
+    """Probabilities, scores and values of a choice among four, always the same draw."""
     example = tiny_mdp.example()
     policy = distributions.categorical(jnp.asarray(example.bandit_logits))
     p = jnp.exp(policy.logits)
@@ -124,8 +124,8 @@ def test_optimal_baseline_minimises_the_variance_of_the_gradient_of_a_bandit():
         grid = np.linspace(-2.0, 2.0, 401)
         assert grid[np.argmin([variance(b) for b in grid])] == pytest.approx(best, abs=0.0051)
         assert best == pytest.approx(0.5487, abs=1e-4)
-        found = [variance(b) for b in (best, float(jnp.sum(p * value)), 0.0)]
-        np.testing.assert_allclose(found, [0.1573, 0.1647, 0.3546], atol=1e-4)
+        variances = [variance(b) for b in (best, float(jnp.sum(p * value)), 0.0)]
+        np.testing.assert_allclose(variances, [0.1573, 0.1647, 0.3546], atol=1e-4)
 
 
 @pytest.mark.parametrize("clip_eps", [0.0, 0.1, 0.3, 2.0])
@@ -323,7 +323,7 @@ def test_value_loss_against_stable_baselines(case):
         actual = 2.0 * losses.value_loss_clipped(value, old_value, target, jnp.inf).mean()
         np.testing.assert_allclose(actual, logged, rtol=1e-5)
         return
-    # It takes the clipped error alone, and not the larger of the two.
+    # It uses the clipped error alone, not the larger of the two.
     clipped = old_value + jnp.clip(value - old_value, -clip_eps, clip_eps)
     np.testing.assert_allclose(jnp.square(clipped - target).mean(), logged, rtol=1e-5)
     larger = jnp.maximum(jnp.square(clipped - target), jnp.square(value - target))

@@ -54,7 +54,7 @@ def policy(kind: str, params: jax.Array, obs: jax.Array) -> Any:
 
 
 def make_problem(kind: str, seed: int = 0) -> Problem:
-    """Random parameters and states in the precision that is switched on."""
+    """Random parameters and states in the current precision."""
     generator = np.random.default_rng(seed)
     params, obs = generator.normal(size=NUM_PARAMS[kind]), generator.normal(size=(BATCH, OBS))
     return Problem(*(jnp.asarray(x, jnp.result_type(float)) for x in (params, obs)))
@@ -129,7 +129,7 @@ def test_it_is_the_curvature_of_the_divergence_in_both_directions(kind: str, dou
     for divergence in (forward, backward):
         curvature = jax.jit(jax.hessian(divergence))(problem.params)
         np.testing.assert_allclose(actual, curvature, rtol=0.0, atol=1e-9)
-    # Not the same function after all: away from the old policy the directions differ.
+    # The functions are not the same: away from the old policy the directions differ.
     away = problem.params + 0.3
     assert abs(float(forward(away) / backward(away)) - 1.0) > 0.01
 
@@ -254,7 +254,7 @@ def solve(matrix: Any, b: Any, iterations: int) -> np.ndarray:
 
 
 def loop_conjugate_gradient(matrix: np.ndarray, b: np.ndarray, iterations: int) -> np.ndarray:
-    """Minimise over the span of b, A b, ... in one go, with no recursion to get wrong."""
+    """Minimise over the span of b, A b, ... directly, without a recursion."""
     basis = np.linalg.qr(
         np.stack([np.linalg.matrix_power(matrix, k) @ b for k in range(iterations)], axis=1)
     )[0]
@@ -384,8 +384,8 @@ def test_without_damping_a_gradient_in_the_range_gives_the_shortest_solution(dou
 
 @pytest.mark.parametrize(("x64", "tolerance"), [(True, 1e-9), (False, 1e-4)])
 def test_rounding_in_the_null_space_is_not_followed(x64: bool, tolerance: float) -> None:
-    # Rounding leaves a trace of the null direction in the residual, whose curvature of about zero
-    # would make the step along it as long as one likes.
+    # Rounding leaves a trace of the null direction in the residual. Its curvature is about zero, so
+    # the step along it would be arbitrarily long.
     generator = np.random.default_rng(8)
     with jax.enable_x64(x64):
         logits = jnp.asarray(generator.normal(size=(200, 4)))
@@ -457,7 +457,7 @@ def test_the_divergence_approaches_its_model(kind: str, double: None) -> None:
         return jnp.abs(old.kl_divergence(new).mean() / max_kl - 1.0)
 
     excesses = np.array([float(excess(max_kl)) for max_kl in (1e-1, 1e-3, 1e-5, 1e-7)])
-    # The cubic term is as the root of the bound, so a hundredth of it leaves a tenth.
+    # The cubic term scales with the root of the bound: a hundredth of the bound leaves a tenth.
     assert np.all(excesses[1:] < 0.3 * excesses[:-1])
     assert excesses[-1] < 1e-3
 
@@ -507,7 +507,7 @@ STEP = np.array([1.0, -2.0, 2.0], np.float32)
 
 
 def distance(params: jax.Array) -> jax.Array:
-    """A divergence of 9/2 for the full step, and of c² times as much for a fraction c."""
+    """A divergence of 9/2 for the full step, and c² times that for a fraction c."""
     return 0.5 * jnp.sum(jnp.square(params - jnp.asarray(OLD)))
 
 
@@ -533,7 +533,7 @@ def uphill(params: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def rising_towards(peak: float) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
-    """A surrogate that is greatest at a fraction `peak` of the step, and back at its start at 2."""
+    """A surrogate with its maximum at a fraction `peak` of the step, and its initial value at 2."""
 
     def evaluate(params: jax.Array) -> tuple[jax.Array, jax.Array]:
         fraction = jnp.sum((params - jnp.asarray(OLD)) * jnp.asarray(STEP)) / 9.0
@@ -695,7 +695,7 @@ def test_random_policies_end_inside_and_better_or_where_they_were(double: None) 
 
 
 def test_members_of_a_batch_stop_shrinking_on_their_own() -> None:
-    # Backtracks needed: 0, 1, 3, 7 and more than there are; and one whose step is broken.
+    # Backtracks needed: 0, 1, 3, 7 and more than allowed; and one whose step is not finite.
     scales = jnp.array([1.0, 2.0, 8.0, 100.0, 1e6, jnp.nan])
 
     def one(scale: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,4 +1,4 @@
-"""The natural gradient: what it does not depend on, its closed form, and that it improves."""
+"""The natural gradient: its invariances, its closed form, and that it improves the policy."""
 
 import functools
 from typing import Any, NamedTuple
@@ -36,7 +36,7 @@ def task() -> tuple[jax.Array, ...]:
 
 @functools.partial(jax.jit, static_argnames="natural")
 def policy_after_a_step(change: jax.Array, damping: float, natural: bool = True) -> Any:
-    """The policy, in its own terms, after one step on φ with θ = M φ and a bound of 1e-3."""
+    """Mean and σ of the policy after one step on φ, where θ = M φ, with a bound of 1e-3."""
     obs, action, advantage, params, _ = task()
 
     def policy(phi: jax.Array) -> Any:
@@ -57,7 +57,7 @@ def policy_after_a_step(change: jax.Array, damping: float, natural: bool = True)
 
 
 def moved_apart(**settings: Any) -> float:
-    """How far a change of parameters moves the outcome, in units of the step itself."""
+    """How much a change of parameters changes the outcome, in units of the step itself."""
     obs, _, _, params, change = task()
     plain = policy_after_a_step(jnp.eye(NUM_PARAMS), **settings)
     changed = policy_after_a_step(change, **settings)
@@ -79,8 +79,8 @@ def test_the_plain_gradient_depends_on_the_parameters() -> None:
 
 
 def test_under_a_curved_change_of_parameters_only_short_steps_agree() -> None:
-    # θ = sinh φ: both paths leave in the same direction, and bend apart. The distance between them
-    # falls as the square of their length.
+    # θ = sinh φ: both paths start in the same direction and bend apart. The distance between them
+    # falls with the square of their length.
     obs, action, advantage, params, _ = task()
 
     def mean_after(length: float, curved: bool) -> jax.Array:
@@ -170,8 +170,8 @@ def test_the_natural_gradient_of_a_softmax_is_the_advantage() -> None:
     params = random_logits()
     rows = np.asarray(natural_direction(params).reshape(STATES, CHOICES))
     expected = np.asarray(evaluation(params).advantage) / (1.0 - GAMMA)
-    # Up to a constant in each state, which the policy does not see; the shortest solution has the
-    # one that makes each row sum to zero.
+    # Up to a constant in each state, which does not change the policy; in the shortest solution,
+    # each row sums to zero.
     np.testing.assert_allclose(rows.sum(axis=1), np.zeros(STATES), atol=1e-9)
     expected -= expected.mean(axis=1, keepdims=True)
     np.testing.assert_allclose(rows, expected, rtol=1e-7, atol=1e-9)

@@ -1,7 +1,7 @@
 """Soft value iteration, soft policy iteration and the temperature, built from the kernels alone.
 
-Everything is exact and in float64: the task is the small random one of `tiny_mdp`, without end, and
-means over actions and next states are sums.
+Everything is exact and in float64: the task is the small random one of `tiny_mdp`, never ending,
+and means over actions and next states are sums.
 """
 
 import jax
@@ -19,7 +19,7 @@ ALPHA = 0.3
 
 
 def soft_state_value(policy, action_value, alpha):
-    """What a state is worth, entropy included: [S]."""
+    """Value of each state, entropy included: [S]."""
     return distributions.expectation(policy, losses.soft_value(policy.logits, action_value, alpha))
 
 
@@ -39,7 +39,7 @@ def iterate(step, start, count):
 
 
 def soft_optimum(alpha):
-    """Q of the best policy, by the kernels."""
+    """Q of the best policy, from the kernels."""
     return iterate(
         lambda q: backup(distributions.categorical(q / alpha), q, alpha), jnp.zeros((3, 2)), 200
     )
@@ -175,7 +175,7 @@ def test_the_smaller_of_two_critics_takes_back_the_overestimation():
         float(distributions.expectation(policy, losses.soft_value(log_probs, q, ALPHA)).mean())
         for q in (truth, first, jnp.minimum(first, second))
     )
-    # The actor is drawn to the errors of the first critic; the second has made others.
+    # The actor exploits the errors of the first critic; those of the second are independent.
     assert single > exact + 0.5
     assert twin < exact + 0.1
     never = jnp.zeros(truth.shape, bool)
