@@ -276,9 +276,7 @@ def consider(
     """
     policy = Actor(config).apply(actor, obs)
     if envs.from_config(config).discrete:
-        every = values(
-            critic, obs, policy.mode(), config
-        )  # for all actions; the argument is ignored
+        every = values(critic, obs, policy.mode(), config)  # for all actions, not only this one
         expectation = partial(distributions.expectation, policy)
         return policy.logits, every.min(axis=0), expectation  # distrax's logits are normalised
     action, log_prob = policy.sample_and_log_prob(seed=key)

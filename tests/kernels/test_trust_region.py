@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import distrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -230,7 +231,22 @@ def test_products_under_jit_vmap_and_scan(kind: str, double: None) -> None:
         np.testing.assert_allclose(row, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_parameters_have_to_be_a_vector() -> None:
+def test_any_distribution_of_distrax_with_a_divergence_will_do(double: None) -> None:
+    problem = make_problem("gaussian")
+
+    def multivariate(params: jax.Array) -> Any:
+        gaussian = policy("gaussian", params, problem.obs)
+        return distrax.MultivariateNormalDiag(gaussian.mean(), gaussian.stddev())
+
+    @jax.jit
+    def product(params: jax.Array) -> jax.Array:
+        return trust_region.fisher_vector_product(multivariate, params)(jnp.ones_like(params))
+
+    expected = explicit_fisher("gaussian", problem).sum(axis=1)
+    np.testing.assert_allclose(product(problem.params), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_parameters_must_be_a_vector() -> None:
     with pytest.raises(AssertionError, match="rank"):
         trust_region.fisher_vector_product(distributions.categorical, jnp.zeros((2, 3)))
 
