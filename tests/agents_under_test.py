@@ -38,8 +38,8 @@ TINY: dict[str, Any] = {
     "hidden": (8, 8),
     "env_params": {"max_steps_in_episode": 8.0},
 }
-# Enough for a task of one or two steps. An agent that takes one gradient step per update needs
-# more data for as many steps.
+# Enough for a task of one or two steps. An agent with one gradient step per update needs more
+# data for the same number of steps.
 PROBE_FIELDS: dict[str, Any] = {
     **TINY,
     "total_timesteps": 32_000,
@@ -56,10 +56,10 @@ PROBE_FIELDS: dict[str, Any] = {
     "critic_learning_rate": 5e-3,
     "tau": 0.05,
     "tune_alpha": False,
-    "alpha": 1e-3,  # values as without entropy
+    "alpha": 1e-3,  # values almost without entropy
     "env_params": {},
 }
-# Their policy has no randomness of its own; noise is a part of collecting data.
+# Their policy is deterministic; noise is only part of collecting data.
 DETERMINISTIC = {"ddpg"}
 
 
@@ -75,7 +75,7 @@ def accepts(agent: types.ModuleType, env: str) -> bool:
     try:
         agent.check(agent.Config(env=env))
     except InputError as error:
-        assert "actions" in str(error)  # the only reason there may be
+        assert "actions" in str(error)  # the only valid reason
         return False
     return True
 
