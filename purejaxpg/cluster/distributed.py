@@ -372,17 +372,19 @@ class Follower:
         """Compile the programs of a group of so many units at a time."""
         self.config = configs.build(self.backend.spec.agent.Config, config)
         # Which units they are plays no part: programs take seeds and traced values as arguments.
-        self.unit = plans.Unit("", (plans.Leg(plans.Run("", self.config, 0, {}), 0, 1),) * rows)
+        run = plans.Run("", self.config, self.backend.spec.seeds[0], {})
+        self.unit = plans.Unit("", (plans.Leg(run, 0, 1),) * rows)
         group = plans.Group(0, signature, rows, (self.unit,) * units)
         self.programs = self.backend.compile(group)
 
-    def inputs(self, seeds: np.ndarray, *values: np.ndarray) -> None:
-        """Keep the seeds and traced values of the rows."""
-        self.given = seeds, jax.tree.unflatten(jax.tree.structure(self.config), values)
+    def inputs(self, *values: np.ndarray) -> None:
+        """Keep the seeds, the traced values and the given arrays of the rows."""
+        like = compute.inputs_of(self.backend.spec, self.unit, 1)
+        self.rows = jax.tree.unflatten(jax.tree.structure(like), values)
 
     def start(self) -> None:
         """Initialise the rows."""
-        self.states = self.backend.start(self.programs, self.given)
+        self.states = self.backend.start(self.programs, self.rows)
 
     def join(self, *leaves: np.ndarray) -> None:
         """Take the states of the rows."""
@@ -391,13 +393,13 @@ class Follower:
     def segment(self, diverged_at: np.ndarray, first: int, count: int) -> list[np.ndarray]:
         """Train the rows on -> diverged_at, metrics."""
         self.states, at, metrics = self.backend.segment(
-            self.programs, self.given, self.states, diverged_at, first, count
+            self.programs, self.rows, self.states, diverged_at, first, count
         )
         return [at, *metrics.values()]
 
     def score(self, updates: int) -> list[np.ndarray]:
         """Evaluate the rows."""
-        return list(self.backend.score(self.programs, self.given, self.states, updates).values())
+        return list(self.backend.score(self.programs, self.rows, self.states, updates).values())
 
     def cut(self, index: int, start: int, stop: int) -> list[np.ndarray]:
         """Return the states of some rows of one of this process's devices."""

@@ -153,7 +153,8 @@ def load(store: Store, run: dict[str, Any], agent: Path | None, say: Say) -> Tra
         for leg in legs
     ]
     seeds, stacked = compute.stack(rows, len(rows))
-    template = jax.eval_shape(functools.partial(compute.start_rows, module), seeds, stacked)
+    start = functools.partial(compute.start_rows, module)
+    template = jax.eval_shape(start, (seeds, stacked, None), None)
     states = store.state(run["unit"], template)
     state, config = jax.tree.map(lambda x: x[run["row"]], (states, stacked))
     return Trained(run, module, state, config)
