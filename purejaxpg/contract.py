@@ -49,6 +49,7 @@ EVALUATION = "evaluation/"  # prefix of what has one value per evaluation episod
 RETURN, GREEDY_RETURN = "evaluation/return", "evaluation/greedy_return"
 FINISHED = "evaluation/finished"
 
+NUM_ENVS = "num_envs"
 ENV_STEPS = "environment steps"
 
 
@@ -280,6 +281,28 @@ def param_dtype(config: Any, name: str) -> Any:
 def steps_before(config: Any) -> int:
     """Return the environment steps that `init` takes to fill a replay buffer."""
     return int(getattr(config, "learning_starts", 0))
+
+
+def timed(config: Any, updates: int, whole: bool) -> dict[str, int]:
+    """Return the fields with which a run is long enough to be timed, replay warm-up included.
+
+    Args:
+        config: a configuration.
+        updates: least number of updates.
+        whole: a run takes at least its own number of steps.
+
+    Returns:
+        Values by field: a multiple of the environments for the warm-up, and the length. Empty for
+        a trainer whose length is not in steps.
+    """
+    fields = {}
+    if hasattr(config, "learning_starts"):
+        envs = config.num_envs
+        fields["learning_starts"] = envs * -(-config.learning_starts // envs)
+    if hasattr(config, "total_timesteps"):
+        steps = fields.get("learning_starts", 0) + updates * config.steps_per_update
+        fields["total_timesteps"] = max(steps, config.total_timesteps if whole else 0)
+    return fields
 
 
 def activations(config: Any) -> int:
