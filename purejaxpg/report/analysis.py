@@ -31,6 +31,7 @@ _MOST_LEVELS = 12  # distinct values before they are put into bins
 _TOP = 0.75  # quantile above which a configuration is among the best
 _TOP_NEEDS = 20  # configurations, before there is a best quarter to speak of
 _GRID_POINTS = 60
+_UNKNOWN = (math.nan, math.nan)
 _EVALUATION = ("evaluation/return", "evaluation/finished")
 
 
@@ -77,7 +78,8 @@ class Axis:
         high: upper end.
         top_share: the same for being in the best quarter; NaN with few configurations.
         effects: mean score at each level, the others averaged out ``[levels]``.
-        errors: half width of the 95% interval of each ``[levels]``.
+        errors: half width of the 95% interval of each ``[levels]``; NaN if a level has one run
+            and so no interval.
         best: best score at each level ``[levels]``.
         failures: diverged runs and all runs of each level.
     """
@@ -112,6 +114,8 @@ class Pair:
 class Line:
     """A curve with a band: ``steps``, ``centre``, ``low`` and ``high``, all ``[bins]``."""
 
+    configuration: Configuration
+    name: str  # a few letters: its rank or role
     label: str
     steps: np.ndarray
     centre: np.ndarray
@@ -125,15 +129,13 @@ class Curves:
 
     Attributes:
         best: the highlighted ones, best first.
-        others: the rest where they are few, as steps and centre.
-        count: how many the rest are.
-        quantiles: of the rest where they are many: ``[5, points]`` at 5, 25, 50, 75 and 95%.
+        others: the rest, each with its steps and centre.
+        quantiles: of the rest if they are many: ``[5, points]`` at 5, 25, 50, 75 and 95%.
         grid: steps of the quantiles ``[points]``.
     """
 
     best: tuple[Line, ...]
-    others: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
-    count: int = 0
+    others: tuple[tuple[Configuration, np.ndarray, np.ndarray], ...] = ()
     quantiles: np.ndarray | None = None
     grid: np.ndarray | None = None
 
@@ -315,6 +317,18 @@ class Analysis:
     def population(self) -> bool:
         """Whether members of populations were trained."""
         return ranking.is_population(self.identity)
+
+    def during_training(self, c: Configuration) -> tuple[float, float]:
+        """Return the best bin of the training curves and the area under them, IQM over runs."""
+        own = [self.training[run_id] for run_id in c.run_ids if run_id in self.training]
+        values = np.array([(curve.best, curve.area) for curve in own]).reshape(-1, 2)
+        known = values[np.isfinite(values).all(axis=1)]
+        return tuple(np.asarray(stats.iqm(known, axis=0)).tolist()) if known.size else _UNKNOWN
+
+    def spent(self, c: Configuration) -> tuple[float, float]:
+        """Return environment steps and device seconds of all runs of a configuration."""
+        own = [self.cost.by_run.get(run_id, (0.0, 0.0)) for run_id in c.run_ids]
+        return sum(steps for steps, _ in own), sum(seconds for _, seconds in own)
 
 
 def of_store(store: Store) -> Analysis:
@@ -533,20 +547,23 @@ def _curves(
     best = []
     for index, (c, curve) in enumerate(drawable[:HIGHLIGHTED]):
         low, high = training.interval(curve.returns)
-        label = f"{roles[index]}: {c.label}" if roles else legend(c)
-        best.append(Line(label, curve.steps, training.over_seeds(curve.returns), low, high))
-    rest = [
-        (curve.steps, training.over_seeds(curve.returns)) for _, curve in drawable[HIGHLIGHTED:]
-    ]
+        name, label = f"#{c.rank}", legend(c)
+        if roles:
+            name, label = roles[index], f"{roles[index]}: {c.label}"
+        centre = training.over_seeds(curve.returns)
+        best.append(Line(c, name, label, curve.steps, centre, low, high))
+    rest = tuple(
+        (c, curve.steps, training.over_seeds(curve.returns)) for c, curve in drawable[HIGHLIGHTED:]
+    )
     if len(rest) <= FEW:
-        return Curves(tuple(best), tuple(rest), len(rest))
-    grid = np.linspace(0, max(steps[-1] for steps, _ in rest), _GRID_POINTS)
-    common = np.stack([_on_grid(grid, steps, centre) for steps, centre in rest])
+        return Curves(tuple(best), rest)
+    grid = np.linspace(0, max(steps[-1] for _, steps, _ in rest), _GRID_POINTS)
+    common = np.stack([_on_grid(grid, steps, centre) for _, steps, centre in rest])
     enough = np.isfinite(common).sum(axis=0) >= 10
     quantiles = np.full((5, grid.size), np.nan)
     levels = [0.05, 0.25, 0.5, 0.75, 0.95]
     quantiles[:, enough] = np.nanquantile(common[:, enough], levels, axis=0)
-    return Curves(tuple(best), (), len(rest), quantiles, grid)
+    return Curves(tuple(best), rest, quantiles, grid)
 
 
 def legend(c: Configuration) -> str:
@@ -630,11 +647,12 @@ def _axes(
         top = stats.importance(codes, list(good[:, None]), halves=0).main
     axes = []
     for j, (name, each) in enumerate(levels.items()):
+        errors = np.where(parts.errors[j] > 0, parts.errors[j], np.nan)
         best = np.array([means[each.codes == k].max() for k in range(len(each.labels))])
         axes.append(
             Axis(
                 name, each, float(parts.main[j]), float(parts.low[j]), float(parts.high[j]),
-                float(top[j]), parts.effects[j], parts.errors[j], best, failures[name],
+                float(top[j]), parts.effects[j], errors, best, failures[name],
             )
         )  # fmt: skip
     return axes

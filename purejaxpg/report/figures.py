@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from purejaxpg.report.analysis import (
-    FEW,
     Analysis,
     Axis,
     Curves,
@@ -141,8 +140,9 @@ def _curves(data: Analysis) -> "Figure | None":
 
 def _draw_curves(axes: "Axes", curves: Curves) -> None:
     """Draw one environment: the best in colour with intervals, the others in grey."""
-    for steps, centre in curves.others:
-        axes.plot(steps, centre, color=_GREY, linewidth=0.8, zorder=1)
+    if curves.quantiles is None:
+        for _, steps, centre in curves.others:
+            axes.plot(steps, centre, color=_GREY, linewidth=0.8, zorder=1)
     if curves.quantiles is not None and curves.grid is not None:
         q5, q25, q50, q75, q95 = curves.quantiles
         for low, high in ((q5, q95), (q25, q75)):
@@ -155,10 +155,10 @@ def _draw_curves(axes: "Axes", curves: Curves) -> None:
         )
         label = plain(line.label)
         axes.plot(line.steps, line.centre, color=colour, linewidth=2.0, zorder=3, label=label)
-    if curves.count:
-        noun = "other" if curves.count == 1 else "others"
-        what = ": median, middle half, 5% to 95%" if curves.count > FEW else ""
-        axes.plot([], [], color=_GREY, linewidth=1.2, label=f"{curves.count} {noun}{what}")
+    if curves.others:
+        noun = "other" if len(curves.others) == 1 else "others"
+        what = ": median, middle half, 5% to 95%" if curves.quantiles is not None else ""
+        axes.plot([], [], color=_GREY, linewidth=1.2, label=f"{len(curves.others)} {noun}{what}")
 
 
 def _legend(axes: "Axes", coloured: int, roomy: bool) -> None:

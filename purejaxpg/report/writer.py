@@ -224,8 +224,8 @@ def _configuration_rows(
     """Return every configuration with full precision."""
     rows = []
     for c in ranked:
-        best, area = page.during_training(c, data)
-        steps, seconds = page.spent(c, data)
+        best, area = data.during_training(c)
+        steps, seconds = data.spent(c)
         rows.append(
             {
                 "rank": "" if c.rank is None else c.rank,
