@@ -267,7 +267,7 @@ def heat_map(pair: Pair) -> Figure:
     spread = float(np.nanmax(pair.means) - np.nanmin(pair.means))
     decimals = int(np.clip(2 - math.floor(math.log10(spread)), 0, 4)) if spread > 0 else 1
     digits = f".{0 if spread >= 20 else decimals}f"
-    told = [
+    cells = [
         [f"{clean(a)}, {clean(b)}<br>{int(n)} configurations" for b, n in zip(*line, strict=True)]
         for a, line in zip(
             pair.first_labels, ((pair.second_labels, n) for n in pair.counts), strict=True
@@ -276,7 +276,7 @@ def heat_map(pair: Pair) -> Figure:
     trace = {
         "type": "heatmap",
         "z": [rounded(row) for row in pair.means],
-        "customdata": told,
+        "customdata": cells,
         "hovertemplate": "%{customdata}<br>mean %{z:.4g}<extra></extra>",
         "texttemplate": f"%{{z:{digits}}}" if columns <= 6 else "",
         "textfont": {"size": 11},
@@ -322,9 +322,9 @@ def parallel(
     *drawn, score = [*places, (scores - scores.min()) / np.ptp(scores)]
     ends = [(float(p), number(scores.min() + p * np.ptp(scores))) for p in np.linspace(0, 1, 5)]
     named = [{"name": clean(n), "ticks": ticks} for n, ticks in zip(names, axes, strict=True)]
-    kept = np.linspace(0, len(scored) - 1, min(len(scored), _LINES)).round().astype(int)
+    picked = np.linspace(0, len(scored) - 1, min(len(scored), _LINES)).round().astype(int)
     places = np.stack([*drawn, score], axis=1).round(3).tolist()
-    lines = [[scored[i][0], int(scored[i][1].diverged > 0), *places[i]] for i in kept.tolist()]
+    lines = [[scored[i][0], int(scored[i][1].diverged > 0), *places[i]] for i in picked.tolist()]
     return {"axes": [*named, {"name": "final return", "ticks": ends}], "lines": lines}
 
 

@@ -1,6 +1,6 @@
 """The results of a sweep as one labelled dataset, for notebooks.
 
-xarray is imported where it is used: only who asks for a dataset needs it.
+xarray is imported on use, so only callers of `load` need it.
 """
 
 import os
@@ -30,7 +30,7 @@ def load(directory: str | os.PathLike[str]) -> Any:
 
     Every training metric is a variable with dimensions ``(run, update)``, every ``evaluation/*``
     one with ``(run, episode)``: the evaluation after the last update that is committed. Runs of
-    unequal length are padded with NaN; the legs of a run stand one behind the other.
+    unequal length are padded with NaN; the legs of a run are concatenated.
 
     Args:
         directory: a result directory; units may still be pending, and their runs are all NaN.
@@ -95,7 +95,7 @@ def _widened(before: np.ndarray | None, dtype: np.dtype, shape: tuple[int, int])
     """Return an array of NaN that holds `before` and has room for `shape`."""
     if before is not None and before.shape[1] >= shape[1]:
         return before
-    # NaN says that there is nothing, so that even whole numbers and truth values are floats.
+    # NaN marks missing values, so integers and booleans become floats, too.
     wide = np.full(shape, np.nan, np.result_type(dtype, np.float32))
     if before is not None:
         wide[:, : before.shape[1]] = before
@@ -103,7 +103,7 @@ def _widened(before: np.ndarray | None, dtype: np.dtype, shape: tuple[int, int])
 
 
 def _column(values: Sequence[Any]) -> np.ndarray:
-    """Return the values of a coordinate: numbers where all are numbers or missing, else objects."""
+    """Return the values of a coordinate: floats if all are numbers or missing, else objects."""
     if any(value is None for value in values):
         known = [value for value in values if value is not None]
         numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in known)

@@ -95,9 +95,9 @@ def interval(low: float, high: float, form: Callable[[float], str] = number) -> 
     return f"[{form(low)}, {form(high)}]"
 
 
-def chance(found: analysis.Improvement) -> str:
+def chance(improvement: analysis.Improvement) -> str:
     """Return a probability with its interval."""
-    return f"{percent(found.value)} {interval(found.low, found.high, percent)}"
+    return f"{percent(improvement.value)} {interval(improvement.low, improvement.high, percent)}"
 
 
 def duration(seconds: float) -> str:
@@ -128,8 +128,8 @@ def _of_sweep(data: Analysis) -> dict[str, Any]:
         "improvement": _improvement_figure(data, improvements) if improvements else None,
         "common": _common(data),
         "schedules": [
-            (name, found, [(n, f) for n in found.values if (f := charts.schedule(found, n))])
-            for name, found in data.schedules
+            (name, history, [(n, f) for n in history.values if (f := charts.schedule(history, n))])
+            for name, history in data.schedules
         ],
         "runs": len(runs),
         "failed": failed,
@@ -140,9 +140,9 @@ def _of_sweep(data: Analysis) -> dict[str, Any]:
     }
 
 
-def _improvement_figure(data: Analysis, found: Sequence[analysis.Improvement]) -> Figure:
+def _improvement_figure(data: Analysis, improvements: Sequence[analysis.Improvement]) -> Figure:
     many, rows = len(data.sections) > 1, []
-    for each in [*found, *data.overall]:
+    for each in [*improvements, *data.overall]:
         name = f"{each.environment} · {each.over}" if many else each.over
         colour = "c2" if each in data.overall else "c1"
         rows.append(Row(name, each.value, each.low, each.high, colour))
@@ -176,7 +176,9 @@ def _of_section(section: Section, data: Analysis, table: dict[str, Any]) -> dict
         "confirmed": confirmed,
         "standing": _standing(section, data),
         "headline": _headline(section, shown) if shown else [],
-        "sentences": _sentences(section, data, shown) if shown else [],
+        "over_default": _over_default(section),
+        "best": _best_again(section),
+        "main": [axis for axis in section.effects.axes if axis.share >= 0.01][:3],
         "scores": _scores_figure(section),
         "rows": [rows.get(id(line.configuration), -1) for line in best],
         "seeds": max((c.finished for c in section.ranked), default=0),
@@ -225,99 +227,11 @@ def _over_default(section: Section) -> analysis.Improvement | None:
     return next((each for each in section.improvements if each.over == "default"), None)
 
 
-def _sentences(section: Section, data: Analysis, shown: Configuration) -> list[str]:
-    """Return what the numbers mean."""
-    confirmed = section.role("winner")
-    if data.population:
-        said = ["One population is one experiment: its members are not independent."]
-    elif confirmed:
-        said = [*_bias(confirmed), *_against_default(section), *_overtaken(section)]
-    else:
-        said = _caution(section)
-    if shown.diverged:
-        said.append(f"{shown.diverged} of its {shown.finished} runs diverged.")
-    axes = [axis for axis in section.effects.axes if axis.share >= 0.01][:3]
-    if axes:
-        named = ", ".join(f"{axis.name} {percent(axis.share)}" for axis in axes)
-        said.append(f"What matters (share of the variance of scores explained): {named}.")
-    return said
-
-
-def _bias(confirmed: Confirmed) -> list[str]:
-    """Return how much of the tuning score was luck."""
-    if confirmed.tuned is None or not math.isfinite(confirmed.tuned.iqm):
-        return []
-    before, after = confirmed.tuned.iqm, confirmed.configuration
-    gap = before - after.iqm
-    if gap <= 0:
-        return [
-            f"Its tuning score, {number(before)}, was not too high: it does as well or better on "
-            "fresh seeds."
-        ]
-    verdict = "That is the luck of having been picked (maximisation bias)"
-    if before <= after.high:
-        verdict = (
-            "That is within the noise of the seeds, and in the direction in which picking the "
-            "best of many pushes a score (maximisation bias)"
-        )
-    return [
-        f"Tuning promised {number(before)}; on fresh seeds it is {number(after.iqm)}, "
-        f"{number(gap)} less. {verdict}. Quote the second number."
-    ]
-
-
-def _against_default(section: Section) -> list[str]:
-    """Return whether tuning was worth it."""
-    default, found = section.role("default"), _over_default(section)
-    if default is None or found is None:
-        return ["The default is among the configurations above, or was not run."]
-    score = f"the default ({number(default.configuration.iqm)})"
-    if found.low > 0.5:
-        return [f"It is better than {score}."]
-    if found.high < 0.5:
-        return [f"It is worse than {score}: the search found nothing."]
-    return [
-        f"It cannot be distinguished from {score}: the interval of that probability includes 50%."
-    ]
-
-
-def _best_again(section: Section) -> Confirmed:
+def _best_again(section: Section) -> Confirmed | None:
     """Return the best on fresh seeds; the winner of the tuning stage if it is as good."""
-    return max(section.confirmed, key=lambda c: (c.configuration.iqm, c.configuration.mean))
-
-
-def _overtaken(section: Section) -> list[str]:
-    """Return a warning if another confirmed configuration did better."""
-    winner, best = section.confirmed[0], _best_again(section)
-    if best is winner:
-        return []
-    apart = best.configuration.low > winner.configuration.high
-    verdict = "and the intervals do not overlap" if apart else "but the intervals overlap"
-    score = number(best.configuration.iqm)
-    return [f"On fresh seeds the {best.name} scores higher, {score}, {verdict}."]
-
-
-def _caution(section: Section) -> list[str]:
-    """Return why the winner of the tuning stage is not the last word."""
-    ranked = [c for c in section.ranked if c.rank is not None]
-    if len(ranked) < 2:
-        return []
-    said = [
-        f"The best of {len(ranked):,} looks better than it is: its score includes the luck of "
-        "having been picked. Confirm it before you quote its number."
-    ]
-    equal = sum(c.iqm == ranked[0].iqm for c in ranked)
-    if equal > 1:
-        said.append(f"{equal} configurations share its score; their order means nothing.")
-    if ranked[0].finished < 2:
-        return [*said, "With one seed per configuration, the ranking has no known uncertainty."]
-    if section.first and section.first[0] < 0.5:
-        rivals = sum(share >= 0.05 for share in section.first)
-        said.append(
-            f"It is no clear winner: {rivals} configurations come first in 5% or more of the "
-            "resamples."
-        )
-    return said
+    return max(
+        section.confirmed, key=lambda c: (c.configuration.iqm, c.configuration.mean), default=None
+    )
 
 
 def _scores_figure(section: Section) -> tuple[str, str, Figure] | None:
@@ -329,8 +243,8 @@ def _scores_figure(section: Section) -> tuple[str, str, Figure] | None:
             colour = "grey" if each.role == "default" else f"c{min(index, 5)}"
             rows.append(Row(each.name, c.iqm, c.low, c.high, colour, before))
         seeds = section.confirmed[0].configuration.finished
-        told = " (●, IQM with 95% interval) and in the tuning stage (○)"
-        return f"On {seeds} fresh seeds", told, charts.forest(rows)
+        text = " (●, IQM with 95% interval) and in the tuning stage (○)"
+        return f"On {seeds} fresh seeds", text, charts.forest(rows)
     leaders = [c for c in section.ranked[:5] if c.rank is not None and math.isfinite(c.iqm)]
     if len(leaders) < 2:
         return None
@@ -338,8 +252,8 @@ def _scores_figure(section: Section) -> tuple[str, str, Figure] | None:
         Row(analysis.legend(c), c.iqm, c.low, c.high, f"c{i}") for i, c in enumerate(leaders, 1)
     ]
     over = "IQM with 95% interval over seeds" if leaders[0].finished > 1 else "one seed each"
-    told = f" of {len(section.ranked):,}: {over}"
-    return f"The first {len(leaders)}", told, charts.forest(rows)
+    text = f" of {len(section.ranked):,}: {over}"
+    return f"The first {len(leaders)}", text, charts.forest(rows)
 
 
 def _marginals(section: Section) -> dict[str, Any] | None:

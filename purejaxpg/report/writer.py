@@ -1,7 +1,7 @@
 """The report of a sweep: a page, tables and figures, and the short table on the terminal.
 
-What the numbers are is `ranking` (which configuration is best) and `analysis` (all else); `page`
-and `figures` lay them out. This module writes the files.
+`ranking` and `analysis` compute the numbers; `page` and `figures` lay them out. This module writes
+the files.
 """
 
 import csv
@@ -36,8 +36,8 @@ def write(directory: str | os.PathLike[str], console: "Console") -> Path:
         console: where to print; the width of the table adapts to it.
 
     Returns:
-        The path of the report: ``index.html``, the page that says everything; the figures as PNG
-        and SVG, as far as the results allow them; ``table.csv`` with every configuration and full
+        The path of the report: ``index.html``, the page with everything; the figures that the
+        results allow, as PNG and SVG; ``table.csv`` with every configuration and full
         precision, ``table.md`` with the best, ``runs.csv``, ``confirmed.csv``, ``importance.csv``
         and ``curves.csv``.
 
@@ -73,7 +73,7 @@ def _decimals(section: Sequence[Configuration]) -> int:
 
 @dataclass(frozen=True)
 class _Text:
-    """A table as text: what the terminal and the Markdown file show."""
+    """A table as text, for the terminal and the Markdown file."""
 
     title: str
     headers: list[str]
@@ -127,23 +127,23 @@ def _print(data: Analysis, console: "Console") -> None:
 
 
 def _texts(data: Analysis) -> list[_Text]:
-    """Return all tables: of each environment what was confirmed, then the ranking."""
-    found = []
+    """Return the tables of each environment: the confirmed configurations, then the ranking."""
+    texts = []
     for section in data.sections:
-        again = [each.configuration for each in section.confirmed]
-        fields, decimals = ranking.fields(section.ranked), _decimals([*section.ranked, *again])
+        confirmed = [each.configuration for each in section.confirmed]
+        fields, decimals = ranking.fields(section.ranked), _decimals([*section.ranked, *confirmed])
         headers = [*fields, *_HEADERS]
-        if again:
+        if confirmed:
             name = f"{section.environment}: " if section.environment else ""
             rows = [_cells(e.name, e.configuration, fields, decimals) for e in section.confirmed]
-            found.append(_Text(f"{name}on fresh seeds", ["", *headers], rows))
+            texts.append(_Text(f"{name}on fresh seeds", ["", *headers], rows))
         rows = [
             _cells("-" if c.rank is None else str(c.rank), c, fields, decimals)
             for c in section.ranked[:SHOWN]
         ]
         title = _title(section.environment, section.ranked)
-        found.append(_Text(title, ["rank", *headers], rows, _more(section.ranked)))
-    return found
+        texts.append(_Text(title, ["rank", *headers], rows, _more(section.ranked)))
+    return texts
 
 
 def _table(text: _Text) -> "Table":
@@ -152,7 +152,7 @@ def _table(text: _Text) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    # Text objects throughout: swept values such as [64, 64] must not be read as markup.
+    # Text objects, so that rich does not read swept values such as [64, 64] as markup.
     table = Table(
         title=Text(text.title),
         caption=Text(text.caption) if text.caption else None,
@@ -163,7 +163,7 @@ def _table(text: _Text) -> "Table":
         padding=(0, 0, 0, 1),
     )
     for header, *column in zip(text.headers, *text.rows, strict=True):
-        # On a narrow terminal headers may wrap; a value is never squeezed away.
+        # On a narrow terminal headers may wrap, but values stay whole.
         widest = max(len(cell) for cell in column)
         table.add_column(Text(header), justify="right", min_width=min(widest, 24), overflow="fold")
     for i, row in enumerate(text.rows):
@@ -196,11 +196,11 @@ def _write_tables(data: Analysis, target: Path) -> None:
     fields = ranking.fields(data.ranked)
     _write_csv(target / "table.csv", _configuration_rows(data, data.ranked, fields))
     _write_csv(target / "runs.csv", _run_rows(data, fields))
-    again = [c.configuration for section in data.sections for c in section.confirmed]
+    fresh = [c.configuration for section in data.sections for c in section.confirmed]
     roles = [c.role for section in data.sections for c in section.confirmed]
     confirmed = [
         {"role": role, **row}
-        for role, row in zip(roles, _configuration_rows(data, again, fields), strict=True)
+        for role, row in zip(roles, _configuration_rows(data, fresh, fields), strict=True)
     ]
     _write_csv(target / "confirmed.csv", confirmed)
     _write_csv(target / "importance.csv", _importance_rows(data))
@@ -208,7 +208,7 @@ def _write_tables(data: Analysis, target: Path) -> None:
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows of equal keys; without any, remove what an earlier report left."""
+    """Write rows of equal keys; without rows, remove the file of an earlier report."""
     if not rows:
         path.unlink(missing_ok=True)
         return
@@ -304,7 +304,7 @@ def _curve_rows(data: Analysis) -> list[dict[str, Any]]:
     rows = []
     for section in data.sections:
         drawn = [(ranking.TUNE, section.curves), (ranking.CONFIRM, section.confirmed_curves)]
-        for stage, line in ((s, line) for s, found in drawn if found for line in found.best):
+        for stage, line in ((s, line) for s, curves in drawn if curves for line in curves.best):
             for point in zip(line.steps, line.centre, line.low, line.high, strict=True):
                 names = ("env_steps", "iqm", "ci95_low", "ci95_high")
                 values = dict(zip(names, (float(v) for v in point), strict=True))
