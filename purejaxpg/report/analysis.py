@@ -866,7 +866,8 @@ def _cross(sections: Sequence[Section]) -> Cross | None:
     sensitivity = stats.sensitivity(normalized)
     swept = [c.swept for c in table[0]]
     names = [n for n in swept[0] if len({json.dumps(s.get(n)) for s in swept}) > 1]
-    codes = np.stack([_exact(swept, name) for name in names], axis=1)
+    texts = [[json.dumps(each.get(name)) for each in swept] for name in names]
+    codes = np.stack([np.unique(column, return_inverse=True)[1] for column in texts], axis=1)
     grid = len(shared) == np.prod(codes.max(axis=0) + 1) and len(names) <= _AXES
     both = np.array([normalized.max(axis=1), normalized[:, sensitivity.best_cross]])
     return Cross(
@@ -879,11 +880,6 @@ def _cross(sections: Sequence[Section]) -> Cross | None:
         best_cross=swept[sensitivity.best_cross],
         normalized_best=both,
     )
-
-
-def _exact(swept: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
-    """Return a code for every distinct value."""
-    return np.unique([json.dumps(s.get(name)) for s in swept], return_inverse=True)[1]
 
 
 def _sensitivity_interval(table: Sequence[Sequence[Configuration]]) -> tuple[float, float] | None:

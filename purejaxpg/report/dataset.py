@@ -4,25 +4,16 @@ xarray is imported on use, so only callers of `load` need it.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from purejaxpg import extras
-from purejaxpg.report import export, ranking
+from purejaxpg.report import export
 from purejaxpg.sweep.store import Store
 
-_COORDS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "run_id": lambda run: run["run_id"],
-    "stage": lambda run: run["stage"],
-    "env": ranking.environment_of,
-    "status": lambda run: run["status"],
-    "seed": lambda run: run["seed"],
-    "score": lambda run: run["score"],
-    "greedy_score": lambda run: run["greedy_score"],
-    "updates": export.updates,
-}
+_COORDS = ("run_id", "stage", "env", "status", "seed", "score", "greedy_score", "updates")
 
 
 def load(directory: str | os.PathLike[str]) -> Any:
@@ -52,7 +43,7 @@ def load(directory: str | os.PathLike[str]) -> Any:
         variables, steps = _variables(store, legs, units, rows)
         attributes = {"directory": str(store.path), "agent": str(store.identity.get("agent", ""))}
     coords: dict[str, Any] = {
-        name: ("run", _column([read(run) for run in runs])) for name, read in _COORDS.items()
+        name: ("run", _column([export.cell(run, name) for run in runs])) for name in _COORDS
     }
     for name, column in export.swept_columns(runs, (*_COORDS, "run", "update", "episode")).items():
         values = [export.plain(run["swept"].get(name)) for run in runs]

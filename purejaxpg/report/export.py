@@ -79,23 +79,16 @@ def _runs(store: Store) -> tuple[list[str], Blocks]:
     """Return one row per run, in planned order."""
     runs = store.runs()
     swept = swept_columns(runs, (*_BEFORE, *_AFTER))
-    values = [
-        [run[name] for run in runs]
-        if name not in ("env", "updates", "total_updates")
-        else [_special(run, name) for run in runs]
-        for name in (*_BEFORE, *_AFTER)
-    ]
+    before, after = ([[cell(run, n) for run in runs] for n in names] for names in (_BEFORE, _AFTER))
     own = [[plain(run["swept"].get(name)) for run in runs] for name in swept]
-    place = len(_BEFORE)
-    columns = [*values[:place], *own, *values[place:]]
-    return [*_BEFORE, *swept.values(), *_AFTER], iter([columns])
+    return [*_BEFORE, *swept.values(), *_AFTER], iter([[*before, *own, *after]])
 
 
-def _special(run: dict[str, Any], name: str) -> Any:
-    """Return a column that the ledger names differently or lacks."""
+def cell(run: dict[str, Any], name: str) -> Any:
+    """Return a run's value in a column; a few are named otherwise or missing in the ledger."""
     if name == "env":
         return ranking.environment_of(run)
-    return updates(run) if name == "updates" else run["total"]
+    return updates(run) if name == "updates" else run[{"total_updates": "total"}.get(name, name)]
 
 
 def _curves(store: Store) -> tuple[list[str], Blocks]:

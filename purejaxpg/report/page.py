@@ -6,10 +6,10 @@ script but the two whose hashes it states.
 """
 
 import base64
-import functools
 import hashlib
+import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -297,90 +297,69 @@ def _failure_figures(section: Section) -> list[tuple[str, Figure]]:
 def _table(data: Analysis) -> dict[str, Any]:
     """Return the ranked table: columns, and rows of cells, each a value or a value and its text."""
     most = ROWS // max(1, len(data.sections))
-    ranked = [c for section in data.sections for c in section.ranked[:most]]
-    fields, stops = (
-        ranking.fields(data.ranked),
-        any(c.reached < 1 for c in data.ranked if c.finished),
-    )
-    columns = _columns(fields, len(data.sections) > 1, stops)
-    groups: list[list[Any]] = []
-    for column in columns:
-        if groups and groups[-1][0] == column["group"]:
-            groups[-1][1] += 1
-        else:
-            groups.append([column["group"], 1])
-    limits = {section.environment: _limits(section) for section in data.sections}
-    rows = []
-    for c in ranked:
-        low, high = limits[c.environment]
-        share = (c.iqm - low) / (high - low) if high > low and math.isfinite(c.iqm) else 0.0
-        rows.append([*_row(c, data, columns, fields), round(share, 2)])
+    ranked, rows = [], []
+    columns = _columns(data)
+    for section in data.sections:
+        scores = np.array([c.iqm for c in section.ranked])
+        low, high = (np.nanmin(scores), np.nanmax(scores)) if np.isfinite(scores).any() else (0, 0)
+        for c in section.ranked[:most]:
+            share = (c.iqm - low) / (high - low) if high > low and math.isfinite(c.iqm) else 0.0
+            rows.append([*(read(c) for _, read in columns), round(float(share), 2)])
+            ranked.append(c)
     best = [row for row, c in enumerate(ranked) if (c.rank or ROWS) <= STATIC_ROWS]
+    groups = itertools.groupby(column["group"] for column, _ in columns)
     return {
         "ranked": ranked,
         "static": [(row, rows[row]) for row in best[:100]],
-        "groups": groups,
-        "columns": columns,
+        "groups": [(name, len(list(members))) for name, members in groups],
+        "columns": [column for column, _ in columns],
         "rows": rows,
         "failed": [i for i, c in enumerate(ranked) if c.diverged],
         **_pickable(data, ranked),
     }
 
 
-def _limits(section: Section) -> tuple[float, float]:
-    scores = [c.iqm for c in section.ranked if math.isfinite(c.iqm)] or [0.0]
-    return min(scores), max(scores)
+def _columns(data: Analysis) -> list[tuple[dict[str, Any], Callable[[Configuration], Any]]]:
+    """Return the columns, each with a function that reads its cell from a configuration."""
 
+    def column(group: str, name: str, read: Callable[[Configuration], Any], kind: str = "") -> Any:
+        # The first click on a column of numbers puts large values first.
+        return {"name": name, "group": group, "kind": kind, "down": bool(group)}, read
 
-def _columns(fields: Sequence[str], many: bool, stops: bool) -> list[dict[str, Any]]:
-    """Return the columns: name, group, class of the cells, and whether large values come first."""
-
-    def group(title: str, names: Iterable[str], kind: str = "") -> list[dict[str, Any]]:
-        return [{"name": n, "group": title, "kind": kind, "down": bool(title)} for n in names]
-
-    cost = "reliability and cost"
+    final, cost = "final return", "reliability and cost"
+    stops = any(c.reached < 1 for c in data.ranked if c.finished)
     return [
-        *group("", ["rank"]),
-        *group("", ["environment"] * many, "left text"),
-        *group("final return", ["IQM"], "main"),
-        *group("final return", ["95% CI"]),
-        *group("hyperparameters", fields, "text"),
-        *group("final return, too", ["mean", "greedy"]),
-        *group("during training", ["best", "AUC"]),
-        *group(cost, ["trained"] * stops),
-        *group(cost, ["diverged"], "fail"),
-        *group(cost, ["env steps", "seconds"]),
+        column("", "rank", lambda c: c.rank),
+        *[column("", "environment", lambda c: c.environment, "left text")]
+        * (len(data.sections) > 1),
+        column(final, "IQM", lambda c: _cell(c.iqm, _score), "main"),
+        column(final, "95% CI", _interval_cell),
+        *(
+            column("hyperparameters", name, lambda c, name=name: _value(c.swept.get(name)), "text")
+            for name in ranking.fields(data.ranked)
+        ),
+        column("final return, too", "mean", lambda c: _cell(c.mean, _score)),
+        column("final return, too", "greedy", lambda c: _cell(c.greedy_iqm, _score)),
+        column("during training", "best", lambda c: _cell(data.during_training(c)[0], _score)),
+        column("during training", "AUC", lambda c: _cell(data.during_training(c)[1], _score)),
+        *[column(cost, "trained", lambda c: _cell(c.reached, percent))] * stops,
+        column(cost, "diverged", _failed_cell, "fail"),
+        column(cost, "env steps", lambda c: _cell(data.spent(c)[0] or math.nan, engineering)),
+        column(cost, "seconds", lambda c: _cell(data.spent(c)[1] or math.nan, number)),
     ]
 
 
-def _row(
-    c: Configuration, data: Analysis, columns: Sequence[dict[str, Any]], fields: Sequence[str]
-) -> list[Any]:
-    """Return the cells of a configuration."""
-    best, area = data.during_training(c)
-    steps, seconds = data.spent(c)
+def _score(value: float) -> str:
+    return number(value, 4)
+
+
+def _interval_cell(c: Configuration) -> Any:
+    return _cell(c.low, lambda low: interval(low, c.high)) if c.finished > 1 else None
+
+
+def _failed_cell(c: Configuration) -> Any:
     done = f"{c.finished}" if c.finished == c.planned else f"{c.finished} of {c.planned}"
-    share = c.diverged / c.finished if c.finished else -1.0
-    score = functools.partial(number, digits=4)
-    cells = {
-        "rank": c.rank,
-        "environment": c.environment,
-        "IQM": _cell(c.iqm, score),
-        "95% CI": _cell(c.low, lambda low: interval(low, c.high)) if c.finished > 1 else None,
-        "mean": _cell(c.mean, score),
-        "greedy": _cell(c.greedy_iqm, score),
-        "best": _cell(best, score),
-        "AUC": _cell(area, score),
-        "trained": _cell(c.reached, percent),
-        "diverged": _cell(share, lambda _: f"{c.diverged}/{done}"),
-        "env steps": _cell(steps, engineering) if steps else None,
-        "seconds": _cell(seconds, number) if seconds else None,
-    }
-    return [
-        _value(c.swept.get(column["name"])) if column["group"] == "hyperparameters"
-        else cells[column["name"]]
-        for column in columns
-    ]  # fmt: skip
+    return _cell(c.diverged / (c.finished or 1), lambda _: f"{c.diverged}/{done}")
 
 
 def _cell(value: float, form: Callable[[float], str]) -> Any:

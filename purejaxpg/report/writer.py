@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from purejaxpg import checkpoint
-from purejaxpg.report import analysis, figures, page, ranking
+from purejaxpg.report import analysis, export, figures, page, ranking
 from purejaxpg.report.analysis import Analysis
 from purejaxpg.report.ranking import Configuration
 from purejaxpg.sweep.store import Store
-from purejaxpg.text import short
+from purejaxpg.text import count, short
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,8 +55,7 @@ def write(directory: str | os.PathLike[str], console: "Console") -> Path:
             text = page.render(data, store.path.name)
             (target / "index.html").write_text(text, encoding="utf-8")
             drawn = figures.write(data, target)
-    figure = "figure" if len(drawn) == 1 else "figures"
-    line = f"Wrote index.html, table.csv and {len(drawn)} {figure} to {target}"
+    line = f"Wrote index.html, table.csv and {count(len(drawn), 'figure')} to {target}"
     console.print(line, markup=False, highlight=False, soft_wrap=True)
     return target
 
@@ -108,8 +107,7 @@ _HEADERS = ("IQM", "95% CI", "mean", "greedy", "diverged")
 
 def _title(environment: str, section: Sequence[Configuration]) -> str:
     runs = sum(c.planned for c in section)
-    noun = "configuration" if len(section) == 1 else "configurations"
-    text = f"{len(section)} {noun}, {runs} {'run' if runs == 1 else 'runs'}"
+    text = f"{count(len(section), 'configuration')}, {count(runs, 'run')}"
     return f"{environment}: {text}" if environment else text
 
 
@@ -218,6 +216,23 @@ def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+# The names of columns, and of the attributes or keys that fill them.
+_SCORES = {
+    "final_iqm": "iqm", "ci95_low": "low", "ci95_high": "high", "final_mean": "mean",
+    "final_greedy_iqm": "greedy_iqm",
+}  # fmt: skip
+_RUNS = {"diverged": "diverged", "runs_done": "finished", "runs_planned": "planned"}
+_OUTCOME = ("seed", "status", "score", "greedy_score", "diverged_at")
+_SHARES = {
+    "hyperparameter": "name", "share": "share", "share_low": "low", "share_high": "high",
+    "share_top_quarter": "top_share",
+}  # fmt: skip
+
+
+def _read(source: Any, names: dict[str, str]) -> dict[str, Any]:
+    return {column: getattr(source, attribute) for column, attribute in names.items()}
+
+
 def _configuration_rows(
     data: Analysis, ranked: Iterable[Configuration], fields: Sequence[str]
 ) -> list[dict[str, Any]]:
@@ -227,24 +242,12 @@ def _configuration_rows(
         best, area = data.during_training(c)
         steps, seconds = data.spent(c)
         rows.append(
-            {
-                "rank": "" if c.rank is None else c.rank,
-                "env": c.environment,
-                **{name: c.swept.get(name, "") for name in fields},
-                "final_iqm": c.iqm,
-                "ci95_low": c.low,
-                "ci95_high": c.high,
-                "final_mean": c.mean,
-                "final_greedy_iqm": c.greedy_iqm,
-                "training_best_iqm": best,
-                "training_auc_iqm": area,
-                "diverged": c.diverged,
-                "runs_done": c.finished,
-                "runs_planned": c.planned,
-                "trained_share": c.reached,
-                "env_steps": int(steps),
-                "device_seconds": seconds,
-            }
+            {"rank": "" if c.rank is None else c.rank, "env": c.environment}
+            | {name: c.swept.get(name, "") for name in fields}
+            | _read(c, _SCORES)
+            | {"training_best_iqm": best, "training_auc_iqm": area}
+            | _read(c, {**_RUNS, "trained_share": "reached"})
+            | {"env_steps": int(steps), "device_seconds": seconds}
         )
     return rows
 
@@ -256,46 +259,27 @@ def _run_rows(data: Analysis, fields: Sequence[str]) -> list[dict[str, Any]]:
         steps, seconds = data.cost.by_run.get(run["run_id"], (0.0, 0.0))
         curve = data.training.get(run["run_id"])
         rows.append(
-            {
-                "run_id": run["run_id"],
-                "stage": run["stage"],
-                "env": ranking.environment_of(run),
-                **{name: run["swept"].get(name, "") for name in fields},
-                "seed": run["seed"],
-                "status": run["status"],
-                "score": run["score"],
-                "greedy_score": run["greedy_score"],
-                "diverged_at": run["diverged_at"],
-                "updates": run["stop"] or "",
-                "training_best": curve.best if curve else "",
-                "training_auc": curve.area if curve else "",
-                "env_steps": int(steps),
-                "device_seconds": seconds,
-            }
+            {name: export.cell(run, name) for name in ("run_id", "stage", "env")}
+            | {name: run["swept"].get(name, "") for name in fields}
+            | {name: run[name] for name in _OUTCOME}
+            | {"updates": run["stop"] or "", "training_best": curve.best if curve else ""}
+            | {"training_auc": curve.area if curve else ""}
+            | {"env_steps": int(steps), "device_seconds": seconds}
         )
     return rows
 
 
 def _importance_rows(data: Analysis) -> list[dict[str, Any]]:
     """Return the main effect of every hyperparameter at every level."""
+    names = ("level", "mean", "ci95_half_width", "best", "diverged", "runs")
     return [
-        {
-            "env": section.environment,
-            "hyperparameter": axis.name,
-            "share": axis.share,
-            "share_low": axis.low,
-            "share_high": axis.high,
-            "share_top_quarter": axis.top_share,
-            "level": label,
-            "mean": axis.effects[index],
-            "ci95_half_width": axis.errors[index],
-            "best": axis.best[index],
-            "diverged": axis.failures[index][0],
-            "runs": axis.failures[index][1],
-        }
+        {"env": section.environment, **_read(axis, _SHARES)}
+        | dict(zip(names, (label, mean, error, best, *failures), strict=True))
         for section in data.sections
         for axis in section.effects.axes
-        for index, label in enumerate(axis.levels.labels)
+        for label, mean, error, best, failures in zip(
+            axis.levels.labels, axis.effects, axis.errors, axis.best, axis.failures, strict=True
+        )
     ]
 
 
