@@ -13,7 +13,7 @@ const make = (tag, text, kind) => {
   return node;
 };
 const textOf = (cell) => (cell === null ? "–" : Array.isArray(cell) ? cell[1] : String(cell));
-const keyOf = (cell) => (Array.isArray(cell) ? cell[0] : cell);
+const keyOf = (cell) => (Array.isArray(cell) ? cell[0] : cell === null || Number.isNaN(Number(cell)) ? cell : Number(cell));
 const columnOf = (name) => data.columns.findIndex((column) => column.name.toLowerCase() === name);
 let shown = null;  // rows that the filters leave; null: all of them
 let boxed = null;  // rows in a box drawn over the parallel coordinates
@@ -224,6 +224,7 @@ function layoutOf(own, width) {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, hovermode: "closest",
     font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: "@soft" },
     margin: { l: 44, r: 10, t: 10, b: 36 }, dragmode: touch.matches ? false : "zoom",
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: "@soft", activecolor: "@accent" },
     hoverlabel: { bgcolor: "@raised", bordercolor: "@grey", font: { color: "@ink" }, namelength: 24 },
     ...own, xaxis: { ...axis, ...own.xaxis }, yaxis: { ...axis, nticks: 6, ...own.yaxis },
   });
@@ -232,6 +233,8 @@ function layoutOf(own, width) {
   return layout;
 }
 
+// All buttons are named here: others would send data away.
+const BAR = { modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] };
 const BINS = 5;
 
 /** Parallel coordinates as ordinary lines: plotly's own need WebGL and know no logarithms. */
@@ -242,11 +245,12 @@ function parallel({ axes, lines }) {
   const left = lines.filter(([row]) => shown === null || shown.has(row));
   const stroke = { mode: "lines", hoverinfo: "skip" };
   const traces = [{ ...gaps(lines.filter(([row]) => shown !== null && !shown.has(row))), ...stroke, line: { color: "@grey 30", width: 1 } }];
+  const alpha = left.length > 120 ? "66" : "cc";
+  traces.push({ ...gaps(left.filter((line) => line[1])), ...stroke, line: { color: `@c2 ${alpha}`, width: 1, dash: "dash" } });
   for (let bin = 0; bin < BINS; bin += 1) {
     const own = left.filter((line) => !line[1] && Math.min(BINS - 1, Math.floor(line.at(-1) * BINS)) === bin);
-    traces.push({ ...gaps(own), ...stroke, line: { color: `@p${bin} cc`, width: bin === BINS - 1 ? 1.6 : 1.1 } });
+    traces.push({ ...gaps(own), ...stroke, line: { color: `@p${bin} ${alpha}`, width: bin === BINS - 1 ? 1.6 : 1.1 } });
   }
-  traces.push({ ...gaps(left.filter((line) => line[1])), ...stroke, line: { color: "@c2 aa", width: 1, dash: "dash" } });
   const quiet = { marker: { opacity: 0 } };
   traces.push({
     x: left.flatMap(() => [...axes.keys()]), y: left.flatMap((line) => line.slice(2)), mode: "markers", ...quiet,
@@ -269,11 +273,9 @@ function draw(node) {
   const raw = data.figures[node.dataset.chart], many = node.classList.contains("parallel");
   const figure = many ? parallel(raw) : raw;
   const layout = layoutOf(figure.layout, node.clientWidth);
-  const bar = node.classList.contains("picks") ? {} : { displayModeBar: false };
+  const bar = node.classList.contains("picks") ? BAR : { displayModeBar: false };
   if (many && node.layout) layout.selections = node.layout.selections;
-  Plotly.react(node, paint(figure.data), layout, {
-    responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"], ...bar,
-  });
+  Plotly.react(node, paint(figure.data), layout, { responsive: true, displaylogo: false, ...bar });
   if (many && !node.dataset.drawn) {
     node.on("plotly_selected", (event) => box(event && event.points.map((point) => point.customdata)));
     node.on("plotly_deselect", () => box(null));
@@ -288,11 +290,12 @@ function box(rows) {
 
 function startCharts() {
   const seen = new IntersectionObserver((entries) => {
+    // One by one, so that the page answers between two charts.
     entries.filter((entry) => entry.isIntersecting).forEach((entry) => {
       seen.unobserve(entry.target);
-      draw(entry.target);
+      setTimeout(() => draw(entry.target));
     });
-    root.dataset.ready = "true";
+    setTimeout(() => { root.dataset.ready = "true"; });
   }, { rootMargin: "300px" });
   all(".chart").forEach((node) => seen.observe(node));
   if (!all(".chart").length) root.dataset.ready = "true";

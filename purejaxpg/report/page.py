@@ -240,8 +240,7 @@ def _scores_figure(section: Section) -> tuple[str, str, Figure] | None:
         rows = []
         for index, each in enumerate(section.confirmed, 1):
             c, before = each.configuration, each.tuned.iqm if each.tuned else math.nan
-            colour = "grey" if each.role == "default" else f"c{min(index, 5)}"
-            rows.append(Row(each.name, c.iqm, c.low, c.high, colour, before))
+            rows.append(Row(each.name, c.iqm, c.low, c.high, f"c{min(index, 5)}", before))
         seeds = section.confirmed[0].configuration.finished
         text = " (●, IQM with 95% interval) and in the tuning stage (○)"
         return f"On {seeds} fresh seeds", text, charts.forest(rows)
@@ -366,14 +365,12 @@ def _cell(value: float, form: Callable[[float], str]) -> Any:
     """Return a number to sort by, with its text unless that is the same."""
     if not math.isfinite(value):
         return None
-    key, text = float(f"{value:.5g}"), form(value)
+    key, text = float(f"{value:.4g}"), form(value)
     return key if text == f"{key:g}" else [key, text]
 
 
 def _value(value: Any) -> Any:
-    """Return a swept value as a cell."""
-    if isinstance(value, float) and math.isfinite(value):
-        return [value, short(value)]
+    """Return a swept value as a cell; the script sorts a text that is a number by the number."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53:
         return value
     return None if value is None else short(value)
