@@ -87,6 +87,11 @@ def check(text):
     return found
 
 
+def words_of(found):
+    """The text of a page in one line."""
+    return " ".join(" ".join(found.text).split())
+
+
 def painted(value):
     """A figure with a colour wherever the script of the page will put one."""
     if isinstance(value, dict):
@@ -136,7 +141,7 @@ def test_every_kind_of_sweep_makes_a_sound_page(kind, sweeps):
     found = check(text)
     with Store.read(path) as store:
         best = ranking.rank(store)[0]
-    words = " ".join(found.text)
+    words = words_of(found)
     assert best.environment in words
     assert all(str(short(value)) in words for value in best.swept.values())
     assert text == rendered(path)  # equal results, equal bytes
@@ -144,7 +149,7 @@ def test_every_kind_of_sweep_makes_a_sound_page(kind, sweeps):
 
 def test_an_unconfirmed_winner_is_called_one(small):
     path, text = small
-    words = " ".join(check(text).text)
+    words = words_of(check(text))
     assert "not confirmed" in words and "The best of 12 looks better than it is" in words
     assert "--confirm 16" in words and f"--out {path}" in words
     assert "What matters" in words and "needs several environments" in words
@@ -158,7 +163,7 @@ def test_the_command_is_seen_from_where_the_report_is_made(small, monkeypatch):
 
 def test_a_confirmed_winner_comes_with_its_bias(sweeps):
     path, text = sweeps("large_random")
-    words = " ".join(check(text).text)
+    words = words_of(check(text))
     with Store.read(path) as store:
         data = analysis.of_store(store)
     section = data.sections[0]
@@ -173,7 +178,7 @@ def test_a_confirmed_winner_comes_with_its_bias(sweeps):
 def test_several_environments_are_compared(sweeps):
     _, text = sweeps("environments")
     found = check(text)
-    words = " ".join(found.text)
+    words = words_of(found)
     assert "arXiv:2412.07165" in words and "effective dimensionality" in words
     names = {value for _, name, value in found.attributes if name == "data-of"}
     assert names == set(synthetic_sweep.SPANS)
@@ -224,7 +229,7 @@ def test_one_run_per_value_has_no_interval(tmp_path):
     swept = [{"learning_rate": rate} for rate in (1e-4, 1e-3, 1e-2)]
     path = synthetic_sweep.write(tmp_path / "out", swept, 1)
     text = rendered(path)
-    assert "One run per value: no interval." in " ".join(check(text).text)
+    assert "One run per value: no interval." in words_of(check(text))
     assert "error_y" not in text.replace(PLOTLY, "")
     with Store.read(path) as store:
         (axis,) = analysis.of_store(store).sections[0].effects.axes
