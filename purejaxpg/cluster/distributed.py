@@ -23,10 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxpg import FaultError, InputError, checkpoint
+from purejaxpg import FaultError, InputError, checkpoint, signals
 from purejaxpg import config as configs
 from purejaxpg.cluster import processes, remote
-from purejaxpg.sweep import compute, engine, signals
+from purejaxpg.sweep import compute, engine
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import spec as specs
 
@@ -372,7 +372,7 @@ class Follower:
         """Compile the programs of a group of so many units at a time."""
         self.config = configs.build(self.backend.spec.agent.Config, config)
         # Which units they are plays no part: programs take seeds and traced values as arguments.
-        self.unit = plans.Unit("", (plans.Leg(specs.Run("", self.config, 0, {}), 0, 1),) * rows)
+        self.unit = plans.Unit("", (plans.Leg(plans.Run("", self.config, 0, {}), 0, 1),) * rows)
         group = plans.Group(0, signature, rows, (self.unit,) * units)
         self.programs = self.backend.compile(group)
 

@@ -343,8 +343,8 @@ def of_store(store: Store) -> Analysis:
     Raises:
         FaultError: a result is damaged or cannot be read.
     """
-    runs, identity = store.runs(), store.identity
-    legs = store.legs()
+    runs, identity = store.ledger.runs(), store.ledger.identity
+    legs = store.ledger.legs()
     arrays, episodes, cut = _arrays(store)
     curves = training.of_runs(store, legs, arrays)
     population = ranking.is_population(identity)
@@ -371,7 +371,7 @@ def of_store(store: Store) -> Analysis:
         schedules=_schedules(legs, sections) if population else [],
         cost=_cost(store, legs),
         facts=_facts(store),
-        notes=_notes(ranked, bool(confirmed), episodes, cut, store.notes()),
+        notes=_notes(ranked, bool(confirmed), episodes, cut, store.ledger.notes()),
     )
 
 
@@ -382,7 +382,7 @@ def _arrays(store: Store) -> tuple[dict[str, dict[str, np.ndarray]], int | None,
     """Return curves' arrays by committed unit, episodes per run, and how many were cut short."""
     arrays: dict[str, dict[str, np.ndarray]] = {}
     episodes, cut = None, 0
-    for unit in store.units():
+    for unit in store.ledger.units():
         if not unit["done"]:
             continue
         values = store.arrays(unit["name"], [*training.METRICS, *_EVALUATION])
@@ -454,7 +454,7 @@ def _facts(store: Store) -> dict[str, str]:
     """Return the hardware and versions that the runs used; several values if they differ."""
     values: dict[str, list[str]] = {}
     skipped = {"wall_s", "compile_s", "env_steps", "steps_before", "steps_per_update"}
-    for unit in store.units():
+    for unit in store.ledger.units():
         for name, value in (unit["facts"] or {}).items():
             text = value if isinstance(value, str) else json.dumps(value)
             if name not in skipped and text not in values.setdefault(name, []):
@@ -466,7 +466,7 @@ def _cost(store: Store, legs: Iterable[dict[str, Any]]) -> Cost:
     """Return the cost of all committed legs; units that were computed together count once."""
     rows: dict[tuple[int, float, float], int] = {}
     keys, steps = {}, {}
-    for unit in store.units():
+    for unit in store.ledger.units():
         facts = unit["facts"] or {}
         if not unit["done"]:
             continue

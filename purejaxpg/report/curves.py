@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from purejaxpg import stats
+from purejaxpg import contract, stats
 from purejaxpg.sweep.store import Store
 
 BINS = 60
 _FINE = 4 * BINS  # of a leg, before legs are put together
 _RESAMPLES = 500
-METRICS = ("episode/return_sum", "episode/count")
+METRICS = contract.CURVE
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def of_runs(
     Returns:
         Curves by run. A run that started from another run's state includes the curve up to it.
     """
-    facts = {unit["name"]: unit["facts"] or {} for unit in store.units()}
+    facts = {unit["name"]: unit["facts"] or {} for unit in store.ledger.units()}
     known = {(leg["run_id"], leg["round"]): leg for leg in legs if leg["unit"] in arrays}
     latest = {run_id: leg for (run_id, _), leg in known.items()}
     pieces = {unit: _pieces(own) for unit, own in arrays.items() if len(own) == len(METRICS)}

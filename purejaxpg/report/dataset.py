@@ -37,11 +37,14 @@ def load(directory: str | os.PathLike[str]) -> Any:
     """
     xarray = extras.load("xarray", "analysis", "purejaxpg.report.load")
     with Store.read(directory) as store:
-        runs, legs = store.runs(), store.legs()
-        units = {unit["name"]: unit["facts"] for unit in store.units() if unit["done"]}
+        runs, legs = store.ledger.runs(), store.ledger.legs()
+        units = {unit["name"]: unit["facts"] for unit in store.ledger.units() if unit["done"]}
         rows = {run["run_id"]: row for row, run in enumerate(runs)}
         variables, steps = _variables(store, legs, units, rows)
-        attributes = {"directory": str(store.path), "agent": str(store.identity.get("agent", ""))}
+        attributes = {
+            "directory": str(store.path),
+            "agent": str(store.ledger.identity.get("agent", "")),
+        }
     coords: dict[str, Any] = {
         name: ("run", _column([export.cell(run, name) for run in runs])) for name in _COORDS
     }

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from purejaxpg import checkpoint, extras
+from purejaxpg import contract, disk, extras
 from purejaxpg.report import ranking
 from purejaxpg.sweep.store import Store
 
-EVALUATION = "evaluation/"  # prefix of arrays with one value per episode instead of per update
+EVALUATION = contract.EVALUATION  # prefix of arrays with one value per episode, not per update
 
 
 def write(directory: str | os.PathLike[str], out: Path | None = None, curves: bool = False) -> Path:
@@ -41,7 +41,7 @@ def write(directory: str | os.PathLike[str], out: Path | None = None, curves: bo
         target = out or store.path / ("export-curves.csv" if curves else "export.csv")
         names, blocks = _curves(store) if curves else _runs(store)
         to_file = _write_parquet if target.suffix == ".parquet" else _write_csv
-        with checkpoint.faults("write", target):
+        with disk.faults("write", target):
             temporary = target.with_name(f".{target.name}.tmp")
             try:
                 to_file(temporary, names, blocks)
@@ -77,7 +77,7 @@ _AFTER = ("score", "greedy_score", "diverged_at", "updates", "total_updates", "u
 
 def _runs(store: Store) -> tuple[list[str], Blocks]:
     """Return one row per run, in planned order."""
-    runs = store.runs()
+    runs = store.ledger.runs()
     swept = swept_columns(runs, (*_BEFORE, *_AFTER))
     before, after = ([[cell(run, n) for run in runs] for n in names] for names in (_BEFORE, _AFTER))
     own = [[plain(run["swept"].get(name)) for run in runs] for name in swept]
@@ -93,17 +93,16 @@ def cell(run: dict[str, Any], name: str) -> Any:
 
 def _curves(store: Store) -> tuple[list[str], Blocks]:
     """Return one row per run and update: one block per leg."""
-    facts = {unit["name"]: unit["facts"] for unit in store.units() if unit["done"]}
+    facts = {unit["name"]: unit["facts"] for unit in store.ledger.units() if unit["done"]}
     # Agents may log other metrics under other static fields, so ask all units.
-    metrics = {name for unit in facts for name in _metrics(store, unit)}
-    names = sorted(metrics)
+    names = sorted({name for unit in facts for name in _metrics(store, unit)})
     return ["run_id", "update", "env_steps", *names], _leg_blocks(store, facts, names)
 
 
 def _leg_blocks(store: Store, facts: dict[str, dict[str, Any]], names: Sequence[str]) -> Blocks:
     """Yield the rows of each committed leg, reading one unit at a time."""
     unit, arrays = "", dict[str, np.ndarray]()
-    for leg in store.legs():
+    for leg in store.ledger.legs():
         if leg["unit"] not in facts:
             continue
         if leg["unit"] != unit:

@@ -19,11 +19,12 @@ import jax
 import numpy as np
 from jax import random
 
-from purejaxpg import FaultError, InputError, checkpoint, envs, evaluate
+from purejaxpg import FaultError, InputError, disk, envs, evaluate, trainers
 from purejaxpg import config as configs
+from purejaxpg.envs import pictures
 from purejaxpg.report import ranking
-from purejaxpg.sweep import compute, sources
-from purejaxpg.sweep import spec as specs
+from purejaxpg.sweep import compute
+from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep.store import Store
 from purejaxpg.text import short
 
@@ -101,7 +102,7 @@ def find(store: Store, name: str) -> dict[str, Any]:
     Raises:
         InputError: there is none of this id, or it has no checkpoint yet.
     """
-    runs = {run["run_id"]: run for run in store.runs()}
+    runs = {run["run_id"]: run for run in store.ledger.runs()}
     name = _best(store, runs) if name == BEST else name
     if name not in runs:
         near = [known for known in runs if name and known.startswith(name)][:3]
@@ -140,12 +141,13 @@ def load(store: Store, run: dict[str, Any], agent: Path | None, say: Say) -> Tra
         InputError: the agent is not the one that was trained, or there is no checkpoint.
         FaultError: the checkpoint is damaged.
     """
-    module = load_agent(store.identity, agent, say)
+    module = load_agent(store.ledger.identity, agent, say)
     legs = sorted(
-        (leg for leg in store.legs() if leg["unit"] == run["unit"]), key=lambda leg: leg["row"]
+        (leg for leg in store.ledger.legs() if leg["unit"] == run["unit"]),
+        key=lambda leg: leg["row"],
     )
     rows = [
-        specs.Run(
+        plans.Run(
             leg["run_id"], configs.build(module.Config, leg["config"]), leg["seed"], leg["swept"]
         )
         for leg in legs
@@ -174,25 +176,25 @@ def load_agent(identity: dict[str, Any], given: Path | None, say: Say) -> types.
     if given is not None:
         path = given.resolve()
         configs.require(os.path.isfile(path), f"agent {str(given)!r} is not a file.")
-        if not _digest(specs.agent_files(str(path))).startswith(source):
+        if not _digest(trainers.files(str(path))).startswith(source):
             raise InputError(
                 f"{given} is not the agent that was trained, or a module beside it has changed: "
                 f"their SHA-256 does not begin with {source}."
             )
-        return specs.load_agent(str(path))
-    if name not in specs.agent_names():
+        return trainers.load(str(path))
+    if name not in trainers.names():
         raise InputError(
             f"The runs are of the agent file {name!r}, which is executed only if you name it: "
             "--agent FILE."
         )
-    if not _digest(specs.agent_files(name)).startswith(source):
+    if not _digest(trainers.files(name)).startswith(source):
         say(f"Note: {name} has changed since it was trained; what is played may differ.")
-    return specs.load_agent(name)
+    return trainers.load(name)
 
 
 def _digest(files: Sequence[Path]) -> str:
-    with checkpoint.faults("read", files[0]):
-        return sources.digest(files)
+    with disk.faults("read", files[0]):
+        return trainers.digest(files)
 
 
 # ----------------------------------------------------------------------------------------- playing
@@ -253,23 +255,17 @@ def _episode(
 
 def picture(key: jax.Array, trained: Trained, greedy: bool, path: Path) -> str:
     """Draw one episode into the GIF file `path` -> a message."""
-    from purejaxpg import render
-
-    name = ranking.environment_of(trained.run)
-    states, obs, rewards = record(key, trained, greedy)
-    _, params = envs.setup(trained.config)
-    frames = render.frames(name, params, states, obs, rewards)
-    with checkpoint.faults("write", path):
-        render.save_gif(path, frames, render.speed(name, len(obs)))
+    states, _, rewards = record(key, trained, greedy)
+    env, params = envs.setup(trained.config)
+    with disk.faults("write", path):
+        pictures.save_gif(path, env, params, states, rewards)
     length = f"{len(rewards)} step{'s' if len(rewards) != 1 else ''}"
     return f"Drew an episode of {length} with return {_short(float(rewards.sum()))}: {path}"
 
 
 def _check_gif(path: Path, env_name: str) -> None:
     """Raise early if the picture cannot be drawn or written."""
-    from purejaxpg import render
-
-    render.require_drawable(env_name)
+    pictures.require_drawable(env_name)
     configs.require(
         path.suffix.lower() == ".gif", f"The picture must end in .gif, but is {str(path)!r}."
     )

@@ -92,7 +92,7 @@ def rank(store: Store, stage: str = TUNE) -> list[Configuration]:
     Raises:
         FaultError: the ledger cannot be read.
     """
-    return rank_runs(store.runs(), stage, members=is_population(store.identity))
+    return rank_runs(store.ledger.runs(), stage, members=is_population(store.ledger.identity))
 
 
 def rank_runs(

@@ -22,10 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from purejaxpg import checkpoint, extras
+from purejaxpg import contract, disk, extras, signals
 from purejaxpg.report import curves, export
 from purejaxpg.sweep import progress as progresses
-from purejaxpg.sweep import signals
 from purejaxpg.sweep.store import Store
 
 POINTS = 250  # of a curve, at most
@@ -150,11 +149,13 @@ class Logs:
         return ""
 
     def _write_missing(self, store: Store, sink: Any) -> None:
-        legs = [leg for leg in store.legs() if leg["status"] != "pending"]
+        legs = [leg for leg in store.ledger.legs() if leg["status"] != "pending"]
         known = {(leg["run_id"], leg["round"]): leg for leg in legs}
-        facts = {unit["name"]: unit["facts"] for unit in store.units()}
+        facts = {unit["name"]: unit["facts"] for unit in store.ledger.units()}
         read = functools.lru_cache(_CACHED_UNITS)(store.arrays)
-        sweep_id = hashlib.sha256(json.dumps(store.identity, sort_keys=True).encode()).hexdigest()
+        sweep_id = hashlib.sha256(
+            json.dumps(store.ledger.identity, sort_keys=True).encode()
+        ).hexdigest()
         for run_id, leg in {leg["run_id"]: leg for leg in legs}.items():
             target, stamp = store.path / sink.name / f"{sink.prefix}{run_id}", stamp_of(leg)
             chain = curves.lineage(leg, known)
@@ -167,7 +168,7 @@ class Logs:
             shown = {**leg, "sweep": self.sweep, "log_id": f"{run_id}-{sweep_id[:8]}"}
             shown["status"] = "stopped" if stopped else leg["status"]
             points = points_of(chain, read, facts[chain[0]["unit"]])
-            with checkpoint.faults("write", target):
+            with disk.faults("write", target):
                 put(target, stamp, functools.partial(sink.write, leg=shown, points=points))
             self.stamps[target] = stamp
 
@@ -244,7 +245,7 @@ def points_of(
 
 def means(sums: Mapping[str, float], updates: float) -> dict[str, float]:
     """Return the means over `updates`; sums over episodes become means over episodes."""
-    averages, episodes = {}, sums["episode/count"]
+    averages, episodes = {}, sums.get(contract.EPISODE_COUNT)
     for name, value in sums.items():
         of_episodes = name.startswith("episode/") and name.endswith("_sum")
         if not of_episodes:

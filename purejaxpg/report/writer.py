@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from purejaxpg import checkpoint
+from purejaxpg import disk
 from purejaxpg.report import analysis, export, figures, page, ranking
 from purejaxpg.report.analysis import Analysis
 from purejaxpg.report.ranking import Configuration
@@ -47,7 +47,7 @@ def write(directory: str | os.PathLike[str], console: "Console") -> Path:
     """
     with Store.read(directory) as store:
         target = store.path / "report"
-        with checkpoint.faults("write the report", target):
+        with disk.faults("write the report", target):
             target.mkdir(exist_ok=True)
             data = analysis.of_store(store)
             _print(data, console)

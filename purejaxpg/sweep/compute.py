@@ -25,9 +25,9 @@ from jax import lax, random
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import purejaxpg
-from purejaxpg import FaultError, InputError, checkpoint, envs, evaluate, prng
+from purejaxpg import FaultError, checkpoint, contract, prng
 from purejaxpg import config as configs
-from purejaxpg.sweep import engine, memory
+from purejaxpg.sweep import memory
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import spec as specs
 
@@ -91,7 +91,7 @@ class Backend:
             InputError: a run could not be scored.
         """
         for leg in round_.legs:
-            evaluate.check(leg.run.config)
+            contract.check_score(self.spec.agent, leg.run.config)
         return plans.groups(index, round_, signature, self.rows, stored_rows)
 
     def rows(self, config: Any, num_legs: int) -> int:
@@ -203,7 +203,8 @@ class Backend:
             "device_kind": device.device_kind,
             "platform": device.platform,
             "bytes_per_device": programs.bytes_per_device,
-            "steps_before": steps_before(group.config),
+            "steps_before": contract.steps_before(group.config),
+            "unit": contract.unit(self.spec.agent),
             **self.versions(),
         }
 
@@ -234,7 +235,7 @@ def out_of_memory(rows: int) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         text = str(error).splitlines()[0].rstrip(".")
         if "RESOURCE_EXHAUSTED" in text:
-            raise engine.OutOfMemory(f"{rows} rows ran out of memory", rows // 2) from error
+            raise memory.OutOfMemory(f"{rows} rows ran out of memory", rows // 2) from error
         raise FaultError(f"jax failed: {text}; what is done is kept.") from error
 
 
@@ -244,7 +245,7 @@ def refuse_too_large(programs: Programs, limit: int) -> None:
     if needed > limit:
         fits = int(0.9 * programs.rows * limit / needed)
         numbers = f"{needed / 2**20:.0f} MiB and {limit / 2**20:.0f} are free"
-        raise engine.OutOfMemory(f"{programs.rows} rows need {numbers}", fits)
+        raise memory.OutOfMemory(f"{programs.rows} rows need {numbers}", fits)
 
 
 def signature(config: Any) -> str:
@@ -252,10 +253,10 @@ def signature(config: Any) -> str:
     hints = configs.field_types(type(config))
     values = configs.to_dict(config)
     static = {name: values[name] for name, hint in hints.items() if hint not in configs.TRACED}
-    return json.dumps([static, sorted(getattr(config, "env_params", {}))], sort_keys=True)
+    return json.dumps([static, sorted(values.get(contract.ENV_PARAMS, ()))], sort_keys=True)
 
 
-def stack(runs: Sequence[specs.Run], rows: int) -> tuple[np.ndarray, Any]:
+def stack(runs: Sequence[plans.Run], rows: int) -> tuple[np.ndarray, Any]:
     """Batch runs for vmap, padded to `rows` with copies of the last one.
 
     Returns:
@@ -264,7 +265,7 @@ def stack(runs: Sequence[specs.Run], rows: int) -> tuple[np.ndarray, Any]:
     padded = [*runs, *([runs[-1]] * (rows - len(runs)))]
     seeds = np.array([run.seed for run in padded], np.uint32)
     leaves = [run.config for run in padded]
-    types = envs.traced_types(leaves[0])
+    types = contract.traced_types(leaves[0])
     return seeds, jax.tree.map(lambda dtype, *values: np.array(values, dtype), types, *leaves)
 
 
@@ -275,19 +276,8 @@ def pad(array: jax.Array, rows: int) -> jax.Array:
 
 
 def cpu_rows(config: Any) -> int:
-    """Return the rows beyond which a core of a CPU takes longer for each.
-
-    An agent may lack any of the fields that are looked at: what is assumed then makes it small.
-    """
-    minibatch = config.steps_per_update // getattr(config, "num_minibatches", 1)
-    samples = getattr(config, "batch_size", minibatch)
-    width = math.prod(envs.from_config(config).obs_shape) + sum(getattr(config, "hidden", ()))
-    return min(max(round(CPU_ACTIVATIONS / (samples * width)), 1), CPU_ROWS)
-
-
-def steps_before(config: Any) -> int:
-    """Return the environment steps that `init` takes to fill a replay buffer."""
-    return int(getattr(config, "learning_starts", 0))
+    """Return the rows beyond which a core of a CPU takes longer for each."""
+    return min(max(round(CPU_ACTIVATIONS / contract.activations(config)), 1), CPU_ROWS)
 
 
 def build(spec: specs.Spec, group: plans.Group, devices: Sequence[jax.Device]) -> Programs:
@@ -335,9 +325,9 @@ def trace(
     stacked = stack([leg.run for leg in group.units[0].legs], group.rows)
     seeds, rows = jax.tree.map(lambda x: np.concatenate([x] * num_devices), stacked)
     states = jax.eval_shape(start, seeds, rows)
-    refuse_without_params(agent, states)
+    contract.check_state(agent, states)
     diverged_at, one = np.zeros(len(seeds), np.int32), np.int32(1)
-    # Said, since XLA would ask for an argument that the agent does not use to be replicated.
+    # Shardings are explicit because XLA would otherwise replicate unused arguments.
     over = NamedSharding(mesh, over_rows)
     starting = jax.jit(start, in_shardings=over)
     training = jax.jit(segment, donate_argnums=2, in_shardings=(over,) * 4 + (None, None))
@@ -388,7 +378,7 @@ def segment_rows(
     """
     update = jax.jit(jax.vmap(agent.update), inline=True)  # traced once, and not twice
     shapes = jax.eval_shape(update, run_keys(seeds, 1), states, configs)[1]
-    refuse_metrics(agent, shapes)
+    contract.check_metrics(agent, shapes)
     metrics = {name: jnp.zeros((len(seeds), length)) for name in shapes}
 
     def step(i: jax.Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -407,7 +397,7 @@ def finite(params: Any, metrics: dict[str, jax.Array]) -> jax.Array:
 
     Returns of episodes do not tell: a policy whose parameters are NaN still collects reward.
     """
-    watched = [value for name, value in metrics.items() if name.startswith("loss/")]
+    watched = [value for name, value in metrics.items() if name.startswith(contract.WATCHED)]
     leaves = [*jax.tree.leaves(params), *watched]
     rows = [jnp.isfinite(x).reshape(x.shape[0], -1).all(axis=1) for x in leaves]
     return jnp.stack(rows).all(axis=0)
@@ -422,9 +412,8 @@ def score_rows(
     updates: jax.Array,
 ) -> dict[str, jax.Array]:
     """Evaluate each row after so many updates -> returns [rows, episodes]."""
-    score = functools.partial(evaluate.score, agent=agent, num_episodes=episodes)
     keys = run_keys(seeds, np.uint32(2**31) + updates.astype(np.uint32))
-    return jax.vmap(lambda key, state, config: score(key, state=state, config=config))(
+    return jax.vmap(lambda key, state, config: contract.score(key, agent, state, config, episodes))(
         keys, states, configs
     )
 
@@ -438,24 +427,3 @@ def versions() -> dict[str, str]:
     for path in sorted(Path(purejaxpg.__file__).parent.rglob("*.py")):
         source.update(path.read_bytes())
     return {**found, "purejaxpg": purejaxpg.__version__, "source": source.hexdigest()[:16]}
-
-
-def refuse_without_params(agent: types.ModuleType, states: Any) -> None:
-    """Raise an InputError unless the agent's states have the parameters that the engine reads."""
-    if not hasattr(states, "params"):
-        name = Path(str(agent.__file__)).stem
-        raise InputError(f"The state of agent {name!r} must have the attribute params.")
-
-
-def refuse_metrics(agent: types.ModuleType, metrics: dict[str, jax.Array]) -> None:
-    """Raise an InputError unless the agent's metrics [rows] are what the engine reads."""
-    name = Path(str(agent.__file__)).stem
-    for metric in ("episode/return_sum", "episode/length_sum", "episode/count"):
-        if metric not in metrics:
-            raise InputError(f"The metrics of agent {name!r} must hold {metric!r}.")
-    for metric, value in metrics.items():
-        if value.ndim != 1:
-            raise InputError(
-                f"The metric {metric!r} of agent {name!r} must be a scalar, "
-                f"but has shape {list(value.shape[1:])}."
-            )

@@ -17,7 +17,8 @@ from plotly import graph_objects, offline
 from rich.console import Console
 
 from purejaxpg.report import analysis, charts, page, ranking, writer
-from purejaxpg.sweep.store import Outcome, Run, Store
+from purejaxpg.sweep.ledger import Outcome, Run
+from purejaxpg.sweep.store import Store
 from purejaxpg.text import number, short
 
 VOID = {"meta", "br", "input", "link", "img", "hr"}
@@ -249,13 +250,13 @@ def nasty(path):
     ]
     identity = {"agent": NASTY, "agent_source": NASTY, "sweep": {"note": [NASTY]}}
     with Store.open(path, identity, spec_text=f"agent = '{NASTY}'") as store:
-        store.plan({"unit": runs})
+        store.ledger.plan({"unit": runs})
         outcomes = [Outcome(r.run_id, "done", float(i), float(i)) for i, r in enumerate(runs)]
         count = np.ones((len(runs), 5))
         arrays = {"episode/count": count, "episode/return_sum": count * 3.0}
         facts = {"steps_per_update": 8, "device_kind": NASTY, NASTY: NASTY, "wall_s": 1.0}
         store.commit("unit", arrays, None, outcomes, facts)
-        store.note(NASTY)
+        store.ledger.note(NASTY)
     return path
 
 
@@ -309,7 +310,7 @@ def test_odd_results_make_a_sound_page(scores, tmp_path):
             status, value = ("diverged", score[0]) if isinstance(score, tuple) else ("done", score)
             outcomes.append(Outcome(f"{i}-{seed}", status, value, value, None))
     with Store.open(tmp_path / "out", {"agent": "ppo"}) as store:
-        store.plan({"unit": runs, "pending": [Run("later", {"env": "A"}, 0, {})]})
+        store.ledger.plan({"unit": runs, "pending": [Run("later", {"env": "A"}, 0, {})]})
         store.commit("unit", {}, None, outcomes, {})
     check(rendered(tmp_path / "out"))
     writer.write(tmp_path / "out", Console(quiet=True))
@@ -323,7 +324,7 @@ def test_ten_thousand_runs_stay_small(tmp_path):
     levels = np.array(scores)[:, None] * np.linspace(0, 1, 30)
     arrays = {"episode/count": np.ones_like(levels), "episode/return_sum": levels}
     with Store.open(tmp_path / "out", {"agent": "ppo", "sweep": synthetic_sweep.RANDOM}) as store:
-        store.plan({"unit": runs})
+        store.ledger.plan({"unit": runs})
         outcomes = [
             Outcome(run.run_id, "done" if generator.random() > 0.01 else "diverged", score, score)
             for run, score in zip(runs, scores, strict=True)

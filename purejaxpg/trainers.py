@@ -1,36 +1,78 @@
-"""The files that a trained program comes from: an agent's, the modules beside it, an environment's.
+"""Finding and importing trainers, and the files that a trained program comes from.
 
-A result belongs to the code that made it. So what is imported from beside an agent's file counts
-like the file itself, and so does a class of an environment that is neither gymnax's nor ours.
+A result belongs to the code that made it. So the modules beside a trainer's file that it imports
+count like the file itself, and so do the classes of an environment that is neither gymnax's nor
+ours.
 """
 
 import ast
 import hashlib
+import importlib
 import importlib.util
 import inspect
+import os
+import pkgutil
 import sys
 import types
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from purejaxpg import InputError
+import purejaxpg.agents
+from purejaxpg import InputError, contract
+from purejaxpg import config as configs
 
 OURS = {"purejaxpg", "gymnax", "flax", "jax", "builtins", "typing", "abc"}
-# Files that were executed, with the hash of what they held then: `train` asks for an agent more
-# than once, and a file that registers an environment may run only once.
+# Executed files with the hash of their content then: `train` loads an agent more than once, and a
+# file that registers an environment may run only once.
 _executed: dict[Path, tuple[str, types.ModuleType]] = {}
 
 
+def names() -> list[str]:
+    """Return the names of the agents that come with the package."""
+    return sorted(module.name for module in pkgutil.iter_modules(purejaxpg.agents.__path__))
+
+
+def path_of(name: str, base: Path = Path()) -> Path:
+    """Return the file of a built-in agent, or of the agent at path `name`, relative to `base`."""
+    if name.endswith(".py") or "/" in name:
+        return (base / name).resolve()
+    configs.require_known(name, names(), "agent")
+    return Path(purejaxpg.agents.__path__[0]) / f"{name}.py"
+
+
+def files(name: str, base: Path = Path()) -> list[Path]:
+    """Return an agent's file and, unless it is built in, the modules beside it that it imports."""
+    path = path_of(name, base)
+    return [path] if name in names() else local_files(path)
+
+
+def load(name: str, base: Path = Path()) -> types.ModuleType:
+    """Import an agent by name, or by path, which runs that file's code.
+
+    Raises:
+        InputError: there is no such agent, its file does not import, or it lacks a part of the
+            contract.
+    """
+    path = path_of(name, base)
+    if path.parent == Path(purejaxpg.agents.__path__[0]).resolve():
+        return importlib.import_module(f"purejaxpg.agents.{path.stem}")
+    if not os.path.isfile(path):  # False, where Path.is_file would raise for a name too long
+        raise InputError(f"agent {name!r} is not a file; it was looked for at {path}.")
+    module = execute(path, name)
+    contract.check_trainer(module, name)
+    return module
+
+
 def execute(path: Path, name: str) -> types.ModuleType:
-    """Run a Python file as a module, once for what it holds, its folder on the import path.
+    """Run a Python file as a module, once per content, with its folder on the import path.
 
     Args:
         path: the file.
         name: how the user called it, for messages.
 
     Returns:
-        The module; `__main__` where Python itself was started with this file.
+        The module; `__main__` if Python itself was started with this file.
 
     Raises:
         InputError: the file cannot be imported, or would import another module of the same name.

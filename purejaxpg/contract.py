@@ -1,0 +1,246 @@
+"""What the package asks of a trainer. No other module looks inside one.
+
+A trainer is a module, built in or a file of the user's. It always has::
+
+    Config                                     frozen dataclass with num_updates, steps_per_update
+    check(config)
+    init(key, config)            -> state      with the attribute params
+    update(key, state, config)   -> state, metrics          a dict of scalars
+    train(key, config)           -> state, metrics
+
+A trainer that plays an environment has the fields `env`, `env_kwargs` and `env_params`, and
+`policy(key, state, obs, config, greedy)`; whole episodes of that environment score it. Any other
+trainer scores itself::
+
+    score(key, state, config, num_episodes)   -> dict of arrays [E]
+
+with at least `evaluation/return`. Everything else is optional: metrics named `episode/...` give
+learning curves, `UNIT` names what `steps_per_update` counts, and a property `activations` of Config
+says how large a gradient step is.
+
+jax is imported inside the functions, so that a report can read the names without it.
+"""
+
+import math
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from purejaxpg import InputError
+
+NAMES = ("Config", "check", "init", "update", "train")
+FIELDS = ("num_updates", "steps_per_update")
+
+ENV = "env"
+# Tables of named values inside a configuration: `env_params.gravity` names one of them.
+ENV_PARAMS, ENV_KWARGS = "env_params", "env_kwargs"
+TABLES = (ENV_PARAMS, ENV_KWARGS)
+
+# Sums over the episodes that ended within an update: an update in which none ended is not a zero.
+EPISODE_RETURN, EPISODE_COUNT = "episode/return_sum", "episode/count"
+CURVE = (EPISODE_RETURN, EPISODE_COUNT)
+WATCHED = "loss/"  # prefix of the metrics that mark a run as diverged when they are not finite
+
+EVALUATION = "evaluation/"  # prefix of what has one value per evaluation episode
+RETURN, GREEDY_RETURN = "evaluation/return", "evaluation/greedy_return"
+FINISHED = "evaluation/finished"
+
+ENV_STEPS = "environment steps"
+
+
+# ------------------------------------------------------------------------------------- the trainer
+
+
+def check_trainer(trainer: types.ModuleType, name: str) -> None:
+    """Raise an InputError unless a module has all parts of a trainer.
+
+    Args:
+        trainer: a module.
+        name: what the user calls it.
+    """
+    names = NAMES if scores_itself(trainer) else (*NAMES, "policy")
+    if not all(hasattr(trainer, part) for part in names):
+        raise InputError(f"agent {name!r} must define {', '.join(names)}.")
+    known = {*dir(trainer.Config), *getattr(trainer.Config, "__dataclass_fields__", ())}
+    played = ENV in known or not scores_itself(trainer)
+    for field in (*FIELDS, *((ENV, *TABLES) if played else ())):
+        if field not in known:
+            raise InputError(f"Config of agent {name!r} must be a dataclass with {field}.")
+
+
+def name_of(trainer: types.ModuleType) -> str:
+    """Return the name of a trainer's file, without its ending."""
+    return Path(str(trainer.__file__)).stem
+
+
+def unit(trainer: types.ModuleType) -> str:
+    """Return what a trainer's `steps_per_update` counts, in the plural."""
+    default = ENV_STEPS if has_environment(trainer.Config) else "steps"
+    return str(getattr(trainer, "UNIT", default))
+
+
+def check_state(trainer: types.ModuleType, state: Any) -> None:
+    """Raise an InputError unless a state has the parameters that are watched for divergence."""
+    if not hasattr(state, "params"):
+        raise InputError(f"The state of agent {name_of(trainer)!r} must have the attribute params.")
+
+
+def check_metrics(trainer: types.ModuleType, metrics: Mapping[str, Any]) -> None:
+    """Raise an InputError unless the metrics of a batch of rows are scalars, each [rows].
+
+    Args:
+        trainer: a module.
+        metrics: shapes of what `update` returned under vmap.
+    """
+    name = name_of(trainer)
+    for metric in CURVE:
+        if metric not in metrics and any(other in metrics for other in CURVE):
+            raise InputError(f"The metrics of agent {name!r} must hold {metric!r}.")
+    for metric, value in metrics.items():
+        if len(value.shape) != 1:
+            raise InputError(
+                f"The metric {metric!r} of agent {name!r} must be a scalar, "
+                f"but has shape {list(value.shape[1:])}."
+            )
+
+
+# --------------------------------------------------------------------------------- the environment
+
+
+def has_environment(config: Any) -> bool:
+    """Tell whether a configuration, or its class, names an environment."""
+    return hasattr(config, ENV) or ENV in getattr(config, "__dataclass_fields__", ())
+
+
+def section(config: Any) -> str:
+    """Return what results are reported under: the environment, or "" without one.
+
+    Args:
+        config: a configuration, or the plain values of one.
+    """
+    if isinstance(config, Mapping):
+        return str(config.get(ENV, ""))
+    return str(getattr(config, ENV, ""))
+
+
+def default_env_param(config: Any, name: str) -> Any:
+    """Return an environment's own value of a parameter."""
+    from purejaxpg import config as configs
+
+    value = getattr(environment(config).default_params, name)
+    return configs.coerce_env_param(name, value.item() if hasattr(value, "item") else value)
+
+
+def environment(config: Any) -> Any:
+    """Return the environment of a configuration, or None."""
+    if not has_environment(config):
+        return None
+    from purejaxpg import envs
+
+    return envs.from_config(config)
+
+
+# ------------------------------------------------------------------------------------------- sizes
+
+
+def traced_types(config: Any) -> Any:
+    """Return the dtype that each traced leaf of a configuration is computed with."""
+    import jax
+    import numpy as np
+
+    from purejaxpg import envs
+
+    if has_environment(config):
+        return envs.traced_types(config)
+    return jax.tree.map(lambda _: np.dtype(np.float32), config)
+
+
+def param_dtype(config: Any, name: str) -> Any:
+    """Return the dtype of one of the environment's parameters."""
+    from purejaxpg import envs
+
+    return envs.param_dtype(environment(config), name)
+
+
+def steps_before(config: Any) -> int:
+    """Return the environment steps that `init` takes to fill a replay buffer."""
+    return int(getattr(config, "learning_starts", 0))
+
+
+def activations(config: Any) -> int:
+    """Return the activations of one gradient step, from which the rows of a unit are chosen.
+
+    An agent may lack any of the fields that are read; the defaults make it small.
+    """
+    if hasattr(config, "activations"):
+        return int(config.activations)
+    minibatch = config.steps_per_update // getattr(config, "num_minibatches", 1)
+    samples = getattr(config, "batch_size", minibatch)
+    width = sum(getattr(config, "hidden", ()))
+    if has_environment(config):
+        width += math.prod(environment(config).obs_shape)
+    return int(samples * max(width, 1))
+
+
+def smaller(config: Any) -> str:
+    """Return advice on which fields to lower when memory runs out."""
+    sizes = {
+        "num_envs": "fewer num_envs",
+        "num_steps": "a shorter num_steps",
+        "replay_capacity": "a smaller replay_capacity",
+        "batch_size": "a smaller batch_size",
+    }
+    known = [text for name, text in sizes.items() if hasattr(config, name)]
+    return ", ".join(known[:-1]) + " or " + known[-1] if len(known) > 1 else "a smaller network"
+
+
+# ------------------------------------------------------------------------------------------- score
+
+
+def scores_itself(trainer: types.ModuleType) -> bool:
+    """Tell whether a trainer has a `score` of its own."""
+    return hasattr(trainer, "score")
+
+
+def check_score(trainer: types.ModuleType, config: Any) -> None:
+    """Raise an InputError if a run of this configuration could not be scored."""
+    if not scores_itself(trainer):
+        from purejaxpg import evaluate
+
+        evaluate.check(config)
+
+
+def score(
+    key: Any, trainer: types.ModuleType, state: Any, config: Any, num_episodes: int
+) -> dict[str, Any]:
+    """Score one run, by itself or by whole episodes of its environment.
+
+    Args:
+        key: after update u, `fold_in(run_key, 2**31 + u)`.
+        trainer: a module.
+        state: the run's state.
+        config: its configuration.
+        num_episodes: E.
+
+    Returns:
+        Arrays [E] by name, `evaluation/return` among them.
+
+    Raises:
+        InputError: the trainer's own `score` lacks `evaluation/return`.
+    """
+    if not scores_itself(trainer):
+        from purejaxpg import evaluate
+
+        return evaluate.score(key, trainer, state, config, num_episodes)
+    scores = dict(trainer.score(key, state, config, num_episodes))
+    if RETURN not in scores:
+        raise InputError(f"score of agent {name_of(trainer)!r} must return {RETURN!r}.")
+    return scores
+
+
+def horizon(config: Any) -> int | None:
+    """Return the steps within which an episode ends; None if that is not known."""
+    from purejaxpg import envs
+
+    return envs.horizon(environment(config), config.env_params)
