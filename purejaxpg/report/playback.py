@@ -1,8 +1,8 @@
 """Play a trained policy out of its checkpoint: new episodes, and a picture of one.
 
-The code of the agent is needed to act. A built-in agent is found by its name; a file is executed
-only where the caller names it, never because a result directory does, and only if it is the file
-that the runs were trained with.
+Acting needs the code of the agent. A built-in agent is found by its name. A file is executed only
+if the caller names it, never because a result directory does, and only if the runs were trained
+with it.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ Say = Callable[[str], object]
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A run as its checkpoint has it.
+    """A run, loaded from its checkpoint.
 
     Attributes:
         run: as ``Store.runs`` gives it.
@@ -70,7 +70,7 @@ def run(
         greedy: take the most probable actions instead of sampling.
         seed: decides the episodes.
         gif: write one more episode to this file.
-        agent: the agent's file; needed where the agent is not one of the package.
+        agent: the agent's file; needed if the agent is not one of the package.
         say: prints a line.
 
     Raises:
@@ -93,7 +93,7 @@ def run(
         say(picture(key_picture, trained, greedy, gif))
 
 
-# ------------------------------------------------------------------------------- which run is meant
+# ---------------------------------------------------------------------------------- choosing a run
 
 
 def find(store: Store, name: str) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def _best(store: Store, runs: dict[str, dict[str, Any]]) -> str:
     raise InputError(f"No run of {store.path} has been trained to its end yet; name one by its id.")
 
 
-# ---------------------------------------------------------------------------------- what is loaded
+# ----------------------------------------------------------------------------------------- loading
 
 
 def load(store: Store, run: dict[str, Any], agent: Path | None, say: Say) -> Trained:
@@ -165,8 +165,8 @@ def load_agent(identity: dict[str, Any], given: Path | None, say: Say) -> types.
 
     Args:
         identity: of the sweep.
-        given: the file that the caller trusts; None: there is none.
-        say: prints a line where a built-in agent has changed since.
+        given: a file that the caller trusts, or None.
+        say: prints a line if a built-in agent has changed since.
 
     Raises:
         InputError: the agent is a file and none is given, or it is not the one that was trained.
@@ -198,7 +198,7 @@ def _digest(files: Sequence[Path]) -> str:
         return trainers.digest(files)
 
 
-# ---------------------------------------------------------------------------------- what is played
+# ----------------------------------------------------------------------------------------- playing
 
 
 def play(
@@ -220,7 +220,7 @@ def play(
 def record(
     key: jax.Array, trained: Trained, greedy: bool = False
 ) -> tuple[Any, np.ndarray, np.ndarray]:
-    """Play one episode and keep what happened.
+    """Play one episode and record it.
 
     Returns:
         The environment's own state before each step, leaves ``[T, ...]``; observations
@@ -229,8 +229,8 @@ def record(
     limit = envs.horizon(envs.from_config(trained.config), trained.config.env_params)
     steps = min(limit or DRAWN_STEPS, DRAWN_STEPS)
     episode = jax.jit(functools.partial(_episode, trained.agent, steps, greedy))
-    kept = episode(key, trained.state, trained.config)
-    inner, obs, next_obs, reward, done = jax.tree.map(lambda x: np.asarray(x)[:, 0], kept)
+    steps_taken = episode(key, trained.state, trained.config)
+    inner, obs, next_obs, reward, done = jax.tree.map(lambda x: np.asarray(x)[:, 0], steps_taken)
     length = int(np.argmax(done)) + 1 if done.any() else steps
     states = jax.tree.map(lambda x: x[:length], inner)
     return states, np.concatenate([obs[:length], next_obs[length - 1 : length]]), reward[:length]
@@ -255,7 +255,7 @@ def _episode(
 
 
 def picture(key: jax.Array, trained: Trained, greedy: bool, path: Path) -> str:
-    """Draw one episode into the GIF file `path` -> what to say of it."""
+    """Draw one episode into the GIF file `path` -> a message."""
     states, _, rewards = record(key, trained, greedy)
     env, params = envs.setup(trained.config)
     with disk.faults("write", path):
@@ -265,7 +265,7 @@ def picture(key: jax.Array, trained: Trained, greedy: bool, path: Path) -> str:
 
 
 def _check_gif(path: Path, env_name: str) -> None:
-    """Refuse before anything is computed what could not be drawn or written."""
+    """Raise early if the picture cannot be drawn or written."""
     pictures.require_drawable(env_name)
     configs.require(
         path.suffix.lower() == ".gif", f"The picture must end in .gif, but is {str(path)!r}."
@@ -274,7 +274,7 @@ def _check_gif(path: Path, env_name: str) -> None:
         raise FaultError(f"Cannot write {path}: there is no directory {path.parent}.")
 
 
-# ------------------------------------------------------------------------------------ what is said
+# ---------------------------------------------------------------------------------------- messages
 
 
 def _description(trained: Trained) -> str:
