@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     streams.make_usable()
     try:
-        with signals.caught():
+        with signals.as_exceptions():
             status = dispatch(list(sys.argv[1:] if argv is None else argv))
             sys.stdout.flush()  # while somebody can be told that it is not possible
             return status

@@ -1,6 +1,6 @@
-"""What the package asks of a trainer. No other module looks inside one.
+"""The contract between the package and a trainer. No other module looks inside a trainer.
 
-A trainer is a module, built in or a file of the user's. It always has::
+A trainer is a module, built in or a file of the user's. It always defines::
 
     Config                                     frozen dataclass with num_updates, steps_per_update
     check(config)
@@ -16,10 +16,10 @@ trainer scores itself::
 
 with at least `evaluation/return`. Everything else is optional. `Given` is a pytree dataclass of
 frozen arrays, such as a pretrained model: a trainer that has it gets one as its last argument.
-Metrics named `episode/...` give learning curves, `UNIT` names what `steps_per_update` counts, and a
-property `activations` of Config says how large a gradient step is.
+Metrics named `episode/...` give learning curves, `UNIT` is the unit of `steps_per_update`, and a
+property `activations` of Config is the size of a gradient step.
 
-jax is imported inside the functions, so that a report can read the names without it.
+The functions import jax themselves, so that a report can read the names without it.
 """
 
 import dataclasses
@@ -40,12 +40,12 @@ ENV = "env"
 ENV_PARAMS, ENV_KWARGS = "env_params", "env_kwargs"
 TABLES = (ENV_PARAMS, ENV_KWARGS)
 
-# Sums over the episodes that ended within an update: an update in which none ended is not a zero.
+# Sums over the episodes that ended in an update; without any, the mean is undefined and not 0.
 EPISODE_RETURN, EPISODE_COUNT = "episode/return_sum", "episode/count"
 CURVE = (EPISODE_RETURN, EPISODE_COUNT)
 WATCHED = "loss/"  # prefix of the metrics that mark a run as diverged when they are not finite
 
-EVALUATION = "evaluation/"  # prefix of what has one value per evaluation episode
+EVALUATION = "evaluation/"  # prefix of arrays with one value per evaluation episode
 RETURN, GREEDY_RETURN = "evaluation/return", "evaluation/greedy_return"
 FINISHED = "evaluation/finished"
 
@@ -61,7 +61,7 @@ def check_trainer(trainer: types.ModuleType, name: str) -> None:
 
     Args:
         trainer: a module.
-        name: what the user calls it.
+        name: the name the user gave, for messages.
     """
     names = NAMES if scores_itself(trainer) else (*NAMES, "policy")
     if not all(hasattr(trainer, part) for part in names):
@@ -79,13 +79,13 @@ def name_of(trainer: types.ModuleType) -> str:
 
 
 def unit(trainer: types.ModuleType) -> str:
-    """Return what a trainer's `steps_per_update` counts, in the plural."""
+    """Return the unit of a trainer's `steps_per_update`, in the plural."""
     default = ENV_STEPS if has_environment(trainer.Config) else "steps"
     return str(getattr(trainer, "UNIT", default))
 
 
 def check_state(trainer: types.ModuleType, state: Any) -> None:
-    """Raise an InputError unless a state has the parameters that are watched for divergence."""
+    """Raise an InputError unless a state has `params`, which are watched for divergence."""
     if not hasattr(state, "params"):
         raise InputError(f"The state of agent {name_of(trainer)!r} must have the attribute params.")
 
@@ -95,7 +95,7 @@ def check_metrics(trainer: types.ModuleType, metrics: Mapping[str, Any]) -> None
 
     Args:
         trainer: a module.
-        metrics: shapes of what `update` returned under vmap.
+        metrics: shapes of the metrics of `update` under vmap.
     """
     name = name_of(trainer)
     for metric in CURVE:
@@ -224,15 +224,15 @@ def arguments(own: Any, shared: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
 
 
 def has_environment(config: Any) -> bool:
-    """Tell whether a configuration, or its class, names an environment."""
+    """Return whether a configuration, or its class, has an environment."""
     return hasattr(config, ENV) or ENV in getattr(config, "__dataclass_fields__", ())
 
 
 def section(config: Any) -> str:
-    """Return what results are reported under: the environment, or "" without one.
+    """Return the section of the report that a run belongs to: its environment, or "".
 
     Args:
-        config: a configuration, or the plain values of one.
+        config: a configuration, or its plain values.
     """
     if isinstance(config, Mapping):
         return str(config.get(ENV, ""))
@@ -240,7 +240,7 @@ def section(config: Any) -> str:
 
 
 def default_env_param(config: Any, name: str) -> Any:
-    """Return an environment's own value of a parameter."""
+    """Return the default value of one of the environment's parameters."""
     from purejaxpg import config as configs
 
     value = getattr(environment(config).default_params, name)
@@ -260,7 +260,7 @@ def environment(config: Any) -> Any:
 
 
 def traced_types(config: Any) -> Any:
-    """Return the dtype that each traced leaf of a configuration is computed with."""
+    """Return the dtype of each traced leaf of a configuration inside the programs."""
     import jax
     import numpy as np
 
@@ -306,9 +306,9 @@ def timed(config: Any, updates: int, whole: bool) -> dict[str, int]:
 
 
 def activations(config: Any) -> int:
-    """Return the activations of one gradient step, from which the rows of a unit are chosen.
+    """Return the number of activations in one gradient step, which decides the rows of a unit.
 
-    An agent may lack any of the fields that are read; the defaults make it small.
+    An agent may lack any of these fields; the defaults make the number small.
     """
     if hasattr(config, "activations"):
         return int(config.activations)
@@ -336,7 +336,7 @@ def smaller(config: Any) -> str:
 
 
 def scores_itself(trainer: types.ModuleType) -> bool:
-    """Tell whether a trainer has a `score` of its own."""
+    """Return whether a trainer defines `score`."""
     return hasattr(trainer, "score")
 
 
@@ -351,7 +351,7 @@ def check_score(trainer: types.ModuleType, config: Any) -> None:
 def score(
     key: Any, trainer: types.ModuleType, state: Any, config: Any, num_episodes: int, *given: Any
 ) -> dict[str, Any]:
-    """Score one run, by itself or by whole episodes of its environment.
+    """Score one run with the trainer's `score`, or with whole episodes of its environment.
 
     Args:
         key: after update u, `fold_in(run_key, 2**31 + u)`.
@@ -378,7 +378,7 @@ def score(
 
 
 def horizon(config: Any) -> int | None:
-    """Return the steps within which an episode ends; None if that is not known."""
+    """Return the time limit of an episode in steps; None if it is not known."""
     from purejaxpg import envs
 
     return envs.horizon(environment(config), config.env_params)

@@ -1,4 +1,7 @@
-"""Durable files: written whole or not at all, checked by hash, with plain sentences for faults."""
+"""Durable files: written whole or not at all and checked by hash.
+
+Errors of the operating system and of SQLite become a FaultError with one plain sentence.
+"""
 
 import contextlib
 import errno
@@ -29,10 +32,10 @@ _PLAIN_ERRORS = {
 
 @contextlib.contextmanager
 def faults(doing: str, path: Path) -> Iterator[None]:
-    """Turn what the operating system or SQLite raises inside the block into a FaultError.
+    """Turn errors of the operating system or SQLite inside the block into a FaultError.
 
     Args:
-        doing: verb for the message, such as ``"write"``.
+        doing: a verb for the message, such as ``"write"``.
         path: the file or directory the block works on.
 
     Raises:
@@ -56,7 +59,7 @@ def sha256_of(path: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Force a file, or a directory's list of names, to the disk."""
+    """Force a file, or the entries of a directory, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -76,36 +79,35 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_hashed(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON text that carries its own hash."""
-    write_text(
-        path, json.dumps({"sha256": sha256(json_text(content)), "content": content}, indent=1)
-    )
+    """Write JSON together with its own hash."""
+    hashed = {"sha256": sha256(json_text(content)), "content": content}
+    write_text(path, json.dumps(hashed, indent=1))
 
 
 def read_hashed(path: Path) -> dict[str, Any]:
-    """Read what `write_hashed` wrote.
+    """Read a file written by `write_hashed`.
 
     Raises:
         FaultError: it is missing or damaged.
     """
     with faults("read", path):
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            content = found["content"]
-            if found["sha256"] == sha256(json_text(content)):
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            content = stored["content"]
+            if stored["sha256"] == sha256(json_text(content)):
                 return content
         except (ValueError, KeyError, TypeError) as error:
-            raise FaultError(f"{path} is damaged: it is not what was written.") from error
-    raise FaultError(f"{path} is damaged: its SHA-256 is not the one it carries.")
+            raise FaultError(f"{path} is damaged: it is not the JSON that was written.") from error
+    raise FaultError(f"{path} is damaged: its SHA-256 does not match its content.")
 
 
 def json_text(value: Any, sort: bool = True) -> str:
-    """Return the one canonical JSON text of a value, or one that keeps the order of its keys."""
+    """Return a value as canonical JSON; `sort` False keeps the order of its keys."""
     return json.dumps(value, sort_keys=sort, separators=(",", ":"), default=_plain)
 
 
 def _plain(value: Any) -> Any:
-    """Return NumPy scalars and arrays as what JSON knows."""
+    """Return NumPy scalars and arrays as plain Python values."""
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
     raise TypeError(f"{value!r} of type {type(value).__name__} cannot be written as JSON.")

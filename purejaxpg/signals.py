@@ -1,8 +1,8 @@
-"""Ctrl-C and SIGTERM as exceptions that can be made to wait for a moment when little is lost.
+"""Ctrl-C and SIGTERM as exceptions that can be deferred to a moment when little is lost.
 
-SIGTERM is what batch systems send some seconds before they kill. Python runs a handler only between
-two steps of the main thread, so a compiled segment always ends first; `held` then lets the engine
-write a snapshot before it gives up.
+Batch systems send SIGTERM some seconds before they kill. Python runs a handler only between two
+steps of the main thread, so a compiled segment always finishes first; `deferred` then lets the
+engine write a snapshot before it stops.
 """
 
 import contextlib
@@ -21,50 +21,47 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM has arrived."""
 
 
-class _Waiting:
-    """What a signal that arrives is to do; signals belong to the process, so there is one."""
+class _State:
+    """Whether signals are deferred, and the first that arrived; one state for the process."""
 
-    held = False
+    deferring = False
     arrived: KeyboardInterrupt | None = None
 
 
-_waiting = _Waiting()
+_state = _State()
 
 
 @contextlib.contextmanager
-def kept() -> Iterator[None]:
-    """Put back, after the block, the handlers that stood before it."""
-    if not _may_handle():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+def handlers_restored() -> Iterator[None]:
+    """Restore the current signal handlers after the block."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS if _may_handle()}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
 @contextlib.contextmanager
-def caught() -> Iterator[None]:
+def as_exceptions() -> Iterator[None]:
     """Raise Terminated at SIGTERM and KeyboardInterrupt at Ctrl-C inside the block.
 
-    A signal that the parent process had ignored stays ignored. Outside the main thread, where
-    Python lets nobody set handlers, nothing is changed.
+    A signal that the parent process ignored stays ignored. Nothing changes outside the main thread,
+    because Python sets handlers only there.
 
-    Python ignores an exception that leaves a destructor or a callback of the garbage collector (jax
-    has one). A signal whose exception is lost in this way is sent again.
+    Python drops an exception that leaves a destructor or a callback of the garbage collector (jax
+    has one). A signal whose exception was dropped is sent again.
     """
-    with kept():
+    with handlers_restored():
         for number in SIGNALS if _may_handle() else ():
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, _handle)
-        with _ignored_signals_sent_again():
+        with _dropped_signals_resent():
             yield
 
 
 @contextlib.contextmanager
-def _ignored_signals_sent_again() -> Iterator[None]:
+def _dropped_signals_resent() -> Iterator[None]:
     report = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
@@ -81,44 +78,44 @@ def _ignored_signals_sent_again() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held() -> Iterator[Callable[[], bool]]:
-    """Let the first signal wait until the end of the block; a second one does not wait.
+def deferred() -> Iterator[Callable[[], bool]]:
+    """Defer the first signal to the end of the block; a second one raises at once.
 
     Yields:
-        A function that tells whether a signal is waiting.
+        `pending`, which returns whether a signal has arrived.
     """
-    _waiting.held = True
+    _state.deferring = True
     try:
-        yield waiting
+        yield pending
     finally:
-        _waiting.held = False  # first: from here on a signal raises by itself and is not lost
-        arrived, _waiting.arrived = _waiting.arrived, None
+        _state.deferring = False  # first: from here on a signal raises and cannot be lost
+        arrived, _state.arrived = _state.arrived, None
         if arrived is not None:
             raise arrived
 
 
-def waiting() -> bool:
-    """Tell whether a signal waits for the end of a `held` block."""
-    return _waiting.arrived is not None
+def pending() -> bool:
+    """Return whether a signal is waiting for the end of a `deferred` block."""
+    return _state.arrived is not None
 
 
 @contextlib.contextmanager
-def noted() -> Iterator[Callable[[], int]]:
-    """Let signals do nothing inside the block.
+def recorded() -> Iterator[Callable[[], int]]:
+    """Only record signals inside the block.
 
     Yields:
-        A function that tells the last one that arrived; 0 where none did.
+        A function that returns the last signal that arrived, or 0.
     """
     arrived = [0]
-    with kept():
+    with handlers_restored():
         for number in SIGNALS if _may_handle() else ():
             signal.signal(number, lambda number, _: arrived.append(number))
         yield lambda: arrived[-1]
 
 
-def heed(number: int) -> None:
-    """Act as if a signal had arrived, unless one has and is waiting: it may be the same."""
-    if _waiting.arrived is None:
+def deliver(number: int) -> None:
+    """Act as if a signal had arrived, unless one is pending already: it may be the same."""
+    if _state.arrived is None:
         _handle(number, None)
 
 
@@ -127,9 +124,9 @@ def _may_handle() -> bool:
 
 
 def _resend(error: KeyboardInterrupt) -> None:
-    """Send the signal of an ignored exception again, a moment later.
+    """Send the signal of a dropped exception again, a moment later.
 
-    From a thread, because an exception that is raised inside the hook would be ignored as well.
+    A thread sends it, because an exception raised inside the hook would be dropped as well.
     """
     number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
     main = threading.main_thread().ident
@@ -140,7 +137,7 @@ def _resend(error: KeyboardInterrupt) -> None:
 
 def _handle(number: int, _: types.FrameType | None) -> None:
     error = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
-    if _waiting.held and _waiting.arrived is None:
-        _waiting.arrived = error
+    if _state.deferring and _state.arrived is None:
+        _state.arrived = error
         return
     raise error

@@ -1,8 +1,7 @@
-"""Finding and importing trainers, and the files that a trained program comes from.
+"""Find and import trainers, and list the files that a result depends on.
 
-A result belongs to the code that made it. So the modules beside a trainer's file that it imports
-count like the file itself, and so do the classes of an environment that is neither gymnax's nor
-ours.
+A result belongs to the code that made it: the trainer's file, the modules beside it that it
+imports, and the classes of an environment that is neither gymnax's nor ours.
 """
 
 import ast
@@ -23,8 +22,8 @@ from purejaxpg import InputError, contract
 from purejaxpg import config as configs
 
 OURS = {"purejaxpg", "gymnax", "flax", "jax", "builtins", "typing", "abc"}
-# Executed files with the hash of their content then: `train` loads an agent more than once, and a
-# file that registers an environment may run only once.
+# Executed files with the hash of their content at that time: `train` loads an agent more than once,
+# but a file that registers an environment may run only once.
 _executed: dict[Path, tuple[str, types.ModuleType]] = {}
 
 
@@ -42,23 +41,22 @@ def path_of(name: str, base: Path = Path()) -> Path:
 
 
 def files(name: str, base: Path = Path()) -> list[Path]:
-    """Return an agent's file and, unless it is built in, the modules beside it that it imports."""
+    """Return an agent's file and, unless built in, the modules beside it that it imports."""
     path = path_of(name, base)
     return [path] if name in names() else local_files(path)
 
 
 def load(name: str, base: Path = Path()) -> types.ModuleType:
-    """Import an agent by name, or by path, which runs that file's code.
+    """Import an agent by name or by path; a path runs that file's code.
 
     Raises:
-        InputError: there is no such agent, its file does not import, or it lacks a part of the
-            contract.
+        InputError: there is no such agent, its file cannot be imported, or it breaks the contract.
     """
     path = path_of(name, base)
     if path.parent == Path(purejaxpg.agents.__path__[0]).resolve():
         return importlib.import_module(f"purejaxpg.agents.{path.stem}")
-    if not os.path.isfile(path):  # False, where Path.is_file would raise for a name too long
-        raise InputError(f"agent {name!r} is not a file; it was looked for at {path}.")
+    if not os.path.isfile(path):  # Path.is_file raises if the name is too long
+        raise InputError(f"agent {name!r} is not a file: {path} does not exist.")
     module = execute(path, name)
     contract.check_trainer(module, name)
     return module
@@ -69,7 +67,7 @@ def execute(path: Path, name: str) -> types.ModuleType:
 
     Args:
         path: the file.
-        name: how the user called it, for messages.
+        name: the name the user gave, for messages.
 
     Returns:
         The module; `__main__` if Python itself was started with this file.
@@ -84,16 +82,16 @@ def execute(path: Path, name: str) -> types.ModuleType:
     if path in _executed and _executed[path][0] == content:
         return _executed[path][1]
     module_name = f"purejaxpg_fork_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    found = importlib.util.spec_from_file_location(module_name, path)
-    if found is None or found.loader is None:
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
         raise InputError(f"agent {name!r} must be a Python file whose name ends in .py.")
     _refuse_shadowed(path, name)
     if str(path.parent) not in sys.path:
-        sys.path.insert(0, str(path.parent))  # as `python FILE` has it
-    module = importlib.util.module_from_spec(found)
+        sys.path.insert(0, str(path.parent))  # as `python FILE` does
+    module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     try:
-        found.loader.exec_module(module)
+        spec.loader.exec_module(module)
     except InputError:
         raise
     except Exception as error:
@@ -107,23 +105,23 @@ def execute(path: Path, name: str) -> types.ModuleType:
 def local_files(path: Path) -> list[Path]:
     """Return a Python file and every file beside it that it imports, directly or not, sorted.
 
-    Read off the text: an import inside a function counts, a name made up at run time does not.
+    The source is parsed: imports inside functions count, names computed at run time do not.
     """
-    found: set[Path] = set()
-    waiting = [path]
-    while waiting:
-        file = waiting.pop()
-        if file not in found:
-            found.add(file)
-            waiting += imported(file, path.parent)
-    return sorted(found)
+    files: set[Path] = set()
+    queue = [path]
+    while queue:
+        file = queue.pop()
+        if file not in files:
+            files.add(file)
+            queue += imported(file, path.parent)
+    return sorted(files)
 
 
 def imported(file: Path, folder: Path) -> Iterator[Path]:
     """Yield the files in `folder` that a file imports by name."""
     try:
         tree = ast.parse(file.read_text("utf-8"))
-    except (SyntaxError, ValueError):  # the import will say what is wrong
+    except (SyntaxError, ValueError):  # importing it reports the error
         return
     for node in ast.walk(tree):
         names: list[str] = []
@@ -137,7 +135,7 @@ def imported(file: Path, folder: Path) -> Iterator[Path]:
 
 
 def package_of(file: Path, folder: Path, level: int) -> list[str]:
-    """Return the package that a relative import of a file begins at; none for an absolute one."""
+    """Return the package that a relative import starts from; empty for an absolute import."""
     parts = file.relative_to(folder).parts[:-1]
     return list(parts[: len(parts) - level + 1]) if level else []
 
@@ -146,23 +144,22 @@ def files_of(name: str, folder: Path) -> Iterator[Path]:
     """Yield the files in `folder` that run when the module `name` is imported."""
     parts = name.split(".") if name else []
     for end in range(1, len(parts) + 1):
-        place = folder.joinpath(*parts[:end])
-        for file in (place.with_suffix(".py"), place / "__init__.py"):
-            if file.is_file():
-                yield file
+        module = folder.joinpath(*parts[:end])
+        candidates = (module.with_suffix(".py"), module / "__init__.py")
+        yield from filter(Path.is_file, candidates)
 
 
 def digest(files: Iterable[Path]) -> str:
-    """Return the SHA-256 of files: of the content of one, of names and contents of several."""
+    """Return the SHA-256 of one file's content, or of the names and contents of several."""
     contents = {file: file.read_bytes() for file in files}
     if len(contents) == 1:
         return hashlib.sha256(*contents.values()).hexdigest()
-    each = [f"{file.name} {hashlib.sha256(text).hexdigest()}" for file, text in contents.items()]
-    return hashlib.sha256("\n".join(each).encode()).hexdigest()
+    lines = [f"{file.name} {hashlib.sha256(text).hexdigest()}" for file, text in contents.items()]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def texts(path: Path) -> tuple[tuple[str, str], ...]:
-    """Return the names, as seen from its folder, and the texts of a file's local files."""
+    """Return the path, relative to its folder, and the text of each of a file's local files."""
     folder = path.parent
     return tuple(
         (file.relative_to(folder).as_posix(), file.read_text("utf-8")) for file in local_files(path)
@@ -170,37 +167,37 @@ def texts(path: Path) -> tuple[tuple[str, str], ...]:
 
 
 def of_environment(inner: Any) -> list[Path]:
-    """Return the files that define an environment, sorted; none for one of gymnax.
+    """Return the files that define an environment, sorted; none for gymnax's own.
 
     Args:
         inner: a gymnax environment, possibly in wrappers.
     """
-    found: set[Path] = set()
+    files: set[Path] = set()
     while inner is not None:
         for cls in type(inner).__mro__:
             if cls.__module__.split(".")[0] not in OURS:
-                found.update(_files_of_class(cls))
+                files.update(_files_of_class(cls))
         inner = vars(inner).get("_env")
-    return sorted(found)
+    return sorted(files)
 
 
 def _files_of_class(cls: type) -> list[Path]:
     try:
         file = inspect.getsourcefile(cls)
-    except TypeError:  # typed into an interpreter
+    except TypeError:  # defined in an interpreter
         return []
     path = Path(file or "").resolve()
     return local_files(path) if path.is_file() else []
 
 
 def _refuse_shadowed(path: Path, name: str) -> None:
-    """Refuse to import a module beside `path` where another of its name is loaded already."""
+    """Refuse a file whose imports are hidden by loaded modules of the same names."""
     for file in local_files(path):
         module = file.stem if file.stem != "__init__" else file.parent.name
         loaded = getattr(sys.modules.get(module), "__file__", None)
         beside = file.parent == path.parent or file.stem == "__init__"
         if beside and file != path and loaded and Path(loaded).resolve() != file:
             raise InputError(
-                f"agent {name!r} imports {module!r} from beside it, but {loaded} of that name is "
-                "loaded already; rename the module, or use a process of its own."
+                f"agent {name!r} imports the module {module!r} beside it, but {loaded} is already "
+                "loaded under that name; rename the module, or use a separate process."
             )

@@ -258,7 +258,7 @@ def committed(directory: pathlib.Path) -> dict[str, Any]:
 def main(words: Sequence[str]) -> int:
     """Run the search that `words` name and return the exit status."""
     try:
-        with signals.caught():
+        with signals.as_exceptions():
             print(f"Started {os.getpid()}.", flush=True)  # from here on signals are handled
             run(*words)
     except signals.Terminated:

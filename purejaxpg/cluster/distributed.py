@@ -177,7 +177,7 @@ class Leader(compute.Backend):
         if failures:
             raise min(failures, key=lambda error: getattr(error, "fits", -1))
         for number in {answer["signal"] for answer, _ in answers} - {0}:
-            signals.heed(number)
+            signals.deliver(number)
         return mine, answers
 
     def on(self, programs: compute.Programs) -> tuple[list[jax.Device], int, int]:
@@ -321,7 +321,7 @@ def follow(load: Callable[[], specs.Spec], devices: Sequence[jax.Device]) -> int
         The exit status of process 0.
     """
     mail, follower = Mail(), Follower(load, devices)
-    with signals.noted() as arrived:  # process 0 is told: the signal may have come here alone
+    with signals.recorded() as arrived:  # process 0 is told: the signal may have come here alone
         while True:
             said, arrays = mail.receive(LEADER)
             call = said.pop("call")

@@ -88,7 +88,7 @@ class Ray:
         """Connect to the cluster, quietly."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
-            with signals.kept():  # at SIGTERM Ray would end the process without a word
+            with signals.handlers_restored():  # at SIGTERM Ray would end the process without a word
                 self.ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0].rstrip(".")

@@ -162,7 +162,7 @@ class Logs:
             # While a damaged unit waits to be recomputed, a run may lack its beginning.
             if chain[0]["start"] or self._stamp(target) == stamp:
                 continue
-            if signals.waiting():
+            if signals.pending():
                 return
             stopped = leg["status"] == "done" and leg["stop"] < leg["total"]
             shown = {**leg, "sweep": self.sweep, "log_id": f"{run_id}-{sweep_id[:8]}"}

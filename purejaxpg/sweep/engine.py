@@ -337,7 +337,7 @@ def on_this_machine(
     programs = work.backend.compile(group)
     work.progress.compiled(group, programs.compile_s)
     for batch in batched(units, programs.units):
-        with signals.held() as stopping:
+        with signals.deferred() as stopping:
             began = time.monotonic()
             found = run_batch(work, group, programs, batch, stopping)
             if found is not None:  # committed before a signal that arrived on the way is heeded

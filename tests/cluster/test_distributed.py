@@ -389,7 +389,7 @@ def test_a_failure_in_any_process_is_raised() -> None:
 @pytest.mark.fast
 def test_a_signal_to_a_follower_stops_the_leader_once() -> None:
     leader, waited = make_leader({"signal": signal.SIGTERM}), False
-    with signals.caught(), pytest.raises(signals.Terminated), signals.held() as stopping:
+    with signals.as_exceptions(), pytest.raises(signals.Terminated), signals.deferred() as stopping:
         leader.together(devices_of(0, 1), 1, {})
         assert stopping()
         leader.together(devices_of(0, 1), 1, {})  # a second one would not wait
@@ -399,7 +399,7 @@ def test_a_signal_to_a_follower_stops_the_leader_once() -> None:
 
 @pytest.mark.fast
 def test_a_follower_notes_signals_and_continues() -> None:
-    with signals.noted() as arrived:
+    with signals.recorded() as arrived:
         assert arrived() == 0
         signal.raise_signal(signal.SIGTERM)
         assert arrived() == signal.SIGTERM

@@ -195,7 +195,7 @@ def stopped_after(
             os.kill(os.getpid(), number)
         return original(self, *arguments)
 
-    with monkeypatch.context() as patch, signals.caught():
+    with monkeypatch.context() as patch, signals.as_exceptions():
         patch.setattr(stand_in.Backend, "segment", segment)
         with pytest.raises(KeyboardInterrupt) as raised:
             stand_in.run(out, **more)
@@ -242,7 +242,7 @@ def test_a_sweep_stops_even_if_its_snapshot_cannot_be_written(
 
 
 def test_a_second_signal_does_not_wait(tmp_path: pathlib.Path) -> None:
-    with signals.caught(), pytest.raises(signals.Terminated), signals.held() as stopping:
+    with signals.as_exceptions(), pytest.raises(signals.Terminated), signals.deferred() as stopping:
         os.kill(os.getpid(), signal.SIGTERM)
         assert stopping()
         os.kill(os.getpid(), signal.SIGTERM)
@@ -269,7 +269,7 @@ def test_a_signal_is_not_lost_in_a_callback_whose_exceptions_python_ignores(
 
     gc.callbacks.append(callback)
     try:
-        with signals.caught(), pytest.raises(KeyboardInterrupt) as raised:
+        with signals.as_exceptions(), pytest.raises(KeyboardInterrupt) as raised:
             gc.collect()
             assert sent
             for _ in range(1000):
