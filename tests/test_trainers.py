@@ -15,6 +15,7 @@ from gymnax.wrappers import purerl
 
 import purejaxpg.agents
 from purejaxpg import InputError, envs, trainers
+from purejaxpg.sweep import spec as specs
 
 PPO = pathlib.Path(purejaxpg.agents.__path__[0]) / "ppo.py"
 ENV = """
