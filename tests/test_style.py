@@ -37,7 +37,7 @@ OUTER = {*INNER, "sweep", "cluster", "report"}
 # Group of a module -> groups that it may import. Every module of the package has its group here.
 MAY_IMPORT: dict[str, set[str]] = {
     "root": set(),
-    "kernels": set(),
+    "kernels": {"kernels"},
     "config": {"root"},
     **dict.fromkeys(SHARED, CORE),
     "checkpoint": {"root", "config", "disk", "text"},
@@ -52,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "text": set(),
     "contract": {*CORE, *SHARED, "evaluate"},
     "signals": set(),
-    "trainers": {"root", "config", "contract"},
+    "trainers": {*CORE, "contract"},
     "sweep": {*INNER, "sweep"},
     "cluster": {*INNER, "sweep", "cluster"},
     "report": {*INNER, "sweep", "report"},
