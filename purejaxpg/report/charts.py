@@ -63,11 +63,12 @@ def _band(x: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str, **more:
 # ----------------------------------------------------------------------------------------- curves
 
 
-def curves(data: Curves, rows: Sequence[int] | None = None) -> Figure:
+def curves(data: Curves, unit: str, rows: Sequence[int] = ()) -> Figure:
     """Draw training curves: the best in colour with bands, the others as lines or quantiles.
 
     Args:
-        data: what to draw.
+        data: the curves.
+        unit: of their steps.
         rows: the table row of each of the best; the script finds their traces by it.
 
     Returns:
@@ -90,7 +91,7 @@ def curves(data: Curves, rows: Sequence[int] | None = None) -> Figure:
         traces,
         440,
         hovermode="x unified",
-        xaxis={"title": {"text": "environment steps"}, "tickformat": "~s", "rangemode": "tozero"},
+        xaxis={"title": {"text": clean(unit)}, "tickformat": "~s", "rangemode": "tozero"},
     )
 
 

@@ -348,7 +348,11 @@ def _columns(data: Analysis) -> list[tuple[dict[str, Any], Callable[[Configurati
         column("during training", "AUC", lambda c: _cell(data.during_training(c)[1], _score)),
         *[column(cost, "trained", lambda c: _cell(c.reached, percent))] * stops,
         column(cost, "diverged", _failed_cell, "fail"),
-        column(cost, "env steps", lambda c: _cell(data.spent(c)[0] or math.nan, engineering)),
+        column(
+            cost,
+            data.unit.replace("environment", "env"),
+            lambda c: _cell(data.spent(c)[0] or math.nan, engineering),
+        ),
         column(cost, "seconds", lambda c: _cell(data.spent(c)[1] or math.nan, number)),
     ]
 
