@@ -162,7 +162,7 @@ def parse_number(word: str) -> float | int | str:
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether `value` is an int or float that is not NaN (and not a bool).
+    """Return whether `value` is an int or float that is not NaN (and not a bool).
 
     A whole number too large for a float does not count: no program can hold it.
     """
@@ -344,5 +344,5 @@ def field_help(cls: type) -> dict[str, str]:
 
 
 def is_config_module(module: types.ModuleType) -> bool:
-    """Tell whether a module has the contract's names."""
+    """Return whether a module has the contract's names."""
     return all(hasattr(module, name) for name in CONTRACT)

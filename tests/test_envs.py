@@ -323,7 +323,7 @@ def test_metrics_without_an_episode_count_none() -> None:
 @pytest.mark.fast
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
 def test_actions_are_clipped_to_the_bounds(sign: float, measured: envs.Env) -> None:
-    """Pendulum clips by itself as well; the reward of the other one shows what reached it."""
+    """Pendulum clips too; the reward of the other environment shows the action that reached it."""
     far, bound, inside = (pendulum(sign * size)[2].next_obs for size in (100.0, 2.0, 1.9))
     np.testing.assert_array_equal(far, bound)
     assert (inside != bound).any()
