@@ -462,7 +462,7 @@ def test_settings_that_fit_are_accepted(change: dict[str, int]) -> None:
         ),
     ],
 )
-def test_settings_that_do_not_fit_are_refused_in_a_sentence(change: dict[str, int], sentence: str) -> None:
+def test_settings_that_do_not_fit_are_refused(change: dict[str, int], sentence: str) -> None:
     with pytest.raises(InputError) as error:
         replay.check(types.SimpleNamespace(**CONFIG | change))
     assert str(error.value) == sentence

@@ -270,7 +270,7 @@ def reason(error: Exception) -> str:
     return text if type(error) is ValueError and text else f"{type(error).__name__}: {text}"
 
 
-# --- whether a class keeps a method of gymnax ------------------------------------------------------
+# --- whether a class keeps a method of gymnax -----------------------------------------------------
 
 
 def has_own_step(inner: Any) -> bool:
