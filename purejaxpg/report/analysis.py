@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from purejaxpg import stats
+from purejaxpg import contract, stats
 from purejaxpg.report import curves as training
 from purejaxpg.report import ranking
 from purejaxpg.report.ranking import Configuration
@@ -305,6 +305,7 @@ class Analysis:
     overall: list[Improvement]  # averaged over environments
     schedules: list[tuple[str, Schedule]]
     cost: Cost
+    unit: str  # of progress, in the plural
     facts: dict[str, str]
     notes: list[str]
 
@@ -370,6 +371,7 @@ def of_store(store: Store) -> Analysis:
         overall=_overall(sections),
         schedules=_schedules(legs, sections) if population else [],
         cost=_cost(store, legs),
+        unit=_unit(store),
         facts=_facts(store),
         notes=_notes(ranked, bool(confirmed), episodes, cut, store.ledger.notes()),
     )
@@ -450,10 +452,16 @@ def _notes(
     return notes + recorded
 
 
+def _unit(store: Store) -> str:
+    """Return the unit of the trainer's progress, such as environment steps."""
+    facts = (unit["facts"] or {} for unit in store.ledger.units())
+    return next((str(each["unit"]) for each in facts if "unit" in each), contract.ENV_STEPS)
+
+
 def _facts(store: Store) -> dict[str, str]:
     """Return the hardware and versions that the runs used; several values if they differ."""
     values: dict[str, list[str]] = {}
-    skipped = {"wall_s", "compile_s", "env_steps", "steps_before", "steps_per_update"}
+    skipped = {"wall_s", "compile_s", "env_steps", "steps_before", "steps_per_update", "unit"}
     for unit in store.ledger.units():
         for name, value in (unit["facts"] or {}).items():
             text = value if isinstance(value, str) else json.dumps(value)

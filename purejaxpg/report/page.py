@@ -6,6 +6,7 @@ script but the two whose hashes it states.
 """
 
 import base64
+import functools
 import hashlib
 import itertools
 import math
@@ -39,22 +40,9 @@ def render(data: Analysis, title: str) -> str:
     Returns:
         A complete HTML document.
     """
-    import jinja2
     from markupsafe import Markup
     from plotly import offline
 
-    loader = jinja2.FileSystemLoader(_HERE)
-    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True}
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, **options
-    )
-    # The filter `tojson` also escapes what could end a script element.
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    environment.filters |= {
-        "number": number, "percent": percent, "short": short, "engineering": engineering,
-        "interval": interval, "chance": chance, "duration": duration, "counted": counted,
-    }  # fmt: skip
-    environment.tests["finite"] = math.isfinite
     scripts = [(_HERE / "page.js").read_text(encoding="utf-8"), offline.get_plotlyjs()]
     figures: list[Figure] = []
 
@@ -69,7 +57,7 @@ def render(data: Analysis, title: str) -> str:
         return Markup(text).format(kind, len(figures) - 1, label, height)
 
     table = _table(data)
-    text = environment.get_template("page.html.j2").render(
+    text = _environment().get_template("page.html.j2").render(
         data=data, title=title, chart=chart, charts=charts, figures=figures, table=table,
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         scripts=[Markup(script) for script in scripts],
@@ -79,6 +67,23 @@ def render(data: Analysis, title: str) -> str:
         **_of_sweep(data),
     )  # fmt: skip
     return text.lstrip()  # the definitions of the template leave empty lines
+
+
+def _environment() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    # The filter `tojson` also escapes what could end a script element.
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    environment.filters |= {
+        "number": number, "percent": percent, "short": short, "engineering": engineering,
+        "interval": interval, "chance": chance, "duration": duration, "counted": counted,
+    }  # fmt: skip
+    environment.tests["finite"] = math.isfinite
+    return environment
 
 
 def _hash(script: str) -> str:
@@ -334,7 +339,7 @@ def _columns(data: Analysis) -> list[tuple[dict[str, Any], Callable[[Configurati
         column(final, "IQM", lambda c: _cell(c.iqm, _score), "main"),
         column(final, "95% CI", _interval_cell),
         *(
-            column("hyperparameters", name, lambda c, name=name: _value(c.swept.get(name)), "text")
+            column("hyperparameters", name, functools.partial(_value, name), "text")
             for name in ranking.fields(data.ranked)
         ),
         column("final return, too", "mean", lambda c: _cell(c.mean, _score)),
@@ -343,7 +348,11 @@ def _columns(data: Analysis) -> list[tuple[dict[str, Any], Callable[[Configurati
         column("during training", "AUC", lambda c: _cell(data.during_training(c)[1], _score)),
         *[column(cost, "trained", lambda c: _cell(c.reached, percent))] * stops,
         column(cost, "diverged", _failed_cell, "fail"),
-        column(cost, "env steps", lambda c: _cell(data.spent(c)[0] or math.nan, engineering)),
+        column(
+            cost,
+            data.unit.replace("environment", "env"),
+            lambda c: _cell(data.spent(c)[0] or math.nan, engineering),
+        ),
         column(cost, "seconds", lambda c: _cell(data.spent(c)[1] or math.nan, number)),
     ]
 
@@ -369,8 +378,9 @@ def _cell(value: float, form: Callable[[float], str]) -> Any:
     return key if text == f"{key:g}" else [key, text]
 
 
-def _value(value: Any) -> Any:
+def _value(name: str, c: Configuration) -> Any:
     """Return a swept value as a cell; the script sorts a text that is a number by the number."""
+    value = c.swept.get(name)
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53:
         return value
     return None if value is None else short(value)
