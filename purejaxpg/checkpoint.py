@@ -1,105 +1,53 @@
-"""Checkpoints of whole training states: orbax for the arrays, a manifest of hashes for the trust.
+"""Checkpoints of whole training states: orbax writes the arrays, a manifest of hashes guards them.
 
-Orbax survives a crash in the middle of a save, but it restores flipped bits without a word. So
-every file under a checkpoint is listed with its SHA-256 in ``MANIFEST.json``, and nothing is read
-before all of them have been verified. The manifest also records the path, shape and dtype of each
-leaf; the tree itself always comes from the caller's template, never from the file, and nothing is
-unpickled.
+Orbax survives a crash in the middle of a save, but it restores flipped bits silently. So
+``MANIFEST.json`` lists every file of a checkpoint with its SHA-256, and nothing is read before all
+of them have been verified. The manifest also records the path, shape and dtype of each leaf. The
+tree itself comes from the caller's template, never from the file, and nothing is unpickled.
 
-jax and orbax are imported inside the functions, so that the result store, which only needs the
-helpers for hashing and for faults, can be imported by tools that never touch an accelerator.
+jax and orbax are imported inside the functions, so that tools that never touch an accelerator can
+import the result store.
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
 import os
 import shutil
-import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from purejaxpg import FaultError, text
+from purejaxpg import FaultError, disk, text
 
 MANIFEST = "MANIFEST.json"
 _FORMAT = 1
 
-_PLAIN_ERRORS = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file would exceed the size limit",
-    errno.EACCES: "permission is denied",
-    errno.EPERM: "permission is denied",
-    errno.EROFS: "the file system is read-only",
-    errno.ENOTDIR: "a part of this path is a file, not a directory",
-    errno.ENOENT: "it does not exist",
-    errno.EIO: "the device reports an input/output error",
-}
-
-
-@contextlib.contextmanager
-def faults(doing: str, path: Path) -> Iterator[None]:
-    """Turn what the operating system or SQLite raises inside the block into a FaultError.
-
-    Args:
-        doing: verb for the message, such as ``"write"``.
-        path: the file or directory the block works on.
-
-    Raises:
-        FaultError: in place of any OSError, sqlite3.Error or UnicodeDecodeError.
-    """
-    try:
-        yield
-    except OSError as error:
-        reason = _PLAIN_ERRORS.get(error.errno or 0, error.strerror or str(error))
-        raise FaultError(f"Cannot {doing} {path}: {reason}.") from error
-    except sqlite3.Error as error:
-        raise FaultError(f"Cannot {doing} {path}: {error}.") from error
-    except UnicodeDecodeError as error:  # from a ledger whose own names are damaged
-        raise FaultError(f"Cannot {doing} {path}: its text is damaged.") from error
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Force a file, or a directory's list of names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
 
 def save(path: str | os.PathLike[str], state: Any) -> str:
-    """Write a pytree of arrays as a checkpoint directory, whole or not at all.
+    """Write a pytree of arrays as a checkpoint directory, completely or not at all.
 
-    A checkpoint already at ``path`` is replaced; a crash leaves either the old one or the new one.
+    It replaces a checkpoint at ``path``; a crash leaves either the old one or the new one.
 
     Args:
-        path: the directory to write; its parents are made.
+        path: the directory to write; its parents are created.
         state: pytree whose leaves are jax or NumPy arrays of any shape, typed PRNG keys, or
             scalars.
 
     Returns:
-        The SHA-256 of the manifest, which vouches for every byte of the checkpoint.
+        The SHA-256 of the manifest, which covers every byte of the checkpoint.
 
     Raises:
-        FaultError: the disk is full, permission is denied, and so on.
+        FaultError: the disk is full, permission is denied, or similar.
         TypeError: a leaf is not an array.
     """
     target = Path(os.path.abspath(path))
     leaves, arrays = _flatten(state)
     temporary = target.with_name(f".{target.name}.tmp")
-    with faults("write the checkpoint", target):
+    with disk.faults("write the checkpoint", target):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         _write_arrays(temporary / "arrays", arrays)
@@ -119,7 +67,7 @@ def verify(path: str | os.PathLike[str], sha256: str | None = None) -> None:
         FaultError: a file is missing, damaged or not listed.
     """
     source = _existing(Path(os.path.abspath(path)))
-    with faults("read the checkpoint", source):
+    with disk.faults("read the checkpoint", source):
         _verified_manifest(source, sha256)
 
 
@@ -139,7 +87,7 @@ def load(path: str | os.PathLike[str], template: Any, sha256: str | None = None)
         FaultError: a file is missing, damaged or not listed, or the template does not fit.
     """
     source = _existing(Path(os.path.abspath(path)))
-    with faults("read the checkpoint", source):
+    with disk.faults("read the checkpoint", source):
         manifest = _verified_manifest(source, sha256)
         wanted = _describe(template)
         _check_fit(source, manifest["leaves"], wanted)
@@ -148,7 +96,7 @@ def load(path: str | os.PathLike[str], template: Any, sha256: str | None = None)
 
 
 def remove(path: str | os.PathLike[str]) -> None:
-    """Remove a checkpoint, and what an interrupted replacement left of it, as far as that goes."""
+    """Remove a checkpoint and the remains of an interrupted replacement, ignoring errors."""
     target = Path(os.path.abspath(path))
     for each in (target, _previous(target)):
         shutil.rmtree(each, ignore_errors=True)
@@ -158,30 +106,34 @@ def remove(path: str | os.PathLike[str]) -> None:
 
 
 def is_key(leaf: Any) -> bool:
-    """Tell whether a leaf is an array, or the shape, of typed PRNG keys."""
+    """Tell whether a leaf is an array of typed PRNG keys, or the shape of one."""
     import jax
 
     return jax.dtypes.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key)
 
 
 def to_numpy(leaf: Any) -> np.ndarray:
-    """Copy a leaf to the host: of typed keys, their data, with one more axis."""
+    """Copy a leaf to the host; typed keys become their data, with one more axis."""
     import jax
 
     return np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
 
 
 def from_numpy(array: Any, template: Any) -> Any:
-    """Return what `to_numpy` made of a leaf like `template` as that leaf again."""
+    """Return the inverse of `to_numpy` for a leaf like `template`."""
     import jax
 
     if not is_key(template):
         return array
-    return jax.random.wrap_key_data(array, impl=_key_implementation(template))
+    # A ShapeDtypeStruct has no implementation to ask for, but its tracer does. This works for the
+    # implementations that a program defines, too.
+    implementations: list[Any] = []
+    jax.eval_shape(lambda key: implementations.append(jax.random.key_impl(key)), template)
+    return jax.random.wrap_key_data(array, impl=implementations[0])
 
 
 def like(template: Any, leaves: Sequence[Any]) -> Any:
-    """Put what `to_numpy` made of the leaves of a pytree back into the structure of `template`."""
+    """Return the pytree like `template` from whose leaves `to_numpy` made `leaves`."""
     import jax
 
     wanted, structure = jax.tree.flatten(template)
@@ -190,20 +142,16 @@ def like(template: Any, leaves: Sequence[Any]) -> Any:
 
 def _leaf_record(name: str, leaf: Any) -> dict[str, Any]:
     """Return the path, shape, dtype and, for a typed PRNG key, the implementation of one leaf."""
-    dtype = getattr(leaf, "dtype", None)
-    if is_key(leaf):
-        # `key<fry>` names the implementation for both arrays and ShapeDtypeStruct.
-        return {"path": name, "shape": list(leaf.shape), "dtype": "key", "key": str(dtype)}
-    if not isinstance(leaf, (bool, int, float)) and dtype is None:
-        raise TypeError(
-            f"The leaf {name} of a checkpoint is a {type(leaf).__name__}, not an array."
-        )
-    shape = list(getattr(leaf, "shape", ()))
+    dtype, key = getattr(leaf, "dtype", None), is_key(leaf)
+    if dtype is None and not isinstance(leaf, (bool, int, float)):
+        kind = type(leaf).__name__
+        raise TypeError(f"The leaf {name} of a checkpoint is a {kind}, not an array.")
     return {
         "path": name,
-        "shape": shape,
-        "dtype": str(dtype or np.asarray(leaf).dtype),
-        "key": None,
+        "shape": list(getattr(leaf, "shape", ())),
+        "dtype": "key" if key else str(dtype or np.asarray(leaf).dtype),
+        # `key<fry>` names the implementation for both arrays and ShapeDtypeStruct.
+        "key": str(dtype) if key else None,
     }
 
 
@@ -233,30 +181,25 @@ def _flatten(state: Any) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
 
 
 def _unflatten(template: Any, leaves: list[dict[str, Any]], arrays: dict[str, np.ndarray]) -> Any:
-    """Return the template's tree filled with what was read."""
+    """Return the template's tree filled with the arrays that were read."""
     import jax
 
-    like, structure = jax.tree.flatten(template)
+    wanted, structure = jax.tree.flatten(template)
     filled = []
-    for index, (record, leaf) in enumerate(zip(leaves, like, strict=True)):
+    for index, (record, leaf) in enumerate(zip(leaves, wanted, strict=True)):
+        # Key data are unsigned integers.
+        dtype = np.dtype(jax.numpy.dtype("uint32" if record["dtype"] == "key" else record["dtype"]))
         array = arrays.get(f"{index:05d}")
         if array is None:
-            array = np.zeros(record["key_shape"] or record["shape"], _dtype(record))
-        filled.append(_like(leaf, array.view(_dtype(record))))
+            array = np.zeros(record["key_shape"] or record["shape"], dtype)
+        filled.append(_like(leaf, array.view(dtype)))
     return jax.tree.unflatten(structure, filled)
 
 
 def _as_known(array: np.ndarray) -> np.ndarray:
-    """Return an array of a type that NumPy knows: of jax's own small ones, orbax lacks a few."""
+    """View an array of one of jax's small types, some of which orbax lacks, as integers."""
     own = array.dtype.isbuiltin != 1
     return array.view(np.dtype(f"uint{8 * array.dtype.itemsize}")) if own else array
-
-
-def _dtype(record: dict[str, Any]) -> np.dtype:
-    """Return the dtype of a leaf's array; key data are unsigned integers."""
-    import jax.numpy as jnp
-
-    return np.dtype(np.uint32) if record["dtype"] == "key" else np.dtype(jnp.dtype(record["dtype"]))
 
 
 def _like(leaf: Any, array: np.ndarray) -> Any:
@@ -269,66 +212,39 @@ def _like(leaf: Any, array: np.ndarray) -> Any:
         return array[()]
     if isinstance(leaf, (bool, int, float)):
         return array.item()
-    # Copied, because jax may otherwise alias memory that it does not own and donate it later.
+    # A copy, because jax may otherwise alias memory that it does not own and donate it later.
     filled = from_numpy(jax.numpy.array(array), leaf)
     # A sharded template gets its shards back; an uncommitted one stays free to move.
     return jax.device_put(filled, leaf.sharding) if getattr(leaf, "committed", False) else filled
 
 
-def _key_implementation(leaf: Any) -> Any:
-    """Return the PRNG implementation of a typed key, or of a ShapeDtypeStruct of one.
-
-    jax tells that of an array alone, so it is asked while a function of the leaf is traced. That
-    works for implementations that a program has defined, too.
-    """
-    import jax
-
-    found: list[Any] = []
-    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), leaf)
-    return found[0]
-
-
 def _check_fit(source: Path, saved: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
     """Refuse a template whose leaves differ from the saved ones, naming the first difference."""
+
+    def misfit(problem: str) -> FaultError:
+        return FaultError(f"The checkpoint {source} does not fit: {problem}.")
+
     by_path = {record["path"]: record for record in saved}
     for record in wanted:
         name, other = record["path"], by_path.get(record["path"])
         if other is None:
-            raise FaultError(
-                f"The checkpoint {source} does not fit: it has no {name}, which is expected."
-            )
+            raise misfit(f"it has no {name}, which is expected")
         for field, label in (("shape", "shape"), ("dtype", "type"), ("key", "type")):
             if other[field] != record[field]:
-                raise FaultError(
-                    f"The checkpoint {source} does not fit: {name} has {label} {other[field]} "
-                    f"there, and {record[field]} is expected."
-                )
+                both = f"{other[field]} there, and {record[field]} is expected"
+                raise misfit(f"{name} has {label} {both}")
     if extra := by_path.keys() - {record["path"] for record in wanted}:
-        raise FaultError(
-            f"The checkpoint {source} does not fit: it holds {min(extra)}, which is not expected."
-        )
+        raise misfit(f"it holds {min(extra)}, which is not expected")
     if [record["path"] for record in saved] != [record["path"] for record in wanted]:
-        raise FaultError(f"The checkpoint {source} does not fit: its leaves come in another order.")
+        raise misfit("its leaves come in another order")
 
 
 # --------------------------------------------------------------------------------- arrays on disk
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep orbax's progress messages off the user's terminal."""
-    logger = logging.getLogger("absl")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
-@contextlib.contextmanager
-def _checkpointer() -> Iterator[Any]:
-    """Yield a checkpointer of orbax that does not wait for other processes of a job to join in."""
+def _checkpointer(doing: str, directory: Path) -> Iterator[Any]:
+    """Yield orbax's checkpointer, silent and without barriers for other processes of a job."""
     import jax
     import orbax.checkpoint as ocp
 
@@ -337,69 +253,59 @@ def _checkpointer() -> Iterator[Any]:
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
     )
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
-    with (
-        _quiet(),
-        contextlib.closing(ocp.Checkpointer(handler, multiprocessing_options=alone)) as found,
-    ):
-        yield found
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.closing(ocp.Checkpointer(handler, multiprocessing_options=alone)) as opened:
+            yield opened
+    except (ValueError, RuntimeError, KeyError) as error:  # a full disk arrives as one of these
+        raise FaultError(
+            f"Cannot {doing} the checkpoint {directory.parent}: {text.first_line(error)}."
+        ) from error
+    finally:
+        logger.setLevel(level)
 
 
 def _write_arrays(directory: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write arrays by name with orbax; a state without elements writes nothing."""
     import orbax.checkpoint as ocp
 
-    if not arrays:
-        return
-    with _checkpointer() as checkpointer:
-        try:
+    if arrays:
+        with _checkpointer("write", directory) as checkpointer:
             checkpointer.save(directory, args=ocp.args.PyTreeSave(arrays))
-        except (ValueError, RuntimeError) as error:  # a full disk arrives as one of these
-            raise FaultError(
-                f"Cannot write the checkpoint {directory.parent}: {text.first_line(error)}."
-            ) from error
 
 
 def _read_arrays(directory: Path, leaves: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     """Read the arrays with orbax, as NumPy arrays by leaf number."""
     import orbax.checkpoint as ocp
 
-    names = [
-        f"{index:05d}"
+    restore = {
+        f"{index:05d}": ocp.RestoreArgs(restore_type=np.ndarray)
         for index, record in enumerate(leaves)
         if 0 not in (record["key_shape"] or record["shape"])
-    ]
-    if not names:
+    }
+    if not restore:
         return {}
-    restore = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
-    with _checkpointer() as checkpointer:
-        try:
-            return checkpointer.restore(
-                directory, args=ocp.args.PyTreeRestore(restore_args=restore)
-            )
-        except (ValueError, RuntimeError, KeyError) as error:
-            raise FaultError(
-                f"Cannot read the checkpoint {directory.parent}: {text.first_line(error)}."
-            ) from error
+    with _checkpointer("read", directory) as checkpointer:
+        return checkpointer.restore(directory, args=ocp.args.PyTreeRestore(restore_args=restore))
 
 
 def _files(directory: Path) -> list[str]:
     """Return every file under a directory except the manifest, as sorted relative POSIX paths."""
-    found = (
-        path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir()
-    )
-    return sorted(name for name in found if name != MANIFEST)
+    files = (path for path in directory.rglob("*") if not path.is_dir())
+    return sorted({path.relative_to(directory).as_posix() for path in files} - {MANIFEST})
 
 
 def _write_manifest(directory: Path, leaves: list[dict[str, Any]]) -> str:
     """Write the manifest and force the whole directory to the disk; return the manifest's hash."""
-    hashes = {name: sha256_of(directory / name) for name in _files(directory)}
-    text = json.dumps(
-        {"format": _FORMAT, "files": hashes, "leaves": leaves}, indent=1, sort_keys=True
-    )
-    (directory / MANIFEST).write_text(text, encoding="utf-8")
+    hashes = {name: disk.sha256_of(directory / name) for name in _files(directory)}
+    manifest = {"format": _FORMAT, "files": hashes, "leaves": leaves}
+    content = json.dumps(manifest, indent=1, sort_keys=True)
+    (directory / MANIFEST).write_text(content, encoding="utf-8")
     for path in [*directory.rglob("*"), directory]:
-        sync(path)
-    return hashlib.sha256(text.encode()).hexdigest()
+        disk.sync(path)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _previous(target: Path) -> Path:
@@ -407,28 +313,28 @@ def _previous(target: Path) -> Path:
 
 
 def _existing(target: Path) -> Path:
-    """Return the checkpoint to read: a crash inside a replacement leaves the old one aside."""
+    """Return the checkpoint to read, the old one if a crash interrupted its replacement."""
     return _previous(target) if not target.exists() and _previous(target).exists() else target
 
 
 def _swap_in(temporary: Path, target: Path) -> None:
-    """Put a finished directory in its place."""
-    # One rename cannot replace a directory that is not empty, so it takes two.
+    """Replace a directory with a finished one."""
+    # One rename cannot replace a directory that is not empty, so there are two.
     previous = _previous(target)
     if target.exists():
         shutil.rmtree(previous, ignore_errors=True)
         os.replace(target, previous)
     os.replace(temporary, target)
-    sync(target.parent)
+    disk.sync(target.parent)
     shutil.rmtree(previous, ignore_errors=True)
 
 
 def _verified_manifest(source: Path, sha256: str | None) -> dict[str, Any]:
-    """Return the manifest once every file it lists is found intact, and no other is there."""
+    """Return the manifest after checking that its files are intact and that there are no others."""
     path = source / MANIFEST
     if not path.is_file():
         raise FaultError(f"{path} is missing: there is no complete checkpoint at {source}.")
-    if sha256 is not None and sha256_of(path) != sha256:
+    if sha256 is not None and disk.sha256_of(path) != sha256:
         raise FaultError(f"{path} is damaged: its SHA-256 is not the recorded one.")
     manifest = _parsed_manifest(path)
     for name, digest in manifest["files"].items():
@@ -441,7 +347,7 @@ def _verified_manifest(source: Path, sha256: str | None) -> dict[str, Any]:
 
 
 def _parsed_manifest(path: Path) -> dict[str, Any]:
-    """Return the manifest, or raise FaultError where it is not one that this version writes."""
+    """Return the manifest, or raise a FaultError if this version does not write such a one."""
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         known = manifest["format"] == _FORMAT
@@ -466,5 +372,5 @@ def _check_file(source: Path, name: str, digest: str) -> None:
     path = source / relative
     if path.is_symlink() or not path.is_file():
         raise FaultError(f"{path} is missing from the checkpoint.")
-    if sha256_of(path) != digest:
+    if disk.sha256_of(path) != digest:
         raise FaultError(f"{path} is damaged: its SHA-256 is not the recorded one.")

@@ -1,9 +1,9 @@
 """Configurations: frozen dataclasses whose floats are traced and whose other fields are static.
 
-One rule decides what a sweep may batch inside one compiled program: a field annotated `float` is
-a number that the program reads at run time; a field of any other type is part of the program, so
-a new value means a new compilation. `env_params` is the one exception: its values are traced,
-its set of names is static. A setting that is off is a number (0.0 or inf), never None.
+One rule decides which fields a sweep may batch inside one compiled program. A program reads a field
+annotated `float` at run time. A field of any other type is part of the program, so a new value
+means a new compilation. `env_params` is the only exception: its values are traced, its set of names
+is static. A setting that is off is a number (0.0 or inf), never None.
 """
 
 import ast
@@ -13,19 +13,15 @@ import inspect
 import math
 import sys
 import textwrap
-import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
-
-import jax
 
 from purejaxpg import InputError
 
 T = TypeVar("T")
 
 TRACED = (float, dict[str, float])
-CONTRACT = ("Config", "check", "init", "update", "train", "policy")
 
 
 @typing.dataclass_transform(frozen_default=True)
@@ -38,6 +34,8 @@ def dataclass(cls: type[T]) -> type[T]:
     Returns:
         The dataclass, registered with jax.
     """
+    import jax  # here, so that sweep files can be read without it
+
     cls = dataclasses.dataclass(frozen=True)(cls)
     hints = field_types(cls)
     traced = [name for name, hint in hints.items() if hint in TRACED]
@@ -52,14 +50,14 @@ def field_types(cls: Any) -> dict[str, Any]:
 
 
 def build(cls: type[T], values: Mapping[str, Any]) -> T:
-    """Make a configuration from plain values, as they come from TOML or the command line.
+    """Make a configuration from the plain values of a TOML file or the command line.
 
     Args:
         cls: the agent's `Config`.
         values: field name to value; missing fields keep their default.
 
     Returns:
-        The configuration. Values are of the right type but not yet checked: that is `check`.
+        The configuration. Its values have the right types; the agent's `check` checks the rest.
 
     Raises:
         InputError: an unknown field or a value of the wrong type.
@@ -71,7 +69,16 @@ def build(cls: type[T], values: Mapping[str, Any]) -> T:
 
 
 def coerce(name: str, hint: Any, value: Any) -> Any:
-    """Return `value` as the type of field `name`, or say in one sentence what would be right."""
+    """Return a value as the type of a field.
+
+    Args:
+        name: the field, for the message.
+        hint: its type.
+        value: as TOML or the command line has it.
+
+    Raises:
+        InputError: the value is not of that type.
+    """
     if hint is float and is_number(value):
         return float(value)
     if hint is int and is_number(value) and math.isfinite(value) and value == int(value):
@@ -82,18 +89,15 @@ def coerce(name: str, hint: Any, value: Any) -> Any:
         return tuple((key, coerce_env_kwarg(key, item)) for key, item in sorted(value.items()))
     if name == "env_params" and isinstance(value, Mapping):
         return {key: coerce_env_param(key, item) for key, item in sorted(value.items())}
-    if (
-        typing.get_origin(hint) is tuple
-        and isinstance(value, list | tuple)
-        and name != "env_kwargs"
-    ):
+    is_list = typing.get_origin(hint) is tuple and name != "env_kwargs"
+    if is_list and isinstance(value, list | tuple):
         element = typing.get_args(hint)[0]
         return tuple(coerce(f"{name}[{i}]", element, item) for i, item in enumerate(value))
     raise InputError(f"{name} must be {describe(hint)}, but is {value!r}.")
 
 
 def coerce_env_kwarg(name: str, value: Any) -> Any:
-    """Return one argument of the environment's constructor as a value that can be hashed."""
+    """Return one argument of the environment's constructor as a hashable value."""
     if isinstance(value, list | tuple):
         return tuple(coerce_env_kwarg(name, item) for item in value)
     if isinstance(value, bool | str) or is_number(value):
@@ -104,7 +108,7 @@ def coerce_env_kwarg(name: str, value: Any) -> Any:
 
 
 def coerce_env_param(name: str, value: Any) -> float | int | bool:
-    """Return one environment parameter as a number, a whole one as an int: 20 and 20.0 are one."""
+    """Return one environment parameter as a number, as an int if it is whole: 20.0 equals 20."""
     if isinstance(value, bool):
         return value
     if is_number(value) and math.isfinite(value):
@@ -113,15 +117,15 @@ def coerce_env_param(name: str, value: Any) -> float | int | bool:
 
 
 def canonical(cls: type, name: str, value: Any) -> Any:
-    """Return a value as a field of `cls` holds it, so that equal settings look and hash alike.
+    """Return a value in the form that a field of `cls` holds, so that equal settings hash alike.
 
     Args:
         cls: an agent's `Config`.
         name: a field, or `env_params.NAME` or `env_kwargs.NAME`.
-        value: as it comes from TOML: 1 for a field that is a float.
+        value: as TOML has it, such as 1 for a field that is a float.
 
     Returns:
-        The value, JSON-able: a list where the field is a tuple.
+        The value, JSON-able: a list if the field is a tuple.
 
     Raises:
         InputError: the value is not of the field's type.
@@ -146,7 +150,7 @@ def parse(name: str, hint: Any, words: list[str]) -> Any:
 
 
 def parse_number(word: str) -> float | int | str:
-    """Return `word` as a number, or as it is where it is not one."""
+    """Return `word` as a number, or unchanged if it is not one."""
     for kind in (int, float):
         try:
             return kind(word)
@@ -158,7 +162,7 @@ def parse_number(word: str) -> float | int | str:
 def is_number(value: Any) -> bool:
     """Tell whether `value` is an int or float that is not NaN (and not a bool).
 
-    A whole number too large for a float is none: TOML allows it, but no program can hold it.
+    A whole number too large for a float does not count: no program can hold it.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
@@ -176,7 +180,13 @@ def describe(hint: Any) -> str:
 
 
 def require_known(name: str, known: Iterable[str], what: str) -> None:
-    """Raise an InputError that offers the nearest name, unless `name` is known."""
+    """Raise an InputError that offers the nearest name, unless `name` is known.
+
+    Args:
+        name: the name that the user gave.
+        known: all valid names.
+        what: the kind of thing that it names, such as "field".
+    """
     names = list(known)
     if name in names:
         return
@@ -191,48 +201,45 @@ def require(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
-def at_least(config: Any, minimum: float, *names: str) -> None:
-    """Require that each named field is `minimum` or more."""
+def _each(config: Any, names: Iterable[str], valid: Callable[[Any], bool], wanted: str) -> None:
     for name in names:
         value = getattr(config, name)
-        require(value >= minimum, f"{name} must be {minimum} or more, but is {value}.")
+        require(valid(value), f"{name} must be {wanted}, but is {value}.")
+
+
+def at_least(config: Any, minimum: float, *names: str) -> None:
+    """Require that each named field is `minimum` or more."""
+    _each(config, names, lambda value: value >= minimum, f"{minimum} or more")
 
 
 def at_most(config: Any, maximum: float, *names: str) -> None:
     """Require that each named field is `maximum` or less."""
-    for name in names:
-        value = getattr(config, name)
-        require(value <= maximum, f"{name} must be {maximum} or less, but is {value}.")
+    _each(config, names, lambda value: value <= maximum, f"{maximum} or less")
+
+
+def above(config: Any, bound: float, *names: str) -> None:
+    """Require that each named field is more than `bound`."""
+    _each(config, names, lambda value: value > bound, f"more than {bound}")
+
+
+def between(config: Any, low: float, high: float, *names: str) -> None:
+    """Require that each named field lies in [low, high]."""
+    _each(config, names, lambda value: low <= value <= high, f"between {low} and {high}")
 
 
 def finite(config: Any, *names: str) -> None:
     """Require that each named field is a finite number, in the float32 that a program computes in.
 
-    Its magnitude is bounded from below too, since 1e-300 would become zero and its logarithm -inf.
+    Its magnitude is bounded from below too: 1e-300 would become zero, and its logarithm -inf.
     """
-    for name in names:
-        value = abs(getattr(config, name))
-        require(
-            value == 0.0 or 1.2e-38 <= value <= 3.4e38,
-            f"{name} must be finite in single precision, but is {getattr(config, name)}.",
-        )
+
+    def valid(value: float) -> bool:
+        return value == 0.0 or 1.2e-38 <= abs(value) <= 3.4e38
+
+    _each(config, names, valid, "finite in single precision")
 
 
-def above(config: Any, bound: float, *names: str) -> None:
-    """Require that each named field is more than `bound`."""
-    for name in names:
-        value = getattr(config, name)
-        require(value > bound, f"{name} must be more than {bound}, but is {value}.")
-
-
-def between(config: Any, low: float, high: float, *names: str) -> None:
-    """Require that each named field lies in [low, high]."""
-    for name in names:
-        value = getattr(config, name)
-        require(low <= value <= high, f"{name} must be between {low} and {high}, but is {value}.")
-
-
-# The range of each field whose name means the same in every agent, forks included.
+# The range of each field whose name means the same in every agent, including forks.
 AT_LEAST = {
     0: (
         "learning_rate", "critic_learning_rate", "clip_eps", "vf_clip_eps", "vf_coef", "ent_coef",
@@ -250,7 +257,7 @@ ABOVE_ZERO = (
 IN_UNIT_INTERVAL = (
     "gamma", "gae_lambda", "tau", "ou_theta", "shrink", "target_entropy_ratio",
 )  # fmt: skip
-# Where infinity does not mean that something is off.
+# Fields in which infinity does not mean that something is off.
 FINITE = (
     "learning_rate", "critic_learning_rate", "vf_coef", "ent_coef", "kl_coef", "target_kl", "alpha",
     "cg_damping", "noise_std", "reward_scale", "initial_log_std", "target_entropy_per_dim",
@@ -270,15 +277,12 @@ def in_range(config: Any) -> None:
     between(config, 0, 1, *own(IN_UNIT_INTERVAL))
     between(config, -20, 20, *own(["initial_log_std"]))
     finite(config, *own(FINITE))
-    at_most(
-        config,
-        2**31 - 1,
-        *(name for name, hint in present.items() if hint is int and name != "total_timesteps"),
-    )
+    whole = (name for name, hint in present.items() if hint is int)
+    at_most(config, 2**31 - 1, *(name for name in whole if name != "total_timesteps"))
 
 
 def check_rollout(config: Any) -> None:
-    """Require that the data of an update, num_envs*num_steps, suit the fields that cut them up."""
+    """Require that the fields which divide an update's data, num_envs*num_steps, fit them."""
     size = config.steps_per_update
     between(config, size, 2**31 * size - 1, "total_timesteps")
     minibatches = getattr(config, "num_minibatches", 1)
@@ -292,7 +296,14 @@ def check_rollout(config: Any) -> None:
 
 
 def divides(config: Any, name: str, number: int, number_name: str) -> None:
-    """Require that the named field divides `number`, naming both."""
+    """Require that a field divides a number, naming both.
+
+    Args:
+        config: an agent's configuration.
+        name: the field.
+        number: the number to be divided.
+        number_name: its name in the message.
+    """
     value = getattr(config, name)
     require(
         number % value == 0,
@@ -316,21 +327,15 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def field_help(cls: type) -> dict[str, str]:
-    """Return the comment behind each field: the help text of its command-line flag."""
+    """Return the comment after each field, which is the help text of its command-line flag."""
     try:
         source = textwrap.dedent(inspect.getsource(cls))
     except (OSError, TypeError):
         return {}
     lines = source.splitlines()
     body = typing.cast(ast.ClassDef, ast.parse(source).body[0]).body
-    found = {}
-    for node in body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            _, _, comment = lines[(node.end_lineno or 1) - 1].partition("  # ")
-            found[node.target.id] = comment.strip()
-    return found
-
-
-def is_config_module(module: types.ModuleType) -> bool:
-    """Tell whether a module offers the contract's names."""
-    return all(hasattr(module, name) for name in CONTRACT)
+    return {
+        node.target.id: lines[(node.end_lineno or 1) - 1].partition("  # ")[2].strip()
+        for node in body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }

@@ -1,29 +1,30 @@
 """Score a policy by whole episodes, on raw reward.
 
-The score of a run is the mean return of 128 stochastic episodes, with the policy's normalisers
-frozen as they are in its state. The greedy policy stands beside it.
+The score of a run is the mean return of 128 stochastic episodes, with the normalisers frozen as
+they are in the agent's state. The return of the greedy policy is reported beside it.
 """
 
 import types
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import lax, random
 
 from purejaxpg import InputError, envs
 
-# An episode that is still running after so many steps has no return.
+# An episode that is still running after this many steps has no return.
 LONGEST = 100_000
-# Steps between two looks at whether all episodes have ended: a look costs a wait for the device,
-# a step too many costs a step.
+# Steps between two checks whether all episodes have ended. A check costs a wait for the device,
+# a superfluous step only a step.
 STRIDE = 16
 
 
 def check(config: Any) -> None:
     """Raise an InputError unless every episode of `config`'s environment ends within LONGEST steps.
 
-    An environment whose rule is its own is trusted: an episode that does not end has no return.
+    An environment with a rule of its own is trusted: an episode that does not end has no return.
     """
     env = envs.from_config(config)
     if not env.ends:
@@ -50,24 +51,23 @@ def evaluate(
 ) -> dict[str, jax.Array]:
     """Play `num_episodes` whole episodes from fresh resets, one per environment.
 
-    It goes on until all of them have ended, so it follows a traced time limit as well.
+    It plays until all of them have ended, so a traced time limit works too.
 
     Args:
         key: used for nothing else.
         agent: a module with the contract's `policy`.
-        state: the agent's state; nothing in it changes.
+        state: the agent's state, which does not change.
         config: the agent's configuration; its environment is the one played.
         num_episodes: E.
-        max_steps: stop after so many steps, whatever is still running. By default, after LONGEST.
+        max_steps: stop after this many steps, even if episodes are running. By default, LONGEST.
         greedy: take the most probable action instead of sampling.
 
     Returns:
-        `return` [E] undiscounted raw return, NaN for an episode that was cut short: what it had
-        collected is no return. `length` [E] int32 steps that were played. `finished` [E] bool,
-        false for an episode that was cut short.
+        `return` [E] undiscounted raw return, NaN for an episode that was cut short; `length` [E]
+        int32 steps that were played; `finished` [E] bool, false for an episode that was cut short.
 
     Raises:
-        InputError: nothing ends an episode but the task, and there is no `max_steps`.
+        InputError: no time limit ends an episode, and there is no `max_steps`.
     """
     if max_steps is None:
         check(config)
@@ -81,6 +81,7 @@ def evaluate(
         key_action, key_env = random.split(random.fold_in(key_steps, t))
         action = agent.policy(key_action, state, obs, config, greedy)
         obs, env_state, now = envs.step(key_env, env, env_state, action, params)
+        chex.assert_shape([now.reward, now.done], (num_episodes,))
         played = running & (t < steps)
         total = total + jnp.where(played, now.reward, 0.0)
         return (obs, env_state, total, length + played, running & ~(played & now.done)), None

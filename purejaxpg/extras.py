@@ -10,15 +10,15 @@ def load(module: str, extra: str, what: str) -> Any:
     """Import a module that an extra of this package installs.
 
     Args:
-        module: its name.
-        extra: the extra's.
-        what: what needs it, as the user said it.
+        module: the module's name.
+        extra: the extra's name.
+        what: the feature that needs it, in the user's words.
 
     Returns:
         The module.
 
     Raises:
-        InputError: it is not installed; the message has the command.
+        InputError: it is not installed; the message has the command that installs it.
     """
     try:
         return importlib.import_module(module)

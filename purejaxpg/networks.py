@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -25,10 +26,10 @@ Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> array
 
 @jax.custom_batching.sequential_vmap
 def qr(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the QR decomposition of one matrix, decomposing a batch one by one.
+    """Return the QR decomposition of one matrix; a batch is decomposed one by one.
 
-    On the CPU of jax 0.10, batched QR calls occupy every thread of the pool and then wait for
-    tasks of that same pool: initialising a handful of agents under vmap would hang for ever.
+    In jax 0.10 on CPU, batched QR calls occupy every thread of the pool and then wait for tasks of
+    that same pool: initialising a handful of agents under vmap would hang forever.
     """
     q, r = jnp.linalg.qr(matrix)
     return q, r
@@ -111,17 +112,17 @@ class CNN(nn.Module):
 
 
 def in_pieces(network: Callable[[Any], Any], inputs: Any, pieces: int) -> Any:
-    """Apply a network to arrays a piece at a time, so that all its activations never coexist.
+    """Apply a network to arrays a piece at a time, so that its activations take less memory.
 
-    PPO's critic on a whole rollout, at once, would take half of the memory of a run.
+    PPO's critic on a whole rollout at once would take half of the memory of a run.
 
     Args:
         network: maps each array [T, ...] of `inputs` along its first axis.
         inputs: pytree of arrays [T, ...].
-        pieces: number of pieces where T is a multiple of it; else there are more, no larger ones.
+        pieces: number of pieces if T is a multiple of it; otherwise there are more, none larger.
 
     Returns:
-        A pytree of what `network` makes of each array.
+        A pytree of the network's output for each array.
     """
     length = len(jax.tree.leaves(inputs)[0])
     each = functools.partial(jax.tree.map, network)
@@ -137,36 +138,39 @@ def values(
     done: jax.Array,
     pieces: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
-    """Values of a rollout's observations and of those that followed, nearly in one pass.
+    """Return the values of a rollout's observations and of the next ones, nearly in one pass.
 
-    Inside an episode the next observation is the next step's, and so is its value. Only where a
-    time limit or the rollout's end cut an episode off does the critic look at `next_obs`, at one
+    Inside an episode the next observation is the next step's, and so is its value. The critic looks
+    at `next_obs` only at steps in which a time limit or the rollout's end cut an episode off, one
     such step of each environment at a time.
 
     Args:
         critic: maps observations [..., D] to values [...].
         params: its variables.
         obs: [T, N, D] observation at step t.
-        next_obs: [T, N, D] the one after step t, before any reset.
+        next_obs: [T, N, D] observation after step t, before any reset.
         terminated: [T, N] bool, the task itself ended with step t.
-        done: [T, N] bool, the episode ended with step t for whatever reason.
+        done: [T, N] bool, the episode ended with step t for any reason.
         pieces: as for `in_pieces`.
 
     Returns:
-        V(s_t) [T, N] and V(s'_t) [T, N]; where `terminated`, the latter means nothing. Data: it
-        cannot be differentiated.
+        V(s_t) [T, N] and V(s'_t) [T, N], which cannot be differentiated. The latter means nothing
+        where `terminated`.
     """
+    chex.assert_equal_shape([obs, next_obs])
+    chex.assert_shape([terminated, done], obs.shape[:2])
     look_at = functools.partial(critic.apply, params)
     value = in_pieces(look_at, obs, pieces)
+    chex.assert_equal_shape([value, done])  # a critic that returns [T, N, 1] would broadcast
     steps = jnp.arange(len(done))[:, None]
     cut = done.at[-1].set(True) & ~terminated
 
     def one_more(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         cut, next_value = carry
-        first = cut.argmax(0)  # [N]; 0 where nothing is left, which `here` leaves alone
-        found = look_at(jnp.take_along_axis(next_obs, first[None, :, None], 0)[0])
+        first = cut.argmax(0)  # [N]; 0 if no step is left, and then `here` is false everywhere
+        at_first = look_at(jnp.take_along_axis(next_obs, first[None, :, None], 0)[0])
         here = cut & (steps == first)
-        return cut & ~here, jnp.where(here, found, next_value)
+        return cut & ~here, jnp.where(here, at_first, next_value)
 
     _, next_value = jax.lax.while_loop(
         lambda carry: carry[0].any(), one_more, (cut, jnp.roll(value, -1, 0))

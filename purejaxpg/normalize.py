@@ -1,4 +1,4 @@
-"""Running mean and variance, the two normalisers built on them, and what an agent does with these.
+"""Running mean and variance, the two normalisers built on them, and how agents use those.
 
 The functions whose first argument is `config` read the agent's switches: `normalize_obs`,
 `clip_obs`, `normalize_reward`, `gamma`, `reward_scale` and `clip_reward`.
@@ -7,6 +7,7 @@ The functions whose first argument is `config` read the agent's switches: `norma
 import dataclasses
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -14,7 +15,7 @@ from flax import struct
 
 @struct.dataclass
 class Moments:
-    """Mean and variance of everything seen so far; `count` 0 means nothing was."""
+    """Mean and variance of all data so far; `count` 0 means there were none."""
 
     mean: jax.Array  # [...]
     var: jax.Array  # [...]
@@ -22,19 +23,19 @@ class Moments:
 
 
 def init(shape: tuple[int, ...]) -> Moments:
-    """Return moments that leave data as it is until the first update: mean 0, variance 1."""
+    """Return moments that leave data unchanged until the first update: mean 0, variance 1."""
     return Moments(jnp.zeros(shape), jnp.ones(shape), jnp.zeros(()))
 
 
 def update(moments: Moments, batch: jax.Array, where: jax.Array | None = None) -> Moments:
-    """Fold a batch into the moments, exactly as if all data had been seen at once.
+    """Fold a batch into the moments; the result is that of all data at once.
 
         m = m_a + d n_b / n,    n v = n_a v_a + n_b v_b + d^2 n_a n_b / n,    d = m_b - m_a
 
     Args:
         moments: moments of shape [...].
         batch: [..., *moments shape]; all leading axes count as samples.
-        where: [...] bool, the samples that count; one of them at least. By default, all.
+        where: [...] bool, the samples that count, at least one. By default, all.
 
     Returns:
         The merged moments (population variance, divided by n).
@@ -42,13 +43,15 @@ def update(moments: Moments, batch: jax.Array, where: jax.Array | None = None) -
     Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance", The American
     Statistician 37(3).
     """
+    chex.assert_shape(batch, (..., *moments.mean.shape))
     axes = tuple(range(batch.ndim - moments.mean.ndim))
     if where is None:
         batch_mean, batch_var = batch.mean(axes), batch.var(axes)
         batch_count: jax.Array | float = batch.size / max(moments.mean.size, 1)
     else:
-        kept = where.reshape(where.shape + (1,) * moments.mean.ndim)
-        batch_mean, batch_var = batch.mean(axes, where=kept), batch.var(axes, where=kept)
+        chex.assert_shape(where, batch.shape[: len(axes)])
+        counted = where.reshape(where.shape + (1,) * moments.mean.ndim)
+        batch_mean, batch_var = batch.mean(axes, where=counted), batch.var(axes, where=counted)
         batch_count = where.sum().astype(jnp.float32)
     count = moments.count + batch_count
     delta = batch_mean - moments.mean
@@ -60,8 +63,8 @@ def update(moments: Moments, batch: jax.Array, where: jax.Array | None = None) -
 def inverse_std(var: jax.Array) -> jax.Array:
     """Return 1 / sqrt(var + 1e-8) [...], and NaN where the variance [...] has overflowed.
 
-    Zero would be the quotient there, and whoever multiplies by it would go on learning from
-    nothing; a run whose loss is NaN is marked as diverged.
+    The quotient would be zero there, and an agent that multiplies by it would learn from nothing.
+    A run whose loss is NaN is marked as diverged.
     """
     return jnp.where(jnp.isfinite(var), jax.lax.rsqrt(var + 1e-8), jnp.nan)
 
@@ -70,13 +73,14 @@ def normalize(moments: Moments, x: jax.Array, clip: jax.Array | float) -> jax.Ar
     """Return (x - mean) / std, clipped to [-clip, clip].
 
     Args:
-        moments: moments of shape [...], left as they are.
+        moments: moments of shape [...].
         x: [..., *moments shape].
         clip: bound on the result, in standard deviations; inf switches it off.
 
     Returns:
         An array of x's shape; NaN where the variance is beyond float32, for values beyond 1e19.
     """
+    chex.assert_shape(x, (..., *moments.mean.shape))
     return jnp.clip((x - moments.mean) * inverse_std(moments.var), -clip, clip)
 
 
@@ -91,14 +95,16 @@ def discounted_sum(
     ends it, not at it. Its standard deviation is the scale for reward normalisation.
 
     Args:
-        start: [N] the value carried into the first step, already cleared where it must be.
+        start: [N] the sum before the first step, 0 where an episode begins.
         reward: [T, N].
         done: [T, N] bool.
         gamma: discount per environment step, in [0, 1].
 
     Returns:
-        The value to carry on [N], and R [T, N].
+        The sum to start the next rollout with [N], and R [T, N].
     """
+    chex.assert_equal_shape([reward, done])
+    chex.assert_shape(reward, (None, *start.shape))
 
     def step(carry: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         reward_t, done_t = now
@@ -110,14 +116,14 @@ def discounted_sum(
 
 @struct.dataclass
 class RewardScale:
-    """What reward normalisation carries from one rollout to the next."""
+    """The state of reward normalisation between two rollouts."""
 
     running: jax.Array  # [N] discounted sum of the rewards of the episode in progress
     moments: Moments  # [] of all such sums so far
 
 
 def init_reward_scale(num_envs: int) -> RewardScale:
-    """Return the scale before anything was seen."""
+    """Return the scale before the first reward."""
     return RewardScale(jnp.zeros(num_envs), init(()))
 
 
@@ -130,9 +136,9 @@ def scale_reward(
 ) -> tuple[RewardScale, jax.Array]:
     """Divide rewards by the standard deviation of the discounted sum of rewards.
 
-    No mean is subtracted: a shift would pay for long or for short episodes. Sums that hardly vary,
-    as of one-step episodes that all pay the same, do not blow rewards up: the standard deviation
-    counts as a tenth of the sums' root mean square at least, so that such rewards become 10.
+    No mean is subtracted: a shift would pay for long or for short episodes. If the sums hardly
+    vary, as in one-step episodes that all pay the same, the standard deviation counts as a tenth of
+    their root mean square, so that such rewards become 10 and do not explode.
 
     Args:
         scale: updated with these rewards first.
@@ -153,14 +159,14 @@ def scale_reward(
 
 @struct.dataclass
 class Normalizers:
-    """All that an agent carries of its inputs' statistics; what is switched off stays as it is."""
+    """The statistics of an agent's inputs; a normaliser that is off never changes."""
 
     obs: Moments  # [D]
     reward: RewardScale  # [N]
 
 
 def init_both(obs: jax.Array) -> Normalizers:
-    """Return the normalisers for observations [N, D] before anything was seen."""
+    """Return the initial normalisers for observations [N, D]."""
     return Normalizers(init(obs.shape[1:]), init_reward_scale(obs.shape[0]))
 
 
@@ -172,14 +178,14 @@ def observations(config: Any, normalizers: Normalizers, obs: jax.Array) -> jax.A
 def observed(
     config: Any, normalizers: Normalizers, obs: jax.Array, where: jax.Array | None = None
 ) -> Normalizers:
-    """Fold raw observations [..., D] into the statistics, where the agent normalises by them."""
+    """Fold raw observations [..., D] into the statistics, if the agent normalises by them."""
     if not config.normalize_obs:
         return normalizers
     return dataclasses.replace(normalizers, obs=update(normalizers.obs, obs, where))
 
 
 def restarted(normalizers: Normalizers) -> Normalizers:
-    """Forget the episodes in progress, for data in which every environment starts anew."""
+    """Forget the episodes in progress, for data in which every environment starts a new one."""
     running = jnp.zeros_like(normalizers.reward.running)
     return dataclasses.replace(
         normalizers, reward=dataclasses.replace(normalizers.reward, running=running)

@@ -1,8 +1,8 @@
 """Random keys and permutations: the numbers of jax's default generator, computed faster on the CPU.
 
 On the CPU, jax 0.10 and 0.11 compile the Threefry hash as a loop of five small steps. That suits
-arrays of a million numbers. An agent draws a handful at a time, and the cost of the loops was a
-fifth of PPO's training. Here the twenty rounds are written out; every bit is the same.
+arrays of a million numbers. An agent draws only a few at a time, and the loops took a fifth of
+PPO's training time. Here the twenty rounds are written out; every bit is the same.
 """
 
 import math
@@ -47,7 +47,7 @@ def hash2x32(
             x1 = ((x1 << r) | (x1 >> (32 - r))) ^ x0
         x0 = x0 + keys[(i + 1) % 3]
         x1 = x1 + keys[(i + 2) % 3] + jnp.uint32(i + 1)
-    # Without this jax 0.11 fuses a hash with the next, and is not done compiling in ten minutes.
+    # Without this, jax 0.11 fuses consecutive hashes and compiles for more than ten minutes.
     return lax.optimization_barrier((x0, x1))
 
 
@@ -89,7 +89,7 @@ _UNROLLED: Hashable = extension.define_prng_impl(
 
 
 def key(seed: Any) -> jax.Array:
-    """Return the key of a run: `jax.random.key(seed)`, bit for bit, in the form that is fast here.
+    """Return the key of a run: `jax.random.key(seed)`, bit for bit, in the faster form.
 
     Args:
         seed: [] integer.
@@ -103,14 +103,14 @@ def key(seed: Any) -> jax.Array:
 def permutation(key: jax.Array, n: int) -> jax.Array:
     """Shuffle 0, 1, ..., n - 1.
 
-    Sorts one array of words, each a random number above the index itself, because the CPU sorts
-    pairs five times more slowly. Two equal random numbers leave their indices in order: for n = 512
-    they have 23 bits, so a given pair is in order with a probability of 1/2 + 2⁻²⁴.
+    It sorts one array of words, random high bits above the index, because the CPU sorts pairs five
+    times more slowly. Indices with equal random numbers keep their order: for n = 512 those have 23
+    bits, so a given pair is in order with a probability of 1/2 + 2⁻²⁴.
 
     Args:
         key: used up by this call.
-        n: at least 1; beyond 2¹⁶, where too few random bits would be left, jax's own function is
-            called.
+        n: at least 1; beyond 2¹⁶ too few random bits would be left, and jax's own function is
+            used.
 
     Returns:
         [n] int32.

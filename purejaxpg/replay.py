@@ -1,7 +1,7 @@
-"""A replay buffer: a ring of transitions as a pytree, for agents that run vmapped by the hundred.
+"""A replay buffer: a ring of transitions as a pytree, for hundreds of agents under vmap.
 
-A row is one transition, all of it with index t: `next_obs` is stored beside `obs`, and is the final
-observation where an episode ended. After `init`, no work grows with the capacity.
+A row is one transition, and all of it has the index t: `next_obs` is stored beside `obs`, and is
+the final observation if an episode ended. After `init`, no work grows with the capacity.
 """
 
 from typing import Any
@@ -51,7 +51,7 @@ def check(config: Any) -> None:
     )
     configs.require(
         capacity >= starts,
-        f"replay_capacity must be learning_starts ({starts}) or more, so that all of the warm-up "
+        f"replay_capacity must be learning_starts ({starts}) or more, so that the whole warm-up "
         f"fits, but is {capacity}.",
     )
     configs.require(
@@ -77,7 +77,7 @@ def init(capacity: int, example: Tree) -> Buffer:
     """Return an empty buffer.
 
     Args:
-        capacity: how many transitions it holds, 1 or more.
+        capacity: number of transitions that it holds, at least 1.
         example: one transition without a leading axis, arrays or `jax.ShapeDtypeStruct`s.
 
     Returns:
@@ -93,16 +93,16 @@ def add(buffer: Buffer, batch: Tree) -> Buffer:
     """Return the buffer with K more transitions; once it is full, they replace the oldest.
 
     Args:
-        buffer: the buffer. Where it is donated, or carried by a loop, it changes in place.
+        buffer: the buffer. If it is donated, or carried by a loop, it changes in place.
         batch: the transitions, leaves [K, ...], the oldest first, K at most the capacity.
 
     Returns:
         The buffer.
     """
     chex.assert_equal_shape_prefix(jax.tree.leaves(batch), 1)
-    given, kept = row_types(batch), row_types(buffer.storage)
-    if given != kept:
-        raise ValueError(f"The replay buffer keeps rows {kept}, but the batch has rows {given}.")
+    given, stored = row_types(batch), row_types(buffer.storage)
+    if given != stored:
+        raise ValueError(f"The replay buffer keeps rows {stored}, but the batch has rows {given}.")
     num_rows, capacity = length(batch), length(buffer.storage)
     if num_rows > capacity:
         raise ValueError(
@@ -110,9 +110,9 @@ def add(buffer: Buffer, batch: Tree) -> Buffer:
         )
     slots = (buffer.position + jnp.arange(num_rows, dtype=jnp.int32)) % capacity
     if num_rows == 1:
-        # XLA turns the write of a single row into an update of a slice, may repeat that inside of
-        # the gather that samples, and then copies the whole buffer to keep what was there before.
-        # A second row that lands nowhere prevents it.
+        # XLA turns the write of a single row into an update of a slice, may repeat that inside the
+        # gather that samples, and then copies the whole buffer to keep the old rows. A second row
+        # that is dropped prevents it.
         slots = jnp.append(slots, capacity)
         batch = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), batch)
     storage = jax.tree.map(
@@ -128,12 +128,12 @@ def add(buffer: Buffer, batch: Tree) -> Buffer:
 def sample(key: jax.Array, buffer: Buffer, batch_size: int) -> Tree:
     """Return transitions drawn uniformly, with replacement, from all that are stored.
 
-    The buffer must hold one at least: a traced `size` cannot raise, so an empty buffer gives zeros.
+    The buffer must hold at least one: a traced `size` cannot raise, so an empty buffer gives zeros.
 
     Args:
         key: a jax key.
         buffer: the buffer, its `size` 1 or more.
-        batch_size: B, how many transitions to draw.
+        batch_size: B, the number of transitions to draw.
 
     Returns:
         The transitions, leaves [B, ...].

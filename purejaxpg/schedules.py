@@ -1,7 +1,7 @@
-"""Factors on the learning rate, by the number of updates that are finished.
+"""Factors on the learning rate, by the number of finished updates.
 
 An *update* is one iteration of an agent: data, then all gradient steps on them. Every gradient step
-of an update has the same factor. The first update runs with k = 0 finished.
+of an update has the same factor. For the first update, k = 0.
 """
 
 from typing import Any
@@ -22,12 +22,12 @@ def check(config: Any) -> None:
 def scheduled(
     config: Any, learning_rate: jax.Array | float, num_updates: jax.Array | int
 ) -> jax.Array:
-    """Return `learning_rate` as the agent's schedule has it after `num_updates` finished updates.
+    """Return the learning rate that the agent's schedule prescribes after `num_updates` updates.
 
     Args:
         config: its fields `learning_rate_schedule` and `learning_rate_half_life`, and the property
             `num_updates`, the length of the run, are read.
-        learning_rate: that of the first update.
+        learning_rate: the learning rate of the first update.
         num_updates: updates finished so far.
 
     Returns:
@@ -43,12 +43,12 @@ def factor(
     total: jax.Array | int,
     half_life: jax.Array | float,
 ) -> jax.Array:
-    """Factor on the learning rate under the schedule of that name.
+    """Return the factor on the learning rate under the schedule `kind`.
 
         constant: 1      linear: 1 − k / total      robbins_monro: half_life / (half_life + k)
 
-    It is a factor, to be multiplied by the learning rate of the first update. Count updates and not
-    gradient steps: with the latter, a linear schedule ends after the first few per cent of a run.
+    Multiply it by the learning rate of the first update. Count updates, not gradient steps: with
+    the latter, a linear schedule ends after the first few per cent of a run.
 
     Args:
         kind: one of `KINDS`, static.
@@ -70,21 +70,21 @@ def factor(
         return linear(num_updates, total)
     if kind == "robbins_monro":
         return robbins_monro(num_updates, half_life)
-    raise ValueError(f"{kind!r} is no schedule of the learning rate; there are {', '.join(KINDS)}")
+    raise ValueError(f"There is no schedule {kind!r}; there are {', '.join(KINDS)}.")
 
 
 def linear(num_updates: jax.Array | int, total: jax.Array | int) -> jax.Array:
-    """Factor that falls by the same amount after each update, to zero after the last.
+    """Return a factor that falls by the same amount after each update, to zero after the last.
 
         f_k = max(1 − k / total, 0)
 
-    The last update runs with k = total − 1 finished and so with the factor 1 / total: a schedule
-    that is zero already in the last update wastes it. Going on beyond the planned end leaves it at
-    zero, where a negative factor would turn the gradient round.
+    The last update has k = total − 1 and therefore the factor 1 / total: a schedule that is already
+    zero in the last update wastes it. After the planned end the factor stays at zero, because a
+    negative one would reverse the gradient.
 
     Args:
         num_updates: [...] k, updates finished so far, at least 0.
-        total: updates in the whole run, at least 1. In float32, k = total − 1 is told from total
+        total: updates in the whole run, at least 1. Float32 distinguishes k = total − 1 from total
             up to 2²⁴ updates.
 
     Returns:
@@ -99,14 +99,14 @@ def linear(num_updates: jax.Array | int, total: jax.Array | int) -> jax.Array:
 
 
 def robbins_monro(num_updates: jax.Array | int, half_life: jax.Array | float) -> jax.Array:
-    """Factor that falls as the reciprocal of the number of updates.
+    """Return a factor that falls as the reciprocal of the number of updates.
 
         f_k = half_life / (half_life + k) = 1 / (1 + k / half_life)
 
-    The factors sum to infinity, so any distance can still be covered, and their squares have a
-    finite sum, so the noise dies out. Both are needed for convergence: a geometric decay satisfies
-    the second and may stop anywhere. "Half-life" is exact for the first halving only: the next
-    takes twice as long, and a tenth is left after nine.
+    The factors sum to infinity, so they can cover any distance, and their squares have a finite
+    sum, so the noise dies out. Convergence needs both: a geometric decay satisfies the second and
+    may stop anywhere. "Half-life" is exact for the first halving only: the next takes twice as
+    long, and after nine half-lives a tenth is left.
 
     Args:
         num_updates: [...] k, updates finished so far, at least 0.

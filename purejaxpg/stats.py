@@ -2,8 +2,8 @@
 
 Seeds are few and returns are skewed, so the headline is the interquartile mean with an interval
 over *runs* (Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical
-Precipice"). The episodes of one run are never resampled: they say how well that run was measured,
-not how much runs differ.
+Precipice"). The episodes of one run are never resampled: they show how precisely that run was
+measured, not how much runs differ.
 """
 
 import itertools
@@ -20,19 +20,19 @@ from purejaxpg import InputError
 
 Floats = NDArray[np.float64]
 
-_BLOCK = 1 << 22  # resampled values held at once: 32 MB
-# How far below the worst score a diverged run is counted, as a share of that score: too little to
-# show, and enough to survive the mean of a million runs in float64.
+_BLOCK = 1 << 22  # resampled values in memory at a time: 32 MB
+# How far below the worst score a diverged run counts, as a share of that score: too little to be
+# visible, and enough to survive the mean of a million runs in float64.
 _BELOW = 1e-9
 
 
 def iqm(x: ArrayLike, axis: int = -1) -> Any:
-    """Return the interquartile mean: the mean of what is left without both outer quarters.
+    """Return the interquartile mean: the mean without the lowest and the highest quarter.
 
-    As ``scipy.stats.trim_mean(x, 0.25)`` and rliable do, whole values are dropped: floor(n / 4) at
-    each end. With n < 4 it is therefore the mean, and n = 7 keeps the middle five, where a
-    definition with fractional weights would count the outer two of these for less. Unlike SciPy's,
-    it does not trim a NaN away as if it were a large value.
+    Like ``scipy.stats.trim_mean(x, 0.25)`` and rliable, it drops whole values: floor(n / 4) at each
+    end. With n < 4 it is therefore the mean, and n = 7 keeps the middle five, although a definition
+    with fractional weights would weight the outer two of these less. Unlike SciPy's, it does not
+    trim a NaN as if it were a large value.
 
     Args:
         x: values ``[..., n, ...]``, n of them along ``axis``, n >= 1.
@@ -47,7 +47,7 @@ def iqm(x: ArrayLike, axis: int = -1) -> Any:
     values = np.moveaxis(np.asarray(x, np.float64), axis, -1)
     n = values.shape[-1]
     if n == 0:
-        raise InputError("The interquartile mean of 0 values does not exist; it needs at least 1.")
+        raise InputError("The interquartile mean needs at least 1 value, but there are 0.")
     cut = n // 4
     middle = np.sort(values, axis=-1)[..., cut : n - cut]
     return np.where(np.isnan(values).any(axis=-1), np.nan, middle.mean(axis=-1))[()]
@@ -63,16 +63,16 @@ def bootstrap_ci(
     """Return the percentile bootstrap interval of a statistic of runs.
 
     Strata keep their sizes: with one array per environment, each resample draws as many runs from
-    an environment as it has. With few runs the interval is too narrow: it cannot reach beyond the
-    values seen, and with one run it has no width at all.
+    an environment as it has. With few runs the interval is too narrow: it cannot extend beyond the
+    observed values, and with one run it has no width.
 
     Args:
         scores: one array ``[..., n]`` of n runs along its last axis, or a list of such arrays, one
             per stratum, pooled in the statistic. Leading axes share the resampled runs.
         statistic: called as ``statistic(values, axis=-1)`` on ``[..., n]``, strata side by side.
         confidence: between 0 and 1.
-        resamples: how many, at least 1.
-        seed: the only source of randomness; the global state of NumPy is not touched.
+        resamples: number of resamples, at least 1.
+        seed: the only source of randomness; NumPy's global state does not change.
 
     Returns:
         The lower and the upper end, each of shape ``[...]``.
@@ -92,26 +92,25 @@ def bootstrap_ci(
         np.asarray(statistic(values[..., drawn[start : start + block]], axis=-1))
         for start in range(0, resamples, block)
     ]
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(np.concatenate(parts, axis=-1), [tail, 1.0 - tail], axis=-1)
+    low, high = _ends(np.concatenate(parts, axis=-1), confidence)
     return low[()], high[()]
 
 
 def worst_filled(scores: ArrayLike, diverged: ArrayLike) -> Floats:
     """Return the scores of one environment with every diverged run counted as the worst.
 
-    The worst is the lowest finite score of any run, a diverged one's own measurement included; a
-    diverged run is counted a billionth below it. Where all runs have the same score, as early in a
-    task with sparse rewards, a diverged one would otherwise tie with the best. A run whose score is
-    not finite counts as diverged. Nothing is dropped: a method that fails on half of its seeds must
-    not be judged by the other half.
+    The worst is the lowest finite score of any run, including those measured on diverged runs. A
+    diverged run counts a billionth below it: if all runs have the same score, as early in a task
+    with sparse rewards, it would otherwise tie with the best. A run whose score is not finite
+    counts as diverged. No run is dropped: a method that fails on half of its seeds must not be
+    judged by the other half.
 
     Args:
         scores: final score of every run in one environment ``[n]``.
         diverged: which of them diverged ``[n]``, bool.
 
     Returns:
-        Scores ``[n]``; all -inf where no run has a finite score.
+        Scores ``[n]``; all -inf if no run has a finite score.
     """
     values = np.asarray(scores, np.float64)
     finite = np.isfinite(values)
@@ -145,11 +144,11 @@ def _draw(
 
 
 def probability_of_improvement(x: Sequence[ArrayLike], y: Sequence[ArrayLike]) -> float:
-    """Return how often a run of X beats a run of Y on the same environment, averaged over those.
+    """Return how often a run of X beats a run of Y, averaged over environments.
 
     P(X > Y) = 1/M sum_m 1/(N K) sum_ij S(x_mi, y_mj), S = 1 if x > y, 1/2 if equal, else 0.
 
-    It says how sure a gain is, and nothing about how large.
+    It shows how certain a gain is, not how large.
 
     Args:
         x: scores of X, one array ``[n_m]`` per environment.
@@ -179,7 +178,7 @@ def improvement_ci(
         x: scores of X, one array ``[n_m]`` per environment.
         y: scores of Y, one array ``[k_m]`` per environment.
         confidence: between 0 and 1.
-        resamples: how many.
+        resamples: number of resamples.
         seed: the only source of randomness.
 
     Returns:
@@ -192,8 +191,7 @@ def improvement_ci(
     drawn = [
         _beats(_again(a, resamples, generator), _again(b, resamples, generator)) for a, b in pairs
     ]
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(np.mean(drawn, axis=0), [tail, 1.0 - tail])
+    low, high = _ends(np.mean(drawn, axis=0), confidence)
     return float(low), float(high)
 
 
@@ -228,12 +226,12 @@ def performance_profile(
 def first_place(scores: Sequence[ArrayLike], resamples: int = 2000, seed: int = 0) -> Floats:
     """Return how often each configuration has the highest IQM when its runs are resampled.
 
-    A winner that comes first in half of the resamples is a tie with somebody. Ties in a resample
-    are shared. With one run each nothing can change, and the answer is 0 or 1.
+    A winner that comes first in half of the resamples is tied with another configuration. Ties in a
+    resample are shared. With one run each, resamples do not differ, and every share is 0 or 1.
 
     Args:
         scores: final scores of each configuration's runs, arrays ``[n_c]``.
-        resamples: how many.
+        resamples: number of resamples.
         seed: the only source of randomness.
 
     Returns:
@@ -249,9 +247,7 @@ def first_place(scores: Sequence[ArrayLike], resamples: int = 2000, seed: int = 
 
 
 def wilson_interval(failures: int, runs: int) -> tuple[float, float]:
-    """Return the 95% score interval of a rate, which is not empty at 0 of n.
-
-    (p + z^2/2n -+ z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n),  z = 1.96
+    """Return the 95% score interval of a rate, which has a width even at 0 of n.
 
     Args:
         failures: from 0 to ``runs``.
@@ -262,13 +258,16 @@ def wilson_interval(failures: int, runs: int) -> tuple[float, float]:
 
     Source: Wilson 1927, Probable Inference, the Law of Succession, and Statistical Inference.
     """
-    z, p = 1.959963984540054, failures / runs
-    middle = p + z * z / (2 * runs)
-    half = z * math.sqrt(p * (1 - p) / runs + z * z / (4 * runs * runs))
-    scale = 1 + z * z / runs
-    low = (middle - half) / scale if failures else 0.0
-    high = (middle + half) / scale if failures < runs else 1.0
-    return low, high
+    from scipy.stats import binomtest  # half a second, which a sweep need not wait for
+
+    interval = binomtest(failures, runs).proportion_ci(0.95, "wilson")
+    return float(interval.low), float(interval.high)
+
+
+def _ends(drawn: Floats, confidence: float) -> Floats:
+    """Return the ends of the percentile interval ``[2, ...]`` of resamples ``[..., r]``."""
+    tail = (1.0 - confidence) / 2.0
+    return np.quantile(drawn, [tail, 1.0 - tail], axis=-1)
 
 
 def _again(values: Floats, resamples: int, generator: np.random.Generator) -> Floats:
@@ -277,9 +276,12 @@ def _again(values: Floats, resamples: int, generator: np.random.Generator) -> Fl
 
 
 def _beats(x: Floats, y: Floats) -> Any:
-    """Return how often a value of x ``[..., n]`` is above one of y ``[..., k]``, ties by half."""
-    differences = np.sign(x[..., :, None] - y[..., None, :])
-    return (differences.mean(axis=(-2, -1)) + 1.0) / 2.0
+    """Return how often a value of x ``[..., n]`` exceeds one of y ``[..., k]``; ties count half."""
+    from scipy.stats import mannwhitneyu
+
+    # The method is that of the p-value, which is not used: this is the quick one.
+    wins = mannwhitneyu(x, y, axis=-1, method="asymptotic").statistic
+    return wins / (x.shape[-1] * y.shape[-1])
 
 
 def _share_above(values: Floats, taus: Floats) -> Floats:
@@ -291,13 +293,13 @@ def _share_above(values: Floats, taus: Floats) -> Floats:
 
 
 class Importance(NamedTuple):
-    """How the variance of the configurations' scores splits up; shares of it.
+    """The variance of the configurations' scores, split into shares.
 
     Attributes:
         main: share of each hyperparameter alone ``[j]``.
-        low: lower end of its 95% interval ``[j]``; NaN where nothing could be resampled.
+        low: lower end of its 95% interval ``[j]``; NaN if nothing could be resampled.
         high: upper end.
-        pairs: share of what two hyperparameters do together beyond both alone ``[j, j]``,
+        pairs: share of the interaction of two hyperparameters, beyond both alone ``[j, j]``,
             symmetric, zero diagonal.
         noise: share of the seeds; NaN with one run per configuration.
         effects: mean score at each level, the others averaged out, one array ``[levels]`` each.
@@ -320,15 +322,15 @@ def importance(
 
     y(x) = f_0 + sum_j f_j(x_j) + sum_ij f_ij(x_i, x_j) + ...,   share_j = Var f_j / Var y
 
-    Each f_j is constant on the levels of x_j; all of them are fitted together by least squares, so
-    a design that is no grid does not credit one hyperparameter with another's effect. f_ij are the
-    cell means of what is left. Var f_j is too large by the noise in the fitted f_j, which is
-    subtracted (as in epsilon squared); so a hyperparameter that does nothing gets about 0. In a
-    full grid that noise comes from the seeds alone, otherwise from all that f_0 and f_j leave.
+    Each f_j is constant on the levels of x_j. All of them are fitted together by least squares, so
+    a design that is not a grid does not credit one hyperparameter with another's effect. f_ij are
+    the cell means of the residuals. Var f_j is too large by the noise in the fitted f_j, which is
+    subtracted (as in epsilon squared), so a hyperparameter without effect gets about 0. In a full
+    grid that noise comes from the seeds alone, otherwise from all residuals of f_0 and f_j.
 
-    It says what matters over the whole space that was searched: a wider range of a hyperparameter
-    makes it more important. With scores that are 1 for the best quarter and 0 for the rest, it is
-    a histogram PED-ANOVA: what matters for being among the best.
+    It shows which hyperparameters matter over the whole space that was searched: a wider range
+    makes one more important. With scores that are 1 for the best quarter and 0 for the rest, it is
+    a histogram PED-ANOVA: which ones matter for being among the best.
 
     Args:
         codes: level of each hyperparameter in each configuration ``[n, j]``, integers from 0.
@@ -338,7 +340,7 @@ def importance(
         seed: the only source of randomness.
 
     Returns:
-        An ``Importance``; all shares are 0 where the scores do not differ.
+        An ``Importance``; all shares are 0 if the scores do not differ.
 
     Source: Hutter, Hoos and Leyton-Brown 2014 (F_U = V_U / V); the top quarter: Watanabe,
         Bansal, Hutter 2023; half-samples: Shao and Wu 1989.
@@ -347,7 +349,7 @@ def importance(
     means = np.array([part.mean() for part in runs])
     grid, noise = _is_grid(levels), _seed_noise(runs)
     design = _Design.of(levels)
-    found = _shares(design, means, noise, grid)
+    shares = _shares(design, means, noise, grid)
     generator = np.random.default_rng(seed)
     drawn = [
         _half_of_seeds(design, runs, noise, generator)
@@ -360,7 +362,7 @@ def importance(
         low, high = np.quantile(np.stack(drawn), [0.025, 0.975], axis=0)
     total = float(means.var())
     share = float("nan") if noise is None else min(1.0, noise / total) if total else 0.0
-    return found._replace(low=low, high=high, noise=share)
+    return shares._replace(low=low, high=high, noise=share)
 
 
 @dataclass(frozen=True)
@@ -396,7 +398,7 @@ class _Design:
         return self.inverse @ np.concatenate([[y.sum()], *sums])
 
     def predict(self, fitted: Floats) -> Floats:
-        """Return what the coefficients say ``[n]``."""
+        """Return the fitted values ``[n]``."""
         pairs = zip(self.codes.T, self.slices, strict=True)
         return np.sum([fitted[place][own] for own, place in pairs], axis=0) + fitted[0]
 
@@ -423,13 +425,13 @@ def _half_of_seeds(
 ) -> Floats:
     """Return the main shares when each configuration keeps half of its runs."""
     more = int(generator.integers(2))  # of an odd number, the smaller or the larger half
-    kept = [part.size // 2 + more * (part.size % 2) for part in runs]
-    drawn = zip(runs, kept, strict=True)
+    sizes = [part.size // 2 + more * (part.size % 2) for part in runs]
+    drawn = zip(runs, sizes, strict=True)
     means = np.array([generator.permutation(part)[:count].mean() for part, count in drawn])
     noise = noise or 0.0
-    louder = noise * float(np.mean([part.size / n for part, n in zip(runs, kept, strict=True)]))
+    louder = noise * float(np.mean([part.size / n for part, n in zip(runs, sizes, strict=True)]))
     shares = _shares(design, means, louder, grid=True, paired=False).main
-    # The noise that the smaller number of runs adds must not count in the whole variance.
+    # The noise added by the smaller number of runs must not count in the whole variance.
     total = float(means.var())
     scale = total / max(total - louder + noise, 0.5 * total) if total else 1.0
     return np.minimum(shares * scale, 1.0)
@@ -439,8 +441,8 @@ def _half_of_configs(
     codes: NDArray[np.int64], means: Floats, generator: np.random.Generator
 ) -> Floats:
     """Return the main shares of a random half of the configurations."""
-    kept = generator.permutation(len(means))[: (len(means) + 1) // 2]
-    return _shares(_Design.of(codes[kept]), means[kept], None, grid=False, paired=False).main
+    half = generator.permutation(len(means))[: (len(means) + 1) // 2]
+    return _shares(_Design.of(codes[half]), means[half], None, grid=False, paired=False).main
 
 
 def _shares(
@@ -477,7 +479,7 @@ def _shares(
 
 
 def _interaction(design: _Design, a: int, b: int, residual: Floats, noise: float | None) -> float:
-    """Return the variance of the cell means of two hyperparameters, less what noise puts there."""
+    """Return the variance of the cell means of two hyperparameters, without that of the noise."""
     first, second = (_coarse(design.codes[:, k], len(residual)) for k in (a, b))
     cell = np.unique(first * (second.max() + 1) + second, return_inverse=True)[1]
     counts = np.bincount(cell)
@@ -491,7 +493,7 @@ def _interaction(design: _Design, a: int, b: int, residual: Floats, noise: float
 
 
 def _coarse(codes: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    """Return fewer levels where two-way cells would otherwise hold fewer than about 4 values."""
+    """Return fewer levels if two-way cells would otherwise hold fewer than about 4 values."""
     levels, most = int(codes.max()) + 1, max(2, int(math.sqrt(n / 4)))
     return codes if levels <= most else codes * most // levels
 
@@ -517,7 +519,7 @@ def percentile_normalized(scores: ArrayLike) -> Floats:
 
 
 class Sensitivity(NamedTuple):
-    """What tuning for each environment gains over one setting for all.
+    """The gain of tuning for each environment over one setting for all.
 
     Attributes:
         value: the sensitivity, ``tuned - cross``.
@@ -558,12 +560,12 @@ def sensitivity(normalized: ArrayLike) -> Sensitivity:
 
 
 class Dimensionality(NamedTuple):
-    """What tuning only some hyperparameters per environment achieves.
+    """The scores reached by tuning only some hyperparameters per environment.
 
     Attributes:
         effective: how many are enough for 95% of the fully tuned score.
         scores: best mean score with 0, 1, ..., j of them tuned ``[j + 1]``.
-        subsets: which ones these are.
+        subsets: the hyperparameters tuned for each of these scores.
     """
 
     effective: int
@@ -574,16 +576,16 @@ class Dimensionality(NamedTuple):
 def effective_dimensionality(
     normalized: ArrayLike, codes: ArrayLike, enough: float = 0.95
 ) -> Dimensionality:
-    """Return how many hyperparameters must be tuned per environment, the others left in common.
+    """Return how many hyperparameters must be tuned per environment if the rest are shared.
 
     d = min |S| such that  mean_e max over h with h = h* outside S of Gamma(e, h)
                            >= 0.95 mean_e max_h Gamma(e, h),   h* best on average
 
-    It needs settings that share values, so it means something on grids only.
+    It needs settings that share values, so it is meaningful only for grids.
 
     Args:
         normalized: Gamma ``[e, h]``.
-        codes: level of each hyperparameter in each setting ``[h, j]``; j at most about 12, since
+        codes: level of each hyperparameter in each setting ``[h, j]``; j at most about 12, because
             all subsets are tried.
         enough: the share of the fully tuned score to be reached.
 

@@ -1,4 +1,4 @@
-"""Standard output and error, whatever they are: closed, replaced, or unable to show a character."""
+"""Standard output and error that are closed, replaced, or unable to show a character."""
 
 import codecs
 import contextlib
@@ -7,14 +7,14 @@ import os
 import sys
 from typing import Any
 
-ERRORS = "purejaxpg.plain"  # what is done with a character that a stream cannot encode
-# What a stream raises whose file or device takes no more.
+ERRORS = "purejaxpg.plain"  # handles characters that a stream cannot encode
+# Errors of a stream whose file or device accepts no more data.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 PLAIN = {"±": "+/-", "×": "x", "−": "-", "…": "...", "–": "-", "≥": ">=", "≤": "<="}
 
 
 def make_usable() -> None:
-    """See to it that printing works and that no file takes the place of a closed stream."""
+    """Make printing work, and keep files from taking the number of a closed stream."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -31,7 +31,7 @@ def make_usable() -> None:
 
 
 def hold(number: int) -> None:
-    """Let the file descriptor `number` lead nowhere."""
+    """Connect the file descriptor `number` to the null device."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     if nowhere != number:
         os.dup2(nowhere, number)
@@ -39,18 +39,18 @@ def hold(number: int) -> None:
 
 
 def discard_output() -> None:
-    """Let what is still to be printed go nowhere, after its reader has gone."""
+    """Discard all further output, because its reader has gone."""
     with contextlib.suppress(AttributeError, OSError, ValueError):  # of a replaced stream
         hold(sys.stdout.fileno())
 
 
 def on_terminal(stream: Any) -> bool:
-    """Tell whether a stream is a terminal; a replacement may not even be able to say so."""
+    """Tell whether a stream is a terminal; a replacement may lack the method."""
     return bool(getattr(stream, "isatty", bool)())
 
 
 def plainly(error: UnicodeError) -> tuple[str, int]:
-    """Write a character that cannot be encoded as one would on a typewriter, or as ?."""
+    """Replace characters that cannot be encoded by plain ones, such as +/-, or by ?."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from purejaxpg.sweep.store import Outcome, Run, Store
+from purejaxpg.sweep.ledger import Outcome, Run
+from purejaxpg.sweep.store import Store
 
 UPDATES = 200
 STEPS = 2048
@@ -104,7 +105,7 @@ def commit_round(
     store: Store, index: int, runs: Sequence[Run], rows: int, generator: np.random.Generator
 ) -> None:
     units = {f"round{index}-unit{i}": runs[i : i + rows] for i in range(0, len(runs), rows)}
-    store.plan(units, index)
+    store.ledger.plan(units, index)
     for number, (name, members) in enumerate(units.items()):
         arrays, outcomes = results(members, generator)
         store.commit(name, arrays, None, outcomes, {**FACTS, "wall_s": 41.0 + number / 7})

@@ -339,6 +339,19 @@ def test_bounds_follow_the_parameters(measured: envs.Env) -> None:
     np.testing.assert_array_equal(rewards(measured, 100.0, bound=7.0), np.full((3, 2), 7.0))
 
 
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("CartPole-v1", (2, 1)), ("CartPole-v1", (1,)), ("measured", (2,)), ("measured", (1, 1))],
+)
+def test_actions_of_another_shape_are_refused(name: str, shape: tuple[int, ...]) -> None:
+    env = envs.make(name)
+    _, state = envs.reset(random.key(0), env, env.default_params, 2)
+    action = jnp.zeros(shape, env.action_dtype)
+    with pytest.raises(AssertionError, match="shape"):
+        envs.step(random.key(0), env, state, action, env.default_params)
+
+
 # --- parameters ---------------------------------------------------------------------------------
 
 

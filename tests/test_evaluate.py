@@ -4,6 +4,7 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,7 +142,7 @@ def test_episodes_do_not_depend_on_when_others_end() -> None:
     config = settings("countdown")
     whole, few = (score(0, IDLE, None, config, num_episodes=n) for n in (64, 1))
     bounded = score(0, IDLE, None, config, num_episodes=64, max_steps=5)
-    jax.tree.map(np.testing.assert_array_equal, whole, bounded)
+    chex.assert_trees_all_equal(whole, bounded)
     assert few["length"].shape == (1,)
 
 
@@ -153,6 +154,27 @@ def test_number_of_episodes_is_its_own(options: dict[str, int], count: int) -> N
     shapes = {name: value.shape for name, value in result.items()}
     assert shapes == {"return": (count,), "length": (count,), "finished": (count,)}
     np.testing.assert_array_equal(result["return"], np.ones(count))
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("shape", [(3, 1), (1,), ()])
+def test_actions_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    agent = types.ModuleType("broadcasts")
+    agent.policy = lambda *_: jnp.zeros(shape, jnp.int32)  # type: ignore[attr-defined]
+    with pytest.raises(AssertionError, match=r"shape"):
+        evaluate.evaluate(random.key(0), agent, None, settings("probe/Endless"), num_episodes=3)
+
+
+@pytest.mark.fast
+def test_rewards_of_another_shape_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(*arguments: Any) -> Any:
+        obs, state, now = original(*arguments)
+        return obs, state, now.replace(reward=now.reward[:1])
+
+    original = envs.step
+    monkeypatch.setattr(envs, "step", step)
+    with pytest.raises(AssertionError, match=r"shape"):
+        evaluate.evaluate(random.key(0), IDLE, None, settings("probe/Endless"), num_episodes=3)
 
 
 # --- the policy that is scored ------------------------------------------------------------------
@@ -178,8 +200,8 @@ def test_normalisers_are_used_and_left_alone() -> None:
     before = jax.tree.map(np.array, state)
     first = score(0, ppo, state, CARTPOLE, greedy=True, **SHORT)
     second = score(0, ppo, state, CARTPOLE, greedy=True, **SHORT)
-    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, state))
-    jax.tree.map(np.testing.assert_array_equal, first, second)
+    chex.assert_trees_all_equal(before, jax.tree.map(np.array, state))
+    chex.assert_trees_all_equal(first, second)
     # Other statistics make another policy: the ones in the state are those that are used.
     shifted = state.normalizers.obs.replace(mean=state.normalizers.obs.mean + 3.0)
     moved = state.replace(normalizers=state.normalizers.replace(obs=shifted))
@@ -190,7 +212,7 @@ def test_normalisers_are_used_and_left_alone() -> None:
 def test_the_key_decides_and_nothing_else() -> None:
     state = updated(CARTPOLE)
     first, again, other = (score(seed, ppo, state, CARTPOLE, **SHORT) for seed in (3, 3, 4))
-    jax.tree.map(np.testing.assert_array_equal, first, again)
+    chex.assert_trees_all_equal(first, again)
     assert (first["length"] != other["length"]).any()
     np.testing.assert_array_equal(first["return"], first["length"])  # reward 1 per step
     assert len(set(first["length"])) > 1  # the episodes are not copies of each other
@@ -202,7 +224,7 @@ def test_where_training_stands_does_not_matter() -> None:
     env_state, obs = jax.tree.map(jnp.zeros_like, (state.env_state, state.obs))
     moved = state.replace(env_state=env_state, obs=obs, num_updates=state.num_updates + 5)
     results = [score(0, ppo, one, CARTPOLE, **SHORT) for one in (state, moved)]
-    jax.tree.map(np.testing.assert_array_equal, *results)
+    chex.assert_trees_all_equal(*results)
 
 
 def test_stochastic_and_greedy() -> None:

@@ -332,6 +332,23 @@ def test_values_where_all_ends_or_nothing_does(how: str) -> None:
         np.testing.assert_allclose(next_value, critic(next_obs), rtol=1e-6, atol=1e-6)
 
 
+class Column(Critic):
+    """Forgets to drop the last axis."""
+
+    def __call__(self, obs: jax.Array) -> jax.Array:
+        return super().__call__(obs)[..., None]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("wrong", ["critic", "next_obs", "terminated", "done"])
+def test_values_of_another_shape_are_refused(wrong: str) -> None:
+    inputs = dict(zip(("obs", "next_obs", "terminated", "done"), rollout(4, 2, 0), strict=True))
+    if wrong in inputs:
+        inputs[wrong] = inputs[wrong][:, :1]
+    with pytest.raises(AssertionError, match=r"shape"):
+        networks.values(Column() if wrong == "critic" else Critic(), {}, **inputs)
+
+
 @pytest.mark.fast
 def test_the_critic_sees_each_observation_once_and_cut_off_ones_again() -> None:
     seen: list[int] = []

@@ -3,6 +3,7 @@
 import types
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -321,10 +322,9 @@ def test_restarted_forgets_the_episodes_in_progress_and_nothing_else() -> None:
     assert before.reward.running.tolist() == [2.0, 0.0]
     after = normalize.restarted(before)
     assert after.reward.running.tolist() == [0.0, 0.0]
-    kept = before.obs, before.reward.moments
-    left = after.obs, after.reward.moments
-    for old, new in zip(*map(jax.tree.leaves, (kept, left)), strict=True):
-        assert old.tolist() == new.tolist()
+    chex.assert_trees_all_equal(
+        (before.obs, before.reward.moments), (after.obs, after.reward.moments)
+    )
 
 
 def test_no_reward_at_all_stays_none() -> None:
@@ -366,3 +366,27 @@ def test_what_is_too_large_for_a_variance_is_not_a_number(size: float, finite: b
         assert np.isfinite(values).all() == finite
         assert np.isnan(values).all() == (not finite)
         assert not finite or float(jnp.abs(values).max()) > 0.1
+
+
+# --- shapes that would broadcast ----------------------------------------------------------------
+
+
+def moments_of(size: int) -> normalize.Moments:
+    return normalize.init((size,))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: normalize.update(moments_of(3), jnp.ones((4, 1))),
+        lambda: normalize.update(moments_of(3), jnp.ones((4, 3)), jnp.ones((1,), bool)),
+        lambda: normalize.normalize(moments_of(3), jnp.ones((4, 1)), 1.0),
+        lambda: normalize.normalize(moments_of(1), jnp.ones((4, 3)), 1.0),
+        lambda: normalize.discounted_sum(jnp.zeros(2), jnp.ones((4, 2)), jnp.ones((4, 1)), 0.9),
+        lambda: normalize.discounted_sum(jnp.zeros(2), jnp.ones((4, 1)), jnp.ones((4, 1)), 0.9),
+    ],
+    ids=["batch", "where", "one feature", "one moment", "done", "start"],
+)
+def test_a_shape_that_would_broadcast_is_refused(call: Any) -> None:
+    with pytest.raises(AssertionError, match=r"shape"):
+        call()

@@ -21,6 +21,7 @@ from jax import random
 
 from purejaxpg import InputError, envs, evaluate
 from purejaxpg.agents import ppo, reinforce
+from purejaxpg.envs import tracing
 
 pytestmark = pytest.mark.fast
 
@@ -723,8 +724,8 @@ PLAYABLE = [name for name in gymnax.registered_envs if name != "MNISTBandit-bsui
 def test_gymnaxs_own_do_what_is_asked_of_ones_own(name: str) -> None:
     """They are not tried out when they are made, because that takes seconds."""
     env = envs.make(name)
-    envs._try_out(env)
-    assert envs.truncation(env) == (True, True) == (env.truncates, env.limited)
+    tracing.try_out(env)
+    assert tracing.truncation(env) == (True, True) == (env.truncates, env.limited)
     assert env.max_steps == int(env.default_params.max_steps_in_episode) > 0
     evaluate.check(types.SimpleNamespace(env=name, env_kwargs=(), env_params={}))
 

@@ -6,6 +6,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,12 +78,11 @@ def transitions(number: Any) -> Transition:
 
 def numbers(batch: Transition) -> np.ndarray:
     """Return which rows these are, after a check that each is one row in all its fields."""
-    found = np.asarray(batch.action) - 2**24
-    expected = transitions(found.reshape(-1))
-    for got, want in zip(jax.tree.leaves(batch), jax.tree.leaves(expected), strict=True):
-        assert got.dtype == want.dtype
-        np.testing.assert_array_equal(np.asarray(got).reshape(want.shape), want)
-    return found
+    rows = np.asarray(batch.action) - 2**24
+    expected = transitions(rows.reshape(-1))
+    flat = jax.tree.map(lambda got, want: np.asarray(got).reshape(want.shape), batch, expected)
+    chex.assert_trees_all_equal(flat, expected, strict=True)
+    return rows
 
 
 def stored(buffer: replay.Buffer) -> list[int]:
@@ -232,9 +232,7 @@ def test_the_structure_comes_back() -> None:
     row = {"a": (np.ones(2, np.float32), {"b": np.array(3, np.int32)}), "c": np.array([True])}
     buffer = add(replay.init(4, row), jax.tree.map(lambda x: x[None], row))
     batch = sample(random.key(0), buffer, 3)
-    for got, want in zip(jax.tree.leaves(batch), jax.tree.leaves(row), strict=True):
-        np.testing.assert_array_equal(got, np.broadcast_to(want, got.shape))
-    assert jax.tree.structure(batch) == jax.tree.structure(row)
+    chex.assert_trees_all_equal(batch, jax.tree.map(lambda x: np.stack([x] * 3), row))
 
 
 # --- many agents at once ------------------------------------------------------------------------
@@ -254,8 +252,7 @@ def test_each_lane_of_a_batch_is_that_lane_alone() -> None:
     batched, one_by_one = jax.jit(jax.vmap(step))(keys, together, firsts), jax.jit(step)
     for lane, buffer in enumerate(alone):
         solo = one_by_one(keys[lane], buffer, firsts[lane])
-        for one, many in zip(jax.tree.leaves(solo), jax.tree.leaves(batched), strict=True):
-            np.testing.assert_array_equal(one, many[lane])
+        chex.assert_trees_all_equal(solo, jax.tree.map(lambda x, lane=lane: x[lane], batched))
         expected = [*stored(buffer), *range(int(firsts[lane]), int(firsts[lane]) + 4)][-10:]
         assert stored(solo[0]) == expected
 

@@ -149,7 +149,7 @@ def test_an_unknown_name_is_refused() -> None:
         "learning_rate_schedule must be one of 'constant', 'linear', 'robbins_monro', "
         "but is 'cosine'."
     )
-    with pytest.raises(ValueError, match=r"'cosine' is no schedule .* constant, linear, robbins"):
+    with pytest.raises(ValueError, match=r"no schedule 'cosine'.* constant, linear, robbins"):
         schedules.factor("cosine", 0, 10, 1.0)
 
 

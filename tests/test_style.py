@@ -6,6 +6,7 @@ to pass on a good one, so that none of them can be empty.
 """
 
 import ast
+import graphlib
 import io
 import pathlib
 import re
@@ -30,7 +31,8 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 CORE = {"root", "kernels", "config"}
 SHARED = {"envs", "networks", "normalize", "prng", "replay", "schedules"}
-INNER = {*CORE, *SHARED, "checkpoint", "evaluate", "extras", "render", "stats", "streams", "text"}
+BESIDE = {"checkpoint", "contract", "disk", "evaluate", "extras", "signals", "stats"}
+INNER = {*CORE, *SHARED, *BESIDE, "streams", "text", "trainers"}
 OUTER = {*INNER, "sweep", "cluster", "report"}
 # Group of a module -> groups that it may import. Every module of the package has its group here.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -38,21 +40,27 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": set(),
     "config": {"root"},
     **dict.fromkeys(SHARED, CORE),
-    "checkpoint": {"root", "config", "text"},
+    "checkpoint": {"root", "config", "disk", "text"},
+    "disk": {"root"},
+    "envs": {*CORE, "envs", "extras"},
     "evaluate": {*CORE, *SHARED, "checkpoint"},
-    "render": {"root"},
     "streams": {"root"},
     "extras": {"root"},
     "agents": {*CORE, *SHARED},
     "rlhf": {*CORE, *SHARED},
     "stats": {"root"},
     "text": set(),
+    "contract": {*CORE, *SHARED, "evaluate"},
+    "signals": set(),
+    "trainers": {"root", "config", "contract"},
     "sweep": {*INNER, "sweep"},
     "cluster": {*INNER, "sweep", "cluster"},
     "report": {*INNER, "sweep", "report"},
     "bench": {*OUTER, "bench"},
     "cli": {*OUTER, "bench"},
 }
+# The one module inside a package that puts packages together.
+COMPOSES = {"purejaxpg.sweep.session": OUTER}
 # They only hold modules, so to list them is not to depend on one.
 FOLDERS = {"purejaxpg.agents", "purejaxpg.rlhf"}
 
@@ -203,9 +211,24 @@ def import_direction(path: str, source: str) -> list[str]:
     for line, module, name in imports(tree, skip_main=group(here) in ("agents", "rlhf")):
         target = "root" if module in FOLDERS and not name else group(module)
         shared_in_rlhf = group(here) == group(module) == "rlhf" and not is_trainer(module)
-        if target not in MAY_IMPORT[group(here)] and not shared_in_rlhf:
+        allowed = COMPOSES.get(here, MAY_IMPORT[group(here)])
+        if target not in allowed and not shared_in_rlhf:
             complaints.append(f"{path}:{line}: {here} must not import {module}")
     return complaints
+
+
+def cycles(sources: dict[str, str]) -> list[str]:
+    """Modules that import each other, directly or not; also inside functions and for types only."""
+    graph = {
+        module_of(path): {module for _, module, _ in imports(ast.parse(source), skip_main=True)}
+        for path, source in sources.items()
+    }
+    sorter = graphlib.TopologicalSorter(graph)
+    try:
+        sorter.prepare()
+    except graphlib.CycleError as error:
+        return [" -> ".join(error.args[1])]
+    return []
 
 
 def modules_not_names(path: str, source: str) -> list[str]:
@@ -407,6 +430,23 @@ def test_sources(check):
     for path in paths:
         complaints += check(path.relative_to(ROOT).as_posix(), path.read_text())
     assert not complaints, "\n" + "\n".join(complaints)
+
+
+def test_no_module_imports_itself_through_others():
+    sources = {
+        path.relative_to(ROOT).as_posix(): path.read_text() for path in ROOT.glob(PACKAGE[0])
+    }
+    assert len(sources) > 50
+    assert cycles(sources) == []
+
+
+def test_a_cycle_is_seen():
+    plan = "def f():\n from purejaxpg.sweep import space"
+    space = "if TYPE_CHECKING:\n    from purejaxpg.sweep import plan as plans"
+    both = {"purejaxpg/sweep/plan.py": plan, "purejaxpg/sweep/space.py": space}
+    (cycle,) = cycles(both)
+    assert "purejaxpg.sweep.plan -> purejaxpg.sweep.space" in cycle
+    assert cycles({**both, "purejaxpg/sweep/space.py": "import jax"}) == []
 
 
 # --- the checks fail where they should ----------------------------------------------------------

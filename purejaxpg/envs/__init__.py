@@ -1,0 +1,143 @@
+"""Environments: N side by side, with flat float32 observations [N, D].
+
+Every step reports `terminated` and `truncated` separately, and `next_obs`, the observation before
+any reset. `interface` has the types, `gymnax` adapts that library, `parameters` and `tracing` look
+after what a sweep may change and what an environment of one's own must do, and `pictures` draws.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from purejaxpg import config as configs
+from purejaxpg.envs import gymnax, parameters, tracing
+from purejaxpg.envs.gymnax import action_bounds, reset, step
+from purejaxpg.envs.interface import Env, EnvState, Step, episode_metrics, horizon
+from purejaxpg.envs.parameters import param_dtype, params
+from purejaxpg.envs.tracing import changes_transitions
+
+__all__ = [
+    "Env", "EnvState", "Step", "action_bounds", "changes_transitions", "check", "episode_metrics",
+    "from_config", "horizon", "make", "names", "param_dtype", "params", "register",
+    "require_bounded", "reset", "setup", "step", "to_bounds", "traced_types",
+]  # fmt: skip
+
+_registered: dict[str, tuple[Callable[..., Any], int | None]] = {}  # factory and time limit
+
+
+def register(name: str, factory: Callable[..., Any], max_steps: int | None = None) -> None:
+    """Make `factory(**kwargs)` known as `name`.
+
+    Call it at the top of a forked agent file to sweep over an environment of your own. Programs
+    that were compiled for an earlier environment of the same name do not change.
+
+    Args:
+        name: the value of `config.env`.
+        factory: returns a gymnax `Environment`, or one and its parameters, as `gymnax.make` does.
+        max_steps: truncate episodes after this many steps, for an environment without a limit.
+    """
+    configs.require(
+        max_steps is None or max_steps > 0,
+        f"max_steps of env {name!r} must be 1 or more, but is {max_steps}.",
+    )
+    _registered[name] = factory, max_steps
+    make.cache_clear()
+
+
+def names() -> list[str]:
+    """Return the names of all registered environments."""
+    return list(dict.fromkeys([*gymnax.names(), *_registered]))
+
+
+@functools.cache
+@jax.ensure_compile_time_eval()  # the cached environment outlives the trace that first makes it
+def make(name: str, /, **kwargs: Any) -> Env:
+    """Return the environment registered as `name`.
+
+    Args:
+        name: one of `names()`.
+        kwargs: passed to the environment's constructor, e.g. `size=10` for DeepSea-bsuite.
+
+    Raises:
+        InputError: the name or an argument is unknown, a feed-forward agent cannot use the spaces,
+            or a member of the environment breaks gymnax's contract.
+        FaultError: the environment needs a download that failed.
+    """
+    configs.require_known(name, names(), "environment")
+    factory, limit = _registered.get(name, (None, None))
+    env = gymnax.make(name, factory, kwargs, limit)
+    if gymnax.is_from_gymnax(env.inner):  # the tests try these out; tracing them takes seconds
+        return dataclasses.replace(env, truncates=True, limited=True)
+    tracing.try_out(env)
+    truncates, limited = tracing.truncation(env)
+    return dataclasses.replace(env, truncates=truncates, limited=limited)
+
+
+def from_config(config: Any) -> Env:
+    """Return the environment that an agent's configuration names."""
+    return make(config.env, **dict(config.env_kwargs))
+
+
+def setup(config: Any) -> tuple[Env, Any]:
+    """Return the environment that an agent's configuration names, and its parameters."""
+    env = from_config(config)
+    return env, params(env, config.env_params)
+
+
+def check(config: Any) -> Env:
+    """Check what `config` says of the environment and of its actions; return the environment."""
+    env = from_config(config)
+    for name, value in config.env_params.items():
+        parameters.check(env, name, value)
+        configs.require(
+            changes_transitions(env, name),
+            f"env_params.{name} changes no transition of {env.name}; leave it out.",
+        )
+    noise = getattr(config, "initial_log_std", 0.0)
+    configs.require(
+        not env.discrete or noise == 0.0,
+        f"initial_log_std {noise} is for the Gaussian policy of continuous actions; "
+        f"those of {env.name} are discrete.",
+    )
+    return env
+
+
+def require_bounded(config: Any, agent: str) -> None:
+    """Require continuous actions between finite bounds, for an agent that squashes its actions."""
+    env, env_params = setup(config)
+    configs.require(
+        not env.discrete,
+        f"env {env.name!r} has discrete actions, but {agent} needs continuous ones, such as those "
+        "of Pendulum-v1.",
+    )
+    low, high = (np.asarray(bound) for bound in action_bounds(env, env_params))
+    configs.require(
+        bool(np.isfinite([low, high]).all() and (low < high).all()),
+        f"env {env.name!r} has actions between {low.tolist()} and {high.tolist()}, but {agent} "
+        "needs finite bounds, the lower below the upper.",
+    )
+
+
+def traced_types(config: Any) -> Any:
+    """Return the type in which programs hold each traced value of a configuration.
+
+    Args:
+        config: an agent's configuration.
+
+    Returns:
+        NumPy's dtypes, as a pytree of `config`'s structure: float32, but for `env_params`.
+    """
+    env = from_config(config)
+    single = jax.tree.map(lambda _: np.dtype(np.float32), config)
+    own = {name: param_dtype(env, name) for name in config.env_params}
+    return dataclasses.replace(single, env_params=own)
+
+
+def to_bounds(env: Env, params: Any, action: jax.Array) -> jax.Array:
+    """Map actions [..., A] from [-1, 1] to the bounds of the action space, linearly."""
+    low, high = action_bounds(env, params)
+    return low + 0.5 * (action + 1.0) * (high - low)

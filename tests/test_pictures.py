@@ -1,0 +1,125 @@
+"""Pictures of episodes: gymnax draws them, and a GIF is there whole or not at all."""
+
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax import random
+from PIL import Image
+
+from purejaxpg import InputError, envs
+from purejaxpg.envs import gymnax, pictures
+
+NAMES = ["Pendulum-v1", "Breakout-MinAtar", "Catch-bsuite", "FourRooms-misc", "PointRobot-misc"]
+
+
+def episode(name: str, steps: int) -> tuple[envs.Env, Any, Any]:
+    """An environment, its parameters and the states before each of some steps."""
+    env = envs.make(name)
+    _, start = env.inner.reset(random.key(0), env.default_params)
+    states = jax.tree.map(lambda leaf: np.stack([leaf] * steps), start)
+    if name == "Pendulum-v1":
+        states = states.replace(theta=np.linspace(0.0, np.pi, steps))
+    return env, env.default_params, states
+
+
+def frames(path: Any) -> list[np.ndarray]:
+    with Image.open(path) as image:
+        return [frame(image, number) for number in range(image.n_frames)]
+
+
+def frame(image: Image.Image, number: int) -> np.ndarray:
+    image.seek(number)
+    return np.asarray(image.convert("RGB"), int)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_of_each_kind_is_drawn_and_saved(name, tmp_path):
+    path = tmp_path / "a.gif"
+    path.write_bytes(b"old")
+    pictures.save_gif(path, *episode(name, 2), np.ones(2))
+    first, second = frames(path)
+    assert first.shape == second.shape == (500, 600, 3)
+    below = first[60:]  # of the title
+    assert below.std() > 5  # neither blank nor axes alone
+    assert (first[:60] != second[:60]).any()  # another step and another return
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.gif"]
+
+
+def test_a_pendulum_is_drawn_where_its_angle_says(tmp_path):
+    path = tmp_path / "a.gif"
+    pictures.save_gif(path, *episode("Pendulum-v1", 2), np.ones(2))
+    up, down = (np.nonzero(each[:, :, 0] - each[:, :, 2] > 60)[0].mean() for each in frames(path))
+    assert up < down - 60
+
+
+def test_every_name_is_gymnaxs():
+    assert set(pictures.DRAWABLE) < set(gymnax.names())
+    assert {name for name in gymnax.names() if name.endswith("MinAtar")} < set(pictures.DRAWABLE)
+
+
+def test_an_environment_without_a_picture_is_refused_with_those_that_have_one():
+    with pytest.raises(InputError, match=r"FrozenLake-misc cannot be drawn.*CartPole-v1.*Catch"):
+        pictures.require_drawable("FrozenLake-misc")
+
+
+def test_ones_own_environment_under_a_name_of_gymnax_has_no_picture(tmp_path, monkeypatch):
+    env, params, states = episode("Catch-bsuite", 2)
+    own = type("Catch", (type(env.inner),), {"__module__": "mine"})()
+    with pytest.raises(InputError, match="'Catch-bsuite' is not gymnax's own"):
+        other = envs.Env("Catch-bsuite", own, params, (1,), 3, ())
+        pictures.save_gif(tmp_path / "a.gif", other, params, states, np.ones(2))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_pygame_is_one_sentence_with_the_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    with pytest.raises(InputError, match=r"CartPole-v1 needs .*pip install 'purejaxpg\[visualize"):
+        pictures.require_drawable("CartPole-v1")
+    pictures.require_drawable("Breakout-MinAtar")
+
+
+@pytest.mark.parametrize(("num", "most"), [(1, 1), (2, 2), (100, 100), (101, 51), (10_000, 100)])
+def test_a_long_episode_is_thinned_evenly_to_its_last_step(num, most):
+    steps = pictures.frame_steps(num)
+    assert len(steps) <= most <= pictures.MOST_FRAMES
+    assert steps[0] == 0 and steps[-1] == num - 1
+    gaps = np.diff(steps)
+    assert num == 1 or ((gaps[:-1] == gaps[0]).all() and 0 < gaps[-1] <= gaps[0])
+
+
+def test_titles_have_the_step_and_the_return_so_far(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "MOST_FRAMES", 3)
+    written = []
+    env, params, states = episode("Catch-bsuite", 5)
+    make = pictures._film
+
+    def film(steps: list[int]) -> Any:
+        class Watched(make(steps)):  # type: ignore[misc]
+            def update(self, number: int) -> None:
+                super().update(number)
+                written.append(self.ax.get_title())
+
+        return Watched
+
+    monkeypatch.setattr(pictures, "_film", film)
+    pictures.save_gif(tmp_path / "a.gif", env, params, states, np.array([1.0, 0, 0.5, 0, -2.0]))
+    returns = [(1, "1.00"), (3, "1.50"), (5, "-0.50")]
+    assert written == [f"Catch-bsuite: step {step}, return {total}" for step, total in returns]
+
+
+def test_a_failed_picture_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.gif"
+    path.write_bytes(b"old")
+    env, params, states = episode("Catch-bsuite", 2)
+
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pictures.os, "replace", fail)
+    with pytest.raises(OSError, match="No space"):
+        pictures.save_gif(path, env, params, states, np.ones(2))
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.gif"]
