@@ -41,6 +41,7 @@ ENV_PARAMS, ENV_KWARGS = "env_params", "env_kwargs"
 TABLES = (ENV_PARAMS, ENV_KWARGS)
 
 # Sums over the episodes that ended in an update; without any, the mean is undefined and not 0.
+EPISODE = "episode/"
 EPISODE_RETURN, EPISODE_COUNT = "episode/return_sum", "episode/count"
 CURVE = (EPISODE_RETURN, EPISODE_COUNT)
 WATCHED = "loss/"  # prefix of the metrics that mark a run as diverged when they are not finite

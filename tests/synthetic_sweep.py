@@ -1,6 +1,6 @@
 """Result directories with made-up results, to test the report.
 
-python tests/synthetic_sweep.py DIR [KIND ...]  # writes sweeps and their reports below DIR
+python tests/synthetic_sweep.py DIR [KIND ...]   # write one of each kind below DIR, with its report
 """
 
 import itertools

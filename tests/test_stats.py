@@ -197,7 +197,7 @@ def test_the_probability_of_improvement_by_hand():
     # 2 > 1, 2 = 2, 2 < 3 and 5 > 1, 2, 3: (1 + 1/2 + 0 + 3) / 6.
     assert stats.probability_of_improvement([[2.0, 5.0]], [[1.0, 2.0, 3.0]]) == 4.5 / 6
     assert stats.probability_of_improvement([[1.0]], [[1.0]]) == 0.5
-    # Environments count equally, whatever their runs.
+    # Environments count equally, for any number of runs.
     assert stats.probability_of_improvement([[2.0], [0.0, 0, 0]], [[1.0], [1.0, 1]]) == 0.5
 
 
@@ -439,7 +439,7 @@ def test_main_effects_are_those_of_dense_least_squares(name):
     found = stats.importance(codes, list(y[:, None]), halves=0)
     np.testing.assert_allclose(found.main, dense_anova(codes, y), atol=1e-9)
     assert found.main.max() > 0.2 and np.isnan(found.noise)
-    # Several runs are the noise in a full grid; elsewhere they are told, and change nothing.
+    # Several runs define the noise in a full grid; in other designs they change nothing.
     runs = uneven_runs(y)
     noise = np.mean([np.var(part, ddof=1) / len(part) for part in runs if len(part) > 1])
     found = stats.importance(codes, runs, halves=0)
@@ -528,7 +528,7 @@ def drawn_shares(codes, scores, number):
 
 
 def half_of_seeds(runs, sizes, noise):
-    """Every outcome for two configurations of one hyperparameter, `sizes` of the runs kept."""
+    """Every outcome for two configurations of one hyperparameter, of whose runs `sizes` remain."""
     # Fewer runs are noisier in proportion. Half of that noise is in the variance of two levels.
     # The whole counts the noise of all runs only, but is never taken for less than a half.
     louder = noise * np.mean([len(part) / size for part, size in zip(runs, sizes, strict=True)])

@@ -272,7 +272,7 @@ def test_a_module_of_another_place_does_not_stand_in_for_one_beside(
         fork(tmp_path / name, "import twin_of_mine")
         write(tmp_path / name / "twin_of_mine.py", f"NAME = {name!r}")
     assert trainers.load("./mine.py", tmp_path / "a").twin_of_mine.NAME == "a"
-    with pytest.raises(InputError, match=r"'twin_of_mine'.*loaded already"):
+    with pytest.raises(InputError, match=r"'twin_of_mine'.*already loaded"):
         trainers.load("./mine.py", tmp_path / "b")
     del sys.modules["twin_of_mine"]
 

@@ -32,7 +32,7 @@ _TOP = 0.75  # quantile above which a configuration is among the best
 _TOP_NEEDS = 20  # configurations, before there is a best quarter to speak of
 _GRID_POINTS = 60
 _UNKNOWN = (math.nan, math.nan)
-_EVALUATION = ("evaluation/return", "evaluation/finished")
+_EVALUATION = (contract.RETURN, contract.FINISHED)
 
 
 @dataclass(frozen=True)

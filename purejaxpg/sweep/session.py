@@ -52,7 +52,12 @@ class Options:
             raise InputError("--ray-address and --ray-task need --executor ray.")
 
 
-def sweep(path: str | os.PathLike[str], options: Options, given: Any = None) -> int:
+DEFAULTS = Options()
+
+
+def sweep(
+    path: str | os.PathLike[str], options: Options = DEFAULTS, given: Any = None
+) -> int:
     """Run the sweep of a TOML file, or resume it, and write its report.
 
     Args:
