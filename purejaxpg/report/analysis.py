@@ -32,7 +32,6 @@ _MOST_LEVELS = 12  # distinct values before they are put into bins
 _TOP = 0.75  # quantile above which a configuration is among the best
 _TOP_NEEDS = 20  # configurations, before there is a best quarter to speak of
 _GRID_POINTS = 60
-_UNKNOWN = (math.nan, math.nan)
 _SPENT = ("wall_s", "compile_s", "env_steps")
 _EVALUATION = (contract.RETURN, contract.FINISHED)
 
@@ -324,9 +323,11 @@ class Analysis:
     def during_training(self, c: Configuration) -> tuple[float, float]:
         """Return the best bin of the training curves and the area under them, IQM over runs."""
         own = [self.training[run_id] for run_id in c.run_ids if run_id in self.training]
-        values = np.array([(curve.best, curve.area) for curve in own]).reshape(-1, 2)
-        known = values[np.isfinite(values).all(axis=1)]
-        return tuple(np.asarray(stats.iqm(known, axis=0)).tolist()) if known.size else _UNKNOWN
+        known = [curve for curve in own if math.isfinite(curve.best)]
+        if not known:
+            return math.nan, math.nan
+        best, area = stats.iqm([[c.best for c in known], [c.area for c in known]]).tolist()
+        return best, area
 
     def spent(self, c: Configuration) -> tuple[float, float]:
         """Return environment steps and device seconds of all runs of a configuration."""
