@@ -8,11 +8,11 @@ VENV    ?= .venv
 TESTS   ?= tests
 # A worker for each core, but not more than four: each holds its own jax and its own thread pool.
 WORKERS ?= logical --maxprocesses=4
-# One that crashes ends the run with the name of its test: pytest-xdist may wait for ever for the rest
+# A crashed worker ends the run with the name of its test: pytest-xdist may wait forever for the rest
 # of a file whose worker it has replaced.
 PYTEST := -m pytest -q -n $(WORKERS) --max-worker-restart=0
-# In order of their names: pytest-xdist would begin files of few tests last, which are the longest, and
-# leave all workers but one without work.
+# A file at a time, in the order of tests/conftest.py: pytest-xdist itself would put files of few
+# tests last, which are the longest, and leave all workers but one without work.
 BY_FILE := --dist loadfile --no-loadscope-reorder
 
 BIN := $(VENV)/bin

@@ -1,19 +1,19 @@
-"""Does what is promised on the CPU hold on this device? Memory, running out of it, and resuming.
+"""Do the promises tested on the CPU hold on this device? Memory, running out of it, resuming.
 
-    memory   Units of growing rows: the bytes that `purejaxpg.sweep.memory` plans with, and the peak
-             while they run. It must not be passed by more than the planner leaves free, and the
-             plan must not be twice the peak.
+    memory   Units of more and more rows: the bytes that `purejaxpg.sweep.memory` plans with, and
+             the peak while they run. The peak must not exceed the plan by more than the planner
+             leaves free, and the plan must not be twice the peak.
     oom      A sweep whose `rows_per_device` is too large ends with all runs done, with fewer rows
-             and a note in its ledger: once because the planner sees it, and once with the planner
-             told to let everything pass, so that memory runs out while a unit is computed.
-    resume   A sweep that is killed with -9 twice and gone on with, and one that is not: are all
-             arrays equal to the bit? Nothing is set about autotuning, and compiled programs are not
-             kept from one process to the next, so on a GPU each chooses its kernels anew.
+             and a note in its ledger: once because the planner notices, and once with a planner
+             that lets everything pass, so that memory runs out while a unit is computed.
+    resume   A sweep that is killed with -9 twice and resumed, and one that is not: are all arrays
+             equal to the bit? Autotuning has its defaults, and no process finds the programs of
+             another in a cache, so on a GPU each chooses its kernels again.
 
 Each measurement is a process of its own: peaks cannot be reset, and a device's memory is held until
 its process ends. On a GPU the process of `oom` gets a small share of the memory, on a CPU a limit
 to its address space. Prints a table and, after each line of it, writes all of them as JSON.
-Exit status: 0 if everything that was checked holds, else 1.
+Exit status: 0 if every check holds, else 1.
 
 Run: python benchmarks/accelerator.py [memory] [oom] [resume] [--small | --full] [--out FILE.json]
 """
@@ -36,18 +36,20 @@ from typing import Any
 
 import numpy as np
 
+from purejaxpg.sweep import ledger as ledgers
+from purejaxpg.sweep import session
 from purejaxpg.sweep import store as stores
 
 MIB = 2**20
-# A few allocations have nothing to do with rows: libraries, autotuning, thread pools.
+# Some allocations do not depend on rows: libraries, autotuning, thread pools.
 SLACK = 64 * MIB
 PPO = {"num_envs": 64, "num_steps": 128, "total_timesteps": 4 * 64 * 128}
 SAC = {"env": "Pendulum-v1", "total_timesteps": 1000 + 4 * 16, "replay_capacity": 100_000}
 FIELDS = {"ppo": PPO, "sac": SAC}
 
-Finding = dict[str, Any]  # check, case, what was seen, and whether it holds (None: not checked)
+Finding = dict[str, Any]  # check, case, "seen" in words, and whether it holds (None: not checked)
 
-# Of each check: its cases. `resume` counts updates, of 4 runs a unit.
+# The cases of each check: agent, and rows; for `resume`, updates of units of 4 runs.
 SMALL: dict[str, list[tuple[str, int]]] = {
     "memory": [("ppo", 16), ("ppo", 32), ("sac", 8)],
     "oom": [("ppo", 32)],
@@ -80,7 +82,7 @@ def main(words: list[str]) -> int:
             text = json.dumps({"device": device, "found": found}, indent=1)
             arguments.out.write_text(f"{text}\n", encoding="utf-8")
     except KeyboardInterrupt:
-        print(f"Interrupted; see {arguments.out} for what was done.", file=sys.stderr)
+        print(f"Interrupted; see {arguments.out} for the finished checks.", file=sys.stderr)
         return 130
     failed = sum(finding["holds"] is False for finding in found)
     print(f"{device['kind']}: {len(found)} lines, {failed} do not hold; see {arguments.out}")
@@ -90,7 +92,7 @@ def main(words: list[str]) -> int:
 def findings(
     checks: list[str], sizes: dict[str, list[tuple[str, int]]], device: dict[str, Any]
 ) -> Iterator[Finding]:
-    """Check one thing after the other; what goes wrong in one does not stop the rest."""
+    """Check one thing after the other; a check that fails to run does not stop the rest."""
     todo = [(check, *case) for check in checks for case in sizes[check]]
     for check, agent, size in todo:
         try:
@@ -107,7 +109,16 @@ def show(finding: Finding) -> None:
 
 
 def child(name: str, options: Any = (), environment: dict[str, str] | None = None) -> Any:
-    """Call a function below in a process of its own and return what it printed last."""
+    """Call a function below in a process of its own.
+
+    Args:
+        name: in CHILDREN.
+        options: its keyword arguments.
+        environment: variables added to those of this process.
+
+    Returns:
+        Its result.
+    """
     found = subprocess.run(
         [sys.executable, __file__, "--child", name, json.dumps(options)],
         env={**surroundings(), **(environment or {})},
@@ -123,7 +134,7 @@ def child(name: str, options: Any = (), environment: dict[str, str] | None = Non
 def surroundings() -> dict[str, str]:
     """Return the environment of children, in which every process compiles for itself.
 
-    On a CPU nothing is tuned, so programs that tests share do no harm there.
+    On a CPU nothing is tuned, so sharing programs between tests does no harm there.
     """
     on_cpu = os.environ.get("JAX_PLATFORMS") == "cpu"
     return {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "true" if on_cpu else "false"}
@@ -140,10 +151,10 @@ def check_memory(agent: str, rows: int, device: dict[str, Any]) -> Iterator[Find
         yield {**finding, "seen": found["refused"]}
         return
     planned, peak = found["planned"], found["peak"]
-    # The planner leaves a tenth of the memory free; on a CPU others use it as well.
+    # The planner leaves a tenth of the memory free; on a CPU other programs use it as well.
     most = (1.25 if device["platform"] == "cpu" else 1 / 0.9) * planned + SLACK
     seen = f"planned {planned / MIB:.0f} MiB, peak {peak / MIB:.0f}, {peak / planned:.2f} of it"
-    if found["compiling"] >= peak:  # the peak was before, so this one is not known
+    if found["compiling"] >= peak:  # the peak was earlier, so that of running is unknown
         yield {**finding, "seen": f"{seen}, while compiling", "holds": peak <= most or None}
         return
     yield {**finding, "seen": seen, "holds": planned / 2 - SLACK <= peak <= most}
@@ -151,10 +162,9 @@ def check_memory(agent: str, rows: int, device: dict[str, Any]) -> Iterator[Find
 
 def measured(raw: dict[str, Any]) -> dict[str, Any]:
     """In a child: the bytes planned for a unit, and the peak of running it."""
-    from purejaxpg import cli
 
-    device = cli.find_devices(1)[0]
-    from purejaxpg.sweep import compute, engine, memory, search
+    device = session.find_devices(1)[0]
+    from purejaxpg.sweep import compute, memory, search
     from purejaxpg.sweep import spec as specs
 
     study, rows = specs.from_dict(raw, "study"), raw["rows_per_device"]
@@ -163,7 +173,7 @@ def measured(raw: dict[str, Any]) -> dict[str, Any]:
     (group,) = backend.groups(0, round_, {})
     try:
         programs = backend.compile(group)
-    except engine.OutOfMemory as error:
+    except memory.OutOfMemory as error:
         return {"refused": str(error)}
 
     def work() -> None:
@@ -200,10 +210,9 @@ def described(agent: str, seeds: int, rows: int, fields: dict[str, Any]) -> dict
 
 
 def device() -> dict[str, Any]:
-    """In a child: what the device is, and how much memory it gives to a process."""
-    from purejaxpg import cli
+    """In a child: describe the device and how much memory a process gets."""
 
-    found = cli.find_devices(1)[0]
+    found = session.find_devices(1)[0]
     import jax
 
     limit = (found.memory_stats() or {}).get("bytes_limit")
@@ -215,7 +224,7 @@ def device() -> dict[str, Any]:
 
 
 def check_oom(agent: str, rows: int, device: dict[str, Any]) -> Iterator[Finding]:
-    """Sweep with three times the rows that fit; on a CPU, `rows` are made not to."""
+    """Sweep with three times the rows that fit; on a CPU, with `rows` and a limit on memory."""
     share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.05"} if device["platform"] == "gpu" else {}
     limit = child("device", (), share)["bytes_limit"]
     raw = described(agent, rows, rows, FIELDS[agent])
@@ -229,7 +238,7 @@ def check_oom(agent: str, rows: int, device: dict[str, Any]) -> Iterator[Finding
         with tempfile.TemporaryDirectory() as directory:
             child("swept", {**options, "planner": planner, "out": directory}, share)
             finding = seen_in(Path(directory) / "out", rows, planner)
-        when = "seen by the planner" if planner else "while it runs"
+        when = "in the plan" if planner else "while it runs"
         yield {"case": f"{agent}, {when}", **finding}
 
 
@@ -252,7 +261,7 @@ def swept(raw: dict[str, Any], room: int | None, planner: bool, out: str) -> dic
 
 
 def limiting(build: Callable[..., Any], room: int) -> Callable[..., Any]:
-    """Let programs that need more than `room` find only so many bytes of address space."""
+    """Limit the address space to `room` more bytes once programs need more than `room`."""
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
 
     def limited(*arguments: Any) -> Any:
@@ -268,12 +277,12 @@ def limiting(build: Callable[..., Any], room: int) -> Callable[..., Any]:
 
 
 def seen_in(out: Path, rows: int, planner: bool) -> Finding:
-    """Return what a ledger says of running out of memory."""
+    """Return a finding from what a ledger says about running out of memory."""
     with stores.Store.read(out) as store:
-        done = sum(leg["status"] in ("done", "diverged") for leg in store.legs())
-        sizes = {unit["size"] for unit in store.units()}
-        notes = [note for note in store.notes() if note.startswith("Out of memory")]
-    # The planner says how much is needed; XLA only that there was not enough.
+        done = sum(leg["status"] in ("done", "diverged") for leg in store.ledger.legs())
+        sizes = {unit["size"] for unit in store.ledger.units()}
+        notes = [note for note in store.ledger.notes() if note.startswith("Out of memory")]
+    # The planner says how much is needed; XLA says only that there was not enough.
     expected = "rows need" if planner else "ran out of memory"
     holds = done == rows and max(sizes) < rows and any(expected in note for note in notes)
     seen = f"{done} of {rows} runs done, {max(sizes)} rows instead of {rows}, {len(notes)} notes"
@@ -281,7 +290,7 @@ def seen_in(out: Path, rows: int, planner: bool) -> Finding:
 
 
 def spec_file(directory: Path, raw: dict[str, Any]) -> Path:
-    """Write a sweep as TOML, of which JSON's values are a part."""
+    """Write a sweep as TOML; JSON's values are valid TOML."""
     tables = {name: value for name, value in raw.items() if isinstance(value, dict)}
     lines = [f"{k} = {json.dumps(v)}" for k, v in raw.items() if k not in tables]
     for name, table in tables.items():
@@ -324,7 +333,7 @@ def resumable(agent: str, updates: int) -> dict[str, Any]:
 
 
 def start(spec: Path, out: Path) -> subprocess.Popen[bytes]:
-    """Start or go on with a sweep that writes a snapshot after every segment."""
+    """Start or resume a sweep that writes a snapshot after every segment."""
     words = ["sweep", str(spec), "--out", str(out), "--devices", "1", "--snapshot-every", "0"]
     return subprocess.Popen(
         [sys.executable, "-m", "purejaxpg.cli", *words, "--quiet"],
@@ -340,7 +349,7 @@ def finish(spec: Path, out: Path) -> None:
 
 
 def kill_after_a_commit(spec: Path, out: Path) -> bool:
-    """Go on with a sweep until one more unit is done, then kill it; False if it ended before."""
+    """Resume a sweep until one more unit is done, then kill it; False if it ended before that."""
     before, process = committed(out), start(spec, out)
     try:
         while process.poll() is None and committed(out) <= before:
@@ -352,14 +361,14 @@ def kill_after_a_commit(spec: Path, out: Path) -> bool:
 
 def committed(out: Path) -> int:
     """Count the units that are done."""
-    if not (out / stores.LEDGER).is_file():
+    if not (out / ledgers.LEDGER).is_file():
         return 0
     with stores.Store.read(out) as store:
-        return sum(unit["done"] for unit in store.units())
+        return sum(unit["done"] for unit in store.ledger.units())
 
 
 def differences(left: Path, right: Path) -> tuple[int, list[str]]:
-    """Return how many arrays two sweeps have, and which of them differ in a bit."""
+    """Return the number of arrays of two sweeps, and the names of those that differ in a bit."""
     with stores.Store.read(left) as one, stores.Store.read(right) as other:
         names = [unit["name"] for unit in one.units()]
         arrays = [

@@ -1,4 +1,4 @@
-"""What does the reset in every environment step cost, and can it be avoided?
+"""How much does the reset in every environment step cost, and can it be avoided?
 
 Compares, in alternating pairs on one core, random actions under four ways to start new episodes:
 

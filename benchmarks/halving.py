@@ -4,13 +4,13 @@ Runs the same random configurations of PPO on CartPole in two ways, in alternati
 with an empty result directory and without a compilation cache:
 
     plain     every configuration to its end
-    halving   [halving] rungs = 3, eta = 3: a third goes on, then a third of that
+    halving   [halving] rungs = 3, eta = 3: a third continues, then a third of that
 
 The time is that of `purejaxpg sweep`, from its start to its end: importing, compiling (halving
 compiles one unit size per rung), training, storing and the report. The ratio is the geometric mean
 over pairs, with Student's t interval of its logarithm. `score` is the interquartile mean over seeds
-of the winner that each finds; `plain score of it` is what the plain sweep found for the
-configuration that halving chose, and its rank there.
+of the winner that each finds; the last line gives the score and rank that the plain sweep has for
+the configuration that halving chose.
 
 Run: python benchmarks/halving.py [--pairs N] [--json FILE]
 """
@@ -59,7 +59,7 @@ COLD = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
 
 
 def sweep(study: str, directory: pathlib.Path) -> dict[str, Any]:
-    """Run a sweep in a process of its own -> its seconds and its ranking."""
+    """Run a sweep in a process of its own and return its seconds and its ranking."""
     directory.mkdir()
     (directory / "study.toml").write_text(study, encoding="utf-8")
     words = [sys.executable, "-m", "purejaxpg.cli", "sweep", "study.toml", "--out", "out"]
@@ -73,7 +73,7 @@ def sweep(study: str, directory: pathlib.Path) -> dict[str, Any]:
     )
     seconds = time.perf_counter() - began
     with stores.Store.read(directory / "out") as store:
-        ranked, units = ranking.rank(store), store.units()
+        ranked, units = ranking.rank(store), store.ledger.units()
     return {
         "seconds": seconds,
         "compile_s": sum({unit["facts"]["compile_s"] for unit in units}),
@@ -86,7 +86,7 @@ def sweep(study: str, directory: pathlib.Path) -> dict[str, Any]:
 
 
 def interval(ratios: Sequence[float]) -> tuple[float, float, float]:
-    """Return the geometric mean of ratios and its 95% interval; of a single one, no interval."""
+    """Return the geometric mean of ratios and its 95% interval, which is NaN for a single ratio."""
     logs, count = np.log(ratios), len(ratios)
     mean = float(np.mean(logs))
     if count < 2:
@@ -96,7 +96,7 @@ def interval(ratios: Sequence[float]) -> tuple[float, float, float]:
 
 
 def summary(pairs: Sequence[dict[str, dict[str, Any]]]) -> dict[str, Any]:
-    """Compare the ways over all pairs; scores are those of the last one, as of all of them."""
+    """Compare the ways over all pairs. Scores are from the last pair; all pairs have the same."""
     found: dict[str, Any] = {
         way: {
             "seconds": [pair[way]["seconds"] for pair in pairs],

@@ -1,16 +1,16 @@
 """How fast is a sweep of this package beside its peers, at equal settings on the same machine?
 
-A sample is a process of its own, pinned to its cores: it compiles, runs once for nothing, then
-times whole trainings with fresh seeds. Samples alternate between the two sides, each pair beginning
-with the other one; a row is the median over pairs of the ratio of environment steps per second,
-with a bootstrap interval. Every sample is saved as it comes: stopped, the same command goes on.
+A sample is a process of its own, pinned to its cores: it compiles, runs once to warm up, then times
+whole trainings with fresh seeds. Samples alternate between the two sides, and so does the side that
+begins a pair. A row is the median over pairs of the ratio of environment steps per second, with a
+bootstrap interval. Every sample is saved at once, so the same command resumes when interrupted.
 
-A row of speed is void where the two sides do not learn alike. `--gate` tests that: 64 seeds a side,
-and the 95% interval of the difference of means, of the final return and of the area under the
+A row of speed is void if the two sides do not learn alike. `--gate` tests that with 64 seeds per
+side: the 95% interval of the difference of means, of the final return and of the area under the
 curve, has to lie within a margin. Both are of training episodes, defined alike on both sides.
 
-No peer's code is here. `peer_drivers/` calls the public functions of each in an environment of its
-own, in which pip has installed it; PureJaxRL, which is no package, is a checkout.
+No peer's code is here. `peer_drivers/` calls the public functions of each peer in an environment of
+its own, installed by pip; PureJaxRL, which is not a package, is a checkout.
 
 Run, on a Linux machine that does nothing else:
 
@@ -47,6 +47,7 @@ from scipy import stats as distributions
 
 import purejaxpg
 from purejaxpg import FaultError, InputError, cli, stats
+from purejaxpg.sweep import session
 
 HERE = pathlib.Path(__file__).resolve().parent
 JAX = ("jax==0.10.2", "jaxlib==0.10.2", "flax==0.12.8", "optax==0.2.8", "distrax==0.1.9")
@@ -57,7 +58,7 @@ PINS = {  # what each peer's environment holds
     "sb3": TORCH,
     "sbx": (*JAX[:4], *TORCH, "sbx-rl==0.28.0"),
 }
-BUSY = 0.1  # cores that others may keep busy before a measurement is refused or marked
+BUSY = 0.1  # cores that other work may keep busy before a measurement is refused or marked
 TIMEOUT_S = 3600  # of a sample
 STRETCHES = 20  # of a learning curve
 GATE_SEEDS, GATE_SIDE_BY_SIDE = 64, 16
@@ -97,15 +98,15 @@ MINATAR = {
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What both sides of a row compute."""
+    """The work that both sides of a row do."""
 
     algorithm: str
     agents: int
     repetitions: int
     settings: Mapping[str, Any]
-    peers: Mapping[str, Mapping[str, Any]]  # name of a row's peer -> what its job has otherwise
-    gate_steps: int | None = None  # of a run when learning is compared; None: it is not
-    max_return: float | None = None  # None: unbounded, and the best of any seed stands for it
+    peers: Mapping[str, Mapping[str, Any]]  # name of a row's peer -> how its job differs
+    gate_steps: int | None = None  # of a run of the learning gate; None: not gated
+    max_return: float | None = None  # None: unbounded, so the best of any seed is used
     margin: float = math.nan  # of the learning gate, as a share of max_return
 
 
@@ -145,7 +146,7 @@ WORKS = {
     "sac-pendulum-8": Work("sac", 8, 2, SAC, REJAX | SBX),
     "ddpg-pendulum-8": Work("ddpg", 8, 2, SAC | {"noise_std": 0.1}, REJAX),
 }
-GATED = "purejaxrl"  # the peer with the same algorithm, whose training returns can be had
+GATED = "purejaxrl"  # the peer with the same algorithm whose training returns are available
 
 OURS = (
     "Ours runs one device a core and brings the metrics to the host sixty times a run; its "
@@ -154,27 +155,27 @@ OURS = (
 INEQUALITIES = {
     "purejaxrl": (
         "PureJaxRL is one process and one vmap, as it documents; XLA keeps most of that on one "
-        "core (--cores 1 gives both sides one). It keeps what every step reports, ours only sums. "
-        "gymnax 0.0.9 against 1.0.1. Its QR decompositions are taken one after another, without "
-        "which it now and then hangs on two cores."
+        "core (--cores 1 gives both sides one). It stores the info of every step, ours only sums. "
+        "gymnax 0.0.9 against 1.0.1. Its QR decompositions are taken one after another; otherwise "
+        "it sometimes hangs on two cores."
     ),
     "rejax": (
         "Rejax is one process and one vmap, as it documents, its evaluation taken out. It warms "
-        "SAC up with its policy, ours at random. TD3 stands for DDPG, which it has not: twice the "
+        "SAC up with its policy, ours at random. TD3 replaces DDPG, which it lacks: twice the "
         "critics, half the steps of the actor. gymnax 0.0.9 against 1.0.1."
     ),
     "sb3": (
-        "Stable-Baselines3 trains agents one after another, so its rate for one agent stands for "
-        "any number; torch has one thread, its environments are Python's. sb3-2 is two processes, "
-        "one a core. Its clipped value loss is the clipped error alone, not halved."
+        "Stable-Baselines3 trains agents one after another, so its rate for one agent holds for "
+        "any number; torch has one thread, its environments are written in Python. sb3-2 is two "
+        "processes, one per core. Its clipped value loss is the clipped error alone, not halved."
     ),
     "sbx": (
-        "SBX trains one agent, whose rate stands for any number; the environment is Python's, and "
-        "one model goes through all repetitions because a new one would compile again."
+        "SBX trains one agent, whose rate holds for any number; the environment is written in "
+        "Python. One model does all repetitions, because a new one would compile again."
     ),
 }
 # --limits-end removes this one.
-LIMITS_END = "It takes a time limit for the end of an episode, where ours bootstraps."
+LIMITS_END = "It treats a time limit as the end of an episode; ours bootstraps."
 TAKE_LIMITS_FOR_ENDS = ("purejaxrl", "rejax")
 
 
@@ -187,16 +188,16 @@ class Row:
 
     @property
     def name(self) -> str:
-        """How the row is called."""
+        """Name of the row."""
         return f"{self.work} / {self.peer}"
 
     @property
     def driver(self) -> str:
-        """Whose driver runs it."""
+        """Name of the driver that runs it."""
         return self.peer.partition("-")[0]
 
     def jobs(self, checkout: pathlib.Path, steps: int | None = None) -> dict[str, dict[str, Any]]:
-        """Return the jobs of the two sides, of so many steps instead of the work's own."""
+        """Return the jobs of both sides; `steps` replaces the number of steps of the work."""
         work = WORKS[self.work]
         changed = {} if steps is None else {"total_timesteps": steps}
         ours = {
@@ -212,7 +213,13 @@ class Row:
     def gate_jobs(
         self, checkout: pathlib.Path, seeds: int, steps: int | None = None
     ) -> dict[str, dict[str, Any]]:
-        """Return the jobs of the two sides of the learning gate."""
+        """Return the jobs of both sides of the learning gate.
+
+        Args:
+            checkout: of PureJaxRL.
+            seeds: of each side.
+            steps: of a run; None: as the work has it.
+        """
         steps = steps or WORKS[self.work].gate_steps or 0
         settings = WORKS[self.work].settings
         least = STRETCHES * settings["num_envs"] * settings["num_steps"]
@@ -227,7 +234,7 @@ class Row:
 
 
 def rows(names: Sequence[str], gate: bool) -> list[Row]:
-    """Return the rows of some works, or of all; only those that can be gated, if asked."""
+    """Return the rows of some works, or of all; with `gate`, only those that can be gated."""
     for name in names:
         if name not in WORKS:
             raise InputError(f"--work must be one of {', '.join(WORKS)}, but is {name!r}.")
@@ -251,7 +258,7 @@ def python_of(driver: str, envs: pathlib.Path) -> pathlib.Path:
 
 
 def missing(row: Row, envs: pathlib.Path, checkout: pathlib.Path) -> str | None:
-    """Say what a row lacks on this machine, or None."""
+    """Return what a row lacks on this machine, or None."""
     if not python_of(row.driver, envs).exists():
         return f"there is no environment {envs / row.driver} (--make-envs makes it)"
     if row.driver == "purejaxrl" and not (checkout / "purejaxrl" / "ppo.py").exists():
@@ -260,7 +267,7 @@ def missing(row: Row, envs: pathlib.Path, checkout: pathlib.Path) -> str | None:
 
 
 def make_envs(envs: pathlib.Path) -> None:
-    """Make the environment of each peer that has none."""
+    """Make the environments that are missing."""
     for driver, pins in PINS.items():
         if python_of(driver, envs).exists():
             print(f"{envs / driver} is there already.")
@@ -277,10 +284,10 @@ def make_envs(envs: pathlib.Path) -> None:
 
 
 class Samples:
-    """The file of results: saved after every sample, and read when a command goes on."""
+    """The file of results: saved after every sample, and read when a command resumes."""
 
     def __init__(self, path: pathlib.Path) -> None:
-        """Read what is there."""
+        """Read the samples that exist."""
         self.path = path
         try:
             self.found: list[dict[str, Any]] = json.loads(path.read_text())["samples"]
@@ -304,7 +311,7 @@ class Samples:
 
 @contextlib.contextmanager
 def watched(seen: dict[str, Any]) -> Iterator[None]:
-    """Note how many cores others kept busy during the block (Linux; else None)."""
+    """Note how many cores other work kept busy during the block (Linux; else None)."""
     before, began = busy_s(), time.monotonic()
     yield
     after, took = busy_s(), time.monotonic() - began
@@ -314,7 +321,7 @@ def watched(seen: dict[str, Any]) -> Iterator[None]:
 
 
 def busy_s() -> float | None:
-    """Return the seconds for which our cores were busy with what is not ours."""
+    """Return the seconds for which our cores were busy with other work."""
     try:
         lines = pathlib.Path("/proc/stat").read_text().splitlines()
     except OSError:
@@ -328,28 +335,33 @@ def busy_s() -> float | None:
 
 
 def refuse_busy(anyway: bool) -> None:
-    """Refuse to measure beside other work.
+    """Refuse to measure beside other work, unless `anyway`.
 
     Raises:
-        FaultError: others keep our cores busy, and that was not said to be fine.
+        FaultError: other work keeps our cores busy.
     """
     seen: dict[str, Any] = {}
     with watched(seen):
         time.sleep(2)
     busy = seen["others_busy"]
     if busy is None:
-        print("Warning: this system does not tell what else is running.", file=sys.stderr)
+        print("Warning: this system does not report other work.", file=sys.stderr)
     elif busy > BUSY and anyway:
-        print(f"WARNING: others keep {busy:.1f} cores busy: no result.", file=sys.stderr)
+        print(f"WARNING: other work keeps {busy:.1f} cores busy: no result.", file=sys.stderr)
     elif busy > BUSY:
         raise FaultError(
             f"Other work keeps {busy:.1f} cores busy (load {os.getloadavg()[0]:.1f}), so nothing "
-            "can be timed; --anyway does it nevertheless, to try things."
+            "can be timed; --anyway measures nevertheless, to try things."
         )
 
 
 def take(job: Mapping[str, Any], python: pathlib.Path, cores: Sequence[int]) -> dict[str, Any]:
-    """Run one job in a process of its own, pinned to `cores`, and return what it found.
+    """Run one job in a process of its own and return its result.
+
+    Args:
+        job: as `peer_drivers/common.py` describes it.
+        python: of the peer's environment.
+        cores: that the process is pinned to.
 
     Raises:
         FaultError: the driver failed or did not end.
@@ -369,7 +381,11 @@ def take(job: Mapping[str, Any], python: pathlib.Path, cores: Sequence[int]) -> 
 
 
 def finish(command: Sequence[str], env: Mapping[str, str], cores: Sequence[int]) -> None:
-    """Run a command on `cores` to its end; whatever stops it stops what it started, too."""
+    """Run a command on `cores` to its end, and kill all processes that it left.
+
+    Raises:
+        FaultError: it failed or did not end.
+    """
     own = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)  # which the process inherits
     try:
@@ -397,7 +413,7 @@ def finish(command: Sequence[str], env: Mapping[str, str], cores: Sequence[int])
 
 
 def source_hash() -> str:
-    """Return a hash of the package and the drivers: other code is another measurement."""
+    """Return a hash of the package and the drivers: other code is a different measurement."""
     digest = hashlib.sha256()
     for folder in (pathlib.Path(purejaxpg.__file__).parent, HERE / "peer_drivers"):
         for path in sorted(folder.rglob("*.py")):
@@ -406,7 +422,7 @@ def source_hash() -> str:
 
 
 def circumstances(jobs: Mapping[str, Any], cores: Sequence[int]) -> str:
-    """Return a hash of all that a sample may not differ in from another of its row."""
+    """Return a hash of everything that has to be equal in all samples of a row."""
     settings = {
         side: {k: v for k, v in job.items() if k != "checkout"} for side, job in jobs.items()
     }
@@ -424,7 +440,7 @@ def machine() -> str:
 
 
 def order(pair: int) -> tuple[str, str]:
-    """Return who goes first in a pair: the sides take turns."""
+    """Return the order of the sides in a pair: they take turns."""
     return ("ours", "peer") if pair % 2 == 0 else ("peer", "ours")
 
 
@@ -447,12 +463,12 @@ def learning(episodes: Sequence[Any]) -> dict[str, list[float]]:
     """Reduce the training episodes of each seed to two numbers.
 
     Args:
-        episodes: sums of returns, and numbers, of the episodes that ended, both [seeds, updates].
+        episodes: sums of returns, and counts, of the episodes that ended, both [seeds, updates].
 
     Returns:
-        "final": mean return of the episodes that ended in the last tenth of the run; "area": mean
-        over twenty equal stretches of the run of their mean returns. Both [seeds], NaN where no
-        episode ended.
+        "final": mean return of the episodes that ended in the last tenth of the run; "area": the
+        mean, over twenty equal stretches of the run, of their mean returns. Both [seeds], NaN if
+        no episode ended.
     """
     sums, counts = (
         np.stack([part.sum(axis=1) for part in np.array_split(np.asarray(x), STRETCHES, axis=1)])
@@ -483,12 +499,12 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether the whole interval lies within the margin; never, where it is not a number."""
+        """Whether the whole interval lies within the margin; false if it is not a number."""
         return self.low >= -self.margin and self.high <= self.margin
 
 
 def verdict(ours: Sequence[float], theirs: Sequence[float], margin: float) -> Verdict:
-    """Compare the means of two sides by Welch's interval."""
+    """Compare the means of two sides by Welch's interval, against a margin on both sides of 0."""
     welch = distributions.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
     return Verdict(
         float(np.mean(ours)), float(np.mean(theirs)), float(welch.low), float(welch.high), margin
@@ -507,19 +523,27 @@ def gate(work: Work, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """Where the measurements are made."""
+    """Where and how the measurements are made."""
 
     samples: Samples
     envs: pathlib.Path
     checkout: pathlib.Path
     cores: tuple[int, ...]
     steps: int | None = None  # of a run, to try things
-    limits_end: bool = False  # ours takes a time limit for an end, in the gate
+    limits_end: bool = False  # in the gate, ours treats a time limit as an end
 
     def sample(
         self, kind: str, row: Row, jobs: Mapping[str, Any], pair: int, side: str
     ) -> dict[str, Any]:
-        """Return a sample, from the file or taken now."""
+        """Return a sample from the file, or take it now.
+
+        Args:
+            kind: "speed" or "gate".
+            row: of the sample.
+            jobs: of both sides.
+            pair: number of the pair, which decides the seeds.
+            side: "ours" or "peer".
+        """
         where = circumstances(jobs, self.cores)
         key = {"kind": kind, "row": row.name, "where": where, "pair": pair, "side": side}
         found = self.samples.get(key)
@@ -536,7 +560,7 @@ class Setup:
 
 
 def measure(setup: Setup, row: Row, pairs: int) -> dict[str, Any]:
-    """Take the samples of a row that are not there yet and summarise all."""
+    """Take the missing samples of a row and summarise all."""
     jobs = row.jobs(setup.checkout, setup.steps)
     taken: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
     for pair in range(pairs):
@@ -544,7 +568,7 @@ def measure(setup: Setup, row: Row, pairs: int) -> dict[str, Any]:
             found = setup.sample("speed", row, jobs, pair, side)
             taken[side].append(found)
             busy = found["others_busy"]
-            mark = f"; OTHERS KEPT {busy:.1f} CORES BUSY" if (busy or 0) > BUSY else ""
+            mark = f"; OTHER WORK KEPT {busy:.1f} CORES BUSY" if (busy or 0) > BUSY else ""
             print(
                 f"  {row.name}, pair {pair + 1} of {pairs}, {side}: {steady(found):,.0f} "
                 f"env-steps/s (compiling {found['compile_s']:.1f} s){mark}",
@@ -587,7 +611,7 @@ def measure_gate(setup: Setup, row: Row, seeds: int) -> dict[str, Any]:
     sides = {side: setup.sample("gate", row, jobs, 0, side) for side in ("ours", "peer")}
     found = gate(WORKS[row.work], sides["ours"]["learning"], sides["peer"]["learning"])
     return {
-        "row": row.name + (", limits taken for ends" if setup.limits_end else ""),
+        "row": row.name + (", limits treated as ends" if setup.limits_end else ""),
         "seeds": len(sides["ours"]["learning"]["final"]),
         "passed": all(v.passed for v in found.values()),
         "numbers": {name: dataclasses.asdict(v) for name, v in found.items()},
@@ -625,8 +649,8 @@ def gate_table(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def remaining(found: Sequence[Row], limits_end: bool = False) -> Iterator[str]:
-    """Yield what is not equal between the two sides."""
-    yield f"Unequal still. {OURS}"
+    """Yield the remaining differences between the two sides."""
+    yield f"Remaining differences. {OURS}"
     for driver in dict.fromkeys(row.driver for row in found):
         limits = "" if limits_end or driver not in TAKE_LIMITS_FOR_ENDS else f" {LIMITS_END}"
         yield f"- {INEQUALITIES[driver]}{limits}"
@@ -638,24 +662,24 @@ def make_parser() -> cli.Parser:
     add, path = parser.add_argument, pathlib.Path
     add("--work", nargs="+", default=[], metavar="NAME", help="these only (see --list)")
     add("--peer", nargs="+", default=[], metavar="NAME", help="rows of these peers only")
-    add("--list", action="store_true", help="show the rows and what they lack here")
+    add("--list", action="store_true", help="show the rows and what they lack on this machine")
     add("--pairs", type=int, default=5, metavar="N", help="of samples (5)")
     add("--cores", type=int, metavar="N", help="pin both sides to N cores (all)")
     add("--gate", action="store_true", help="compare learning, not speed")
     add("--seeds", type=int, default=GATE_SEEDS, metavar="N", help="a side, for --gate (64)")
-    add("--limits-end", action="store_true", help="--gate: ours takes time limits for ends, too")
+    add("--limits-end", action="store_true", help="--gate: ours treats time limits as ends, too")
     add("--envs", type=path, default=path(".venv-peers"), metavar="DIR", help=".venv-peers")
     add("--checkout", type=path, metavar="DIR", help="of PureJaxRL (ENVS/checkout)")
     add("--make-envs", action="store_true", help="make the environments of the peers in --envs")
-    add("--steps", type=int, metavar="N", help="of a run instead of its row's, to try things")
+    add("--steps", type=int, metavar="N", help="length of a run, to try things")
     add("--out", type=path, default=path("results/peers.json"), metavar="FILE", help="of samples")
     add("--json", action="store_true", help="print a summary as JSON, not a table")
-    add("--anyway", action="store_true", help="measure though the machine is busy")
+    add("--anyway", action="store_true", help="measure even if the machine is busy")
     return parser
 
 
 def chosen(options: Any, envs: pathlib.Path, checkout: pathlib.Path) -> list[Row]:
-    """Return the rows that were asked for and can be run, and say which cannot."""
+    """Return the requested rows that can be run, and print which cannot."""
     wanted = [
         row
         for row in rows(options.work, options.gate)
@@ -672,7 +696,7 @@ def chosen(options: Any, envs: pathlib.Path, checkout: pathlib.Path) -> list[Row
 
 
 def own_cores(wanted: int | None) -> tuple[int, ...]:
-    """Return the cores to be pinned to."""
+    """Return the cores to pin both sides to."""
     here = sorted(os.sched_getaffinity(0))
     if wanted is not None and not 1 <= wanted <= len(here):
         raise InputError(f"--cores must be from 1 to {len(here)}, but is {wanted}.")
@@ -680,7 +704,7 @@ def own_cores(wanted: int | None) -> tuple[int, ...]:
 
 
 def run(options: Any) -> None:
-    """Do what the options ask for."""
+    """Measure, or list, or make environments, as the options ask."""
     for name in ("pairs", "seeds"):
         if getattr(options, name) < 2:
             raise InputError(f"--{name} must be 2 or more, but is {getattr(options, name)}.")
@@ -692,7 +716,7 @@ def run(options: Any) -> None:
     if options.list:
         return None
     if options.limits_end and not options.gate:
-        raise InputError("--limits-end is for --gate, which was not given.")
+        raise InputError("--limits-end needs --gate.")
     cores, out = own_cores(options.cores), Samples(options.out)
     setup = Setup(out, envs, checkout, cores, options.steps, options.limits_end)
     if not options.gate:  # learning does not depend on what else runs
@@ -705,7 +729,7 @@ def run(options: Any) -> None:
                 if options.gate
                 else measure(setup, row, options.pairs)
             )
-    finally:  # interrupted, too: what is complete is shown
+    finally:  # also after an interruption, show what is complete
         show(options, summaries, found)
     return None
 
@@ -726,12 +750,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(make_parser().parse_args(argv))
     except InputError as error:
-        return cli.complain(error, cli.EXIT_INPUT)
+        return cli.complain(error, session.EXIT_INPUT)
     except FaultError as error:
-        return cli.complain(error, cli.EXIT_FAULT)
+        return cli.complain(error, session.EXIT_FAULT)
     except KeyboardInterrupt:
-        done = "Interrupted; samples that are complete are kept, and the same command goes on."
-        return cli.complain(done, cli.EXIT_INTERRUPTED)
+        done = "Interrupted; complete samples are kept, and the same command resumes."
+        return cli.complain(done, session.EXIT_INTERRUPTED)
     return 0
 
 

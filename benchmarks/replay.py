@@ -9,7 +9,7 @@ Pendulum's shapes (9 numbers) and samples 256 from full buffers:
     per dtype      fields of one dtype side by side, rows written by scatter
     packed         one float32 array for everything, rows written by scatter
     packed, slice  one float32 array for everything, K rows written as a slice
-    nothing        draws the indices and stores nothing: what the others cannot avoid
+    nothing        draws the indices and stores nothing: the cost that the others cannot avoid
 
 Prints the median time per step and the program's scratch memory.
 
@@ -115,7 +115,7 @@ def packed_get(storage: jax.Array, slots: jax.Array) -> Any:
 
 
 def divided(matrix: jax.Array) -> Any:
-    """Return the fields that `packed_rows` set side by side, as far as the columns reach."""
+    """Return the fields that `packed_rows` put side by side, as far as the columns reach."""
     batch, start = {}, 0
     for name, shape in SHAPES.items():
         stop = start + math.prod(shape.shape)
@@ -159,7 +159,7 @@ def prepare(way: Way, rows: int, k: int, capacity: int) -> tuple[Callable[[], No
     """Return a call that runs the loop on `rows` buffers in place, and its scratch memory."""
     keys = random.split(random.key(0), rows)
 
-    def start(key: jax.Array) -> Any:  # a position of its own, at which a slice never wraps
+    def start(key: jax.Array) -> Any:  # a different position for each, at which a slice never wraps
         position = k * random.randint(key, (), 0, capacity // k - STEPS, jnp.int32)
         return way.init(capacity), position, key, jnp.float32(0.0)
 

@@ -5,77 +5,26 @@ Orbax survives a crash in the middle of a save, but it restores flipped bits sil
 of them have been verified. The manifest also records the path, shape and dtype of each leaf. The
 tree itself comes from the caller's template, never from the file, and nothing is unpickled.
 
-jax and orbax are imported inside the functions, because the result store only needs the helpers
-for hashing and for faults, and tools that never touch an accelerator import it.
+jax and orbax are imported inside the functions, so that tools that never touch an accelerator can
+import the result store.
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
 import os
 import shutil
-import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from purejaxpg import FaultError, text
+from purejaxpg import FaultError, disk, text
 
 MANIFEST = "MANIFEST.json"
 _FORMAT = 1
-
-_PLAIN_ERRORS = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file would exceed the size limit",
-    errno.EACCES: "permission is denied",
-    errno.EPERM: "permission is denied",
-    errno.EROFS: "the file system is read-only",
-    errno.ENOTDIR: "a part of this path is a file, not a directory",
-    errno.ENOENT: "it does not exist",
-    errno.EIO: "the device reports an input/output error",
-}
-
-
-@contextlib.contextmanager
-def faults(doing: str, path: Path) -> Iterator[None]:
-    """Turn errors of the operating system or SQLite inside the block into a FaultError.
-
-    Args:
-        doing: verb for the message, such as ``"write"``.
-        path: the file or directory that the block works on.
-
-    Raises:
-        FaultError: in place of any OSError, sqlite3.Error or UnicodeDecodeError.
-    """
-    try:
-        yield
-    except OSError as error:
-        reason = _PLAIN_ERRORS.get(error.errno or 0, error.strerror or str(error))
-        raise FaultError(f"Cannot {doing} {path}: {reason}.") from error
-    except sqlite3.Error as error:
-        raise FaultError(f"Cannot {doing} {path}: {error}.") from error
-    except UnicodeDecodeError as error:  # from a ledger with damaged names
-        raise FaultError(f"Cannot {doing} {path}: its text is damaged.") from error
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Force a file, or a directory's list of names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def save(path: str | os.PathLike[str], state: Any) -> str:
@@ -98,7 +47,7 @@ def save(path: str | os.PathLike[str], state: Any) -> str:
     target = Path(os.path.abspath(path))
     leaves, arrays = _flatten(state)
     temporary = target.with_name(f".{target.name}.tmp")
-    with faults("write the checkpoint", target):
+    with disk.faults("write the checkpoint", target):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         _write_arrays(temporary / "arrays", arrays)
@@ -118,7 +67,7 @@ def verify(path: str | os.PathLike[str], sha256: str | None = None) -> None:
         FaultError: a file is missing, damaged or not listed.
     """
     source = _existing(Path(os.path.abspath(path)))
-    with faults("read the checkpoint", source):
+    with disk.faults("read the checkpoint", source):
         _verified_manifest(source, sha256)
 
 
@@ -138,7 +87,7 @@ def load(path: str | os.PathLike[str], template: Any, sha256: str | None = None)
         FaultError: a file is missing, damaged or not listed, or the template does not fit.
     """
     source = _existing(Path(os.path.abspath(path)))
-    with faults("read the checkpoint", source):
+    with disk.faults("read the checkpoint", source):
         manifest = _verified_manifest(source, sha256)
         wanted = _describe(template)
         _check_fit(source, manifest["leaves"], wanted)
@@ -350,12 +299,12 @@ def _files(directory: Path) -> list[str]:
 
 def _write_manifest(directory: Path, leaves: list[dict[str, Any]]) -> str:
     """Write the manifest and force the whole directory to the disk; return the manifest's hash."""
-    hashes = {name: sha256_of(directory / name) for name in _files(directory)}
+    hashes = {name: disk.sha256_of(directory / name) for name in _files(directory)}
     manifest = {"format": _FORMAT, "files": hashes, "leaves": leaves}
     content = json.dumps(manifest, indent=1, sort_keys=True)
     (directory / MANIFEST).write_text(content, encoding="utf-8")
     for path in [*directory.rglob("*"), directory]:
-        sync(path)
+        disk.sync(path)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -376,7 +325,7 @@ def _swap_in(temporary: Path, target: Path) -> None:
         shutil.rmtree(previous, ignore_errors=True)
         os.replace(target, previous)
     os.replace(temporary, target)
-    sync(target.parent)
+    disk.sync(target.parent)
     shutil.rmtree(previous, ignore_errors=True)
 
 
@@ -385,7 +334,7 @@ def _verified_manifest(source: Path, sha256: str | None) -> dict[str, Any]:
     path = source / MANIFEST
     if not path.is_file():
         raise FaultError(f"{path} is missing: there is no complete checkpoint at {source}.")
-    if sha256 is not None and sha256_of(path) != sha256:
+    if sha256 is not None and disk.sha256_of(path) != sha256:
         raise FaultError(f"{path} is damaged: its SHA-256 is not the recorded one.")
     manifest = _parsed_manifest(path)
     for name, digest in manifest["files"].items():
@@ -423,5 +372,5 @@ def _check_file(source: Path, name: str, digest: str) -> None:
     path = source / relative
     if path.is_symlink() or not path.is_file():
         raise FaultError(f"{path} is missing from the checkpoint.")
-    if sha256_of(path) != digest:
+    if disk.sha256_of(path) != digest:
         raise FaultError(f"{path} is damaged: its SHA-256 is not the recorded one.")

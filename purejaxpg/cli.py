@@ -6,6 +6,7 @@ number of CPU devices can still be chosen.
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import json
 import math
@@ -17,15 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from purejaxpg import FaultError, InputError, __version__, streams
-from purejaxpg.cluster import processes
-from purejaxpg.sweep import signals
-
-# The first is worth a tenth of PPO's speed where a processor has registers of 512 bits, and nothing
-# where it has none; the second keeps devices that are cores from taking each other's time.
-CPU_FLAGS = {"--xla_cpu_prefer_vector_width": 512, "--xla_cpu_multi_thread_eigen": "false"}
-PROGRAMS_BYTES = 2**30  # of compiled programs on disk, beyond which the least recently used go
-EXIT_FAULT, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
+from purejaxpg import FaultError, InputError, __version__, contract, signals, streams, trainers
+from purejaxpg.sweep import session
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,32 +37,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     streams.make_usable()
     try:
-        with signals.caught():
+        with signals.as_exceptions():
             status = dispatch(list(sys.argv[1:] if argv is None else argv))
             sys.stdout.flush()  # while somebody can be told that it is not possible
             return status
     except BrokenPipeError:
         streams.discard_output()
-        return EXIT_FAULT
+        return session.EXIT_FAULT
     except OSError as error:
         if error.filename is not None or error.errno not in streams.UNWRITABLE:
             raise
         streams.discard_output()
-        return complain(f"Standard output cannot be written: {error.strerror}.", EXIT_FAULT)
+        return complain(f"Standard output cannot be written: {error.strerror}.", session.EXIT_FAULT)
     except (InputError, FaultError) as error:
-        return complain(error, status_of(error))
+        return complain(error, session.exit_status(error))
     except KeyboardInterrupt as error:
         what = "Terminated" if isinstance(error, signals.Terminated) else "Interrupted"
         message = f"{what}; what is finished is kept, and the same command goes on from there."
-        return complain(message, status_of(error))
-
-
-def status_of(error: BaseException) -> int:
-    """Return the exit status that an error ends in."""
-    if isinstance(error, KeyboardInterrupt):
-        terminated = isinstance(error, signals.Terminated)
-        return EXIT_TERMINATED if terminated else EXIT_INTERRUPTED
-    return EXIT_INPUT if isinstance(error, InputError) else EXIT_FAULT
+        return complain(message, session.exit_status(error))
 
 
 def dispatch(words: list[str]) -> int:
@@ -254,11 +240,9 @@ def add_run_options(parser: argparse.ArgumentParser, out: str, devices: str) -> 
 
 def list_(arguments: argparse.Namespace) -> None:
     """Show the agents and the environments."""
-    from purejaxpg.sweep import spec as specs
-
     if arguments.what != "envs":
-        for name in specs.agent_names():
-            doc = specs.load_agent(name).__doc__ or ""
+        for name in trainers.names():
+            doc = trainers.load(name).__doc__ or ""
             print(f"{name:12s} {doc.strip().splitlines()[0]}" if not arguments.what else name)
     if arguments.what != "agents":
         from purejaxpg import envs
@@ -275,10 +259,10 @@ def train(arguments: argparse.Namespace, words: list[str]) -> None:
         raise InputError(
             "train needs the name or the path of an agent (see purejaxpg list agents)."
         )
-    devices = find_devices(1 if arguments.devices is None else arguments.devices)
+    devices = session.find_devices(1 if arguments.devices is None else arguments.devices)
     from purejaxpg.sweep import spec as specs
 
-    agent = specs.load_agent(arguments.agent)
+    agent = trainers.load(arguments.agent)
     if arguments.help:
         make_train_parser(agent, arguments.agent).print_help()
         return
@@ -291,14 +275,16 @@ def train(arguments: argparse.Namespace, words: list[str]) -> None:
     stem = Path(arguments.agent).stem
     spec = specs.from_dict(raw, stem)
     run = spec.runs[0]
-    name = f"{stem}-{run.config.env}-seed{run.seed}-{run.run_id[:6]}"
-    run_sweep(spec, arguments, Path("results") / name, devices)
+    parts = [stem, contract.section(run.config), f"seed{run.seed}", run.run_id[:6]]
+    options = options_of(arguments)
+    out = options.out or Path("results") / "-".join(filter(None, parts))
+    session.run(spec, dataclasses.replace(options, out=out), devices)
 
 
 def plan(arguments: argparse.Namespace) -> None:
     """Show what a sweep will take, or measure how it is done best."""
-    require_count("--confirm", arguments.confirm)
-    devices = find_devices(arguments.devices)
+    session.Options(confirm=arguments.confirm).check()
+    devices = session.find_devices(arguments.devices)
     from purejaxpg.sweep import forecast
     from purejaxpg.sweep import spec as specs
 
@@ -309,53 +295,30 @@ def plan(arguments: argparse.Namespace) -> None:
         forecast.plan(spec, devices, arguments.confirm, say, arguments.quick)
 
 
-def require_count(name: str, value: int) -> None:
-    """Raise an InputError unless an option is a whole number, 0 or more."""
-    if value < 0:
-        raise InputError(f"{name} must be 0 or more, but is {value}.")
-
-
 def sweep(arguments: argparse.Namespace) -> int:
-    """Run a sweep, or go on with one."""
-    require_count("--confirm", arguments.confirm)
-    elsewhere = arguments.executor == "ray"
-    if elsewhere and arguments.devices is not None:
-        raise InputError("--devices is for one machine; with --executor ray, see --ray-task.")
-    if not elsewhere and (arguments.ray_address or arguments.ray_task):
-        raise InputError("--ray-address and --ray-task need --executor ray.")
-    if elsewhere:  # this process only plans and commits: the accelerator is for the tasks
-        os.environ["JAX_PLATFORMS"] = "cpu"
-    devices = find_devices(1 if elsewhere else arguments.devices, several=not elsewhere)
-    from purejaxpg.sweep import spec as specs
-
-    load = functools.partial(specs.load, arguments.spec)
-    if len({device.process_index for device in devices}) > 1:
-        return sweep_together(load, arguments, devices)
-    spec = load()
-    run_sweep(spec, arguments, Path("results") / spec.name, devices)
-    return 0
+    """Run a sweep, or resume one."""
+    return session.sweep(arguments.spec, options_of(arguments))
 
 
-def sweep_together(load: Any, arguments: argparse.Namespace, devices: list[Any]) -> int:
-    """Run a sweep as one of several processes: the first leads, the others follow."""
-    import jax
-
-    from purejaxpg.cluster import distributed
-
-    if jax.process_index() > 0:
-        return distributed.follow(load, devices)
-    with distributed.leading(status_of) as mail:
-        spec = load()
-        backend = functools.partial(distributed.Leader, mail=mail)
-        run_sweep(spec, arguments, Path("results") / spec.name, devices, backend)
-    return 0
+def options_of(arguments: argparse.Namespace) -> session.Options:
+    """Return the options that train and sweep share, and those of sweep where they are given."""
+    given = vars(arguments)
+    names = ("confirm", "executor", "ray_address", "ray_task")
+    return session.Options(
+        out=arguments.out,
+        devices=arguments.devices,
+        logs=arguments.log,
+        snapshot_every_s=arguments.snapshot_every,
+        quiet=arguments.quiet,
+        **{name: given[name] for name in names if name in given},
+    )
 
 
 def report(arguments: argparse.Namespace) -> None:
     """Write the table and the figure of a sweep again."""
     from purejaxpg.report import writer as reports
 
-    console = make_console()
+    console = session.make_console()
     written = reports.write(arguments.directory, console)
     console.print(f"Results: {written}", highlight=False, soft_wrap=True, markup=False)
 
@@ -369,7 +332,7 @@ def export(arguments: argparse.Namespace) -> None:
 
 def eval_(arguments: argparse.Namespace) -> None:
     """Play fresh episodes with a trained policy."""
-    find_devices(1)
+    session.find_devices(1)
     from purejaxpg.report import playback
 
     playback.run(
@@ -393,9 +356,7 @@ def fsck(arguments: argparse.Namespace) -> int:
 
 def fork(arguments: argparse.Namespace) -> None:
     """Copy an agent's file."""
-    from purejaxpg.sweep import spec as specs
-
-    source, target = specs.agent_path(arguments.agent), arguments.file
+    source, target = trainers.path_of(arguments.agent), arguments.file
     if not os.path.isfile(source):
         raise InputError(f"agent {arguments.agent!r} is not a file.")
     if target.suffix != ".py":
@@ -415,7 +376,7 @@ def bench(arguments: argparse.Namespace) -> None:
     """Measure how fast training is on this machine."""
     if arguments.task is not None:
         began = time.perf_counter()
-        devices = find_devices(arguments.devices)
+        devices = session.find_devices(arguments.devices)
         from purejaxpg.bench import child
 
         print(json.dumps(child.run(json.loads(arguments.task), devices, began)))
@@ -433,133 +394,9 @@ def bench(arguments: argparse.Namespace) -> None:
         arguments.devices,
         arguments.quick,
         minutes if arguments.minutes is None else arguments.minutes,
-        make_console(),
+        session.make_console(),
         (lambda _: None) if arguments.quiet else functools.partial(print, flush=True),
     )
-
-
-def run_sweep(
-    spec: Any,
-    arguments: argparse.Namespace,
-    default_out: Path,
-    devices: list[Any],
-    make_backend: Any = None,
-) -> None:
-    """Run or resume `spec`, then report; by default with a backend of this process alone."""
-    from purejaxpg.report import sinks
-    from purejaxpg.report import writer as reports
-    from purejaxpg.sweep import compute, engine
-    from purejaxpg.sweep import progress as progresses
-    from purejaxpg.sweep import search as searches
-    from purejaxpg.sweep import store as stores
-
-    console = make_console()
-    say = functools.partial(console.print, highlight=False, soft_wrap=True, markup=False)
-    out = arguments.out or default_out
-    confirm = getattr(arguments, "confirm", 0)
-    logs = sinks.Logs(arguments.log, spec.name, say)
-    with stores.Store.open(out, dict(spec.identity), spec.text) as store:
-        pending = engine.unfinished(searches.rounds(spec, confirm), store)
-        if not pending:
-            say(f"Already finished: {out}")
-        else:
-            log = store.path / "progress.jsonl"
-            with progresses.Progress(console, arguments.quiet, log) as progress:
-                progress.begin(spec, searches.rehearse(searches.rounds(spec, confirm)))
-                backend = (make_backend or compute.Backend)(spec, devices)
-                executor = find_executor(spec, arguments, backend)
-                rounds = searches.rounds(spec, confirm)
-                every_s = arguments.snapshot_every
-                log_runs = functools.partial(logs.write, store)
-                engine.run(rounds, store, backend, progress, every_s, executor, log_runs)
-        logs.finish(store)
-    written = reports.write(out, console)
-    say(f"Results: {written}")
-
-
-def find_executor(spec: Any, arguments: argparse.Namespace, backend: Any) -> Any:
-    """Return what computes units, if not this process."""
-    if getattr(arguments, "executor", "local") == "local":
-        return None
-    from purejaxpg.cluster import ray_executor
-
-    executor = ray_executor.Ray(spec, arguments.ray_address, arguments.ray_task)
-    backend.slots, backend.on_cpu = executor.slots, executor.on_cpu
-    return executor
-
-
-def make_console() -> Any:
-    """Return the console to print on; a file or a pipe is as wide as a table needs."""
-    from rich.console import Console
-
-    return Console(width=None if streams.on_terminal(sys.stdout) else 120)
-
-
-def find_devices(wanted: int | None, several: bool = False) -> list[Any]:
-    """Return the devices to use; must be called before anything else imports jax.
-
-    XLA computes a batch of small matrix products on one core only, so on a CPU each core is made
-    a device of its own.
-
-    Args:
-        wanted: so many of each process; None: all.
-        several: where this process is one of several of a job, return the devices of all.
-
-    Raises:
-        InputError: fewer than one device is asked for, or more than there are.
-        FaultError: jax finds none of the kind that JAX_PLATFORMS asks for, or not the others.
-    """
-    if wanted is not None and wanted < 1:
-        raise InputError(f"--devices must be 1 or more, but is {wanted}.")
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    flags = os.environ.get("XLA_FLAGS", "")
-    defaults = {"--xla_force_host_platform_device_count": wanted or cores, **CPU_FLAGS}
-    added = [f"{flag}={value}" for flag, value in defaults.items() if flag not in flags]
-    os.environ["XLA_FLAGS"] = " ".join([*flags.split(), *added])
-    keep_programs()
-    count = processes.how_many() if several else 1
-    if count > 1:
-        processes.put_together(count)
-    import jax
-
-    try:
-        devices = jax.devices()
-    except (RuntimeError, AssertionError) as error:
-        wish, reason = os.environ.get("JAX_PLATFORMS", ""), str(error) or "no such device"
-        raise FaultError(f"jax finds no device for JAX_PLATFORMS={wish!r}: {reason}.") from error
-    own = len(jax.local_devices())
-    if wanted is not None and wanted > own:
-        limit = f"{own} here (XLA_FLAGS may say so)"
-        raise InputError(f"--devices must be at most {limit}, but is {wanted}.")
-    of_process = [[d for d in devices if d.process_index == p] for p in range(count)]
-    return [device for own_devices in of_process for device in own_devices[:wanted]]
-
-
-def keep_programs() -> None:
-    """Keep compiled programs on disk, where nobody has set that up otherwise.
-
-    It is jax's own cache, in the user's cache directory: a program is found again by the hash of
-    all that was traced, of jax's version and of the processor. JAX_ENABLE_COMPILATION_CACHE=false
-    switches it off.
-    """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    programs = Path(base) / "purejaxpg" / "programs"
-    try:
-        programs.mkdir(parents=True, exist_ok=True)
-        sizes = {path: path.stat() for path in programs.iterdir()}
-        excess = sum(stat.st_size for stat in sizes.values()) - PROGRAMS_BYTES
-        for path in sorted(sizes, key=lambda path: max(sizes[path].st_atime, sizes[path].st_mtime)):
-            if excess <= 0:
-                break
-            excess -= sizes[path].st_size
-            path.unlink()
-    except (OSError, RuntimeError):  # no home, read-only, or another process cleans up as well
-        return
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(programs)
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
 def make_train_parser(agent: Any, name: str = "AGENT") -> Parser:
@@ -595,13 +432,13 @@ def parse_fields(cls: type, words: list[str]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for flag, values in split_flags(words):
         name, _, inner = flag.replace("-", "_").partition(".")
-        if inner and name not in ("env_params", "env_kwargs"):
+        if inner and name not in contract.TABLES:
             name = f"{name}.{inner}"
         configs.require_known(name, hints, "field")
         if not values and hints[name] is bool:
             values = ["true"]
         configs.require(bool(values), f"--{flag} needs a value.")
-        if name in ("env_params", "env_kwargs"):
+        if name in contract.TABLES:
             configs.require(bool(inner), f"--{flag} must name one value, as --{flag}.NAME VALUE.")
             read = [parse_scalar(value) for value in values]
             fields.setdefault(name, {})[inner] = read[0] if len(read) == 1 else read

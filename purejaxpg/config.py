@@ -13,19 +13,15 @@ import inspect
 import math
 import sys
 import textwrap
-import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
-
-import jax
 
 from purejaxpg import InputError
 
 T = TypeVar("T")
 
 TRACED = (float, dict[str, float])
-CONTRACT = ("Config", "check", "init", "update", "train", "policy")
 
 
 @typing.dataclass_transform(frozen_default=True)
@@ -38,6 +34,8 @@ def dataclass(cls: type[T]) -> type[T]:
     Returns:
         The dataclass, registered with jax.
     """
+    import jax  # here, so that sweep files can be read without it
+
     cls = dataclasses.dataclass(frozen=True)(cls)
     hints = field_types(cls)
     traced = [name for name, hint in hints.items() if hint in TRACED]
@@ -341,8 +339,3 @@ def field_help(cls: type) -> dict[str, str]:
         for node in body
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     }
-
-
-def is_config_module(module: types.ModuleType) -> bool:
-    """Return whether a module has the contract's names."""
-    return all(hasattr(module, name) for name in CONTRACT)

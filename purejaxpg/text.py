@@ -1,4 +1,4 @@
-"""Numbers and errors as text: every message, table and figure writes them the same way."""
+"""Numbers and errors as text, so that every message, table and figure writes them alike."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def short(value: Any) -> str:
-    """Return a value the way one would write it by hand: ``3e-4`` for ``0.00030000001``.
+    """Return a value as one would write it by hand: ``3e-4`` for ``0.00030000001``.
 
     Args:
         value: a swept value.
@@ -44,7 +44,7 @@ def duration(seconds: float) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """Return a number with about three significant digits, or a dash where there is none."""
+    """Return a number with about three significant digits, or a dash if it is not finite."""
     if not math.isfinite(value):
         return "–"
     if value == 0 or 1e-3 <= abs(value) < 1e5:
@@ -60,12 +60,12 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def percent(share: float) -> str:
-    """Return a share in whole per cent, and less than one of them as such."""
+    """Return a share in whole per cent, or "<1%"."""
     return "<1%" if 0.0 < share < 0.005 else f"{100 * share:.0f}%"
 
 
 def engineering(value: float | None) -> str:
-    """Return a count such as 1.5M, or a dash where there is none."""
+    """Return a count such as 1.5M, or a dash for None."""
     if value is None:
         return "–"
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):

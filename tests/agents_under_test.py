@@ -8,17 +8,21 @@ import types
 from typing import Any
 
 import jax
+import pytest
 
 import purejaxpg.agents
 from purejaxpg import InputError, envs
+from purejaxpg import config as configs
+from purejaxpg.sweep import compute
+from purejaxpg.sweep import spec as specs
 
 AGENTS = [
-    importlib.import_module(f"purejaxpg.agents.{found.name}")
-    for found in pkgutil.iter_modules(purejaxpg.agents.__path__)
+    importlib.import_module(f"purejaxpg.agents.{module.name}")
+    for module in pkgutil.iter_modules(purejaxpg.agents.__path__)
 ]
 
-# Small enough to compile and run in seconds, with time limits that are reached. A field that an
-# agent lacks is left out.
+# Small enough to compile and run in seconds, and episodes reach their time limit. Fields that an
+# agent lacks are left out.
 TINY: dict[str, Any] = {
     "total_timesteps": 64,
     "num_envs": 2,
@@ -34,8 +38,8 @@ TINY: dict[str, Any] = {
     "hidden": (8, 8),
     "env_params": {"max_steps_in_episode": 8.0},
 }
-# Enough for a task of one or two steps. An agent that takes one gradient step per update needs
-# more data for as many steps.
+# Enough for a task of one or two steps. An agent with one gradient step per update needs more
+# data for the same number of steps.
 PROBE_FIELDS: dict[str, Any] = {
     **TINY,
     "total_timesteps": 32_000,
@@ -52,10 +56,10 @@ PROBE_FIELDS: dict[str, Any] = {
     "critic_learning_rate": 5e-3,
     "tau": 0.05,
     "tune_alpha": False,
-    "alpha": 1e-3,  # values as without entropy
+    "alpha": 1e-3,  # values almost without entropy
     "env_params": {},
 }
-# Their policy has no randomness of its own; noise is a part of collecting data.
+# Their policy is deterministic; noise is only part of collecting data.
 DETERMINISTIC = {"ddpg"}
 
 
@@ -71,7 +75,7 @@ def accepts(agent: types.ModuleType, env: str) -> bool:
     try:
         agent.check(agent.Config(env=env))
     except InputError as error:
-        assert "actions" in str(error)  # the only reason there may be
+        assert "actions" in str(error)  # the only valid reason
         return False
     return True
 
@@ -87,7 +91,40 @@ def tiny(agent: types.ModuleType, **fields: Any) -> Any:
     return agent.Config(**{field: v for field, v in wanted.items() if has(agent, field)})
 
 
+UPDATES = 4
+
+
+def spec(agent: types.ModuleType) -> specs.Spec:
+    """Return a sweep of three seeds in units of four rows.
+
+    The contract and the resume tests share it, so that its programs are compiled once.
+    """
+    config = tiny(agent)
+    steps = getattr(config, "learning_starts", 0) + UPDATES * config.steps_per_update
+    fields = {**configs.to_dict(config), "total_timesteps": steps}
+    return specs.from_dict(
+        {
+            "agent": name(agent), "seeds": 3, "rows_per_device": 4, "eval_episodes": 2,
+            "config": fields,
+        },
+        "tiny",
+    )  # fmt: skip
+
+
+@functools.cache
+def backend(agent: types.ModuleType) -> compute.Backend:
+    """Return a backend for `spec` whose segments hold two updates, half of a run."""
+
+    class Halves(compute.Backend):
+        def compile(self, group: Any) -> compute.Programs:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(compute, "SEGMENTS", 2)
+                return super().compile(group)
+
+    return Halves(spec(agent), jax.devices()[:1])
+
+
 def some_obs(agent: types.ModuleType, count: int) -> jax.Array:
-    """Observations that are plausible for `tiny`'s environment, and differ."""
+    """Return different observations that `tiny`'s environment could produce."""
     env = envs.make(env_of(agent))
     return jax.random.normal(jax.random.key(5), (count, env.obs_size))

@@ -1,14 +1,16 @@
-"""Settings that have to stand before jax is imported, in this process and in those it starts.
+"""Settings made before jax is imported, the order of the files, and how programs are compiled.
 
-They are environment variables and not `jax.config` calls, so that nothing here imports jax and
+Settings are environment variables and not `jax.config` calls, so that nothing here imports jax and
 tests that start a fresh interpreter inherit them.
 """
 
 import gc
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # A plugin that imports jax first would make every line below a silent no-op.
 assert "jax" not in sys.modules, "jax was imported before tests/conftest.py could set it up"
+
+# A shell lets its background jobs ignore Ctrl-C; so would the tests, and each process they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Results on CPU are compared bitwise; on an accelerator the same tests measure something else.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -31,6 +37,19 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+# The longest first, so that workers end together; the others follow in the order of their names.
+FIRST = (
+    "test_learning.py", "test_contract.py", "test_probes.py", "sweep/test_resume.py",
+    "test_own_envs.py", "cluster/test_distributed.py", "cluster/test_ray_executor.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    rank = {ROOT / "tests" / name: i for i, name in enumerate(FIRST)}
+    items.sort(key=lambda item: rank.get(item.path, len(FIRST)))
+
+
 # Every compiled program takes memory maps, and beyond 65,530 of them (Linux: vm.max_map_count) XLA
 # crashes the process. A worker that runs half of the suite would get there; one module has 40,000.
 MAPS = 20_000
@@ -38,7 +57,7 @@ MAPS = 20_000
 
 @pytest.fixture(autouse=True)
 def release_programs() -> Iterator[None]:
-    """Forget compiled programs between two tests where there are too many."""
+    """Clear compiled programs between two tests if there are too many."""
     yield
     maps = pathlib.Path("/proc/self/maps")
     if "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > MAPS:
@@ -46,6 +65,50 @@ def release_programs() -> Iterator[None]:
 
         jax.clear_caches()
         gc.collect()
+
+
+# Modules whose statements hold however a program is optimised: see quick.py.
+COMPILED_QUICKLY = {
+    "benchmarks/test_accelerator.py",
+    "benchmarks/test_halving.py",
+    "benchmarks/test_peers.py",
+    "cluster/test_distributed.py",
+    "cluster/test_ray_executor.py",
+    "sweep/test_engine.py",
+    "sweep/test_files.py",
+    "sweep/test_forecast.py",
+    "sweep/test_sources.py",
+    "sweep/test_store.py",
+    "test_bench.py",
+    "test_cli.py",
+    "test_readme.py",
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compile the programs of some modules, and of processes they start, with few optimisations."""
+    name = request.path.relative_to(ROOT / "tests").as_posix()
+    if name not in COMPILED_QUICKLY:
+        yield
+        return
+    import jax
+    import quick
+    from jax._src import compiler
+
+    original = compiler.get_compile_options
+
+    def options(*arguments: Any, **more: Any) -> Any:
+        asked = more.pop("env_options_overrides", None) or {}
+        return original(*arguments, env_options_overrides={**quick.OPTIONS, **asked}, **more)
+
+    jax.clear_caches()
+    jax.numpy.zeros(()).block_until_ready()  # XLA has read the flags of this process after it
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "get_compile_options", options)
+        patch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} {quick.FLAGS}".strip())
+        yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +125,7 @@ def halved(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def halved_in_part(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Return the same, interrupted: one unit of the last rung is still pending."""
+    """Return a halving that was interrupted: one unit of the last rung is still pending."""
     import tiny_sweep
 
     from purejaxpg.sweep import spec as specs

@@ -1,23 +1,24 @@
-"""Mutation audit: change a module in one place at a time and see whether its tests notice.
+"""Mutation audit: change one place of a module at a time, and see whether its tests notice.
 
     python tests/mutants.py purejaxpg/agents/ppo.py --tests tests/agents/test_ppo.py
 
-Run it where the module's import path starts. A mutant differs from the module in one expression:
-an operator, a constant, an index, the order of two arguments, a term or a keyword dropped, a name
-exchanged for its sibling (terminated and done, actor and critic, target_x and x), a statement
-x = f(x) undone. The default is one mutant per line, of kinds that alternate; --all takes every
-mutant and also those of functions named `check`, whose conditions are tested elsewhere. Left alone
-are docstrings, annotations, error messages, imports, decorators and the defaults of classes.
+Run it in the folder where the module's import path starts. A mutant differs from the module in
+one expression: an operator, a constant, an index, the order of two arguments, a dropped term or
+keyword, a name exchanged for its sibling (terminated and done, actor and critic, target_x and x),
+a statement x = f(x) undone. The default is one mutant per line, of alternating kinds; --all tests
+every mutant, including those of functions named `check`, whose conditions have their own tests.
+Docstrings, annotations, error messages, imports, decorators and the defaults of classes are not
+changed.
 
-Every survivor is printed, and in the end the share that was killed. A mutant that raises something
-other than a failed assertion is killed too, but proves less, so that these are counted apart, and
-so are those that ran out of time.
+The audit prints every survivor, and at the end the share of killed mutants. A mutant that raises
+something other than a failed assertion is killed too, but proves less. These are counted
+separately, and so are those that ran out of time.
 
 Nothing is written into the source tree. The tests run in forks of one process that has imported
-third-party modules and nothing of ours, and an import hook hands the fork its mutant. A test that
-starts an interpreter of its own does not see the mutant. Tests that have killed, and quick ones,
-go first. Programs are compiled with few optimisations, unless --optimize is given, and what a
-mutant compiles is not kept.
+third-party modules but none of ours, and an import hook gives the fork its mutant. A test that
+starts its own interpreter does not see the mutant. Tests that have killed mutants, and quick tests,
+run first. Programs are compiled with few optimisations, unless --optimize is given, and the
+programs of a mutant are not cached.
 """
 
 import argparse
@@ -62,7 +63,7 @@ SIBLINGS = (
     "lower upper", "before after", "old new", "first second", "start stop", "mean std",
 )  # fmt: skip
 TABLE = {frozenset(pair.split()) for pair in (*FUNCTIONS, *SIBLINGS)}
-ALWAYS = {frozenset(pair.split()) for pair in FUNCTIONS}  # both exist wherever one does
+ALWAYS = {frozenset(pair.split()) for pair in FUNCTIONS}  # if one exists, so does the other
 TAKES_FUNCTION = {"scan", "vmap", "grad", "map", "partial", "cond", "while_loop", "fori_loop"}
 SYMMETRIC = {"min", "max", "minimum", "maximum", "logaddexp"}
 UNDONE = {
@@ -70,7 +71,7 @@ UNDONE = {
     "max", "min", "sort", "cumsum", "tanh", "floor",
 }  # fmt: skip
 PREFIXES = {"target", "next", "new", "old", "last", "initial", "final", "best", "raw", "previous"}
-# Exchanged with a neighbour, these would only crash.
+# Exchanging one of these with a neighbour would only crash.
 OF_OWN_KIND = {"config", "state", "env", "generator", "transition", "critic", "actor", "batch"}
 STARTS_A_BACKEND = {"gymnax"}  # when it is imported
 NOT_CODE = {"annotation", "returns", "decorator_list", "type_params", "ctx", "op", "ops"}
@@ -110,7 +111,7 @@ def left_alone(node: Any, parent: ast.AST, everything: bool) -> bool:
         return True
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
         return True
-    if isinstance(node, ast.keyword) and node.arg == "strict":  # of zip: it guards, and only raises
+    if isinstance(node, ast.keyword) and node.arg == "strict":  # of zip: a guard that only raises
         return True
     if isinstance(node, ast.If) and "__name__" in ast.unparse(node.test):
         return True
@@ -123,13 +124,13 @@ def left_alone(node: Any, parent: ast.AST, everything: bool) -> bool:
 
 def words(node: ast.AST) -> dict[str, set[str]]:
     """Names ("id"), attributes ("attr") and strings ("value") below a node."""
-    found: dict[str, set[str]] = {"id": set(), "attr": set(), "value": set()}
+    names: dict[str, set[str]] = {"id": set(), "attr": set(), "value": set()}
     for each in ast.walk(node):
         for field in ("id", "attr", "value", "arg"):
             word = getattr(each, field, None)
             if isinstance(word, str) and not isinstance(each, ast.keyword):
-                found["id" if field == "arg" else field].add(word)
-    return found
+                names["id" if field == "arg" else field].add(word)
+    return names
 
 
 def sites(node: ast.AST, names: Any, everything: bool) -> Iterator[Site]:
@@ -144,7 +145,7 @@ def sites(node: ast.AST, names: Any, everything: bool) -> Iterator[Site]:
 
 
 def are_siblings(a: str, b: str) -> bool:
-    """In the table, or all words but one are common: next_obs and obs, key_env and key_actor."""
+    """In the table, or all words but one agree: next_obs and obs, key_env and key_actor."""
     if frozenset((a, b)) in TABLE:
         return True
     x, y = a.split("_"), b.split("_")
@@ -172,7 +173,7 @@ def exchanged(items: list[Any], i: int) -> list[Any]:
 
 
 def changes(site: Site) -> Iterator[tuple[str, Any]]:
-    """Pairs of a kind and a node to stand in place of the site's."""
+    """Pairs of a kind and a node that may replace the site's."""
     node = site.node
     if isinstance(node, ast.BinOp | ast.AugAssign | ast.BoolOp) and type(node.op) in OPERATORS:
         yield "operator", changed(node, op=OPERATORS[type(node.op)]())
@@ -265,20 +266,20 @@ def changes_of_an_index(node: Any) -> Iterator[tuple[str, Any]]:
 
 
 def all_mutants(tree: ast.Module, everything: bool = True) -> list[Mutant]:
-    found, seen = [], set()
+    mutants, seen = [], set()
     for site in sites(tree, words(tree), everything):
         line = getattr(site.node, "lineno", getattr(site.parent, "lineno", 0))
         for kind, new in changes(site):
             mutant = Mutant(line, kind, site, new)
             text = (id(site.node), ast.unparse(new))
             if text[1] != ast.unparse(site.node) and text not in seen:
-                found.append(mutant)
+                mutants.append(mutant)
             seen.add(text)
-    return sorted(found, key=lambda mutant: mutant.line)
+    return sorted(mutants, key=lambda mutant: mutant.line)
 
 
 def one_per_line(mutants: list[Mutant]) -> list[Mutant]:
-    """Of each line the kind that was taken least often so far."""
+    """For each line, a mutant of the kind that was chosen least often so far."""
     lines: dict[int, list[Mutant]] = collections.defaultdict(list)
     for mutant in mutants:
         lines[mutant.line].append(mutant)
@@ -295,7 +296,7 @@ def one_per_line(mutants: list[Mutant]) -> list[Mutant]:
 
 
 class Hook(importlib.abc.MetaPathFinder, importlib.machinery.SourceFileLoader):
-    """Compiles one module from the mutated tree and leaves all others to Python."""
+    """Compiles one module from the mutated tree; Python imports all others."""
 
     def __init__(self, name: str, path: str, tree: ast.Module) -> None:
         super().__init__(name, path)
@@ -311,7 +312,7 @@ class Hook(importlib.abc.MetaPathFinder, importlib.machinery.SourceFileLoader):
 
 
 class Audit:
-    """A plugin of pytest that forks before the collection: the forks go on, each with a mutant."""
+    """A pytest plugin that forks before the collection; each fork continues with a mutant."""
 
     def __init__(self, options: argparse.Namespace, tree: ast.Module, log: Any, file: Any) -> None:
         self.options, self.tree, self.log, self.file = options, tree, log, file
@@ -322,8 +323,8 @@ class Audit:
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection(self, session: pytest.Session) -> bool | None:
         started = time.monotonic()
-        # Given to pytest earlier, they would have it load the conftest.py beside them, and with it
-        # the module.
+        # If pytest had them earlier, it would load the conftest.py beside them, and with it the
+        # module.
         session.config.args[:] = self.options.tests
         status, notes = self.run(None, 3600.0)
         if self.is_fork:
@@ -362,7 +363,7 @@ class Audit:
         return outcome
 
     def run(self, mutant: Mutant | None, limit: float) -> tuple[int | None, dict[str, Any]]:
-        """Fork; in the fork return at once, here return its exit status and its notes."""
+        """Fork. Return at once in the fork; return its exit status and notes in the parent."""
         for file in (self.file, self.log):
             file.seek(0)
             file.truncate()
@@ -409,20 +410,20 @@ class Audit:
 
 
 def preload(names: list[str]) -> None:
-    """Import what the tests imported, unless it is ours or starts a backend of jax."""
+    """Import the modules that the tests imported, except ours and those that start a backend."""
     for name in names:
         if name.split(".")[0] in STARTS_A_BACKEND:
             continue
         with contextlib.suppress(Exception, SystemExit):
-            found = importlib.util.find_spec(name)
-            if found and "site-packages" in str(found.origin):
+            spec = importlib.util.find_spec(name)
+            if spec and "site-packages" in str(spec.origin):
                 importlib.import_module(name)
     bridge = sys.modules.get("jax._src.xla_bridge")
     assert not (bridge and bridge.backends_are_initialized()), "its threads do not survive a fork"
 
 
 def waited(child: int, limit: float) -> int | None:
-    """Exit status of a fork, or None if it had to be stopped at its limit."""
+    """Exit status of a fork, or None if it was stopped at its limit."""
     try:
         end = time.monotonic() + limit
         while time.monotonic() < end:
@@ -456,11 +457,11 @@ def summary(outcomes: collections.Counter[str]) -> None:
 def parsed(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("module", type=pathlib.Path, help="file to change, relative to here")
-    parser.add_argument("--tests", nargs="+", default=[], help="what pytest is to run")
+    parser.add_argument("--tests", nargs="+", default=[], help="arguments of pytest")
     parser.add_argument("--deselect", action="append", default=[], help="a test to leave out")
     parser.add_argument("--lines", default="1-1000000", help="only these, as in 100-200")
     parser.add_argument("--all", action="store_true", help="every mutant, not one per line")
-    parser.add_argument("--sample", type=int, help="so many of them, by a fixed seed")
+    parser.add_argument("--sample", type=int, help="this many of them, by a fixed seed")
     parser.add_argument("--list", action="store_true", help="print the mutants, run nothing")
     parser.add_argument("--limit", type=float, help="seconds per mutant; else by the tests' own")
     parser.add_argument("--optimize", action="store_true", help="compile as the tests do")
@@ -490,7 +491,7 @@ def main() -> int:
     if not options.optimize:
         os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
     OUT = os.fdopen(os.dup(1), "w")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a fork is stopped with it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so a fork stops with it
     with tempfile.TemporaryFile("w+") as log, tempfile.TemporaryFile("w+") as notes:
         os.dup2(log.fileno(), 1)
         return run(Audit(options, tree, log, notes))

@@ -1,4 +1,4 @@
-"""Environments with known answers: a broken agent fails one of them and the name tells why.
+"""Environments with known answers: a broken agent fails one of them, and its name says why.
 
 The ladder follows Andy Jones, "Debugging RL, without the agonizing pain", extended by a time
 limit, a continuous action and a task for an entropy bonus.
@@ -25,13 +25,13 @@ class State:
 
 @struct.dataclass
 class Params:
-    """A time limit that no probe but `Endless` reaches."""
+    """A time limit that only `Endless` reaches."""
 
     max_steps_in_episode: int = 10
 
 
 class Probe(environment.Environment):
-    """One-step episodes, observation 0, one action, reward 1; subclasses override what differs."""
+    """One-step episodes, observation 0, one action, reward 1. Subclasses override parts of it."""
 
     num_choices = 1
 
@@ -62,11 +62,11 @@ class Probe(environment.Environment):
 
 
 class Constant(Probe):
-    """Value 1, whatever happens: tests the value loss."""
+    """The value is always 1: tests the value loss."""
 
 
 class Observed(Probe):
-    """Reward is the observation, 1 or -1: tests that the critic sees what it is told."""
+    """Reward is the observation, 1 or -1: tests that the critic sees the observation."""
 
     def first_obs(self, key: jax.Array) -> jax.Array:
         return random.rademacher(key, (1,), jnp.float32)
@@ -93,7 +93,7 @@ class Chosen(Probe):
 
 
 class Matched(Observed):
-    """The action has to match the observation: tests that the policy sees it."""
+    """The action must match the observation: tests that the policy sees it."""
 
     num_choices = 2
 
@@ -104,8 +104,8 @@ class Matched(Observed):
 class Endless(Probe):
     """Reward 1 for ever, cut every 5 steps by the time limit: with gamma 0.9, V = 10.
 
-    Whoever takes the limit for an end finds 4.1 from the first step on and less from the later
-    ones, all of which look alike: a mean between 2.6 (Monte Carlo) and 3.6 (one-step TD).
+    An agent that treats the limit as an end finds 4.1 for the first step and less for later ones,
+    which all look alike: a mean between 2.6 (Monte Carlo) and 3.6 (one-step TD).
     """
 
     @property
@@ -141,9 +141,9 @@ class Tempered(Chosen):
 
 
 class Tasks(Probe):
-    """Several probes in one, of which the traced parameter `task` chooses: one compilation for all.
+    """Several probes in one; the traced parameter `task` selects one, so all share a compilation.
 
-    Where a probe knows one action, the others do not matter either.
+    If a probe has a single action, all actions do the same.
     """
 
     probes: tuple[Probe, ...] = ()
@@ -165,7 +165,7 @@ class Tasks(Probe):
 
 @struct.dataclass
 class TaskParams:
-    """Which probe it is, and the time limit that only `Endless` reaches."""
+    """The selected probe, and the time limit that only `Endless` reaches."""
 
     task: int = 0
     max_steps_in_episode: int = 5

@@ -1,12 +1,12 @@
-"""Plain parts for writing an agent's update a second time, in NumPy or in 64 bits.
+"""Parts of an independent second version of an agent's update, in NumPy or in 64 bits.
 
 Nothing here calls the code of an agent, a kernel, a normaliser or optax. Arrays are float64, time
 comes first, [T, N, ...]; parameters are vectors [P], in the order of `jax.tree.leaves`.
 
 A test registers the task below, runs the agent with `trained`, plays the same game in a `World`
 with the same random numbers, and compares the two with `assert_close`. The task is deterministic,
-so the random stream that has to be mirrored is that of the policy alone. Keys and what is drawn
-from them belong outside of `jax.enable_x64`, where fewer bits are drawn.
+so only the random stream of the policy must be mirrored. Keys and draws belong outside of
+`jax.enable_x64`, which changes the number of random bits.
 """
 
 import functools
@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import quick
 from flax import struct
 from gymnax.environments import environment, spaces
 from jax import flatten_util, lax, random
@@ -29,13 +30,13 @@ Array = np.ndarray | jax.Array
 # --- the task ------------------------------------------------------------------------------------
 
 START = np.array([0.1, -0.2, 0.3])
-# A contraction: rounding errors die out, so that the agent and the loop stay together.
+# A contraction: rounding errors decay, so the agent and the loop stay together.
 DRIFT = np.array([[0.6, -0.3, 0.2], [0.3, 0.5, -0.2], [-0.2, 0.4, 0.6]])
 PULL = np.array([[0.9, 0.2], [-0.3, 0.8], [0.4, -0.6]])
 SHIFT = np.array([0.1, 0.05, -0.1])
 WORTH = np.array([1.0, -0.7, 0.4])
 GOAL = 0.95  # an episode terminates where the first coordinate exceeds it
-CHOICES = np.array([[-0.8, 0.5], [0.3, -0.9], [0.6, 0.3]])  # what the discrete actions stand for
+CHOICES = np.array([[-0.8, 0.5], [0.3, -0.9], [0.6, 0.3]])  # the force of each discrete action
 LOW, HIGH = np.array([-1.0, -0.5]), np.array([0.8, 1.5])  # bounds of the continuous ones
 LIMIT = 4  # steps until an episode is truncated
 NAMES = {True: "rederive/discrete", False: "rederive/continuous"}  # by `discrete`
@@ -43,7 +44,7 @@ NAMES = {True: "rederive/discrete", False: "rederive/continuous"}  # by `discret
 
 @struct.dataclass
 class Params:
-    """What `env_params` may change."""
+    """The settings that `env_params` may change."""
 
     max_steps_in_episode: int = LIMIT
     push: float = 1.0  # factor on the effect of an action
@@ -51,7 +52,7 @@ class Params:
 
 @struct.dataclass
 class State:
-    """The observation is the whole state, but for the time."""
+    """The observation is the whole state, except for the time."""
 
     obs: jax.Array  # [3]
     time: jax.Array  # []
@@ -65,7 +66,7 @@ def outcome(obs: Array, force: Array, push: Any) -> tuple[Any, Any, Any]:
 
 
 class Task(environment.Environment):
-    """For gymnax: every episode starts alike, and only actions tell the environments apart."""
+    """For gymnax: every episode starts alike, so environments differ only by their actions."""
 
     discrete = True
 
@@ -95,7 +96,7 @@ class ContinuousTask(Task):
 
 
 def register() -> None:
-    """Make the task known, as the two `NAMES`."""
+    """Register the task under the two `NAMES`."""
     envs.register(NAMES[True], Task)
     envs.register(NAMES[False], ContinuousTask)
 
@@ -142,7 +143,7 @@ def stacked(rows: list[Row]) -> Row:
 
 
 def episode_metrics(rows: Row, where: Any = True) -> dict[str, float]:
-    """The metrics that every agent reports of the episodes that ended in these rows."""
+    """Every agent's metrics of the episodes that ended in these rows."""
     ended = rows.done & where
     return {
         "episode/return_sum": rows.ended_return[ended].sum(),
@@ -160,13 +161,9 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-# Programs that run for a millisecond are not worth seconds of LLVM.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
-
 def in_64_bits(function: Callable[..., Any], static: tuple[int, ...] = ()) -> Callable[..., Any]:
     """Compile `function` in float64, from and to NumPy arrays."""
-    compiled = jax.jit(function, static_argnums=static, compiler_options=QUICK)
+    compiled = jax.jit(function, static_argnums=static, compiler_options=quick.OPTIONS)
 
     def double(x: Any) -> Any:
         return np.asarray(x, np.float64) if np.asarray(x).dtype.kind == "f" else np.asarray(x)
@@ -190,14 +187,14 @@ def mlp(variables: Any, x: Any, activation: str = "tanh") -> jax.Array:
 
 
 class Policy(NamedTuple):
-    """What an actor puts out: logits [..., A], or with `log_std` [A] the mean of a Gaussian."""
+    """The output of an actor: logits [..., A], or with `log_std` [A] the mean of a Gaussian."""
 
     output: Any
     log_std: Any = None
 
 
 def policy(actor: Any, obs: Any, activation: str = "tanh") -> Policy:
-    """The policy of an actor with a softmax, or with a parameter `log_std` that no state moves."""
+    """The policy of an actor with a softmax, or with a state-independent parameter `log_std`."""
     return Policy(mlp(actor, obs, activation), actor["params"].get("log_std"))
 
 
@@ -281,7 +278,7 @@ class Adam:
         self.nu: Any = 0.0
 
     def step(self, gradient: np.ndarray, rate: float) -> np.ndarray:
-        """Take note of a gradient -> change of the parameters."""
+        """Update the moments with a gradient -> change of the parameters."""
         self.count += 1
         self.mu = 0.9 * self.mu + 0.1 * gradient
         self.nu = 0.999 * self.nu + 0.001 * gradient**2
@@ -289,10 +286,10 @@ class Adam:
         return -rate * mean / (np.sqrt(square) + self.eps)
 
     def assert_close(self, opt_state: Any, what: str) -> None:
-        (found,) = members(opt_state, optax.ScaleByAdamState)
-        assert int(found.count) == self.count, what
-        assert_close(flat(found.mu), self.mu, f"{what}: first moment of Adam")
-        assert_close(flat(found.nu), self.nu, f"{what}: second moment of Adam")
+        (moments,) = members(opt_state, optax.ScaleByAdamState)
+        assert int(moments.count) == self.count, what
+        assert_close(flat(moments.mu), self.mu, f"{what}: first moment of Adam")
+        assert_close(flat(moments.nu), self.nu, f"{what}: second moment of Adam")
 
 
 class RmsProp:
@@ -303,13 +300,13 @@ class RmsProp:
         self.nu: Any = start
 
     def step(self, gradient: np.ndarray, rate: float) -> np.ndarray:
-        """Take note of a gradient -> change of the parameters."""
+        """Update the moments with a gradient -> change of the parameters."""
         self.nu = self.decay * self.nu + (1.0 - self.decay) * gradient**2
         return -rate * gradient / np.sqrt(self.nu + self.eps)
 
     def assert_close(self, opt_state: Any, what: str) -> None:
-        (found,) = members(opt_state, optax.ScaleByRmsState)
-        assert_close(flat(found.nu), self.nu, f"{what}: mean square of RMSprop")
+        (moments,) = members(opt_state, optax.ScaleByRmsState)
+        assert_close(flat(moments.nu), self.nu, f"{what}: mean square of RMSprop")
 
 
 def members(tree: Any, kind: type) -> list[Any]:
@@ -319,7 +316,7 @@ def members(tree: Any, kind: type) -> list[Any]:
 
 
 def rate(config: Any, learning_rate: float, finished: int) -> float:
-    """The learning rate after so many finished updates, by `learning_rate_schedule`."""
+    """The learning rate after `finished` updates, by `learning_rate_schedule`."""
     half_life = config.learning_rate_half_life
     factors = {
         "constant": 1.0,
@@ -351,13 +348,13 @@ def gae(
 
 
 def standardised(x: np.ndarray, where: Any = True) -> np.ndarray:
-    """To mean 0 and variance 1 over the entries that count."""
+    """To mean 0 and variance 1 over the entries in `where`."""
     chosen = x[np.broadcast_to(where, x.shape)]
     return (x - chosen.mean()) / (chosen.std() + 1e-8)
 
 
 class Moments:
-    """Mean and variance of all that was ever seen, which is kept."""
+    """Mean and variance of everything seen so far, all of which is stored."""
 
     def __init__(self, size: int) -> None:
         self.seen = np.zeros((0, size))
@@ -380,7 +377,7 @@ class Moments:
 
 
 class Normalizers:
-    """Statistics of observations and of discounted sums of rewards, as `config` wants them used."""
+    """Statistics of observations and of discounted sums of rewards, used as `config` says."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -389,7 +386,7 @@ class Normalizers:
         self.running = np.zeros(config.num_envs)
 
     def seen(self, obs: np.ndarray) -> np.ndarray:
-        """Observations as the networks see them, by the statistics so far."""
+        """Normalise observations for the networks, by the statistics so far."""
         if not self.config.normalize_obs:
             return obs
         scaled = (obs - self.obs.mean) / np.sqrt(self.obs.var + 1e-8)
@@ -400,7 +397,7 @@ class Normalizers:
             self.obs.see(obs)
 
     def rewards(self, reward: np.ndarray, done: np.ndarray, where: Any = True) -> np.ndarray:
-        """Take note of raw rewards [T, N] -> normalised, scaled and clipped."""
+        """Update the statistics with raw rewards [T, N] -> normalised, scaled and clipped."""
         config = self.config
         if config.normalize_reward:
             sums = np.zeros(reward.shape)
@@ -418,7 +415,7 @@ class Normalizers:
 
 
 def play(key: jax.Array, act: Callable[[np.ndarray], Policy], world: World, steps: int) -> Row:
-    """Go on in a world for T steps -> [T, N], as the agents do that keep their environments."""
+    """Play T more steps in a world -> [T, N], like agents that keep their environments."""
     rows = []
     for now in random.split(key, steps):
         key_action, _ = random.split(now)
@@ -427,7 +424,7 @@ def play(key: jax.Array, act: Callable[[np.ndarray], Policy], world: World, step
 
 
 class Batch(NamedTuple):
-    """What an on-policy agent learns from; B = T N, time first."""
+    """The data that an on-policy agent learns from; B = T N, time first."""
 
     obs: np.ndarray  # [B, 3] normalised
     action: np.ndarray  # [B] or [B, 2]
@@ -436,7 +433,7 @@ class Batch(NamedTuple):
 
 
 class OnPolicy:
-    """What A2C, NPG, TRPO and PPO have in common, from the state of `init` on."""
+    """The common parts of A2C, NPG, TRPO and PPO, from the state of `init` on."""
 
     def __init__(self, key: jax.Array, start: Any, config: Any) -> None:
         self.config, self.params = config, start.params
@@ -459,7 +456,7 @@ class OnPolicy:
         return play(key, act, world, self.config.num_steps)
 
     def collect(self, key: jax.Array) -> tuple[Batch, dict[str, float]]:
-        """Play on -> what there is to learn from, and the metrics of the episodes that ended."""
+        """Play on -> data to learn from, and the metrics of the ended episodes."""
         config, critic = self.config, self.params["critic"]
         rows = self._played(key, self.world)
         obs, next_obs = self.normalizers.seen(rows.obs), self.normalizers.seen(rows.next_obs)
@@ -476,14 +473,14 @@ class OnPolicy:
         return Batch(obs, action, advantage.ravel(), target.ravel()), episode_metrics(rows)
 
     def assert_close(self, state: Any, what: str) -> None:
-        """Compare parameters, normalisers, environments and the counter; optimisers are apart."""
+        """Compare parameters, normalisers, environments and the counter, but not optimisers."""
         assert_close(flat(state.params), flat(self.params), f"{what}: parameters")
         self.normalizers.assert_close(state.normalizers, what)
         assert_world(state, self.world, what)
         assert int(state.num_updates) == self.finished, what
 
 
-# --- what NPG and TRPO have in common ------------------------------------------------------------
+# --- common parts of NPG and TRPO ----------------------------------------------------------------
 
 
 def _curvature(actor: Any, obs: Any, activation: str) -> jax.Array:
@@ -524,13 +521,13 @@ def _value_loss(critic: Any, batch: Batch, activation: str) -> jax.Array:
 fisher = in_64_bits(_curvature, static=(2,))
 # E[A log π(a|s)] and its gradient with respect to the actor.
 score = in_64_bits(_score, static=(2,))
-# Of a new actor and the one that acted: E[r A], and the mean of KL(π_old ‖ π_new).
+# For a new actor and the acting one: E[r A], and the mean of KL(π_old ‖ π_new).
 measures = in_64_bits(_measures, static=(3,))
 _value_slope = in_64_bits(jax.value_and_grad(_value_loss), static=(2,))
 
 
 def conjugate_gradient(matrix: np.ndarray, b: np.ndarray, iterations: int) -> np.ndarray:
-    """Hestenes and Stiefel 1952: that many steps towards the x with matrix x = b, from zero."""
+    """Hestenes and Stiefel 1952: `iterations` steps from zero towards the x with matrix x = b."""
     x, residual, direction = np.zeros_like(b), b, b
     for _ in range(iterations):
         length = residual @ residual / (direction @ matrix @ direction)
@@ -585,7 +582,7 @@ class NaturalGradient(OnPolicy):
 # --- the agent, and comparing --------------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3), compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=(0, 3), compiler_options=quick.OPTIONS)
 def _trained(agent: types.ModuleType, key: jax.Array, config: Any, updates: int) -> Any:
     def step(state: Any, u: jax.Array) -> Any:
         state, metrics = agent.update(random.fold_in(key, u), state, config)
@@ -598,7 +595,7 @@ def _trained(agent: types.ModuleType, key: jax.Array, config: Any, updates: int)
 def trained(
     agent: types.ModuleType, key: jax.Array, config: Any, updates: int = 3
 ) -> tuple[list[Any], list[dict[str, np.ndarray]]]:
-    """Run the agent as it is -> its states after 0, 1, ... updates, and the metrics of each."""
+    """Run the agent itself -> its states after 0, 1, ... updates, and the metrics of each."""
     agent.check(config)
     start, rest = jax.device_get(_trained(agent, key, config, updates))
     rows = [jax.tree.map(lambda x, i=i: x[i], rest) for i in range(updates)]
@@ -621,7 +618,7 @@ def assert_three_updates(
 ) -> Any:  # fmt: skip
     """Run both, comparing after each update -> the rederived agent.
 
-    `init` splits its key into so many, of which the last three are the networks' and the moments'.
+    `init` splits its key into `keys`. The last three are those of the networks and the moments.
     """
     key = random.key(3)
     assert config.num_updates == 3  # the length of a linear schedule
@@ -643,7 +640,7 @@ def assert_acts(agent: types.ModuleType, state: Any, rederived: Any) -> None:
     actor, config = rederived.params["actor"], rederived.config
     own = policy_in_64_bits(actor, rederived.normalizers.seen(obs), config.activation)
     best = own.output.argmax(-1) if own.log_std is None else own.output
-    acts = jax.jit(agent.policy, static_argnums=4, compiler_options=QUICK)
+    acts = jax.jit(agent.policy, static_argnums=4, compiler_options=quick.OPTIONS)
     for greedy, wanted in (((), sample(random.key(4), own)), ((True,), best)):
         got = acts(random.key(4), state, jnp.asarray(obs), config, *greedy)
         np.testing.assert_allclose(got, wanted, 1e-5, 1e-5, err_msg=f"greedy: {greedy}")
@@ -670,7 +667,7 @@ def assert_initial(
     for name, module, own in (
         ("actor", agent.Actor, key_actor), ("critic", agent.Critic, key_critic),
     ):  # fmt: skip
-        start = jax.jit(module(config).init, compiler_options=QUICK)(own, jnp.zeros((1, 3)))
+        start = jax.jit(module(config).init, compiler_options=quick.OPTIONS)(own, jnp.zeros((1, 3)))
         assert_close(flat(params[name]), flat(start), f"{name}: initial parameters")
     actor, critic = params["actor"]["params"], params["critic"]["params"]
     for layers, scale in ((actor, 0.01), (critic, 1.0)):
@@ -690,7 +687,7 @@ def assert_metrics(got: Mapping[str, Any], wanted: Mapping[str, Any], what: str)
 
 
 def assert_world(state: Any, world: World, what: str) -> None:
-    """Compare what an agent that plays on carries of its environments."""
+    """Compare the environments that an agent carries from update to update."""
     running = state.env_state
     assert_close(state.obs, world.obs, f"{what}: observation")
     assert_close(running.inner.obs, world.obs, f"{what}: state of the environment")

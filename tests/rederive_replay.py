@@ -1,7 +1,7 @@
-"""What off-policy agents share beyond `rederive`: a ring in NumPy, and playing into it.
+"""The parts of `rederive` for off-policy agents: a ring buffer in NumPy, and playing into it.
 
-As there, nothing here calls an agent's code or `purejaxpg.replay`. Keys are split and indices are
-drawn as the agents promise it.
+Again, nothing here calls an agent's code or `purejaxpg.replay`. Keys are split and indices are
+drawn as the agents document it.
 """
 
 import functools
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import quick
 import rederive
 from jax import lax, random
 
@@ -26,7 +27,7 @@ SEED = 3  # of every run
 
 
 class Ring:
-    """The last transitions; the number of a transition decides its row."""
+    """The last transitions. Transition i is in row i modulo the capacity."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity, self.written = capacity, 0
@@ -51,9 +52,9 @@ class Ring:
         assert int(buffer.position) == self.written % self.capacity, what
         assert int(buffer.size) == self.size, what
         for name, wanted in self.rows.items():
-            found = getattr(buffer.storage, name)
-            assert found.dtype.kind == wanted.dtype.kind, f"{what}: {name} in the buffer"
-            rederive.assert_close(found, wanted, f"{what}: {name} in the buffer")
+            stored = getattr(buffer.storage, name)
+            assert stored.dtype.kind == wanted.dtype.kind, f"{what}: {name} in the buffer"
+            rederive.assert_close(stored, wanted, f"{what}: {name} in the buffer")
 
 
 def stretched(action: np.ndarray) -> np.ndarray:
@@ -75,10 +76,10 @@ class Learner:
 
 
 class OffPolicy:
-    """A run: what `init` does to the buffer, then updates that start from the given networks.
+    """A run: `init` fills the buffer, then updates start from the given networks.
 
-    A subclass says how to act, before and after the warm-up, and what a gradient step is. It keeps
-    its target networks under the name that they have in the agent's state.
+    A subclass defines how to act, before and after the warm-up, and the gradient step. `targets` is
+    the name of the target networks in the agent's state.
     """
 
     targets = ""
@@ -112,7 +113,7 @@ class OffPolicy:
         """Play and store -> metrics of the episodes that ended."""
         played = []
         for each in random.split(key, steps):
-            key_action, _ = random.split(each)  # the other one is for an environment with chance
+            key_action, _ = random.split(each)  # the other one is for a random environment
             seen = self.normalizers.seen(self.world.obs)
             action = self.at_random(key_action) if warming_up else self.act(key_action, seen)
             row = self.world.step(action if self.discrete else stretched(action))
@@ -128,7 +129,7 @@ class OffPolicy:
         return rederive.episode_metrics(rows)
 
     def sample(self, key: jax.Array) -> dict[str, np.ndarray]:
-        """A minibatch, with observations and rewards as they are learnt from now."""
+        """A minibatch, with observations and rewards normalised by the current statistics."""
         batch = self.ring.sample(key, self.config.batch_size)
         for name in ("obs", "next_obs"):
             batch[name] = self.normalizers.seen(batch[name])
@@ -155,7 +156,7 @@ class OffPolicy:
         return {**episodes, **{name: np.mean([s[name] for s in steps]) for name in steps[0]}}
 
     def assert_data(self, state: Any, what: str) -> None:
-        """Compare what playing has changed."""
+        """Compare everything that acting changes."""
         rederive.assert_world(state, self.world, what)
         self.ring.assert_close(state.buffer, what)
         self.normalizers.assert_close(state.normalizers, what)
@@ -174,9 +175,7 @@ class OffPolicy:
         rederive.assert_close(got, wanted, f"{what}: targets")
 
 
-@functools.partial(
-    jax.jit, static_argnums=(0, 4), compiler_options={"xla_backend_optimization_level": 0}
-)
+@functools.partial(jax.jit, static_argnums=(0, 4), compiler_options=quick.OPTIONS)
 def _played(agent: types.ModuleType, key: jax.Array, config: Any, given: Any, updates: int) -> Any:
     def step(state: Any, u: jax.Array) -> Any:
         state, metrics = agent.update(random.fold_in(key, u), state, config)
@@ -191,9 +190,9 @@ def assert_three_updates(
 ) -> tuple[Any, Any, Any]:
     """Run both, comparing after `init` and after each update.
 
-    The members of the state that are `given` replace those of `init` before the first update: a new
-    policy is almost constant and equal to its target, while with parameters of the test's own every
-    term counts from the first step on.
+    The members of the state in `given` replace those of `init` before the first update: a new
+    policy is almost constant and equal to its target, but with the test's own parameters every term
+    matters from the first step on.
 
     Returns:
         The agent's states after `init` and after the last update, and the rederived agent.
@@ -228,9 +227,11 @@ def network(generator: np.random.Generator, *widths: int) -> Any:
 
 
 def assert_new(state: Any, given: dict[str, Any], gains: dict[str, float], actor: Any) -> None:
-    """What `init` returns: an actor of its own key, the given shapes, optimisers without a past."""
+    """Check the result of `init`: an actor from its own key, the given shapes, fresh optimisers."""
     _, key_actor, _, _ = random.split(random.fold_in(random.key(SEED), 0), 4)
-    drawn = jax.jit(actor.init)(key_actor, np.zeros((1, 3), np.float32))
+    drawn = jax.jit(actor.init, compiler_options=quick.OPTIONS)(
+        key_actor, np.zeros((1, 3), np.float32)
+    )
     rederive.assert_close(rederive.flat(state.params["actor"]), rederive.flat(drawn), "actor")
     shapes = [jax.tree.map(np.shape, x) for x in (state.params, given["params"])]
     assert shapes[0] == shapes[1]

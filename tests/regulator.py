@@ -1,4 +1,4 @@
-"""The discounted linear quadratic regulator, of which everything is known from its matrices.
+"""The discounted linear quadratic regulator, whose matrices give every answer in closed form.
 
     x' = A x + B u,    u = −K x + σ ε,    ε ~ N(0, 1),    cost x'Qx + u'Ru,    C = E[Σ_t γ^t cost_t]
 
@@ -47,7 +47,7 @@ class Regulator:
         return self.R + self.gamma * self.B.T @ self.cost_to_go(gain) @ self.B
 
     def second_moment(self, gain: Array, std: float | np.ndarray = 0.0) -> np.ndarray:
-        """Σ_K = E[Σ_t γ^t x_t x_t'], to which the noise of the policy adds."""
+        """Σ_K = E[Σ_t γ^t x_t x_t'], including the noise of the policy."""
         noise = self.B * np.square(std) @ self.B.T
         closed = np.sqrt(self.gamma) * (self.A - self.B @ gain)
         moment = self.start + self.gamma / (1.0 - self.gamma) * noise
@@ -58,7 +58,7 @@ class Regulator:
         return np.trace(self.cost_to_go(gain) @ self.start) + per_step / (1.0 - self.gamma)
 
     def greedy_gain(self, p: np.ndarray) -> np.ndarray:
-        """The best gain for one step, if what follows costs x'Px."""
+        """The best gain for one step, if the later steps cost x'Px."""
         b = self.gamma * self.B.T @ p
         return np.linalg.solve(self.R + b @ self.B, b @ self.A)
 
@@ -67,7 +67,7 @@ class Regulator:
         return self.greedy_gain(scipy.linalg.solve_discrete_are(*scaled, self.Q, self.R))
 
     def natural_gradient(self, gain: Array) -> np.ndarray:
-        """∇C Σ_K⁻¹ = 2 ((R + γB'PB) K − γB'PA), whatever states are visited."""
+        """∇C Σ_K⁻¹ = 2 ((R + γB'PB) K − γB'PA), for any visited states."""
         pull = self.gamma * self.B.T @ self.cost_to_go(gain) @ self.A
         return 2.0 * (self.curvature(gain) @ gain - pull)
 

@@ -1,8 +1,8 @@
-"""A backend in plain NumPy that stands in for training: it starts at once and imports no jax.
+"""A backend in plain NumPy in place of training: it starts at once and imports no jax.
 
-Its "states" are sums of hashed numbers of seed, configuration and update, so that a lost, repeated
-or exchanged update changes every number after it. `python tests/stand_in.py DIR` runs a search in
-rounds into DIR; the fault tests kill it, fill its disk and flip its bits.
+Its "states" are hashes of seed, configuration and update, so a lost, repeated or exchanged update
+changes every number after it. `python tests/stand_in.py DIR` runs a search in rounds into DIR; the
+fault tests kill it, fill its disk and flip its bits.
 """
 
 import dataclasses
@@ -21,9 +21,11 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from purejaxpg import FaultError, InputError, checkpoint
-from purejaxpg.sweep import engine, search, signals, space
+from purejaxpg import FaultError, InputError, checkpoint, disk, signals
+from purejaxpg.sweep import engine, search, space
+from purejaxpg.sweep import ledger as ledgers
 from purejaxpg.sweep import plan as plans
+from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import store as stores
 
 
@@ -46,9 +48,9 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What `search` asks of a spec."""
+    """The part of a spec that `search` uses."""
 
-    search: search.Search
+    search: specs.Search
     seeds: tuple[int, ...] = (0, 1)
     num_configs: int = 6
 
@@ -91,11 +93,11 @@ class Backend:
     def segment(
         self, programs: Any, inputs: Any, states: Any, diverged_at: Any, first: int, count: int
     ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        found = []
+        scores = []
         for u in range(first, first + count):
             states = scrambled(states ^ inputs, u)
-            found.append(as_score(states))
-        metric = np.stack(found, axis=1).astype(np.float32)
+            scores.append(as_score(states))
+        metric = np.stack(scores, axis=1).astype(np.float32)
         return states, diverged_at, {"episode/return_sum": metric, "episode/count": 0 * metric + 1}
 
     def score(self, programs: Any, inputs: Any, states: Any, updates: int) -> Any:
@@ -131,7 +133,7 @@ class Backend:
         target = pathlib.Path(path)
         temporary = target.with_name(f".{target.name}.tmp")
         flat = dict(flattened(tree))
-        with checkpoint.faults("write the checkpoint", target):
+        with disk.faults("write the checkpoint", target):
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             with (temporary / "arrays.npz").open("wb") as file:
@@ -159,10 +161,10 @@ def flattened(tree: Any, name: str = "root") -> list[tuple[str, np.ndarray]]:
 def filled(template: Any, file: Any, name: str) -> Any:
     if isinstance(template, dict):
         return {key: filled(template[key], file, f"{name}|{key}") for key in template}
-    found = file[name.replace("/", "~")]
-    if found.shape != template.shape:
-        raise FaultError(f"{name} has shape {found.shape}, and {template.shape} is expected.")
-    return found
+    array = file[name.replace("/", "~")]
+    if array.shape != template.shape:
+        raise FaultError(f"{name} has shape {array.shape}, and {template.shape} is expected.")
+    return array
 
 
 def identity(leg: plans.Leg) -> int:
@@ -192,12 +194,12 @@ class Silent:
 
 def spec(kind: str = "halving") -> Spec:
     if kind == "halving":
-        return Spec(search.Search(halving=search.Halving(rungs=3, eta=2.0)))
+        return Spec(specs.Search(halving=specs.Halving(rungs=3, eta=2.0)))
     if kind == "longer":
-        return Spec(search.Search(halving=search.Halving(rungs=2, eta=2.0)))
+        return Spec(specs.Search(halving=specs.Halving(rungs=2, eta=2.0)))
     if kind == "pbt":
-        return Spec(search.Search(pbt=search.Pbt(population=4, generations=4)))
-    return Spec(search.Search())
+        return Spec(specs.Search(pbt=specs.Pbt(population=4, generations=4)))
+    return Spec(specs.Search())
 
 
 def run(
@@ -206,7 +208,14 @@ def run(
     snapshot_every_s: float = 0.0,
     after_commit: Callable[[stores.Store], None] = lambda _: None,
 ) -> None:
-    """Run the search into `directory`, by default with a snapshot after every segment."""
+    """Run the search into `directory`, by default with a snapshot after every segment.
+
+    Args:
+        directory: the result directory.
+        kind: "halving", "longer", "pbt" or "plain".
+        snapshot_every_s: least seconds between two snapshots of a unit.
+        after_commit: is called with the store after each commit.
+    """
     plain = {"kind": kind}
     with stores.Store.open(directory, plain, f"kind = {kind!r}\n") as store:
         rounds = search.rounds(spec(kind))  # type: ignore[arg-type]
@@ -216,12 +225,12 @@ def run(
 
 
 def contents(directory: str | os.PathLike[str]) -> str:
-    """Everything that a sweep is about, as one text: legs, scores, arrays and states."""
+    """Return legs, scores, arrays and states of a finished sweep as one text."""
     lines = []
     with stores.Store.read(directory) as store:
-        for leg in store.legs():
+        for leg in store.ledger.legs():
             lines.append(json.dumps(leg, sort_keys=True))
-        for unit in store.units():
+        for unit in store.ledger.units():
             assert unit["done"]
             for name, array in store.arrays(unit["name"]).items():
                 lines.append(f"{unit['name']} {name} {array.tobytes().hex()}")
@@ -233,28 +242,49 @@ def contents(directory: str | os.PathLike[str]) -> str:
 
 
 def committed(directory: pathlib.Path) -> dict[str, Any]:
-    """What the ledger holds of finished units, after checking that it can be."""
-    if not (directory / stores.LEDGER).is_file():
+    """Return the ledger's rows of finished units, after checking that they are consistent."""
+    if not (directory / ledgers.LEDGER).is_file():
         return {}
     with stores.Store.read(directory) as store:
-        legs = store.legs()
+        legs = store.ledger.legs()
         assert len({(leg["run_id"], leg["round"]) for leg in legs}) == len(legs)
         assert {leg["status"] for leg in legs} <= {"pending", "done", "diverged"}
         assert store.damaged() == {}
-        done = {unit["name"] for unit in store.units() if unit["done"]}
+        done = {unit["name"] for unit in store.ledger.units() if unit["done"]}
         assert all((leg["unit"] in done) == (leg["status"] != "pending") for leg in legs)
         return {f"{leg['unit']} {leg['row']}": leg for leg in legs if leg["unit"] in done}
 
 
-if __name__ == "__main__":
-    assert "jax" not in sys.modules
+def main(words: Sequence[str]) -> int:
+    """Run the search that `words` name and return the exit status."""
     try:
-        with signals.caught():
-            print("Begun.", flush=True)  # from here on a signal is heeded
-            run(*sys.argv[1:])
+        with signals.as_exceptions():
+            print(f"Started {os.getpid()}.", flush=True)  # from here on signals are handled
+            run(*words)
     except signals.Terminated:
-        sys.exit(143)
+        return 143
     except (FaultError, InputError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(1 if isinstance(error, FaultError) else 2)
-    assert "jax" not in sys.modules
+        print(error, file=sys.stderr, flush=True)
+        return 1 if isinstance(error, FaultError) else 2
+    return 0
+
+
+def serve() -> None:
+    """Fork a process for each line of words on stdin, and print its exit status when it ends.
+
+    A fork starts in a millisecond; Python and NumPy take half a second.
+    """
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            os._exit(main(line.split()))
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--serve"]:
+        serve()
+    else:
+        status = main(sys.argv[1:])
+        assert "jax" not in sys.modules
+        sys.exit(status)

@@ -1,4 +1,4 @@
-"""The benchmark: what it counts, that it goes on where it was stopped, and that it still runs.
+"""The benchmark: its counts, that it continues where it was stopped, and that it runs at all.
 
 Nothing here asserts a time.
 """
@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from purejaxpg import InputError, cli
+from purejaxpg import InputError, cli, trainers
 from purejaxpg.agents import a2c, ddpg, npg, ppo, reinforce, sac, trpo
 from purejaxpg.bench import cases, child, counts, hlo, roof, run, show
 
@@ -103,9 +103,8 @@ def test_a_convolution_is_counted_and_a_fork_is_not() -> None:
 
 @pytest.mark.fast
 def test_every_agent_of_the_package_is_counted() -> None:
-    from purejaxpg.sweep import spec as specs
 
-    assert set(counts.KINDS) == set(specs.agent_names())
+    assert set(counts.KINDS) == set(trainers.names())
 
 
 @pytest.mark.fast
@@ -236,7 +235,7 @@ def asked(*words: str) -> list[cases.Case]:
 
 
 @pytest.mark.fast
-def test_lists_are_multiplied_and_flags_stand_beside_their_case() -> None:
+def test_lists_are_multiplied_and_flags_follow_their_case() -> None:
     words = ("--agents", "ppo", "a2c", "--num-agents", "1", "8", "--num-envs", "2", "4")
     found = asked(*words, "--flags", "xla_cpu_x=1")
     assert len(found) == 2 * 2 * 2 * 2
@@ -362,7 +361,7 @@ def test_the_data_of_an_off_policy_agent_is_its_buffer() -> None:
 
 
 def test_a_result_is_cut_where_a_run_ends() -> None:
-    """Schedules end with a run, so no update beyond it may be timed: it starts anew."""
+    """Schedules end with a run, so no update beyond it may be timed: it starts again."""
 
     class Unit:
         legs = (dataclasses.make_dataclass("Leg", ["stop"])(5),)
@@ -460,7 +459,7 @@ def test_the_figure_has_a_panel_for_each_axis(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.fast
-def test_what_is_measured_is_kept_and_not_measured_again(tmp_path: pathlib.Path) -> None:
+def test_a_case_is_measured_once(tmp_path: pathlib.Path) -> None:
     bench = run.Bench(tmp_path, {})
     bench.data["roof"] = {"device_kind": "cpu"}
     wanted = [cases.Case("ppo", number) for number in (1, 2, 3)]
@@ -513,12 +512,9 @@ def start(*given: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
 
 
-def test_the_command_measures_and_goes_on(
-    tmp_path: pathlib.Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+def test_the_command_measures_and_resumes(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiles faster
     assert cli.main(words(tmp_path)) == 0
     printed = capsys.readouterr().out
     assert "a2c x 1" in printed and "roof" in printed
@@ -546,7 +542,7 @@ def test_a_case_that_fails_is_a_row(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_what_is_done(tmp_path: pathlib.Path) -> None:
+def test_ctrl_c_keeps_finished_cases(tmp_path: pathlib.Path) -> None:
     process = start(*words(tmp_path, "--num-agents", "1", "2"))
     path = tmp_path / "bench.json"
     while not (path.exists() and json.loads(path.read_text())["results"]):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purejaxpg import FaultError, checkpoint, prng
+from purejaxpg import FaultError, checkpoint, disk, prng
 
 
 def make_state():
@@ -122,8 +122,8 @@ def test_the_manifest_lists_every_file_sorted_with_its_hash(saved):
     on_disk = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()}
     assert set(files) == on_disk - {"MANIFEST.json"}
     assert list(files) == sorted(files)
-    assert all(checkpoint.sha256_of(path / name) == digest for name, digest in files.items())
-    assert checkpoint.sha256_of(path / "MANIFEST.json") == sha256
+    assert all(disk.sha256_of(path / name) == digest for name, digest in files.items())
+    assert disk.sha256_of(path / "MANIFEST.json") == sha256
     assert [p.name for p in path.parent.iterdir() if p.name.startswith(".")] == []
 
 
@@ -260,7 +260,7 @@ def test_a_crash_at_any_step_leaves_the_old_or_the_new_checkpoint(tmp_path, monk
     old, new = {"x": np.arange(3.0)}, {"x": np.arange(3.0) + 10}
     target = tmp_path / "c"
     checkpoint.save(target, old)
-    real = {"sync": checkpoint.sync, "replace": os.replace}
+    real = {"sync": disk.sync, "replace": os.replace}
     seen, finished, limit = set(), False, 0
     while not finished:
         limit += 1
@@ -272,7 +272,7 @@ def test_a_crash_at_any_step_leaves_the_old_or_the_new_checkpoint(tmp_path, monk
             return real[name](*args)
 
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, "sync", lambda path, step=step: step("sync", path))
+            patch.setattr(disk, "sync", lambda path, step=step: step("sync", path))
             patch.setattr(checkpoint.os, "replace", lambda a, b, step=step: step("replace", a, b))
             try:
                 checkpoint.save(target, new)
@@ -304,7 +304,7 @@ def test_faults_of_the_disk_are_plain_sentences(tmp_path, monkeypatch, code, rea
     def fail(path):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(checkpoint, "sync", fail)
+    monkeypatch.setattr(disk, "sync", fail)
     with pytest.raises(FaultError, match=f"Cannot write the checkpoint .*: {reason}"):
         checkpoint.save(target, np.ones(2))
     assert checkpoint.load(target, np.zeros(2)).tolist() == [0.0, 0.0]

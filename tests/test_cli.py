@@ -11,6 +11,7 @@ import pytest
 
 import purejaxpg
 from purejaxpg import cli
+from purejaxpg.sweep import session
 
 FLAGS = [
     *("--total-timesteps", "64", "--num-envs", "2", "--num-steps", "8", "--num-epochs", "1"),
@@ -181,14 +182,14 @@ def test_no_write_permission_is_status_1(capsys: pytest.CaptureFixture[str]) -> 
     [(signal.SIGINT, 130, "Interrupted;"), (signal.SIGTERM, 143, "Terminated;")],
     ids=["SIGINT", "SIGTERM"],
 )
-def test_a_signal_ends_in_one_sentence_that_says_how_to_go_on(
+def test_a_signal_ends_in_one_sentence_that_says_how_to_resume(
     number: int,
     status: int,
     word: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cli, "run_sweep", lambda *_: os.kill(os.getpid(), number))
+    monkeypatch.setattr(session, "run", lambda *_: os.kill(os.getpid(), number))
     before = signal.getsignal(number)
     assert cli.main(["train", "ppo", *FLAGS]) == status
     printed = capsys.readouterr()
@@ -197,7 +198,7 @@ def test_a_signal_ends_in_one_sentence_that_says_how_to_go_on(
     assert signal.getsignal(number) == before
 
 
-def test_a_terminated_sweep_goes_on_from_its_snapshot(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_terminated_sweep_resumes_from_its_snapshot(capsys: pytest.CaptureFixture[str]) -> None:
     """A process of its own, on real training, with no snapshot due for an hour."""
     flags = [word if word != "64" else "60000" for word in FLAGS if word != "--quiet"]
     words = ["train", "ppo", *flags, "--snapshot-every", "3600"]
@@ -230,6 +231,14 @@ def test_fork_train_and_sweep_the_fork(capsys: pytest.CaptureFixture[str]) -> No
     assert pathlib.Path("results/mine/ledger.sqlite").exists()
 
 
+def test_a_copy_of_an_agent_is_a_program() -> None:
+    assert cli.main(["fork", "ppo", "mine.py"]) == 0
+    result = python("mine.py", *FLAGS)
+    assert result.returncode == 0, result.stderr
+    assert "results/mine-CartPole-v1-seed0" in result.stdout.replace("\n", "")
+    assert list(pathlib.Path().glob("results/*/ledger.sqlite"))
+
+
 def test_train_prints_a_result_and_resumes_to_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "ppo", "--seed", "3", *FLAGS, "--log", "tensorboard"]) == 0
     (out,) = pathlib.Path("results").iterdir()
@@ -257,9 +266,13 @@ def test_the_package_of_a_log_is_missed_before_anything_is_computed(
 
 
 def in_a_process(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return python("-m", "purejaxpg.cli", *words, **environment)
+
+
+def python(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     root = str(pathlib.Path(purejaxpg.__file__).resolve().parent.parent)
     return subprocess.run(
-        [sys.executable, "-m", "purejaxpg.cli", *words],
+        [sys.executable, *words],
         env={**os.environ, "PYTHONPATH": root, **environment},
         capture_output=True,
         text=True,
@@ -351,14 +364,14 @@ def programs(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib
 def test_programs_are_kept_and_the_oldest_go(
     programs: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cli.keep_programs()
+    session.cache_programs()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(programs)
     for age, name in enumerate(("newest", "middle", "oldest")):
         (programs / name).write_bytes(bytes(100))
         os.utime(programs / name, (1e9 - age, 1e9 - age))
-    monkeypatch.setattr(cli, "PROGRAMS_BYTES", 250)
+    monkeypatch.setattr(session, "PROGRAMS_BYTES", 250)
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    cli.keep_programs()
+    session.cache_programs()
     assert sorted(path.name for path in programs.iterdir()) == ["middle", "newest"]
 
 
@@ -366,15 +379,15 @@ def test_programs_are_kept_and_the_oldest_go(
 def test_a_place_for_programs_of_ones_own_is_respected(
     programs: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
-    cli.keep_programs()
-    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "elsewhere" and not programs.exists()
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "my-own")
+    session.cache_programs()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "my-own" and not programs.exists()
 
 
 @pytest.mark.fast
 def test_without_a_place_for_programs_all_works(programs: pathlib.Path) -> None:
     programs.parent.parent.write_text("a file where a directory should be")
-    cli.keep_programs()
+    session.cache_programs()
     assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
 
 

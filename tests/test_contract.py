@@ -1,12 +1,14 @@
-"""What every agent promises, run over every agent file in the package."""
+"""What every agent promises, checked for every agent file in the package.
+
+An agent is compiled as the engine compiles it, once, and as seldom as possible beside that.
+"""
 
 import dataclasses
 import functools
 import inspect
-import os
 import pathlib
+import runpy
 import shutil
-import subprocess
 import sys
 import types
 from typing import Any
@@ -17,11 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 from jax import random
 from jax.extend import random as jax_random
 
 from purejaxpg import config as configs
-from purejaxpg.sweep import compute
+from purejaxpg import envs
+from purejaxpg.sweep import compute, session
+from purejaxpg.sweep import plan as plans
+from purejaxpg.sweep import search as searches
 from purejaxpg.sweep import spec as specs
 
 pytestmark = pytest.mark.parametrize("agent", under_test.AGENTS, ids=under_test.name)
@@ -33,17 +39,52 @@ SIGNATURES = {
     "train": ["key", "config"],
     "policy": ["key", "state", "obs", "config", "greedy"],
 }
+ROWS = 4  # of `under_test.spec`
 
 
-ROWS = 8  # of every unit here, so that an agent's two programs are compiled once
-SEGMENT = jax.jit(compute.segment_rows, static_argnums=(0, 1))
+@functools.cache
+def compiled(agent: types.ModuleType) -> tuple[compute.Backend, compute.Programs]:
+    """Compile an agent's programs as the engine does."""
+    backend = under_test.backend(agent)
+    (group,) = backend.groups(0, next(searches.rounds(backend.spec)), {})
+    return backend, backend.compile(group)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def start(agent: types.ModuleType, seeds: Any, batch: Any) -> Any:
-    """The engine's own; gymnax's weakly typed time would have `SEGMENT` compiled twice."""
-    states = compute.start_rows(agent, seeds, batch)
-    return jax.tree.map(lambda x: jnp.asarray(x, x.dtype), states)
+def config_of(agent: types.ModuleType, **fields: float) -> Any:
+    """Return the configuration of `compiled`, with traced fields changed."""
+    known = {name: value for name, value in fields.items() if under_test.has(agent, name)}
+    return dataclasses.replace(under_test.spec(agent).runs[0].config, **known)
+
+
+def start(agent: types.ModuleType, *rows: tuple[Any, int]) -> Any:
+    """Return initial states of up to ROWS pairs of configuration and seed."""
+    backend, programs = compiled(agent)
+    return backend.start(programs, stacked(*rows))
+
+
+def stacked(*rows: tuple[Any, int]) -> Any:
+    runs = [plans.Run(str(i), config, seed, {}) for i, (config, seed) in enumerate(rows)]
+    return *compute.stack(runs, ROWS), None
+
+
+def trained(
+    agent: types.ModuleType, *rows: tuple[Any, int], pieces: tuple[int, ...] = (2, 2)
+) -> tuple[Any, np.ndarray, dict[str, np.ndarray]]:
+    """Train rows, in segments of `pieces` updates -> states, diverged_at, metrics."""
+    backend, programs = compiled(agent)
+    inputs = stacked(*rows)
+    states, at = backend.start(programs, inputs), np.zeros(ROWS, np.int32)
+    done, parts = 0, []
+    for count in pieces:
+        states, at, now = backend.segment(programs, inputs, states, at, done + 1, count)
+        parts.append(now)
+        done += count
+    assert done == under_test.UPDATES
+    return states, at, {name: np.concatenate([part[name] for part in parts], 1) for name in now}
+
+
+def row(tree: Any, index: int) -> Any:
+    return jax.tree.map(lambda x: x[index], tree)
 
 
 def leaves_differ(a: Any, b: Any) -> bool:
@@ -78,52 +119,105 @@ def test_defaults_pass_check(agent: types.ModuleType) -> None:
     agent.check(agent.Config())
 
 
-def test_traced_values_share_one_trace(agent: types.ModuleType) -> None:
-    config = under_test.tiny(agent)
-    changed = jax.tree.map(lambda x: 0.5 * x, config)
-    chex.clear_trace_counter()  # it counts by source text, and `train` reads alike in every agent
-    train = jax.jit(chex.assert_max_traces(agent.train, n=1))
-    state, _ = train(random.key(0), config)
-    other, _ = train(random.key(0), changed)
-    assert leaves_differ(state.params, other.params)
+def halved(config: Any) -> Any:
+    """Halve every traced value, each in its own type."""
+    return jax.tree.map(lambda x: type(x)(0.5 * x), config)
 
 
-def test_metrics_are_finite_scalars_by_update(agent: types.ModuleType) -> None:
-    config = under_test.tiny(agent)
-    _, metrics = jax.jit(agent.train)(random.key(0), config)
+def test_one_trace_serves_all_traced_values_and_uses_each_key_once(
+    agent: types.ModuleType,
+) -> None:
+    traces = []
+
+    def train(key: jax.Array, config: Any) -> Any:
+        traces.append(config)
+        return agent.train(key, config)
+
+    key, config = random.key(0), config_of(agent)
+    with jax.debug_key_reuse(True):  # tracing raises KeyReuseError
+        program = jax.jit(train)
+        _, metrics = program.trace(key, config).out_info
+        program.trace(key, halved(config))
+    assert len(traces) == 1
     assert {"episode/return_sum", "episode/length_sum", "episode/count"} <= set(metrics)
     for name, value in metrics.items():
         assert value.shape == (config.num_updates,), name
+
+
+def test_policy_uses_its_key_once(agent: types.ModuleType) -> None:
+    config, obs = config_of(agent), under_test.some_obs(agent, 2)
+    state = jax.eval_shape(agent.init, random.key(0), config)
+
+    def twice(key: jax.Array, state: Any) -> Any:
+        return random.bits(key), agent.policy(key, state, obs, config), random.bits(key)
+
+    with jax.debug_key_reuse(True):
+        jax.jit(agent.policy).trace(random.key(1), state, obs, config)
+        with pytest.raises(jax.errors.KeyReuseError):
+            jax.jit(twice).trace(random.key(1), state)
+
+
+def test_metrics_are_finite(agent: types.ModuleType) -> None:
+    _, _, metrics = trained(agent, *[(config_of(agent), seed) for seed in range(ROWS)])
+    for name, value in metrics.items():
+        assert value.shape == (ROWS, under_test.UPDATES), name
         assert np.isfinite(value).all(), name
 
 
+def test_traced_values_change_the_result(agent: types.ModuleType) -> None:
+    config = config_of(agent)
+    states, _, _ = trained(agent, (config, 0), (halved(config), 0))
+    assert leaves_differ(row(states.params, 0), row(states.params, 1))
+
+
+@functools.cache
+def acting(agent: types.ModuleType) -> Any:
+    return jax.jit(agent.policy, static_argnames="greedy", compiler_options=quick.OPTIONS)
+
+
 def test_two_seeds_differ_in_parameters_and_in_actions(agent: types.ModuleType) -> None:
-    config = under_test.tiny(agent)
-    states = [jax.jit(agent.init)(random.key(seed), config) for seed in (0, 1)]
-    assert leaves_differ(states[0].params, states[1].params)
-    obs = under_test.some_obs(agent, 64)
-    actions = [agent.policy(random.key(seed), states[0], obs, config) for seed in (0, 1)]
+    config = config_of(agent)
+    states = start(agent, (config, 0), (config, 1))
+    assert leaves_differ(row(states.params, 0), row(states.params, 1))
+    state, obs = row(states, 0), under_test.some_obs(agent, 64)
+    actions = [acting(agent)(random.key(seed), state, obs, config) for seed in (0, 1)]
     assert leaves_differ(*actions) == (under_test.name(agent) not in under_test.DETERMINISTIC)
 
 
 def test_greedy_policy_ignores_its_key(agent: types.ModuleType) -> None:
-    config = under_test.tiny(agent)
-    state = jax.jit(agent.init)(random.key(0), config)
-    obs = under_test.some_obs(agent, 64)
-    actions = [agent.policy(random.key(k), state, obs, config, greedy=True) for k in (0, 1)]
+    config = config_of(agent)
+    state, obs = row(start(agent, (config, 0)), 0), under_test.some_obs(agent, 64)
+    actions = [acting(agent)(random.key(k), state, obs, config, greedy=True) for k in (0, 1)]
     assert not leaves_differ(*actions)
 
 
-def test_train_is_init_then_updates_with_folded_keys(agent: types.ModuleType) -> None:
-    """What lets the engine cut a run into segments, and resume it without a saved key."""
-    config, key = under_test.tiny(agent), random.key(7)
-    _, metrics = jax.jit(agent.train)(key, config)
-    state = jax.jit(agent.init)(random.fold_in(key, 0), config)
-    update = jax.jit(agent.update)
+def test_train_is_init_then_updates_with_folded_keys(
+    agent: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine relies on it to cut a run into segments and to resume it without a saved key.
+
+    An `init` and an `update` that do nothing but fold their keys into a number take the place of
+    the agent's own.
+    """
+
+    def init(key: jax.Array, config: Any) -> jax.Array:
+        return random.bits(key)
+
+    def update(key: jax.Array, state: jax.Array, config: Any) -> Any:
+        return state * 3 + random.bits(key), {"before": state, "key": random.key_data(key)}
+
+    monkeypatch.setattr(agent, "init", init)
+    monkeypatch.setattr(agent, "update", update)
+    config, key = config_of(agent), random.key(7)
+    final, metrics = jax.jit(lambda key, config: agent.train(key, config))(key, config)
+    assert metrics["before"].shape == (config.num_updates,)
+    state = random.bits(random.fold_in(key, 0))
     for u in range(1, config.num_updates + 1):
-        state, now = update(random.fold_in(key, u), state, config)
-        for name, value in now.items():
-            np.testing.assert_allclose(value, metrics[name][u - 1], rtol=1e-4, atol=1e-5)
+        assert state == metrics["before"][u - 1]
+        folded = random.fold_in(key, u)
+        assert (random.key_data(folded) == metrics["key"][u - 1]).all()
+        state = state * 3 + random.bits(folded)
+    assert state == final
 
 
 def test_a_state_keeps_its_types(agent: types.ModuleType) -> None:
@@ -141,76 +235,52 @@ def test_a_state_keeps_its_types(agent: types.ModuleType) -> None:
     assert jax.tree.structure(state) == jax.tree.structure(before)
 
 
-def rows_of(agent: types.ModuleType, runs: list[specs.Run]) -> Any:
-    """Train `runs` as one unit, with the engine's own programs -> states, metrics."""
-    seeds, batch = compute.stack(runs, ROWS)
-    states, count = start(agent, seeds, batch), runs[0].config.num_updates
-    zeros = np.zeros(ROWS, np.int32)
-    return SEGMENT(agent, count, seeds, batch, states, zeros, np.int32(1), np.int32(count))
+RATES = ("learning_rate", "critic_learning_rate")
 
 
-def rates(value: float) -> dict[str, float]:
-    return {"learning_rate": value, "critic_learning_rate": value}
+def with_rate(agent: types.ModuleType, rate: float) -> Any:
+    return config_of(agent, **dict.fromkeys(RATES, rate))
 
 
 def test_a_row_does_not_depend_on_its_neighbours(agent: types.ModuleType) -> None:
-    """Row i of 8 different runs equals the same run padded with copies of itself, bitwise."""
-    runs = [
-        specs.Run(str(i), under_test.tiny(agent, **rates(1e-3 * (i + 1))), i, {})
-        for i in range(ROWS)
-    ]
-    states, _, metrics = rows_of(agent, runs)
-    for i in (0, 3, 7):
-        alone_states, _, alone_metrics = rows_of(agent, [runs[i]])
-        row = jax.tree.map(lambda x, i=i: x[i], (states, metrics))
-        alone = jax.tree.map(lambda x: x[0], (alone_states, alone_metrics))
-        assert not leaves_differ(row, alone)
+    """A row among different runs equals the same run padded with copies of itself, bitwise."""
+    rows = [(with_rate(agent, 1e-3 * (i + 1)), i) for i in range(ROWS)]
+    states, _, metrics = trained(agent, *rows)
+    for i in (0, 1, ROWS - 1):
+        alone_states, _, alone_metrics = trained(agent, rows[i])
+        assert not leaves_differ(row((states, metrics), i), row((alone_states, alone_metrics), 0))
 
 
 def test_a_diverged_row_is_marked_and_harms_no_neighbour(agent: types.ModuleType) -> None:
-    healthy = [specs.Run(str(i), under_test.tiny(agent), i, {}) for i in range(ROWS)]
+    healthy = [(config_of(agent), i) for i in range(ROWS)]
     broken = [*healthy]
-    broken[2] = specs.Run("2", under_test.tiny(agent, **rates(float("nan"))), 2, {})
-    states, diverged_at, _ = rows_of(agent, healthy)
-    other_states, other_diverged_at, _ = rows_of(agent, broken)
-    assert diverged_at.tolist() == [0] * ROWS
-    assert other_diverged_at.tolist() == [0, 0, 1, 0, 0, 0, 0, 0]
-    for i in (0, 1, 3, 4, 5, 6, 7):
-        row, other = (jax.tree.map(lambda x, i=i: x[i], s) for s in (states, other_states))
-        assert not leaves_differ(row, other)
+    broken[2] = (with_rate(agent, float("nan")), 2)
+    states, diverged_at, _ = trained(agent, *healthy)
+    other_states, other_diverged_at, _ = trained(agent, *broken)
+    assert diverged_at.tolist() == [0, 0, 0, 0]
+    assert other_diverged_at.tolist() == [0, 0, 1, 0]
+    for i in (0, 1, 3):
+        assert not leaves_differ(row(states, i), row(other_states, i))
 
 
 def test_segments_of_any_length_give_the_same_bits(agent: types.ModuleType) -> None:
-    run = [specs.Run("0", under_test.tiny(agent), 3, {})]
-    whole, _, _ = rows_of(agent, run)
-    seeds, batch = compute.stack(run, ROWS)
-    count = run[0].config.num_updates
-    states = start(agent, seeds, batch)
-    at = np.zeros(ROWS, np.int32)
-    for u in range(1, count + 1):
-        states, at, _ = SEGMENT(agent, count, seeds, batch, states, at, np.int32(u), np.int32(1))
-    assert not leaves_differ(whole, states)
-
-
-def test_keys_are_used_once(agent: types.ModuleType) -> None:
-    config = under_test.tiny(agent)
-    with jax.debug_key_reuse(True):
-        state, metrics = jax.jit(agent.train)(random.key(0), config)
-        agent.policy(random.key(1), state, under_test.some_obs(agent, 2), config)
-    assert metrics["episode/count"].shape == (config.num_updates,)
+    run = (config_of(agent), 3)
+    states, _, metrics = trained(agent, run)
+    for pieces in ((1, 1, 1, 1), (1, 2, 1)):
+        others, _, other_metrics = trained(agent, run, pieces=pieces)
+        assert not leaves_differ((states, metrics), (others, other_metrics))
 
 
 DRAWN: list[tuple[int, ...]] = []
 
 
 def recording_bits(key: jax.Array, bit_width: int, shape: tuple[int, ...]) -> jax.Array:
-    """Random bits as ever, the words of their key being written down."""
+    """Draw random bits as usual, and note the words of their key."""
     jax.debug.callback(lambda words: DRAWN.append(tuple(words.tolist())), key)
     return jax_random.threefry_prng_impl.random_bits(key, bit_width, shape)
 
 
-# Keys of a kind of their own: no program compiled for the usual ones has, or is left with, the
-# recorder in it.
+# A separate kind of key, so that the recorder is in no program that is compiled for the usual ones.
 RECORDED = jax_random.define_prng_impl(
     key_shape=(2,),
     seed=jax_random.threefry_prng_impl.seed,
@@ -226,7 +296,8 @@ def test_all_keys_drawn_in_a_run_are_distinct(agent: types.ModuleType) -> None:
     """Record the key of every draw of random bits; the reuse checker misses split after fold_in."""
     config = under_test.tiny(agent)
     DRAWN.clear()
-    jax.block_until_ready(jax.jit(agent.train)(random.key(0, impl=RECORDED), config))
+    train = jax.jit(agent.train, compiler_options=quick.OPTIONS)
+    jax.block_until_ready(train(random.key(0, impl=RECORDED), config))
     jax.effects_barrier()
     draws = config.num_updates * config.steps_per_update // config.num_envs
     assert len(DRAWN) >= draws  # at least one per rollout step
@@ -259,27 +330,44 @@ TRICKS: dict[str, Any] = {
 }  # fmt: skip
 
 
+@functools.cache
+def updating(agent: types.ModuleType) -> Any:
+    """Return one compiled update for each set of static fields."""
+    return jax.jit(agent.update, compiler_options=quick.OPTIONS)
+
+
+def learnt(agent: types.ModuleType, config: Any) -> Any:
+    """Return the parameters after all updates, from the same initial state for every `config`."""
+    state = jax.tree.map(np.asarray, row(start(agent, (config_of(agent), 0)), 0))
+    for u in range(1, under_test.UPDATES + 1):
+        state, _ = updating(agent)(random.key(u), state, config)
+        state = jax.tree.map(np.asarray, state)  # a weakly typed result would be compiled again
+    return state.params
+
+
 @pytest.mark.parametrize("trick", TRICKS)
 def test_each_trick_changes_what_is_learnt(agent: types.ModuleType, trick: str) -> None:
-    """An option that does nothing would make a sweep compare a run with itself."""
+    """An option without effect would make a sweep compare a run with itself."""
     if not under_test.has(agent, trick):
         pytest.skip(f"{under_test.name(agent)} has no {trick}")
     # Normalised advantages would hide the scale of the reward.
     plain = under_test.tiny(agent, normalize_advantage=False)
     changed = dataclasses.replace(plain, **{trick: TRICKS[trick]})
     agent.check(changed)
-    states = [jax.jit(agent.train)(random.key(0), config)[0] for config in (plain, changed)]
-    assert leaves_differ(states[0].params, states[1].params)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(states[1].params))
+    params = [learnt(agent, config) for config in (plain, changed)]
+    differences = jax.tree.map(lambda a, b: float(abs(a - b).max()), *params)
+    assert max(jax.tree.leaves(differences)) > 1e-6  # more than rounding
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params[1]))
 
 
 def test_initialisation_is_orthogonal_unless_switched_off(agent: types.ModuleType) -> None:
-    config = under_test.tiny(agent)
+    def kernel(key: jax.Array, config: Any) -> jax.Array:
+        return agent.init(key, config).params["actor"]["params"]["torso"]["Dense_1"]["kernel"]
+
     for orthogonal in (True, False):
-        chosen = dataclasses.replace(config, orthogonal_init=orthogonal)
-        params = jax.jit(agent.init)(random.key(0), chosen).params
-        kernel = np.asarray(params["actor"]["params"]["torso"]["Dense_1"]["kernel"])
-        assert np.allclose(kernel.T @ kernel, 2.0 * np.eye(8), atol=1e-4) == orthogonal
+        config = under_test.tiny(agent, orthogonal_init=orthogonal)
+        matrix = np.asarray(jax.jit(kernel, compiler_options=quick.OPTIONS)(random.key(0), config))
+        assert np.allclose(matrix.T @ matrix, 2.0 * np.eye(8), atol=1e-4) == orthogonal
 
 
 def test_learning_rate_follows_its_schedule(agent: types.ModuleType) -> None:
@@ -298,23 +386,23 @@ def test_learning_rate_follows_its_schedule(agent: types.ModuleType) -> None:
         assert steps[1] / steps[0] == pytest.approx(0.5 if after else 1.0, rel=1e-5)
 
 
-def test_file_copied_elsewhere_runs(agent: types.ModuleType, tmp_path: pathlib.Path) -> None:
+def test_a_copy_of_the_file_trains_itself(
+    agent: types.ModuleType, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as the sweep that it starts; test_cli.py runs a copy to its end."""
     shutil.copyfile(str(agent.__file__), tmp_path / "mine.py")
-    words = ["--quiet", "--env-params.max-steps-in-episode", "8"]
-    for field in ("total_timesteps", "num_envs", "num_steps", "max_steps", "learning_starts"):
-        if under_test.has(agent, field):
-            words += [f"--{field.replace('_', '-')}", str(under_test.TINY[field])]
-    package_root = str(pathlib.Path(configs.__file__).resolve().parent.parent)
-    result = subprocess.run(
-        [sys.executable, "mine.py", *words],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": package_root},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    env = agent.Config().env
-    assert f"results/mine-{env}-seed0" in result.stdout.replace("\n", "")
-    assert list(tmp_path.glob("results/*/ledger.sqlite"))
+    started: list[specs.Spec] = []
+    monkeypatch.setattr(session, "run", lambda spec, *_, **__: started.append(spec))
+    monkeypatch.setattr(sys, "argv", ["mine.py", "--quiet", "--seed", "3"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path("mine.py", run_name="__main__")
+    assert left.value.code == 0
+    (spec,) = started
+    (run,) = spec.runs
+    assert pathlib.Path(spec.agent.__file__).resolve() == tmp_path / "mine.py" and run.seed == 3
+    state, metrics = jax.eval_shape(spec.agent.train, random.key(0), run.config)
+    assert metrics["episode/count"].shape == (run.config.num_updates,)
+    obs = jax.ShapeDtypeStruct((2, envs.from_config(run.config).obs_size), jnp.float32)
+    acted = jax.eval_shape(spec.agent.policy, random.key(0), state, obs, run.config)
+    assert acted.shape[0] == 2

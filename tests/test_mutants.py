@@ -1,4 +1,4 @@
-"""The mutation audit: what it changes, what it leaves alone, and that it tells who survives."""
+"""The mutation audit: the changes it makes, the code it skips, and its report of survivors."""
 
 import ast
 import pathlib
@@ -96,9 +96,9 @@ def test_conditions_of_check_are_left_to_all() -> None:
 
 
 def test_one_per_line_alternates_between_kinds() -> None:
-    found = mutants.one_per_line(mutants.all_mutants(ast.parse("x = a * b\n" * 3)))
-    assert [mutant.line for mutant in found] == [1, 2, 3]
-    assert len({mutant.kind for mutant in found}) == 3
+    chosen = mutants.one_per_line(mutants.all_mutants(ast.parse("x = a * b\n" * 3)))
+    assert [mutant.line for mutant in chosen] == [1, 2, 3]
+    assert len({mutant.kind for mutant in chosen}) == 3
 
 
 def audit(folder: pathlib.Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -112,8 +112,8 @@ def audit(folder: pathlib.Path, *words: str) -> subprocess.CompletedProcess[str]
 def test_a_killed_and_a_surviving_mutant(tmp_path: pathlib.Path) -> None:
     done = audit(tmp_path, "--all", "--lines", "5-9")
     assert done.returncode == 0, done.stdout + done.stderr
-    # Of line 5 are killed: the quotient, either factor alone, the other sign. Nobody looks at the
-    # sum of line 9, nor at either of its terms or the constant.
+    # Killed in line 5: the quotient, either factor alone, the other sign. No test checks the sum of
+    # line 9, its terms or its constant.
     *survivors, total, how = done.stdout.splitlines()
     assert total == "9 mutants, 4 killed, 44.4%"
     assert how == "of the killed, 0 crashed and 0 timed out"

@@ -1,4 +1,4 @@
-"""Every agent that can solves every probe environment, judged by its value and policy."""
+"""Every agent solves every probe environment that it can act in, judged by its value and policy."""
 
 import functools
 import math
@@ -20,11 +20,13 @@ def registered() -> None:
 
 
 GAMMAS = {"Discounted": 0.7, "Endless": 0.9}
+# These programs run for a second: full optimisation would take longer than it saves.
+LESS = {"xla_backend_optimization_level": 1}
 
 
 @functools.cache
 def solved(agent: types.ModuleType, kind: str) -> tuple[Any, Any]:
-    """Train on all probes of a kind side by side -> states and configurations, a row each."""
+    """Train on all probes of a kind in one vmap -> states and configurations, a row each."""
     fields = dict(under_test.PROBE_FIELDS)
     if not any(under_test.has(agent, field) for field in ("num_epochs", "num_gradient_steps")):
         fields["total_timesteps"] *= 8
@@ -42,12 +44,12 @@ def solved(agent: types.ModuleType, kind: str) -> tuple[Any, Any]:
         rows.append(config)
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *rows)
     keys = random.split(random.key(0), len(rows))
-    states, _ = jax.jit(jax.vmap(agent.train))(keys, stacked)
+    states, _ = jax.jit(jax.vmap(agent.train), compiler_options=LESS)(keys, stacked)
     return states, stacked
 
 
 def solve(agent: types.ModuleType, probe: str) -> tuple[Any, Any]:
-    """The state that has learnt a probe, with discrete actions where the agent knows them."""
+    """The state after learning a probe, with discrete actions if the agent supports them."""
     for kind in ("Discrete", "Continuous"):
         if probe in probes.tasks(kind) and under_test.accepts(agent, f"probe/{kind}"):
             row = probes.tasks(kind).index(probe)
@@ -56,7 +58,7 @@ def solve(agent: types.ModuleType, probe: str) -> tuple[Any, Any]:
 
 
 def value(agent: types.ModuleType, state: Any, config: Any, *obs: float) -> list[float]:
-    """What the critic says of these observations, under the greedy action where it wants one."""
+    """The critic's values of these observations, at the greedy action if it takes an action."""
     points, params = jnp.array(obs)[:, None], state.params
     if "actor" in params and hasattr(agent, "values"):
         action = agent.policy(random.key(0), state, points, config, greedy=True)
@@ -124,6 +126,6 @@ class TestProbes:
 
 @pytest.mark.parametrize("agent", under_test.AGENTS, ids=under_test.name)
 def test_no_agent_is_skipped_by_mistake(agent: types.ModuleType) -> None:
-    """All agents so far know continuous actions, and all but one know discrete ones."""
+    """All agents support continuous actions, and all but one support discrete ones."""
     assert under_test.accepts(agent, "probe/Continuous")
     assert under_test.accepts(agent, "probe/Discrete") == (under_test.name(agent) != "ddpg")

@@ -1,44 +1,65 @@
-"""What the README shows has to work."""
+"""What the README and the pages in docs/ show has to work."""
 
 import pathlib
 import re
+import shlex
 import tomllib
 
 import pytest
 
+from purejaxpg import cli, trainers
 from purejaxpg.sweep import search as searches
 from purejaxpg.sweep import spec as specs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MARKDOWN = sorted({*PAGES, *ROOT.glob("*.md"), *ROOT.glob("benchmarks/*.md")})
+COMMAND = re.compile(r"(?:^|`|uv run )(purejaxpg [a-z]+ [^`#\n]*)", re.MULTILINE)
 
 
-def block(language: str) -> str:
-    found = re.search(rf"```{language}\n(.*?)```", README, re.DOTALL)
-    assert found, f"the README has no {language} block"
-    return found.group(1)
+def blocks(page: pathlib.Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def commands() -> list[str]:
+    texts = [page.read_text(encoding="utf-8") for page in PAGES]
+    return sorted({call.strip() for text in texts for call in COMMAND.findall(text)})
 
 
 def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    source = block("python")
+    (source,) = blocks(ROOT / "docs" / "agents.md", "python")
     assert len(source.strip().splitlines()) <= 26
     shorter = source.replace("total_timesteps=100_000", "total_timesteps=512")
     assert shorter != source
-    exec(compile(shorter, "README.md", "exec"), {})
+    exec(compile(shorter, "agents.md", "exec"), {})
     assert capsys.readouterr().out.startswith("(3, 4, 2) [")
 
 
 @pytest.mark.fast
-def test_the_sweep_example_is_a_valid_sweep() -> None:
-    spec = specs.from_dict(tomllib.loads(block("toml")), "study")
-    assert len(spec.runs) == 4 * 2 * 8
+def test_every_sweep_example_is_a_valid_sweep() -> None:
+    shown = [text for page in PAGES for text in blocks(page, "toml")]
+    read = [specs.from_dict({"agent": "ppo", **tomllib.loads(text)}, "study") for text in shown]
+    assert len(read) == 4
+    assert [len(spec.runs) for spec in read[:2]] == [4 * 2 * 8] * 2
+    rounds = searches.rehearse(searches.rounds(read[2]))
+    assert [len(round_.legs) for round_ in rounds] == [64, 22, 8]
+    assert read[3].search.pbt is not None and read[3].search.pbt.population == 16
 
 
 @pytest.mark.fast
-def test_the_search_example_is_a_valid_search() -> None:
-    _, text = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
-    spec = specs.from_dict({"agent": "ppo", **tomllib.loads(text)}, "study")
-    assert [len(round_.legs) for round_ in searches.rehearse(searches.rounds(spec))] == [64, 22, 8]
+def test_every_command_and_option_exists() -> None:
+    calls = commands()
+    assert len(calls) >= 30
+    for call in calls:
+        arguments, rest = cli.make_parser().parse_known_args(shlex.split(call)[1:])
+        fields = rest if arguments.command is cli.train else []
+        assert rest == fields, f"{call}: there is no option {rest}"
+        if fields:
+            cli.parse_fields(trainers.load(arguments.agent).Config, fields)
+    scripts = {
+        name for page in PAGES for name in re.findall(r"python (\w+/\w+\.py)", page.read_text())
+    }
+    assert len(scripts) >= 3 and all((ROOT / name).is_file() for name in scripts)
 
 
 @pytest.mark.fast
@@ -48,8 +69,22 @@ def test_every_experiment_is_a_valid_sweep(path: pathlib.Path) -> None:
 
 
 @pytest.mark.fast
-def test_links_to_files_lead_somewhere() -> None:
-    links = re.findall(r"\]\(([^)#]+)", README)
-    files = [link for link in links if not link.startswith("http")]
-    assert len(files) >= 6
-    assert [link for link in files if not (ROOT / link).exists()] == []
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_to_files_and_sections_lead_somewhere(page: pathlib.Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    links = [link for link in links if not link.startswith("http")]
+    for link in links:
+        name, _, section = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), f"{page.name} links to {link}"
+        if section:
+            text = target.read_text(encoding="utf-8")
+            titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+            assert section in {re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in titles}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("page", MARKDOWN, ids=lambda page: page.name)
+def test_no_line_is_longer_than_120_characters(page: pathlib.Path) -> None:
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if len(line) > 120] == []

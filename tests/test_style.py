@@ -6,6 +6,7 @@ to pass on a good one, so that none of them can be empty.
 """
 
 import ast
+import graphlib
 import io
 import pathlib
 import re
@@ -30,16 +31,18 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 CORE = {"root", "kernels", "config"}
 SHARED = {"envs", "networks", "normalize", "prng", "replay", "schedules"}
-INNER = {*CORE, *SHARED, "checkpoint", "evaluate", "extras", "stats", "streams", "text"}
+BESIDE = {"checkpoint", "contract", "disk", "evaluate", "extras", "signals", "stats"}
+INNER = {*CORE, *SHARED, *BESIDE, "streams", "text", "trainers"}
 OUTER = {*INNER, "sweep", "cluster", "report"}
 # Group of a module -> groups that it may import. Every module of the package has its group here.
 MAY_IMPORT: dict[str, set[str]] = {
     "root": set(),
-    "kernels": set(),
+    "kernels": {"kernels"},
     "config": {"root"},
     **dict.fromkeys(SHARED, CORE),
+    "checkpoint": {"root", "config", "disk", "text"},
+    "disk": {"root"},
     "envs": {*CORE, "envs", "extras"},
-    "checkpoint": {"root", "config", "text"},
     "evaluate": {*CORE, *SHARED, "checkpoint"},
     "streams": {"root"},
     "extras": {"root"},
@@ -47,12 +50,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rlhf": {*CORE, *SHARED},
     "stats": {"root"},
     "text": set(),
+    "contract": {*CORE, *SHARED, "evaluate"},
+    "signals": set(),
+    "trainers": {*CORE, "contract"},
     "sweep": {*INNER, "sweep"},
     "cluster": {*INNER, "sweep", "cluster"},
     "report": {*INNER, "sweep", "report"},
     "bench": {*OUTER, "bench"},
     "cli": {*OUTER, "bench"},
 }
+# The one module inside a package that puts packages together.
+COMPOSES = {"purejaxpg.sweep.session": OUTER}
 # They only hold modules, so to list them is not to depend on one.
 FOLDERS = {"purejaxpg.agents", "purejaxpg.rlhf"}
 
@@ -203,9 +211,24 @@ def import_direction(path: str, source: str) -> list[str]:
     for line, module, name in imports(tree, skip_main=group(here) in ("agents", "rlhf")):
         target = "root" if module in FOLDERS and not name else group(module)
         shared_in_rlhf = group(here) == group(module) == "rlhf" and not is_trainer(module)
-        if target not in MAY_IMPORT[group(here)] and not shared_in_rlhf:
+        allowed = COMPOSES.get(here, MAY_IMPORT[group(here)])
+        if target not in allowed and not shared_in_rlhf:
             complaints.append(f"{path}:{line}: {here} must not import {module}")
     return complaints
+
+
+def cycles(sources: dict[str, str]) -> list[str]:
+    """Modules that import each other, directly or not; also inside functions and for types only."""
+    graph = {
+        module_of(path): {module for _, module, _ in imports(ast.parse(source), skip_main=True)}
+        for path, source in sources.items()
+    }
+    sorter = graphlib.TopologicalSorter(graph)
+    try:
+        sorter.prepare()
+    except graphlib.CycleError as error:
+        return [" -> ".join(error.args[1])]
+    return []
 
 
 def modules_not_names(path: str, source: str) -> list[str]:
@@ -310,6 +333,24 @@ def forbidden_names(path: str, source: str) -> list[str]:
     return complaints
 
 
+# Of a trainer's metrics and fields; `contract.py` has names for them.
+OF_A_TRAINER = re.compile(r"(episode|evaluation)/\w*")
+FIELDS_OF_A_TRAINER = {"env", "env_params", "env_kwargs", "num_envs", "learning_starts"}
+
+
+def trainer_unseen(path: str, source: str) -> list[str]:
+    """Only `contract.py` looks inside a trainer."""
+    complaints = []
+    for node in ast.walk(ast.parse(source)):
+        text = node.value if isinstance(node, ast.Constant) else None
+        if isinstance(text, str) and OF_A_TRAINER.fullmatch(text):
+            complaints.append(f"{path}:{node.lineno}: {text!r}; ask contract.py for the name")
+        of_config = isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("config")
+        if of_config and node.attr in FIELDS_OF_A_TRAINER:
+            complaints.append(f"{path}:{node.lineno}: config.{node.attr}; ask contract.py")
+    return complaints
+
+
 CODE = (
     ast.Assign,
     ast.AugAssign,
@@ -390,6 +431,7 @@ CHECKS = {
     unsafe_loading: PACKAGE,
     forbidden_jax: PACKAGE,
     forbidden_names: PACKAGE,
+    trainer_unseen: [f"purejaxpg/{part}/*.py" for part in ("sweep", "cluster", "report")],
     commented_out_code: EVERYTHING,
     unreasoned_todo: EVERYTHING,
 }
@@ -407,6 +449,23 @@ def test_sources(check):
     for path in paths:
         complaints += check(path.relative_to(ROOT).as_posix(), path.read_text())
     assert not complaints, "\n" + "\n".join(complaints)
+
+
+def test_no_module_imports_itself_through_others():
+    sources = {
+        path.relative_to(ROOT).as_posix(): path.read_text() for path in ROOT.glob(PACKAGE[0])
+    }
+    assert len(sources) > 50
+    assert cycles(sources) == []
+
+
+def test_a_cycle_is_seen():
+    plan = "def f():\n from purejaxpg.sweep import space"
+    space = "if TYPE_CHECKING:\n    from purejaxpg.sweep import plan as plans"
+    both = {"purejaxpg/sweep/plan.py": plan, "purejaxpg/sweep/space.py": space}
+    (cycle,) = cycles(both)
+    assert "purejaxpg.sweep.plan -> purejaxpg.sweep.space" in cycle
+    assert cycles({**both, "purejaxpg/sweep/space.py": "import jax"}) == []
 
 
 # --- the checks fail where they should ----------------------------------------------------------
@@ -492,6 +551,10 @@ BAD = [
     (forbidden_names, "", "rng, key = split(key)"),
     (forbidden_names, "", "def f(_rng): pass"),
     (forbidden_names, "", "lambda rng: 0"),
+    (trainer_unseen, "", "metrics['episode/count']"),
+    (trainer_unseen, "", "EVALUATION = 'evaluation/'"),
+    (trainer_unseen, "", "leg.run.config.env"),
+    (trainer_unseen, "", "getattr(x, 'y') or config.learning_starts"),
     (commented_out_code, "", "# x = gae(reward)\n"),
     (commented_out_code, "", "x = 1\n# print(x)\ny = 2\n"),
     (commented_out_code, "", "# The old way:\n#     return x + 1\n"),
@@ -549,6 +612,7 @@ GOOD = [
     (unsafe_loading, "", SAFE_LOADING),
     (forbidden_jax, "", GOOD_JAX),
     (forbidden_names, "", "key_env = 0\nf(rng=key)\nrngs = 1"),
+    (trainer_unseen, "", "'the metrics episode/count and so on'; config.num_updates; self.env"),
     (commented_out_code, "", PROSE),
     (unreasoned_todo, "", "# TODO: share this at the third identical copy\n"),
 ]

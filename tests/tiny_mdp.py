@@ -1,12 +1,12 @@
 """A decision process so small that every trajectory can be listed: expectations are exact sums.
 
 S = 3 states, A = 2 actions, T = 4 steps, discount 0.8: S^T A^T = 1296 trajectories. An episode
-always lasts T steps. A policy is a table of logits, one row per state, and if wanted one table per
-step. `J(θ) = E[Σ_t γ^t r_t]` is the objective throughout, and its gradient can be had in ways that
-know nothing of trajectories: by differentiating the backward induction, and by differences.
+always lasts T steps. A policy is a table of logits, one row per state, optionally one table per
+step. `J(θ) = E[Σ_t γ^t r_t]` is the objective throughout. Its gradient is also known without
+trajectories: by differentiating the backward induction, and by differences.
 
-Values are those of step t, and not of a stationary problem: V_t(s) is what the remaining T − t
-steps will pay, V_T = 0. Arrays are float64 NumPy; call the functions under `jax.enable_x64(True)`.
+Values depend on the step t: V_t(s) is the expected return of the remaining T − t steps, V_T = 0.
+Arrays are float64 NumPy; call the functions under `jax.enable_x64(True)`.
 """
 
 import dataclasses
@@ -36,13 +36,13 @@ class Example(NamedTuple):
 
     mdp: Mdp
     logits: np.ndarray  # [S, A] the policy
-    baseline: np.ndarray  # [S] a baseline that has nothing to do with the task
+    baseline: np.ndarray  # [S] a baseline unrelated to the task
     bandit_logits: np.ndarray  # [4]
     bandit_value: np.ndarray  # [4]
 
 
 class Batch(NamedTuple):
-    """Every trajectory there is, time-major."""
+    """All trajectories, time-major."""
 
     state: np.ndarray  # [T, N]
     action: np.ndarray  # [T, N]
@@ -68,7 +68,7 @@ def example() -> Example:
 
 
 def trajectories(mdp: Mdp) -> Batch:
-    """List all S^T A^T sequences of states and actions, also those of probability zero."""
+    """List all S^T A^T sequences of states and actions, even those of probability zero."""
     states, actions = mdp.reward.shape
     listed = itertools.product(range(states), repeat=mdp.horizon)
     state = np.array(list(listed)).T
@@ -89,7 +89,7 @@ def per_step(mdp: Mdp, logits: Any) -> jax.Array:
 def log_prob(mdp: Mdp, logits: Any, batch: Batch) -> jax.Array:
     """Log probability of each action taken, by the project's own distribution: [T, N]."""
     time = np.arange(mdp.horizon)[:, None]
-    return distributions.Categorical(per_step(mdp, logits)[time, batch.state]).log_prob(
+    return distributions.categorical(per_step(mdp, logits)[time, batch.state]).log_prob(
         jnp.asarray(batch.action)
     )
 
@@ -114,12 +114,12 @@ def values(mdp: Mdp, logits: Any) -> tuple[jax.Array, jax.Array]:
 
 
 def objective(mdp: Mdp, logits: Any) -> jax.Array:
-    """J, the discounted return that the policy can expect from the start."""
+    """J, the expected discounted return of the policy from the start."""
     return jnp.sum(mdp.start * values(mdp, logits)[0][0])
 
 
 def occupancy(mdp: Mdp, logits: Any) -> jax.Array:
-    """Discounted chance of each state at each step, γ^t P(s_t = s): [T, S]."""
+    """Discounted probability of each state at each step, γ^t P(s_t = s): [T, S]."""
     policy = jax.nn.softmax(per_step(mdp, logits))
     rows = [jnp.asarray(mdp.start)]
     for t in range(mdp.horizon - 1):

@@ -79,4 +79,4 @@ def interrupt_after(store: stores.Store, commits: int) -> None:
 
 def contents(out: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
     with stores.Store.read(out) as store:
-        return {unit["name"]: store.arrays(unit["name"]) for unit in store.units()}
+        return {unit["name"]: store.arrays(unit["name"]) for unit in store.ledger.units()}

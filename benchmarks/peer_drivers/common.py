@@ -1,16 +1,16 @@
-"""What every driver does: read a job, prepare it, time repetitions, write a result.
+"""Common to all drivers: read a job, prepare it, time repetitions, write a result.
 
 A job is a JSON file that `peers.py` writes:
 
-    peer          whose driver this is
+    peer          name of the driver
     algorithm     "ppo", "sac" or "ddpg"
-    agents        how many, trained side by side where the peer can do that
+    agents        how many, trained side by side if the peer can do that
     settings      names as in the Config of our agents
     repetitions   timed ones; one more comes first and its time is discarded
     first_seed    of the first agent in the first repetition; every repetition has fresh seeds
 
-"episodes" of the result are those of all repetitions, the first included: for each seed and update
-the sum of the returns, and the number, of the training episodes that ended.
+"episodes" of the result covers all repetitions, the first included: for each seed and update, the
+sum of the returns and the number of the training episodes that ended.
 
 Nothing but the standard library is imported here: each driver runs in its peer's own environment.
 """
@@ -37,18 +37,18 @@ class Prepared(NamedTuple):
     run: Callable[[int], Any]  # first seed -> outcome; returns when everything is computed
     env_steps: int  # of all agents, in one run
     returns: Callable[[Any], Any] | None = None  # outcome -> sums, counts: lists [agents][updates]
-    compile_s: float | None = None  # None: what the first run takes longer than the others
+    compile_s: float | None = None  # None: the difference between the first run and the others
 
 
 def main(prepare: Callable[[dict[str, Any]], Prepared]) -> None:
-    """Do the job of the first argument and write the result to the second."""
+    """Do the job in the file of the first argument and write the result to the second."""
     source, target = map(pathlib.Path, sys.argv[1:3])
     result = measure(json.loads(source.read_text()), prepare)
     target.write_text(json.dumps(result))
 
 
 def measure(job: dict[str, Any], prepare: Callable[[dict[str, Any]], Prepared]) -> dict[str, Any]:
-    """Prepare a job, run it once for nothing, then time it."""
+    """Prepare a job, run it once to warm up, then time it."""
     prepared = prepare(job)
     seeds = [job["first_seed"] + i * job["agents"] for i in range(job["repetitions"] + 1)]
     seconds, episodes = [], []
@@ -75,7 +75,7 @@ def measure(job: dict[str, Any], prepare: Callable[[dict[str, Any]], Prepared]) 
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what matters and is installed here."""
+    """Return the versions of the relevant packages that are installed."""
     found = {"python": sys.version.split()[0]}
     for name in PACKAGES:
         try:

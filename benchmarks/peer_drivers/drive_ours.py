@@ -1,9 +1,9 @@
 """Driver of this package: the compiled programs of a sweep, over all cores, as `sweep` runs them.
 
-A job with "limits_end" takes a time limit for the end of an episode, as PureJaxRL does: where the
-two sides then learn alike, it was that which told them apart.
+A job with "limits_end" treats a time limit as the end of an episode, as PureJaxRL does: if the two
+sides then learn alike, that was the difference between them.
 
-What is left out is evaluation, the store and the report: a repetition is `init` and all segments of
+Evaluation, the store and the report are left out: a repetition is `init` and all segments of
 training, with the metrics brought to the host after each segment.
 """
 
@@ -13,11 +13,12 @@ from typing import Any
 
 import common
 
-from purejaxpg import cli
+from purejaxpg import contract
+from purejaxpg.sweep import session
 
 
 def sweep(job: dict[str, Any], first_seed: int) -> Any:
-    """Return the sweep that a job is."""
+    """Return the sweep of a job."""
     from purejaxpg.sweep import spec as specs
 
     seeds = list(range(first_seed, first_seed + job["agents"]))
@@ -26,7 +27,7 @@ def sweep(job: dict[str, Any], first_seed: int) -> Any:
 
 
 def take_limits_for_ends() -> None:
-    """Let every agent see a truncated episode as a terminated one."""
+    """Make every truncated episode look terminated to the agents."""
     from purejaxpg import envs
 
     step = envs.step
@@ -39,8 +40,8 @@ def take_limits_for_ends() -> None:
 
 
 def prepare(job: dict[str, Any]) -> common.Prepared:
-    """Compile what the sweep compiles."""
-    devices = cli.find_devices(None)
+    """Compile the programs of the sweep."""
+    devices = session.find_devices(None)
     if job.get("limits_end"):
         take_limits_for_ends()
     import numpy as np
@@ -68,13 +69,13 @@ def prepare(job: dict[str, Any]) -> common.Prepared:
         return [train(group, batch) for batch in batches]
 
     def returns(outcome: list[dict[str, Any]]) -> Any:
-        names = ("episode/return_sum", "episode/count")
+        names = contract.CURVE
         arrays = [np.concatenate([found[name] for found in outcome]) for name in names]
         return [array[: job["agents"]].tolist() for array in arrays]
 
     group = group_of(0)
     steps = job["agents"] * (group.config.steps_per_update * group.stop)
-    before = job["agents"] * compute.steps_before(group.config)
+    before = job["agents"] * contract.steps_before(group.config)
     return common.Prepared(run, steps + before, returns, programs.compile_s)
 
 

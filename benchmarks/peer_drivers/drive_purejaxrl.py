@@ -1,9 +1,9 @@
 """Driver of PureJaxRL: `make_train` of its ppo.py, in a checkout given by the job.
 
-As its documentation runs it: one process, `jit(vmap(make_train(config)))`. Two things are done to
-it from outside. Its wrappers import brax and navix, which PPO does not use: empty modules stand in.
-And the QR decompositions of a batch, in the orthogonal initialisers of flax, now and then hang for
-ever on the CPU of jax 0.10 with two cores: they are taken one after another.
+It runs as its documentation says: one process, `jit(vmap(make_train(config)))`. Two things are
+changed from outside. Its wrappers import brax and navix, which PPO does not use; empty modules
+replace them. And batched QR decompositions, in the orthogonal initialisers of flax, sometimes hang
+for ever on the CPU of jax 0.10 with two cores; they are taken one after another.
 """
 
 import os
@@ -30,12 +30,12 @@ NAMES = {
     "ent_coef": "ENT_COEF",
     "max_grad_norm": "MAX_GRAD_NORM",
 }
-# What its ppo.py has written in it, and so cannot be set.
+# Hard-coded in its ppo.py, so it cannot be set.
 FIXED = {"hidden": [64, 64], "learning_rate_schedule": "linear", "normalize_advantage": True}
 
 
 def config_of(settings: dict[str, Any]) -> dict[str, Any]:
-    """Translate settings; refuse those that its code does not have."""
+    """Translate settings; refuse those that its code lacks."""
     given = dict(settings)
     assert given.pop("vf_clip_eps") == given["clip_eps"], "it clips values by CLIP_EPS"
     for name, value in FIXED.items():
@@ -44,7 +44,7 @@ def config_of(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def stand_in(name: str, *attributes: str) -> None:
-    """Put an empty module where one is imported and not used."""
+    """Replace a module that is imported and not used by an empty one."""
     module = types.ModuleType(name)
     for attribute in attributes:
         setattr(module, attribute, None)

@@ -1,8 +1,8 @@
 """Driver of Rejax: `jit(vmap(train))` of its SAC, and of its TD3 for DDPG.
 
-As its documentation runs it: one process. The callback that evaluates is replaced by one that does
-nothing, through `replace`, and there is one evaluation period, so that only training is timed. TD3
-keeps its policy_delay of 2: two critics and half as many steps of the actor are about the
+It runs as its documentation says: one process. The evaluation callback is replaced, through
+`replace`, by one that does nothing, and there is one evaluation period, so only training is timed.
+TD3 keeps its policy_delay of 2: two critics and half as many steps of the actor are about the
 arithmetic of DDPG. Training returns do not leave its training function.
 """
 
@@ -26,7 +26,7 @@ NAMES = {
 
 
 def config_of(algorithm: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Translate settings; refuse those that its code does not have."""
+    """Translate settings; refuse those that its code lacks."""
     given = dict(settings)
     assert given.pop("critic_learning_rate") == given["learning_rate"], "it has one step size"
     assert given.pop("num_steps") == 1, "it takes one step at a time"
@@ -38,7 +38,7 @@ def config_of(algorithm: str, settings: dict[str, Any]) -> dict[str, Any]:
     else:
         assert hidden == [64, 64], "the sizes of its TD3 are 64, 64"
         noise = 2.0 * given.pop("noise_std")  # in units of Pendulum's torque
-        # It empties the two, so each is one of its own.
+        # It empties both, so each gets a copy.
         own = {"actor_kwargs": network, "critic_kwargs": {**network}, "exploration_noise": noise}
     own |= {"polyak": 1.0 - tau, "eval_freq": given["total_timesteps"]}
     return {NAMES[name]: value for name, value in given.items()} | own

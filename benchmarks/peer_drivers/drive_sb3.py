@@ -1,8 +1,8 @@
 """Driver of Stable-Baselines3: PPO, one agent after another, in one process or several.
 
-torch has one thread, which for networks of this size is the faster way. With "processes" in the job
-as many train at once, each pinned to a core of its own and with its share of the agents; all start
-together and the last one ends the time.
+torch has one thread, which is faster for networks of this size. With "processes" in the job, that
+many train at once, each pinned to a core of its own and with its share of the agents. All start
+together, and the time ends with the last one.
 """
 
 import multiprocessing
@@ -26,7 +26,7 @@ NAMES = {
 
 
 def config_of(settings: dict[str, Any]) -> dict[str, Any]:
-    """Translate settings; refuse those that are not translated."""
+    """Translate settings; refuse those that have no translation."""
     from torch import nn
 
     given = dict(settings)

@@ -1,7 +1,7 @@
 """Driver of SBX: SAC, one agent, in one process.
 
-A new model would compile again, so that one model trains through all repetitions; each starts with
-its random steps and an environment that is reset, and works as a new one does.
+A new model would compile again, so one model does all repetitions. Each starts with its random
+steps and a reset environment, and works as with a new model.
 """
 
 import os
@@ -23,7 +23,7 @@ NAMES = {
 
 
 def config_of(settings: dict[str, Any]) -> dict[str, Any]:
-    """Translate settings; refuse those that its code does not have."""
+    """Translate settings; refuse those that its code lacks."""
     from flax import linen as nn
 
     given = dict(settings)

@@ -1,7 +1,7 @@
 #!/bin/bash
-# One sweep as one program on the GPUs of several nodes: a process on each, put together by
-# jax.distributed. Every node needs this environment, the sweep file and the agent; the results, in
-# results/NAME, are written by the first one. With --nodes=1 it is a job of one process.
+# One sweep as one program on the GPUs of several nodes: a process on each, connected by
+# jax.distributed. Every node needs this environment, the sweep file and the agent; the first one
+# writes the results to results/NAME. With --nodes=1 it is a job of one process.
 #
 #   sbatch experiments/cluster/slurm.sh [SPEC.toml]
 #
@@ -17,13 +17,13 @@
 set -u
 spec=${1:-experiments/thousand.toml}
 
-# SIGTERM comes 300 s before the time is up: a segment ends, a snapshot is written, and the status
-# is 143. --kill-on-bad-exit ends the others where one was killed, sooner than jax would.
+# SIGTERM comes 300 s before the time is up: the segment ends, a snapshot is written, and the status
+# is 143. --kill-on-bad-exit ends the others if one is killed, sooner than jax would.
 srun --kill-on-bad-exit=1 purejaxpg sweep "$spec"
 status=$?
 
-# --requeue is for lost nodes and preemption; a job whose time is up has to ask. One that was
-# cancelled is no longer running and stays so.
+# --requeue covers lost nodes and preemption; a job whose time is up has to requeue itself. A
+# cancelled job is no longer running and stays cancelled.
 if [ "$status" -eq 143 ] && [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi

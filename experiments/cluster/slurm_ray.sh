@@ -1,6 +1,6 @@
 #!/bin/bash
-# The units of one sweep as tasks of a Ray cluster on the nodes of a job (extra: ray). A node that is
-# lost costs the units it was computing; the sweep goes on with the others.
+# The units of one sweep as tasks of a Ray cluster on the nodes of a job (extra: ray). A lost node
+# costs the units it was computing; the sweep continues on the others.
 #
 #   sbatch experiments/cluster/slurm_ray.sh [SPEC.toml]
 #
@@ -27,7 +27,7 @@ if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
         --exclude="$head" bash -c "sleep 15; ray start --address=$address --num-gpus=4 --block" &
 fi
 
-# How many tasks run at a time is settled when the sweep starts, so all nodes have to be there.
+# The sweep decides at its start how many tasks run at a time, so wait for all nodes.
 python - "$address" "$SLURM_JOB_NUM_NODES" <<'END'
 import sys, time, ray
 for _ in range(60):

@@ -4,22 +4,22 @@ Maximises, by one gradient step on the data of the current policy,
 
     L(θ) = E[ A log π(a|s) ] - c_v E[ ½ (V - G)² ] + c_e E[ H(π) ]
 
-where A is the generalised advantage estimate, with gae_lambda = 1 the longest return there is less
-the value, and G = A + V its value target; both are data.
+where A is the generalised advantage estimate (with gae_lambda = 1, the longest available return
+minus the value) and G = A + V its value target; both are data.
 
-Mnih et al. 2016, arXiv:1602.01783. The paper's A3C runs one such learner per thread, each with a
-copy of the parameters that it renews now and then, and lets all write into one shared set without
-locks: gradients are stale, and a run cannot be repeated. Acting in step and averaging over all
-environments gives the same estimator without either, and fills an accelerator; so that is what is
-here, and only the first letter goes. RMSprop has the paper's decay 0.99 and its ε under the root.
+Mnih et al. 2016, arXiv:1602.01783. The paper's A3C runs one such learner per thread. Each has a
+copy of the parameters that it refreshes now and then, and all write into one shared set without
+locks, so gradients are stale and a run cannot be repeated. Acting in lockstep and averaging over
+all environments gives the same estimator without either fault, and fills an accelerator. This file
+does that, hence A2C. RMSprop has the paper's decay 0.99 and its ε under the root.
 
 Differs from the paper:
 1. A time limit is not a terminal state: the value of the observation before the reset is
    bootstrapped. Treating it as terminal biases every value near the limit.
 2. Actor and critic are separate networks; the paper's share all but the last layer.
-3. The average of squared gradients starts at 1, as TensorFlow's did, so that first steps are small.
-4. The statistics of the normalisers change once per update, after the rollout; those of the
-   observations start from one rollout of the untrained policy, which total_timesteps leaves out.
+3. The average of squared gradients starts at 1, as TensorFlow's did, so the first steps are small.
+4. The statistics of the normalisers change once per update, after the rollout. Those of the
+   observations start from one rollout of the untrained policy, not counted in total_timesteps.
 
 Run: purejaxpg train a2c --env CartPole-v1 --seed 0
 """
@@ -48,7 +48,7 @@ class Config:
     env: str = "CartPole-v1"  # environment; `purejaxpg list` shows them
     env_kwargs: tuple[tuple[str, Any], ...] = ()  # arguments of the environment's constructor
     total_timesteps: int = 500_000  # environment steps, rounded down to whole updates
-    num_envs: int = 16  # N, environments side by side
+    num_envs: int = 16  # N, parallel environments
     num_steps: int = 5  # T, steps of each environment per update
     torso: str = "mlp"  # "mlp", or "cnn" for images
     hidden: tuple[int, ...] = (64, 64)  # widths of the fully connected layers
@@ -84,7 +84,7 @@ class Config:
 
 
 def check(config: Config) -> None:
-    """Raise an InputError in one plain sentence unless the configuration makes sense."""
+    """Raise an InputError with one plain sentence unless the configuration makes sense."""
     networks.check(config, envs.check(config).obs_shape)
     configs.in_range(config)
     configs.check_rollout(config)
@@ -105,7 +105,7 @@ class Transition:
 
 @struct.dataclass
 class Batch:
-    """What the loss needs of a transition."""
+    """The part of a transition that the loss needs."""
 
     obs: jax.Array  # [B, D] normalised
     action: jax.Array  # [B] or [B, A]
@@ -126,20 +126,20 @@ class TrainState:
 
 
 class Actor(nn.Module):
-    """Torso and policy head: [..., D] -> distribution over actions."""
+    """Torso and policy head: [..., D] -> distrax distribution over actions."""
 
     config: Config
 
     @nn.compact
-    def __call__(self, obs: jax.Array) -> distributions.Categorical | distributions.DiagGaussian:
+    def __call__(self, obs: jax.Array) -> Any:
         config, env = self.config, envs.from_config(self.config)
         x = networks.torso(config, env.obs_shape)(obs)
         output = nn.Dense(env.action_size, kernel_init=networks.initializer(config, 0.01))(x)
         if env.discrete:
-            return distributions.Categorical(output)
+            return distributions.categorical(output)
         initial = nn.initializers.constant(config.initial_log_std)
         log_std = self.param("log_std", initial, (env.action_size,))
-        return distributions.DiagGaussian(output, log_std)
+        return distributions.diag_gaussian(output, log_std)
 
 
 class Critic(nn.Module):
@@ -186,7 +186,7 @@ def init(key: jax.Array, config: Config) -> TrainState:
 def rollout(
     key: jax.Array, state: TrainState, config: Config
 ) -> tuple[TrainState, Transition, Metrics]:
-    """Act for T steps -> state, Transition [T, N], metrics of the episodes that ended."""
+    """Act for T steps -> state, Transition [T, N], metrics of the ended episodes."""
     env, env_params = envs.setup(config)
 
     def step(carry: Any, key: jax.Array) -> Any:
@@ -194,7 +194,7 @@ def rollout(
         key_action, key_env = random.split(key)
         seen = normalize.observations(config, state.normalizers, obs)
         policy = Actor(config).apply(state.params["actor"], seen)
-        action = policy.sample(key_action)
+        action = policy.sample(seed=key_action)
         following, env_state, now = envs.step(key_env, env, env_state, action, env_params)
         transition = Transition(obs, action, now.reward, now.terminated, now.done, now.next_obs)
         return (following, env_state), (transition, envs.episode_metrics(now))
@@ -208,7 +208,7 @@ def rollout(
 def advantages(
     state: TrainState, transition: Transition, config: Config
 ) -> tuple[TrainState, Batch]:
-    """Turn [T, N] transitions into a flat batch [T*N], and let the normalisers see them."""
+    """Turn [T, N] transitions into a flat batch [T*N], and update the normalisers with them."""
     obs = normalize.observations(config, state.normalizers, transition.obs)
     next_obs = normalize.observations(config, state.normalizers, transition.next_obs)
     terminated, done = transition.terminated, transition.done
@@ -274,7 +274,7 @@ def policy(
     """Actions [N] or [N, A] for raw observations [N, D]."""
     seen = normalize.observations(config, state.normalizers, obs)
     distribution = Actor(config).apply(state.params["actor"], seen)
-    return distribution.mode() if greedy else distribution.sample(key)
+    return distribution.mode() if greedy else distribution.sample(seed=key)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ Differs from the paper:
    the paper alternates single steps.
 3. Actions lie in [-1, 1] for the networks, the buffer and the noise, and are stretched to the
    environment's bounds when it steps.
-4. Gaussian noise is the default, as in later work; there is no weight decay and no batch norm, the
-   action enters Q at its first layer, and sizes, step sizes, tau and initialisation are others.
+4. Gaussian noise is the default, as in later work. There is no weight decay and no batch norm, the
+   action enters Q at its first layer, and sizes, step sizes, tau and initialisation differ.
 5. The first learning_starts steps, taken at random in `init`, count in total_timesteps.
-6. With normalize_obs, stored observations are normalised by the statistics of the moment.
+6. With normalize_obs, stored observations are normalised by the current statistics.
 
 Run: purejaxpg train ddpg --env Pendulum-v1 --seed 0
 """
@@ -52,11 +52,11 @@ class Config:
     env: str = "Pendulum-v1"  # environment; `purejaxpg list` shows them
     env_kwargs: tuple[tuple[str, Any], ...] = ()  # arguments of the environment's constructor
     total_timesteps: int = 50_000  # environment steps, rounded down to whole updates
-    num_envs: int = 4  # N, environments side by side
+    num_envs: int = 4  # N, parallel environments
     num_steps: int = 4  # T, steps of each environment per update
     num_gradient_steps: int = 16  # per update; N*T of them are one per environment step
     batch_size: int = 256  # transitions per gradient step
-    replay_capacity: int = 100_000  # transitions that are kept
+    replay_capacity: int = 100_000  # transitions in the buffer
     learning_starts: int = 1_000  # environment steps with random actions before the first update
     exploration: str = "gaussian"  # noise; or "ou" for Ornstein-Uhlenbeck
     torso: str = "mlp"  # only "mlp"
@@ -67,11 +67,11 @@ class Config:
     normalize_obs: bool = False  # by running mean and standard deviation
 
     learning_rate: float = 1e-3  # step size of Adam, for the actor
-    critic_learning_rate: float = 1e-3  # likewise, for the critic
+    critic_learning_rate: float = 1e-3  # the same for the critic
     learning_rate_half_life: float = 1000.0  # of robbins_monro, in updates
     gamma: float = 0.99  # discount per environment step, in [0, 1]
     tau: float = 0.005  # step of the target networks towards the online ones; 1: no lag
-    noise_std: float = 0.1  # of what is drawn for the noise in a step; an action spans 2
+    noise_std: float = 0.1  # of the noise drawn in a step; an action spans 2
     ou_theta: float = 0.15  # pull of the Ornstein-Uhlenbeck process towards 0, per step
     max_grad_norm: float = float("inf")  # bound on the norm of either gradient; inf: off
     clip_obs: float = 10.0  # bound on a normalised observation
@@ -91,7 +91,7 @@ class Config:
 
 
 def check(config: Config) -> None:
-    """Raise an InputError in one plain sentence unless the configuration makes sense."""
+    """Raise an InputError with one plain sentence unless the configuration makes sense."""
     env = envs.check(config)
     envs.require_bounded(config, "DDPG")
     networks.check(config, env.obs_shape)
@@ -104,7 +104,7 @@ def check(config: Config) -> None:
 
 @struct.dataclass
 class Transition:
-    """One step of each environment, as the replay buffer keeps it."""
+    """One step of each environment, as the replay buffer stores it."""
 
     obs: jax.Array  # [..., D] raw
     action: jax.Array  # [..., A] in [-1, 1]
@@ -118,7 +118,7 @@ class TrainState:
     """Everything that a run carries from one update to the next."""
 
     params: Any  # {"actor", "critic"}
-    target_params: Any  # likewise
+    target_params: Any  # like params
     opt_state: Any  # {"actor", "critic"}
     env_state: envs.EnvState
     obs: jax.Array  # [N, D] raw, to act on next
@@ -196,8 +196,8 @@ def explore(
 ) -> tuple[jax.Array, jax.Array]:
     """Action of the policy with noise -> action [N, A], noise [N, A]."""
     seen = normalize.observations(config, state.normalizers, obs)
-    kept = 1.0 - config.ou_theta if config.exploration == "ou" else 0.0
-    noise = kept * noise + config.noise_std * random.normal(key, noise.shape, noise.dtype)
+    decay = 1.0 - config.ou_theta if config.exploration == "ou" else 0.0
+    noise = decay * noise + config.noise_std * random.normal(key, noise.shape, noise.dtype)
     action = Actor(config).apply(state.params["actor"], seen) + noise
     return jnp.clip(action, -1.0, 1.0), noise
 
@@ -205,7 +205,7 @@ def explore(
 def interact(
     key: jax.Array, state: TrainState, config: Config, num_steps: int, warming_up: bool = False
 ) -> tuple[TrainState, Metrics]:
-    """Act for `num_steps` and store what happens -> state, metrics of the episodes that ended."""
+    """Act for `num_steps` and store the transitions -> state, metrics of the ended episodes."""
     env, env_params = envs.setup(config)
 
     def step(carry: Any, key: jax.Array) -> Any:
@@ -237,7 +237,7 @@ def interact(
 
 
 def sample(key: jax.Array, state: TrainState, config: Config) -> Transition:
-    """Draw a minibatch as the losses see it -> Transition [B]."""
+    """Draw a minibatch and normalise it for the losses -> Transition [B]."""
     batch = replay.sample(key, state.buffer, config.batch_size)
     bound = config.clip_reward
     return dataclasses.replace(
@@ -258,7 +258,7 @@ def critic_loss(critic: Any, target_params: Any, batch: Transition, config: Conf
 
 
 def actor_loss(actor: Any, critic: Any, batch: Transition, config: Config) -> jax.Array:
-    """Negative of what Q says of the policy's own actions -> scalar."""
+    """Negative of Q at the policy's own actions -> scalar."""
     action = Actor(config).apply(actor, batch.obs)
     return losses.deterministic_policy(Critic(config).apply(critic, batch.obs, action)).mean()
 

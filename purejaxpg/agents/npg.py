@@ -1,7 +1,7 @@
 """Natural policy gradient (NPG) for discrete and continuous actions.
 
-Follows the steepest ascent of the expected return where distance is measured between policies, not
-between parameters, and goes as far as a trust region of divergence δ reaches:
+Follows the steepest ascent of the expected return, where distance is measured between policies, not
+between parameters, up to the boundary of a trust region of divergence δ:
 
     θ' = θ + √(2δ / xᵀM x) x,      M x = g = E[ A ∇log π(a|s) ],      M = E[ ∇log π ∇log πᵀ ] + λI
 
@@ -17,11 +17,11 @@ Differs from them:
 1. A time limit is not a terminal state: the value of the observation before the reset is
    bootstrapped. Treating it as terminal biases every value near the limit.
 2. Damping is part of the metric, in the step's direction and in its length, which cannot exceed
-   √(2δ / λ). Without it a policy almost certain of its action, whose Fisher information vanishes,
-   would take a step without bound, and no line search is there to refuse it. Damping breaks the
-   invariance to the parametrisation; cg_damping = 0 restores it to first order.
-3. The statistics of the normalisers change once per update, after the rollout; those of the
-   observations start from one rollout of the untrained policy, which total_timesteps leaves out.
+   √(2δ / λ). Without damping, a policy almost certain of its action, whose Fisher information
+   vanishes, would take an unbounded step, and there is no line search to reject it. Damping breaks
+   the invariance to the parametrisation; cg_damping = 0 restores it to first order.
+3. The statistics of the normalisers change once per update, after the rollout. Those of the
+   observations start from one rollout of the untrained policy, not counted in total_timesteps.
 
 Run: purejaxpg train npg --env CartPole-v1 --seed 0
 """
@@ -51,7 +51,7 @@ class Config:
     env: str = "CartPole-v1"  # environment; `purejaxpg list` shows them
     env_kwargs: tuple[tuple[str, Any], ...] = ()  # arguments of the environment's constructor
     total_timesteps: int = 500_000  # environment steps, rounded down to whole updates
-    num_envs: int = 8  # N, environments side by side
+    num_envs: int = 8  # N, parallel environments
     num_steps: int = 128  # T, steps of each environment per update
     num_epochs: int = 10  # passes of the critic over the data of an update
     num_minibatches: int = 4  # gradient steps per pass; must divide N*T
@@ -90,7 +90,7 @@ class Config:
 
 
 def check(config: Config) -> None:
-    """Raise an InputError in one plain sentence unless the configuration makes sense."""
+    """Raise an InputError with one plain sentence unless the configuration makes sense."""
     networks.check(config, envs.check(config).obs_shape)
     configs.in_range(config)
     configs.check_rollout(config)
@@ -112,7 +112,7 @@ class Transition:
 
 @struct.dataclass
 class Batch:
-    """What the loss needs of a transition."""
+    """The part of a transition that the loss needs."""
 
     obs: jax.Array  # [B, D] normalised
     action: jax.Array  # [B] or [B, A]
@@ -133,20 +133,20 @@ class TrainState:
 
 
 class Actor(nn.Module):
-    """Torso and policy head: [..., D] -> distribution over actions."""
+    """Torso and policy head: [..., D] -> distrax distribution over actions."""
 
     config: Config
 
     @nn.compact
-    def __call__(self, obs: jax.Array) -> distributions.Categorical | distributions.DiagGaussian:
+    def __call__(self, obs: jax.Array) -> Any:
         config, env = self.config, envs.from_config(self.config)
         x = networks.torso(config, env.obs_shape)(obs)
         output = nn.Dense(env.action_size, kernel_init=networks.initializer(config, 0.01))(x)
         if env.discrete:
-            return distributions.Categorical(output)
+            return distributions.categorical(output)
         initial = nn.initializers.constant(config.initial_log_std)
         log_std = self.param("log_std", initial, (env.action_size,))
-        return distributions.DiagGaussian(output, log_std)
+        return distributions.diag_gaussian(output, log_std)
 
 
 class Critic(nn.Module):
@@ -193,7 +193,7 @@ def init(key: jax.Array, config: Config) -> TrainState:
 def rollout(
     key: jax.Array, state: TrainState, config: Config
 ) -> tuple[TrainState, Transition, Metrics]:
-    """Act for T steps -> state, Transition [T, N], metrics of the episodes that ended."""
+    """Act for T steps -> state, Transition [T, N], metrics of the ended episodes."""
     env, env_params = envs.setup(config)
 
     def step(carry: Any, key: jax.Array) -> Any:
@@ -201,7 +201,7 @@ def rollout(
         key_action, key_env = random.split(key)
         seen = normalize.observations(config, state.normalizers, obs)
         policy = Actor(config).apply(state.params["actor"], seen)
-        action = policy.sample(key_action)
+        action = policy.sample(seed=key_action)
         following, env_state, now = envs.step(key_env, env, env_state, action, env_params)
         transition = Transition(obs, action, now.reward, now.terminated, now.done, now.next_obs)
         return (following, env_state), (transition, envs.episode_metrics(now))
@@ -215,7 +215,7 @@ def rollout(
 def advantages(
     state: TrainState, transition: Transition, config: Config
 ) -> tuple[TrainState, Batch]:
-    """Turn [T, N] transitions into a flat batch [T*N], and let the normalisers see them."""
+    """Turn [T, N] transitions into a flat batch [T*N], and update the normalisers with them."""
     obs = normalize.observations(config, state.normalizers, transition.obs)
     next_obs = normalize.observations(config, state.normalizers, transition.next_obs)
     terminated, done = transition.terminated, transition.done
@@ -261,7 +261,7 @@ def natural_step(actor: Any, batch: Batch, config: Config) -> tuple[Any, Metrics
     metrics = {
         "loss/policy": -surrogate,
         "policy/entropy": policy(params).entropy().mean(),
-        "policy/kl": policy(params).kl(policy(new)).mean(),
+        "policy/kl": policy(params).kl_divergence(policy(new)).mean(),
     }
     return unravel(new), metrics
 
@@ -328,7 +328,7 @@ def policy(
     """Actions [N] or [N, A] for raw observations [N, D]."""
     seen = normalize.observations(config, state.normalizers, obs)
     distribution = Actor(config).apply(state.params["actor"], seen)
-    return distribution.mode() if greedy else distribution.sample(key)
+    return distribution.mode() if greedy else distribution.sample(seed=key)
 
 
 if __name__ == "__main__":

@@ -5,16 +5,16 @@ Maximises, over the data of the previous policy and for several epochs,
     L(θ) = E[ min(r A, clip(r, 1-ε, 1+ε) A) ] - c_v E[ ½ (V - G)² ] + c_e E[ H(π) ],   r = π / π_old
 
 where A is the generalised advantage estimate and G = A + V_old its value target. With surrogate
-"kl_penalty" the first term is E[ r A - β KL(π_old ‖ π) ], and after each update β is doubled where
-the divergence exceeds 1.5 target_kl, halved where it is below target_kl / 1.5.
+"kl_penalty" the first term is E[ r A - β KL(π_old ‖ π) ]. After each update, β is doubled if the
+divergence exceeds 1.5 target_kl, and halved if it is below target_kl / 1.5.
 
-Schulman et al. 2017, arXiv:1707.06347, eq. 7 to 9; the details follow Huang et al. 2022, "The 37
+Schulman et al. 2017, arXiv:1707.06347, eq. 7 to 9. The details follow Huang et al. 2022, "The 37
 implementation details of PPO". Of the 13 core details: vectorised environments, orthogonal
 initialisation (√2; 0.01 policy; 1 value), Adam with ε = 1e-5, linear annealing, GAE with a
 bootstrap, shuffled minibatches that cover all data, advantages normalised per minibatch, the
 clipped surrogate, value clipping (off by default: vf_clip_eps = inf), one joint loss, clipping of
-the global gradient norm, and debug metrics are all here; of shared and separate networks, only
-separate ones. Of the 9 for continuous control: normal policy, state-independent log std, summed
+the global gradient norm, and debug metrics are all here. Of shared and separate networks, only
+separate ones are. Of the 9 for continuous control: normal policy, state-independent log std, summed
 independent dimensions, separate networks, actions clipped for the environment but stored
 unclipped, observations and rewards normalised and clipped (off by default).
 
@@ -23,11 +23,11 @@ Differs from both:
    bootstrapped. Treating it as terminal biases every value near the limit.
 2. The statistics of the normalisers change once per update, after the rollout, so collection and
    optimisation see the same inputs; the common wrapper changes them at every step. Those of the
-   observations start from one rollout of the untrained policy, which total_timesteps leaves out.
+   observations start from one rollout of the untrained policy, not counted in total_timesteps.
 3. Values are computed after the rollout in one batched pass, not inside it.
 4. The standard deviation of the advantages is that of the population (divided by n).
-5. With max_kl, the first minibatch whose estimated KL exceeds it, and all later ones of the
-   update, change nothing.
+5. With max_kl, the update stops at the first minibatch whose estimated KL exceeds it: that one and
+   all later ones change nothing.
 
 Run: purejaxpg train ppo --env CartPole-v1 --seed 0
 """
@@ -57,7 +57,7 @@ class Config:
     env: str = "CartPole-v1"  # environment; `purejaxpg list` shows them
     env_kwargs: tuple[tuple[str, Any], ...] = ()  # arguments of the environment's constructor
     total_timesteps: int = 500_000  # environment steps, rounded down to whole updates
-    num_envs: int = 4  # N, environments side by side
+    num_envs: int = 4  # N, parallel environments
     num_steps: int = 128  # T, steps of each environment per update
     num_epochs: int = 4  # passes over the data of an update
     num_minibatches: int = 4  # gradient steps per pass; must divide N*T
@@ -75,8 +75,8 @@ class Config:
     learning_rate_half_life: float = 100.0  # of robbins_monro, in updates
     gamma: float = 0.99  # discount per environment step, in [0, 1]
     gae_lambda: float = 0.95  # 0: one-step TD, 1: the longest return in the rollout
-    clip_eps: float = 0.2  # ratios beyond 1 ± this gain nothing more
-    vf_clip_eps: float = float("inf")  # likewise for the change of a value
+    clip_eps: float = 0.2  # a ratio beyond 1 ± this gains nothing more
+    vf_clip_eps: float = float("inf")  # the same for the change of a value
     vf_coef: float = 0.5  # weight of the value loss
     ent_coef: float = 0.01  # weight of the entropy bonus
     max_grad_norm: float = 0.5  # bound on the global gradient norm; inf: off
@@ -101,7 +101,7 @@ class Config:
 
 
 def check(config: Config) -> None:
-    """Raise an InputError in one plain sentence unless the configuration makes sense."""
+    """Raise an InputError with one plain sentence unless the configuration makes sense."""
     networks.check(config, envs.check(config).obs_shape)
     configs.in_range(config)
     configs.check_rollout(config)
@@ -124,7 +124,7 @@ class Transition:
 
 @struct.dataclass
 class Batch:
-    """What the loss needs of a transition."""
+    """The part of a transition that the loss needs."""
 
     obs: jax.Array  # [B, D] normalised
     action: jax.Array  # [B] or [B, A]
@@ -148,20 +148,20 @@ class TrainState:
 
 
 class Actor(nn.Module):
-    """Torso and policy head: [..., D] -> distribution over actions."""
+    """Torso and policy head: [..., D] -> distrax distribution over actions."""
 
     config: Config
 
     @nn.compact
-    def __call__(self, obs: jax.Array) -> distributions.Categorical | distributions.DiagGaussian:
+    def __call__(self, obs: jax.Array) -> Any:
         config, env = self.config, envs.from_config(self.config)
         x = networks.torso(config, env.obs_shape)(obs)
         output = nn.Dense(env.action_size, kernel_init=networks.initializer(config, 0.01))(x)
         if env.discrete:
-            return distributions.Categorical(output)
+            return distributions.categorical(output)
         initial = nn.initializers.constant(config.initial_log_std)
         log_std = self.param("log_std", initial, (env.action_size,))
-        return distributions.DiagGaussian(output, log_std)
+        return distributions.diag_gaussian(output, log_std)
 
 
 class Critic(nn.Module):
@@ -208,7 +208,7 @@ def init(key: jax.Array, config: Config) -> TrainState:
 def rollout(
     key: jax.Array, state: TrainState, config: Config
 ) -> tuple[TrainState, Transition, Metrics]:
-    """Act for T steps -> state, Transition [T, N], metrics of the episodes that ended."""
+    """Act for T steps -> state, Transition [T, N], metrics of the ended episodes."""
     env, env_params = envs.setup(config)
 
     def step(carry: Any, key: jax.Array) -> Any:
@@ -216,7 +216,7 @@ def rollout(
         key_action, key_env = random.split(key)
         seen = normalize.observations(config, state.normalizers, obs)
         policy = Actor(config).apply(state.params["actor"], seen)
-        action = policy.sample(key_action)
+        action = policy.sample(seed=key_action)
         following, env_state, now = envs.step(key_env, env, env_state, action, env_params)
         transition = Transition(
             obs, action, policy.log_prob(action), now.reward, now.terminated, now.done, now.next_obs
@@ -232,7 +232,7 @@ def rollout(
 def advantages(
     state: TrainState, transition: Transition, config: Config
 ) -> tuple[TrainState, Batch]:
-    """Turn [T, N] transitions into a flat batch [T*N], and let the normalisers see them."""
+    """Turn [T, N] transitions into a flat batch [T*N], and update the normalisers with them."""
     obs = normalize.observations(config, state.normalizers, transition.obs)
     next_obs = normalize.observations(config, state.normalizers, transition.next_obs)
     terminated, done = transition.terminated, transition.done
@@ -262,7 +262,7 @@ def loss(params: Any, batch: Batch, old: TrainState, config: Config) -> tuple[ja
     if config.surrogate == "clip":
         surrogate = losses.ppo_clip(log_prob, batch.log_prob, advantage, config.clip_eps)
     else:
-        kl = Actor(config).apply(old.params["actor"], batch.obs).kl(policy)
+        kl = Actor(config).apply(old.params["actor"], batch.obs).kl_divergence(policy)
         surrogate = losses.ppo_kl_penalty(log_prob, batch.log_prob, advantage, kl, old.kl_coef)
     policy_loss = surrogate.mean()
     errors = losses.value_loss_clipped(value, batch.value, batch.target, config.vf_clip_eps)
@@ -293,8 +293,8 @@ def update(key: jax.Array, state: TrainState, config: Config) -> tuple[TrainStat
         stopped |= metrics["policy/kl"] > config.max_kl
         change, new_opt_state = optimizer.update(gradient, opt_state, params)
         new = (optax.apply_updates(params, change), new_opt_state)
-        kept = jax.tree.map(partial(jnp.where, stopped), (params, opt_state), new)
-        return (*kept, stopped), {**metrics, "policy/stopped": stopped.astype(jnp.float32)}
+        new = jax.tree.map(partial(jnp.where, stopped), (params, opt_state), new)
+        return (*new, stopped), {**metrics, "policy/stopped": stopped.astype(jnp.float32)}
 
     carry = (state.params, state.opt_state, jnp.zeros((), bool))
     (params, opt_state, _), steps = lax.scan(gradient_step, carry, shuffled(key_shuffle, config))
@@ -313,9 +313,9 @@ def adapted_kl_coef(old: TrainState, params: Any, batch: Batch, config: Config) 
     if config.surrogate == "clip":
         return old.kl_coef
     before, after = (Actor(config).apply(p["actor"], batch.obs) for p in (old.params, params))
-    ratio = before.kl(after).mean() / config.target_kl
+    ratio = before.kl_divergence(after).mean() / config.target_kl
     factor = jnp.where(ratio > 1.5, 2.0, jnp.where(ratio < 1.0 / 1.5, 0.5, 1.0))
-    return jnp.clip(old.kl_coef * factor, 1e-6, 1e6)  # doubled from zero, it would stay zero
+    return jnp.clip(old.kl_coef * factor, 1e-6, 1e6)  # zero, doubled, would stay zero
 
 
 def shuffled(key: jax.Array, config: Config) -> jax.Array:
@@ -341,7 +341,7 @@ def policy(
     """Actions [N] or [N, A] for raw observations [N, D]."""
     seen = normalize.observations(config, state.normalizers, obs)
     distribution = Actor(config).apply(state.params["actor"], seen)
-    return distribution.mode() if greedy else distribution.sample(key)
+    return distribution.mode() if greedy else distribution.sample(seed=key)
 
 
 if __name__ == "__main__":

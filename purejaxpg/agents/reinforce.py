@@ -5,29 +5,29 @@ Follows the gradient of the expected return, estimated from N whole episodes,
     g = 1/N Σ_episodes Σ_t (G_t - b(s_t)) ∇log π(a_t|s_t),      G_t = Σ_k γ^k r_{t+k}
 
 b is a critic, fitted to the reward-to-go G_t by num_critic_steps steps of Adam after the policy's
-step: a baseline that has seen the returns it is subtracted from would bias the gradient. Without a
-baseline b = 0. With reward_to_go off, every action is weighed by the return of its whole episode,
+step: a baseline fitted to the returns it is subtracted from would bias the gradient. Without a
+baseline, b = 0. With reward_to_go off, every action is weighted by the return of its whole episode,
 G_0: unbiased for the discounted return, with more variance than reward-to-go with the factor below.
 
-Each update starts N fresh episodes and plays each to its end; what an environment does afterwards
-is masked, so every start counts once. A batch that keeps the episodes completed within a number of
-steps holds more short ones than the policy plays.
+Each update starts N fresh episodes and plays each to its end. Later steps of an environment are
+masked, so every start counts once. A batch of the episodes that end within a fixed number of steps
+would hold more short ones than the policy plays.
 
 Williams 1992, "Simple statistical gradient-following algorithms for connectionist reinforcement
 learning".
 
-Where it differs, or has to choose:
-1. Reward-to-go leaves out a factor γ^t, as most practice does: the sum is then not the gradient of
-   the discounted return from the start, nor of any other function (Nota and Thomas 2020,
+Differs from the paper, or makes a choice:
+1. Reward-to-go omits a factor γ^t, as is common practice. The sum is then not the gradient of the
+   discounted return from the start, nor of any other function (Nota and Thomas 2020,
    arXiv:1906.07073), and late steps are as important as early ones. With weight_by_discount the
-   factor is there; the estimate is unbiased, up to point 2, and late steps hardly learn.
+   factor is included: the estimate is unbiased, up to point 2, and late steps hardly learn.
 2. A time limit is not a terminal state: the baseline's value of the observation before the reset
-   stands for what would have come. Without a baseline the return ends there.
+   replaces the missing rewards. Without a baseline, the return ends there.
 3. One step of Adam, not of plain ascent. With normalize_advantage the estimate is biased.
-4. The steps after an episode's end count in total_timesteps, since they are computed.
+4. The steps after an episode's end count in total_timesteps, because they are computed.
 5. The statistics of the normalisers change once per update, after the rollout and without the
-   masked steps; those of the observations start from one rollout of the untrained policy, which
-   total_timesteps leaves out.
+   masked steps. Those of the observations start from one rollout of the untrained policy, not
+   counted in total_timesteps.
 
 Run: purejaxpg train reinforce --env CartPole-v1 --seed 0
 """
@@ -56,10 +56,10 @@ class Config:
     env: str = "CartPole-v1"  # environment; `purejaxpg list` shows them
     env_kwargs: tuple[tuple[str, Any], ...] = ()  # arguments of the environment's constructor
     total_timesteps: int = 2_000_000  # environment steps, rounded down to whole updates
-    num_envs: int = 16  # N, episodes per update, side by side
+    num_envs: int = 16  # N, episodes per update, in parallel
     max_steps: int = 0  # T, room for an episode; 0: the environment's own time limit
     baseline: bool = True  # subtract a learned value from the return
-    reward_to_go: bool = True  # else weigh each action by the return of its whole episode
+    reward_to_go: bool = True  # else weight each action by the return of its whole episode
     weight_by_discount: bool = False  # by γ^t, as the gradient of the discounted return has it
     num_critic_steps: int = 20  # gradient steps of the baseline per update
     torso: str = "mlp"  # "mlp", or "cnn" for images
@@ -72,7 +72,7 @@ class Config:
     normalize_reward: bool = False  # by the standard deviation of the discounted return
 
     learning_rate: float = 5e-3  # step size of Adam
-    critic_learning_rate: float = 5e-3  # likewise, for the baseline
+    critic_learning_rate: float = 5e-3  # the same for the baseline
     learning_rate_half_life: float = 100.0  # of robbins_monro, in updates
     gamma: float = 0.99  # discount per environment step, in [0, 1]
     ent_coef: float = 0.0  # weight of the entropy bonus
@@ -85,12 +85,12 @@ class Config:
 
     @property
     def horizon(self) -> int:
-        """Steps that an update plays in each environment."""
+        """Steps of each environment in an update."""
         return self.max_steps or envs.from_config(self).max_steps or 0
 
     @property
     def steps_per_update(self) -> int:
-        """Environment steps of one update, those after the end of an episode included."""
+        """Environment steps of one update, including those after the end of an episode."""
         return self.num_envs * self.horizon
 
     @property
@@ -100,15 +100,15 @@ class Config:
 
 
 def check(config: Config) -> None:
-    """Raise an InputError in one plain sentence unless the configuration makes sense."""
+    """Raise an InputError with one plain sentence unless the configuration makes sense."""
     env = envs.check(config)
     networks.check(config, env.obs_shape)
     configs.at_least(config, 0, "max_steps")
     limit = envs.horizon(env, config.env_params) or 0
     configs.require(
         limit > 0,
-        f"REINFORCE plays whole episodes, but nothing says how long those of {env.name} may be; "
-        f"give them a limit, as in envs.register({env.name!r}, ..., max_steps=1000).",
+        f"REINFORCE plays whole episodes, but those of {env.name} have no time limit; "
+        f"give them one, as in envs.register({env.name!r}, ..., max_steps=1000).",
     )
     configs.at_least(config, 1 if config.baseline else 0, "num_critic_steps")
     configs.in_range(config)
@@ -140,7 +140,7 @@ class Transition:
 
 @struct.dataclass
 class Batch:
-    """What the losses need of a transition."""
+    """The part of a transition that the losses need."""
 
     obs: jax.Array  # [T, N, D] normalised
     action: jax.Array  # [T, N] or [T, N, A]
@@ -160,20 +160,20 @@ class TrainState:
 
 
 class Actor(nn.Module):
-    """Torso and policy head: [..., D] -> distribution over actions."""
+    """Torso and policy head: [..., D] -> distrax distribution over actions."""
 
     config: Config
 
     @nn.compact
-    def __call__(self, obs: jax.Array) -> distributions.Categorical | distributions.DiagGaussian:
+    def __call__(self, obs: jax.Array) -> Any:
         config, env = self.config, envs.from_config(self.config)
         x = networks.torso(config, env.obs_shape)(obs)
         output = nn.Dense(env.action_size, kernel_init=networks.initializer(config, 0.01))(x)
         if env.discrete:
-            return distributions.Categorical(output)
+            return distributions.categorical(output)
         initial = nn.initializers.constant(config.initial_log_std)
         log_std = self.param("log_std", initial, (env.action_size,))
-        return distributions.DiagGaussian(output, log_std)
+        return distributions.diag_gaussian(output, log_std)
 
 
 class Critic(nn.Module):
@@ -229,7 +229,7 @@ def rollout(key: jax.Array, state: TrainState, config: Config) -> tuple[Transiti
         key_action, key_env = random.split(key)
         seen = normalize.observations(config, state.normalizers, obs)
         policy = Actor(config).apply(state.params["actor"], seen)
-        action = policy.sample(key_action)
+        action = policy.sample(seed=key_action)
         following, env_state, now = envs.step(key_env, env, env_state, action, env_params)
         transition = Transition(
             obs, action, now.reward, now.terminated, now.done, now.next_obs, valid
@@ -246,7 +246,7 @@ def rollout(key: jax.Array, state: TrainState, config: Config) -> tuple[Transiti
 def advantages(
     state: TrainState, transition: Transition, config: Config
 ) -> tuple[TrainState, Batch]:
-    """Weigh the actions of the rollout, and let the normalisers see it."""
+    """Weight the actions of the rollout, and update the normalisers with it."""
     obs = normalize.observations(config, state.normalizers, transition.obs)
     next_obs = normalize.observations(config, state.normalizers, transition.next_obs)
     terminated, done, valid = transition.terminated, transition.done, transition.valid
@@ -339,7 +339,7 @@ def policy(
     """Actions [N] or [N, A] for raw observations [N, D]."""
     seen = normalize.observations(config, state.normalizers, obs)
     distribution = Actor(config).apply(state.params["actor"], seen)
-    return distribution.mode() if greedy else distribution.sample(key)
+    return distribution.mode() if greedy else distribution.sample(seed=key)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ them together with its own entropy,
     Q_i: minimises E[ ½ (Q_i(s, a) - y)² ],    y = r + γ (1 - terminated) V'(s')
     V':  E_π[ min_i Q'_i(s', a') - α log π(a'|s') ]
     π:   minimises E_π[ α log π(a|s) - min_i Q_i(s, a) ]
-    α:   minimises log α (H(π) - target entropy), so that it grows where the entropy is too low
+    α:   minimises log α (H(π) - target entropy), so it grows if the entropy is too low
 
 Q'_i are target networks, which move by tau towards the online ones after every gradient step.
 Continuous actions are tanh(x) of a Gaussian x, and E_π is one reparametrised sample; for discrete
@@ -25,8 +25,8 @@ Differs from them:
    off by tens of nats.
 5. The loss of α is linear in log α, not in α: same sign, same fixed point.
 6. The first learning_starts steps, taken at random in `init`, count in total_timesteps.
-7. The target entropy of discrete actions is half of what is possible, not 98% of it.
-8. With normalize_obs, stored observations are normalised by the statistics of the moment.
+7. The target entropy of discrete actions is half of the maximum, not 98% of it.
+8. With normalize_obs, stored observations are normalised by the current statistics.
 
 Run: purejaxpg train sac --env Pendulum-v1 --seed 0
 """
@@ -50,7 +50,7 @@ from purejaxpg.kernels import distributions, losses
 
 Metrics = dict[str, jax.Array]
 
-LOG_STD_BOUNDS = (-20.0, 2.0)  # of the Gaussian before tanh; common practice, in neither paper
+LOG_STD_BOUNDS = (-20.0, 2.0)  # of the Gaussian before tanh; common practice, not in the papers
 
 
 @configs.dataclass
@@ -60,13 +60,13 @@ class Config:
     env: str = "Pendulum-v1"  # environment; `purejaxpg list` shows them
     env_kwargs: tuple[tuple[str, Any], ...] = ()  # arguments of the environment's constructor
     total_timesteps: int = 50_000  # environment steps, rounded down to whole updates
-    num_envs: int = 4  # N, environments side by side
+    num_envs: int = 4  # N, parallel environments
     num_steps: int = 4  # T, steps of each environment per update
     num_gradient_steps: int = 16  # per update; N*T of them are one per environment step
     batch_size: int = 256  # transitions per gradient step
-    replay_capacity: int = 100_000  # transitions that are kept
+    replay_capacity: int = 100_000  # transitions in the buffer
     learning_starts: int = 1_000  # environment steps with random actions before the first update
-    tune_alpha: bool = True  # towards the target entropy; else it stays as it is
+    tune_alpha: bool = True  # towards the target entropy; else alpha is constant
     torso: str = "mlp"  # "mlp", or "cnn" for images with discrete actions
     hidden: tuple[int, ...] = (256, 256)  # widths of the fully connected layers
     activation: str = "relu"  # tanh, relu, elu, silu or gelu
@@ -75,11 +75,11 @@ class Config:
     normalize_obs: bool = False  # by running mean and standard deviation
 
     learning_rate: float = 1e-3  # step size of Adam, for the actor and α
-    critic_learning_rate: float = 1e-3  # likewise, for the critics
+    critic_learning_rate: float = 1e-3  # the same for the critics
     learning_rate_half_life: float = 1000.0  # of robbins_monro, in updates
     gamma: float = 0.99  # discount per environment step, in [0, 1]
     tau: float = 0.005  # step of the target networks towards the online ones; 1: no lag
-    alpha: float = 1.0  # temperature, the weight of the entropy; the first one where it is tuned
+    alpha: float = 1.0  # temperature, the weight of the entropy; the initial one if tune_alpha
     target_entropy_per_dim: float = -1.0  # nats per dimension of a continuous action
     target_entropy_ratio: float = 0.5  # for discrete actions, as a share of log(their number)
     max_grad_norm: float = float("inf")  # bound on the norm of each gradient; inf: off
@@ -100,7 +100,7 @@ class Config:
 
 
 def check(config: Config) -> None:
-    """Raise an InputError in one plain sentence unless the configuration makes sense."""
+    """Raise an InputError with one plain sentence unless the configuration makes sense."""
     env = envs.check(config)
     networks.check(config, env.obs_shape)
     if not env.discrete:
@@ -113,7 +113,7 @@ def check(config: Config) -> None:
 
 @struct.dataclass
 class Transition:
-    """One step of each environment, as the replay buffer keeps it."""
+    """One step of each environment, as the replay buffer stores it."""
 
     obs: jax.Array  # [..., D] raw
     action: jax.Array  # [..., A] in [-1, 1], or [...] int32
@@ -137,19 +137,19 @@ class TrainState:
 
 
 class Actor(nn.Module):
-    """Torso and policy head: [..., D] -> distribution over actions."""
+    """Torso and policy head: [..., D] -> distrax distribution over actions."""
 
     config: Config
 
     @nn.compact
-    def __call__(self, obs: jax.Array) -> distributions.Categorical | distributions.TanhGaussian:
+    def __call__(self, obs: jax.Array) -> Any:
         config, env = self.config, envs.from_config(self.config)
         x = networks.torso(config, env.obs_shape)(obs)
         head = partial(nn.Dense, kernel_init=networks.initializer(config, 0.01))
         if env.discrete:
-            return distributions.Categorical(head(env.action_size)(x))
+            return distributions.categorical(head(env.action_size)(x))
         mean, log_std = jnp.split(head(2 * env.action_size)(x), 2, axis=-1)
-        return distributions.TanhGaussian(mean, jnp.clip(log_std, *LOG_STD_BOUNDS))
+        return distributions.tanh_gaussian(mean, jnp.clip(log_std, *LOG_STD_BOUNDS))
 
 
 class Critic(nn.Module):
@@ -220,7 +220,7 @@ def at_random(key: jax.Array, config: Config) -> jax.Array:
 def interact(
     key: jax.Array, state: TrainState, config: Config, num_steps: int, warming_up: bool = False
 ) -> tuple[TrainState, Metrics]:
-    """Act for `num_steps` and store what happens -> state, metrics of the episodes that ended."""
+    """Act for `num_steps` and store the transitions -> state, metrics of the ended episodes."""
     env, env_params = envs.setup(config)
 
     def step(carry: Any, key: jax.Array) -> Any:
@@ -230,7 +230,7 @@ def interact(
             action = at_random(key_action, config)
         else:
             seen = normalize.observations(config, state.normalizers, obs)
-            action = Actor(config).apply(state.params["actor"], seen).sample(key_action)
+            action = Actor(config).apply(state.params["actor"], seen).sample(seed=key_action)
         scaled = action if env.discrete else envs.to_bounds(env, env_params, action)
         following, env_state, now = envs.step(key_env, env, env_state, scaled, env_params)
         transition = Transition(obs, action, now.reward, now.terminated, now.next_obs)
@@ -250,7 +250,7 @@ def interact(
 
 
 def sample(key: jax.Array, state: TrainState, config: Config) -> Transition:
-    """Draw a minibatch as the losses see it -> Transition [B]."""
+    """Draw a minibatch and normalise it for the losses -> Transition [B]."""
     batch = replay.sample(key, state.buffer, config.batch_size)
     bound = config.clip_reward
     return dataclasses.replace(
@@ -269,16 +269,17 @@ def values(critic: Any, obs: jax.Array, action: jax.Array, config: Config) -> ja
 def consider(
     key: jax.Array, actor: Any, critic: Any, obs: jax.Array, config: Config
 ) -> tuple[jax.Array, jax.Array, Callable[[jax.Array], jax.Array]]:
-    """Log probabilities, lesser values, and how to take the expectation of what is made of them.
+    """Log probabilities, lesser values, and a function that takes expectations of either.
 
     Discrete: both [B, A], for all actions, and the expectation is the exact sum -> [B].
-    Continuous: both [B], for one sample of the policy, which stands for the expectation -> [B].
+    Continuous: both [B], for one sample of the policy, which estimates the expectation -> [B].
     """
     policy = Actor(config).apply(actor, obs)
-    if isinstance(policy, distributions.Categorical):
-        every = values(critic, obs, policy.mode(), config)  # for every action, whichever is given
-        return policy.log_probs, every.min(axis=0), policy.expectation
-    action, log_prob = policy.sample_and_log_prob(key)
+    if envs.from_config(config).discrete:
+        every = values(critic, obs, policy.mode(), config)  # for all actions, not only this one
+        expectation = partial(distributions.expectation, policy)
+        return policy.logits, every.min(axis=0), expectation  # distrax's logits are normalised
+    action, log_prob = policy.sample_and_log_prob(seed=key)
     return log_prob, values(critic, obs, action, config).min(axis=0), lambda x: x
 
 
@@ -386,8 +387,8 @@ def policy(
     seen = normalize.observations(config, state.normalizers, obs)
     distribution = Actor(config).apply(state.params["actor"], seen)
     if env.discrete:
-        return distribution.mode() if greedy else distribution.sample(key)
-    action = distribution.median() if greedy else distribution.sample(key)
+        return distribution.mode() if greedy else distribution.sample(seed=key)
+    action = distribution.median() if greedy else distribution.sample(seed=key)
     return envs.to_bounds(env, env_params, action)
 
 

@@ -4,23 +4,23 @@ Maximises, over the data of the previous policy, a surrogate under a constraint,
 
     max_θ  L(θ) = E[ r A ]   subject to   E[ KL(π_old ‖ π_θ) ] <= δ,      r = π_θ / π_old
 
-by one step: the natural gradient x of F x = ∇L(θ_old) from conjugate gradients, as far as the
-quadratic model of the divergence allows, √(2δ / xᵀF x) x, and then shortened until the divergence
-itself keeps to δ *and* L has improved. If no try does, the policy stays as it is. A is the
+by one step: the natural gradient x of F x = ∇L(θ_old) from conjugate gradients, scaled to the bound
+of the quadratic model of the divergence, √(2δ / xᵀF x) x, and then shortened until the divergence
+itself is at most δ *and* L has improved. If no length passes, the policy does not change. A is the
 generalised advantage estimate. The critic takes minibatch steps of Adam on ½ (V - G)², G = A +
 V_old, after the policy.
 
-Schulman et al. 2015, arXiv:1502.05477, eq. 14 and appendix C. The constraint has the direction of
-the paper; common implementations have KL(π_θ ‖ π_old), which differs in the line search.
+Schulman et al. 2015, arXiv:1502.05477, eq. 14 and appendix C. The divergence has the paper's
+direction; common implementations use KL(π_θ ‖ π_old), which differs in the line search.
 
 Differs from the paper:
 1. A time limit is not a terminal state: the value of the observation before the reset is
    bootstrapped. Treating it as terminal biases every value near the limit.
 2. Advantages are generalised estimates with a critic (as in arXiv:1506.02438), not Q-values of
    single paths or vines.
-3. The curvature in the step's length is that of F itself; damping only enters the direction.
-4. The statistics of the normalisers change once per update, after the rollout; those of the
-   observations start from one rollout of the untrained policy, which total_timesteps leaves out.
+3. The step's length uses the curvature of F itself; damping only enters the direction.
+4. The statistics of the normalisers change once per update, after the rollout. Those of the
+   observations start from one rollout of the untrained policy, not counted in total_timesteps.
 
 Run: purejaxpg train trpo --env CartPole-v1 --seed 0
 """
@@ -50,12 +50,12 @@ class Config:
     env: str = "CartPole-v1"  # environment; `purejaxpg list` shows them
     env_kwargs: tuple[tuple[str, Any], ...] = ()  # arguments of the environment's constructor
     total_timesteps: int = 500_000  # environment steps, rounded down to whole updates
-    num_envs: int = 8  # N, environments side by side
+    num_envs: int = 8  # N, parallel environments
     num_steps: int = 128  # T, steps of each environment per update
     num_epochs: int = 10  # passes of the critic over the data of an update
     num_minibatches: int = 4  # gradient steps per pass; must divide N*T
     cg_iters: int = 10  # iterations of conjugate gradient
-    max_backtracks: int = 10  # times that a step is shortened before it is given up
+    max_backtracks: int = 10  # how often a step may be shortened
     torso: str = "mlp"  # "mlp", or "cnn" for images
     hidden: tuple[int, ...] = (64, 64)  # widths of the fully connected layers
     activation: str = "tanh"  # tanh, relu, elu, silu or gelu
@@ -67,7 +67,7 @@ class Config:
 
     max_kl: float = 0.01  # δ, divergence that a step may reach
     cg_damping: float = 0.1  # added to the diagonal of the Fisher information
-    shrink: float = 0.8  # factor on a step that is refused
+    shrink: float = 0.8  # factor on a rejected step
     critic_learning_rate: float = 1e-3  # step size of Adam; that of the policy follows from δ
     learning_rate_half_life: float = 100.0  # of robbins_monro, in updates
     gamma: float = 0.99  # discount per environment step, in [0, 1]
@@ -91,7 +91,7 @@ class Config:
 
 
 def check(config: Config) -> None:
-    """Raise an InputError in one plain sentence unless the configuration makes sense."""
+    """Raise an InputError with one plain sentence unless the configuration makes sense."""
     networks.check(config, envs.check(config).obs_shape)
     configs.in_range(config)
     configs.check_rollout(config)
@@ -116,7 +116,7 @@ class Transition:
 
 @struct.dataclass
 class Batch:
-    """What the loss needs of a transition."""
+    """The part of a transition that the loss needs."""
 
     obs: jax.Array  # [B, D] normalised
     action: jax.Array  # [B] or [B, A]
@@ -138,20 +138,20 @@ class TrainState:
 
 
 class Actor(nn.Module):
-    """Torso and policy head: [..., D] -> distribution over actions."""
+    """Torso and policy head: [..., D] -> distrax distribution over actions."""
 
     config: Config
 
     @nn.compact
-    def __call__(self, obs: jax.Array) -> distributions.Categorical | distributions.DiagGaussian:
+    def __call__(self, obs: jax.Array) -> Any:
         config, env = self.config, envs.from_config(self.config)
         x = networks.torso(config, env.obs_shape)(obs)
         output = nn.Dense(env.action_size, kernel_init=networks.initializer(config, 0.01))(x)
         if env.discrete:
-            return distributions.Categorical(output)
+            return distributions.categorical(output)
         initial = nn.initializers.constant(config.initial_log_std)
         log_std = self.param("log_std", initial, (env.action_size,))
-        return distributions.DiagGaussian(output, log_std)
+        return distributions.diag_gaussian(output, log_std)
 
 
 class Critic(nn.Module):
@@ -198,7 +198,7 @@ def init(key: jax.Array, config: Config) -> TrainState:
 def rollout(
     key: jax.Array, state: TrainState, config: Config
 ) -> tuple[TrainState, Transition, Metrics]:
-    """Act for T steps -> state, Transition [T, N], metrics of the episodes that ended."""
+    """Act for T steps -> state, Transition [T, N], metrics of the ended episodes."""
     env, env_params = envs.setup(config)
 
     def step(carry: Any, key: jax.Array) -> Any:
@@ -206,7 +206,7 @@ def rollout(
         key_action, key_env = random.split(key)
         seen = normalize.observations(config, state.normalizers, obs)
         policy = Actor(config).apply(state.params["actor"], seen)
-        action = policy.sample(key_action)
+        action = policy.sample(seed=key_action)
         following, env_state, now = envs.step(key_env, env, env_state, action, env_params)
         transition = Transition(
             obs, action, policy.log_prob(action), now.reward, now.terminated, now.done, now.next_obs
@@ -222,7 +222,7 @@ def rollout(
 def advantages(
     state: TrainState, transition: Transition, config: Config
 ) -> tuple[TrainState, Batch]:
-    """Turn [T, N] transitions into a flat batch [T*N], and let the normalisers see them."""
+    """Turn [T, N] transitions into a flat batch [T*N], and update the normalisers with them."""
     obs = normalize.observations(config, state.normalizers, transition.obs)
     next_obs = normalize.observations(config, state.normalizers, transition.next_obs)
     terminated, done = transition.terminated, transition.done
@@ -266,7 +266,7 @@ def constrained_step(actor: Any, batch: Batch, config: Config) -> tuple[Any, Met
     step = trust_region.step_to_boundary(direction, fisher(direction), config.max_kl)
 
     def objective_and_kl(new: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return objective(new), policy(params).kl(policy(new)).mean()
+        return objective(new), policy(params).kl_divergence(policy(new)).mean()
 
     new, fraction = trust_region.line_search(
         objective_and_kl, params, step, config.max_kl, config.shrink, config.max_backtracks
@@ -275,7 +275,7 @@ def constrained_step(actor: Any, batch: Batch, config: Config) -> tuple[Any, Met
         "loss/policy": -objective(params),
         "policy/improvement": objective(new) - objective(params),
         "policy/entropy": policy(params).entropy().mean(),
-        "policy/kl": policy(params).kl(policy(new)).mean(),
+        "policy/kl": policy(params).kl_divergence(policy(new)).mean(),
         "policy/step_fraction": fraction,
     }
     return unravel(new), metrics
@@ -343,7 +343,7 @@ def policy(
     """Actions [N] or [N, A] for raw observations [N, D]."""
     seen = normalize.observations(config, state.normalizers, obs)
     distribution = Actor(config).apply(state.params["actor"], seen)
-    return distribution.mode() if greedy else distribution.sample(key)
+    return distribution.mode() if greedy else distribution.sample(seed=key)
 
 
 if __name__ == "__main__":

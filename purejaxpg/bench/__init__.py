@@ -1,6 +1,6 @@
-"""How fast training is here, how far that is from what the machine can do, and why.
+"""How fast training is on this machine, how far that is from the machine's limit, and why.
 
-cases.py   what is measured        child.py   one case, in a process of its own
+cases.py   the cases              child.py   measures one case, in a process of its own
 counts.py  FLOPs and bytes, from the algorithm        hlo.py   kernels, from the program
-roof.py    what the machine can do        run.py   the loop over cases        show.py  table, plot
+roof.py    the machine's limit    run.py     the loop over cases      show.py  tables and plot
 """

@@ -1,4 +1,4 @@
-"""What is measured: one case is a kind of agent, an environment and the numbers of both."""
+"""The cases: each is a kind of agent, an environment and the numbers of both."""
 
 import dataclasses
 import hashlib
@@ -7,12 +7,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from purejaxpg import InputError
+from purejaxpg import InputError, contract, trainers
 from purejaxpg import config as configs
 
 # As PureJaxRL's example has it.
 BREAKOUT = {"env": "Breakout-MinAtar", "num_envs": 64, "num_minibatches": 8, "activation": "relu"}
-# Small enough to compile and run in seconds anywhere. A field that an agent lacks is left out.
+# Small enough to compile and run in seconds anywhere; fields that an agent lacks are left out.
 QUICK: dict[str, Any] = {
     "num_envs": 2,
     "num_steps": 8,
@@ -28,7 +28,7 @@ QUICK: dict[str, Any] = {
     "env_params": {"max_steps_in_episode": 20},
 }
 ACCELERATOR_MINUTES = 9.5
-UPDATES = 60  # that a run has at least: a segment of a sweep is a sixtieth of it
+UPDATES = 60  # least length of a run: a segment of a sweep is a sixtieth of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Case:
     num_agents: int
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the configuration
     rows: int | None = None  # of a unit; None: as a sweep chooses them
-    flag: str = ""  # of XLA, beside those of the environment
+    flag: str = ""  # of XLA, added to those of the environment
     quick: bool = False
 
     @property
     def name(self) -> str:
-        """Return an id: equal for equal cases only."""
+        """An id: equal for equal cases only."""
         text = json.dumps(self.as_dict(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -54,26 +54,22 @@ class Case:
 
     @property
     def label(self) -> str:
-        """Return what a person calls it."""
+        """Its name in tables."""
         return self.label_without("")
 
     def label_without(self, axis: str) -> str:
-        """Return what all cases along an axis, "agents" or "environments", have in common."""
+        """Return the label that all cases along an axis ("agents" or "environments") share."""
         parts = [] if axis == "agents" else [f"x {self.num_agents}"]
         for name, value in self.fields.items():
-            if name == "env":
+            if name == contract.ENV:
                 parts.insert(0, value)
-            elif name != "num_envs" or axis != "environments":
+            elif name != contract.NUM_ENVS or axis != "environments":
                 parts.append(f"{name}={value}")
         parts += [f"rows={self.rows}"] if self.rows else []
         return " ".join([self.agent, *parts, *([self.flag] if self.flag else [])])
 
     def sweep(self, agent: Any) -> dict[str, Any]:
-        """Return the sweep whose training is timed, as `specs.from_dict` reads it.
-
-        Args:
-            agent: its module.
-        """
+        """Return the sweep to be timed, for `specs.from_dict`; `agent` is its module."""
         return {
             "agent": self.agent,
             "seeds": self.num_agents,
@@ -83,7 +79,7 @@ class Case:
 
 
 def complete(config_type: Any, fields: Mapping[str, Any], quick: bool) -> dict[str, Any]:
-    """Make a run long enough for the fields asked for, its warm-up included.
+    """Return the fields of a run that is long enough to be timed, its warm-up included.
 
     Args:
         config_type: the agent's Config.
@@ -94,20 +90,15 @@ def complete(config_type: Any, fields: Mapping[str, Any], quick: bool) -> dict[s
     small = {name: value for name, value in QUICK.items() if quick and name in known}
     wanted: dict[str, Any] = {**small, **fields}
     config = configs.build(config_type, wanted)
-    if hasattr(config, "learning_starts"):
-        envs = config.num_envs
-        wanted["learning_starts"] = envs * -(-config.learning_starts // envs)
-    steps = wanted.get("learning_starts", 0) + UPDATES * config.steps_per_update
-    length = fields.get("total_timesteps", 0) if quick else config.total_timesteps
-    wanted["total_timesteps"] = max(length, steps)
-    return wanted
+    whole = not quick or "total_timesteps" in fields
+    return {**wanted, **contract.timed(config, UPDATES, whole)}
 
 
 def choose(asked: Any, on_cpu: bool) -> list[Case]:
-    """Return the cases that the command line asks for.
+    """Return the cases for the options of the command line.
 
     Args:
-        asked: its options.
+        asked: the options.
         on_cpu: whether the devices are those of a CPU.
 
     Raises:
@@ -122,7 +113,7 @@ def choose(asked: Any, on_cpu: bool) -> list[Case]:
     options = [f"--{name}" for name in ready_made] + given
     configs.require(
         len(ready_made) + bool(given) < 2,
-        f"{' and '.join(options[:2])} must not be given together: each says what is measured.",
+        f"{' and '.join(options[:2])} must not be given together: each chooses the cases.",
     )
     if given:
         agents, numbers = asked.agents or ["ppo"], asked.num_agents or [1, 16, 64]
@@ -144,7 +135,14 @@ def product(
     env: str | None,
     rows: int | None,
 ) -> list[Case]:
-    """Return every combination; no `num_envs` leaves each agent its own.
+    """Return every combination.
+
+    Args:
+        agents: names or paths.
+        num_agents: how many are trained together.
+        num_envs: environments of each agent; none leaves each agent its own number.
+        env: name of the environment; None: the agent's own.
+        rows: agents in a unit; None: as a sweep chooses.
 
     Raises:
         InputError: a number is not 1 or more.
@@ -154,13 +152,12 @@ def product(
     for name, numbers in named.items():
         for number in numbers:
             configs.require(number > 0, f"{name} must be 1 or more, but is {number}.")
-    found = []
-    every: Sequence[int | None] = num_envs or [None]
-    for agent, envs, count in itertools.product(agents, every, num_agents):
-        fields = {"env": env, "num_envs": envs}
-        given = {name: value for name, value in fields.items() if value is not None}
-        found.append(Case(agent, count, given, rows))
-    return found
+    fixed: dict[str, Any] = {} if env is None else {contract.ENV: env}
+    every = [{**fixed, contract.NUM_ENVS: number} for number in num_envs] or [fixed]
+    return [
+        Case(agent, count, fields, rows)
+        for agent, fields, count in itertools.product(agents, every, num_agents)
+    ]
 
 
 def with_flags(cases: Iterable[Case], flags: Sequence[str]) -> list[Case]:
@@ -175,19 +172,18 @@ def with_flags(cases: Iterable[Case], flags: Sequence[str]) -> list[Case]:
             name.startswith("xla_") and bool(equals),
             f"--flags must look like xla_name=value, but one is {flag!r}.",
         )
-    found = []
-    for case in cases:
-        others = [] if case.flag else flags
-        found += [case, *(dataclasses.replace(case, flag=flag) for flag in others)]
-    return found
+    return [
+        dataclasses.replace(case, flag=flag)
+        for case in cases
+        for flag in (["", *flags] if not case.flag else [case.flag])
+    ]
 
 
 def default(on_cpu: bool) -> list[Case]:
-    """Return a first look: PPO over the number of agents, each other kind once."""
+    """Return a short benchmark: PPO over the number of agents, each other kind once."""
     numbers, one = ([1, 16, 64], 16) if on_cpu else ([1, 64, 2048], 64)
     others = ["reinforce", "a2c", "npg", "trpo", "ddpg", "sac"]
-    ppo = [Case("ppo", number) for number in numbers]
-    return ppo + [Case(agent, one) for agent in others]
+    return product(["ppo"], numbers, [], None, None) + product(others, [one], [], None, None)
 
 
 def full() -> list[Case]:
@@ -197,7 +193,7 @@ def full() -> list[Case]:
     return agents + product(kinds, [1], [1, 8, 64, 512, 4096, 8192], None, None)
 
 
-# Whether loops run as CUDA graphs, and what fusing and choosing matrix products differently does.
+# They decide whether loops run as CUDA graphs, and how matrix products are fused and chosen.
 FLAGS = (
     "xla_gpu_enable_command_buffer=",
     "xla_gpu_enable_command_buffer=FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,CONDITIONAL,WHILE",
@@ -211,7 +207,7 @@ CPU_FLAGS = (
 
 
 def accelerator(on_cpu: bool) -> list[Case]:
-    """Return what is to be known of an accelerator, the most wanted first.
+    """Return the cases worth knowing of an accelerator, the most important first.
 
     PPO on CartPole at the published sizes, MinAtar's Breakout, SAC, then XLA's flags.
     """
@@ -224,23 +220,23 @@ def accelerator(on_cpu: bool) -> list[Case]:
 
 
 def made_quick(cases: Iterable[Case]) -> list[Case]:
-    """Return small versions of the cases, two agents and environments at most, each once."""
-    small = []
+    """Return small versions of the cases, each once, with at most two agents and environments."""
+    small = {}
     for case in cases:
-        envs = {name: min(case.fields[name], 2) for name in ("num_envs",) if name in case.fields}
+        capped = {k: min(v, 2) if k == contract.NUM_ENVS else v for k, v in case.fields.items()}
         agents = min(case.num_agents, 2)
-        fields = {**case.fields, **envs}
-        small.append(dataclasses.replace(case, num_agents=agents, fields=fields, quick=True))
-    return list({case.name: case for case in small}.values())
+        case = dataclasses.replace(case, num_agents=agents, fields=capped, quick=True)
+        small[case.name] = case
+    return list(small.values())
 
 
 def check(cases: Iterable[Case]) -> None:
-    """Raise an InputError where a case cannot be trained."""
+    """Raise an InputError if a case cannot be trained."""
     from purejaxpg.sweep import spec as specs
 
     single = [dataclasses.replace(case, num_agents=1, flag="") for case in cases]
     for case in {case.name: case for case in single}.values():
         try:
-            specs.from_dict(case.sweep(specs.load_agent(case.agent)), "bench")
+            specs.from_dict(case.sweep(trainers.load(case.agent)), "bench")
         except InputError as error:
             raise InputError(f"{case.label}: {error}") from error

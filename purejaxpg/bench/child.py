@@ -1,6 +1,6 @@
 """One case, measured in a process of its own: compilation is cold, memory is the case's alone.
 
-What is timed is what a sweep does: the same programs, units and padding, without the disk.
+It times a sweep without its disk: the same programs, units and padding.
 """
 
 import math
@@ -13,24 +13,28 @@ import jax
 import numpy as np
 
 from purejaxpg import config as configs
+from purejaxpg import trainers
 from purejaxpg.bench import cases, counts, hlo, roof
-from purejaxpg.sweep import compute, engine, memory
+from purejaxpg.sweep import compute, memory
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import search as searches
 from purejaxpg.sweep import spec as specs
 
-ENOUGH_S, SLICE_S = 2.0, 0.25  # of a measurement, of one segment of it
-QUICK_ENOUGH_S = 0.05
+ENOUGH_S, QUICK_ENOUGH_S = 2.0, 0.05  # of a measurement
+SLICE_S = 0.25  # of one segment of it
 LEAST, MOST = 3, 200  # segments
 
 
 def run(task: dict[str, Any], devices: Sequence[jax.Device], began: float) -> dict[str, Any]:
-    """Do what the parent process asks for and return what JSON can hold.
+    """Do what the parent process asks for.
 
     Args:
         task: {"roof": quick}, or {"case": a case, "only_compile": whether}.
         devices: to use.
         began: by `time.perf_counter`, when this process began to import.
+
+    Returns:
+        A result that JSON can hold.
     """
     import_s = time.perf_counter() - began
     if "roof" in task:
@@ -38,19 +42,24 @@ def run(task: dict[str, Any], devices: Sequence[jax.Device], began: float) -> di
     case = cases.Case(**task["case"])
     try:
         return {"import_s": import_s, **measure(case, devices, task["only_compile"])}
-    except engine.OutOfMemory as error:
+    except memory.OutOfMemory as error:
         return {"error": f"{error}."}
 
 
 def measure(
     case: cases.Case, devices: Sequence[jax.Device], only_compile: bool = False
 ) -> dict[str, Any]:
-    """Compile a case and, unless that is all, train.
+    """Compile a case and train it.
+
+    Args:
+        case: to be measured.
+        devices: to use.
+        only_compile: do not train, and return the seconds of compiling alone.
 
     Raises:
         OutOfMemory: it does not fit.
     """
-    spec = specs.from_dict(case.sweep(specs.load_agent(case.agent)), "bench")
+    spec = specs.from_dict(case.sweep(trainers.load(case.agent)), "bench")
     (round_, *_) = searches.rehearse(searches.rounds(spec))
     backend = compute.Backend(spec, devices)
     (group,) = backend.groups(0, round_, {})
@@ -64,13 +73,14 @@ def measure(
         return times
     enough = QUICK_ENOUGH_S if case.quick else ENOUGH_S
     trained = train(backend, programs, group.units[: programs.units], enough)
+    count = counts.count(case.agent, group.config)
     return {
         **times,
         **trained,
         **rates(group, programs.units, trained["update_s"]["median"]),
         "memory": use_of_memory(spec, programs, group.config),
         "kernels": kernels(programs, group.config),
-        "algorithm": algorithm(case.agent, group.config),
+        "algorithm": count and vars(count),  # per environment step, if it is known
         "device_kind": devices[0].device_kind,
         "config": plain(group.config),
     }
@@ -80,6 +90,12 @@ def train(
     backend: compute.Backend, programs: compute.Programs, batch: Sequence[plans.Unit], enough: float
 ) -> dict[str, Any]:
     """Train one batch of units, some updates a segment, and time it.
+
+    Args:
+        backend: that compiled the programs.
+        programs: of the group.
+        batch: its first units, one on each device.
+        enough: seconds of segments after which to stop.
 
     Returns:
         Seconds: of the start, of the first update, and of an update in the segments after it.
@@ -109,19 +125,19 @@ def train(
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    """Return what `call` returns once it is computed, and the seconds that took."""
+    """Return the computed result of `call`, and the seconds that it took."""
     began = time.perf_counter()
     result = jax.block_until_ready(call())
     return result, time.perf_counter() - began
 
 
 def rates(group: plans.Group, devices: int, update_s: float) -> dict[str, Any]:
-    """Return how fast the whole group is trained, padding counted as lost.
+    """Return the speed of training the whole group, padding counted as lost.
 
     Args:
         group: all legs; only its first batch was trained.
         devices: units side by side.
-        update_s: of an update of one batch.
+        update_s: seconds of an update of one batch.
     """
     batches = math.ceil(len(group.units) / devices)
     steps = group.num_legs * group.config.steps_per_update
@@ -139,21 +155,22 @@ def rates(group: plans.Group, devices: int, update_s: float) -> dict[str, Any]:
 def use_of_memory(spec: specs.Spec, programs: compute.Programs, config: Any) -> dict[str, Any]:
     """Return the bytes of the training program, as XLA plans them, and of the process.
 
-    `per_agent` is all that a row needs; `beyond_data` what is left without its rollout, or without
-    its replay buffer.
+    Args:
+        spec: of the case.
+        programs: compiled for it.
+        config: of its only group.
+
+    Returns:
+        The parts of XLA's plan; `per_device`; `per_agent`, all that a row needs; `data`, its
+        rollout or replay buffer; `beyond_data`, the rest of a row; `peak` of the process.
     """
-    found = programs.segment.memory_analysis()
-    parts = {
-        name: int(getattr(found, f"{name}_size_in_bytes"))
-        for name in ("temp", "argument", "output", "alias")
-    }
-    per_agent = memory.needed(programs.segment) / programs.rows
-    data = bytes_of_data(spec.agent, config)
-    device = programs.sharding.mesh.devices.flat[0]
-    stats = device.memory_stats() or {}
+    plan, needed = programs.segment.memory_analysis(), memory.needed(programs.segment)
+    names = ("temp", "argument", "output", "alias")
+    per_agent, data = needed / programs.rows, bytes_of_data(spec.agent, config)
+    stats = programs.sharding.mesh.devices.flat[0].memory_stats() or {}
     return {
-        **parts,
-        "per_device": memory.needed(programs.segment),
+        **{name: int(getattr(plan, f"{name}_size_in_bytes")) for name in names},
+        "per_device": needed,
         "per_agent": per_agent,
         "data": data,
         "beyond_data": per_agent - data,
@@ -162,7 +179,7 @@ def use_of_memory(spec: specs.Spec, programs: compute.Programs, config: Any) -> 
 
 
 def bytes_of_data(agent: Any, config: Any) -> int:
-    """Return the bytes of an agent's rollout, or of its replay buffer; 0 where it has neither."""
+    """Return the bytes of an agent's rollout or replay buffer; 0 if it has neither."""
     key = jax.random.key(0)
     state = jax.eval_shape(agent.init, key, config)
     data = getattr(state, "buffer", None)
@@ -174,7 +191,7 @@ def bytes_of_data(agent: Any, config: Any) -> int:
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """Return a configuration as JSON can hold it, which knows no infinity."""
+    """Return a configuration as JSON can hold it; JSON has no infinity."""
     infinite = (math.inf, -math.inf)
     fields = configs.to_dict(config).items()
     return {name: str(value) if value in infinite else value for name, value in fields}
@@ -182,16 +199,6 @@ def plain(config: Any) -> dict[str, Any]:
 
 def kernels(programs: compute.Programs, config: Any) -> dict[str, Any]:
     """Return how many kernels a device starts for an update of all its rows."""
-    found = hlo.Module(programs.segment.as_text() or "").one_update()
-    return {
-        "per_update": found.total,
-        "per_env_step": found.total / config.steps_per_update,
-        "by_opcode": found.by_opcode,
-        "unknown_loops": found.unknown_loops,
-    }
-
-
-def algorithm(agent: str, config: Any) -> dict[str, float] | None:
-    """Return what the algorithm takes for an environment step, if it is known."""
-    found = counts.count(agent, config)
-    return None if found is None else {**vars(found)}
+    update = hlo.Module(programs.segment.as_text() or "").one_update()
+    per_env_step = update.total / config.steps_per_update
+    return {"per_update": update.total, "per_env_step": per_env_step, **vars(update)}

@@ -6,7 +6,7 @@ activation functions and optimisers are left out (about a tenth for a network of
 Bytes are those of a program that computes layer by layer: each product reads its operands and
 writes its result once, everything elementwise is fused into it, and each gradient step reads and
 writes the parameters and the state of the optimiser. A program that keeps the activations of
-several layers on the chip needs fewer, and may exceed the roof that follows from these.
+several layers on the chip needs fewer bytes and may exceed this roof.
 
 What an agent does beyond its algorithm is not counted: the critic is counted once per step of a
 rollout, although the agents evaluate it a second time to bootstrap at time limits.
@@ -16,29 +16,24 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from purejaxpg import envs
 
 ADAM, RMSPROP = 2, 1  # moments per parameter
 FLOAT = 4  # bytes
 
+Work = np.ndarray  # [2]: operations, and numbers that are read or written
 
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """Operations, and numbers that are read or written."""
 
-    flops: float
-    floats: float
-
-    def __add__(self, other: "Work") -> "Work":
-        return Work(self.flops + other.flops, self.floats + other.floats)
-
-    def __rmul__(self, factor: float) -> "Work":
-        return Work(factor * self.flops, factor * self.floats)
+def work(flops: float, floats: float) -> Work:
+    """Return a pair that can be added and scaled."""
+    return np.array((flops, floats), dtype=float)
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One matrix product for one sample; a convolution is one, too."""
+    """One matrix product for one sample; a convolution counts as one."""
 
     inputs: int
     outputs: int
@@ -47,8 +42,8 @@ class Layer:
 
     @property
     def product(self) -> Work:
-        """Return the work of any of its three products: output, or gradient of either operand."""
-        return Work(2 * self.macs, self.inputs + self.outputs)
+        """Work of any of its three products: output, or gradient of either operand."""
+        return work(2 * self.macs, self.inputs + self.outputs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,31 +53,30 @@ class Net:
     layers: tuple[Layer, ...]
 
     @property
+    def weights(self) -> int:
+        """Number of parameters."""
+        return sum(layer.weights for layer in self.layers)
+
+    @property
     def forward(self) -> Work:
-        """Return the work of an evaluation of one sample."""
-        return sum((layer.product for layer in self.layers), Work(0, 0))
+        """Work of evaluating one sample."""
+        return sum((layer.product for layer in self.layers), work(0, 0))
 
     @property
     def backward(self) -> Work:
-        """Return that of the gradient: of all weights, and of all inputs but the first layer's."""
-        return self.forward + sum((layer.product for layer in self.layers[1:]), Work(0, 0))
+        """Work of the gradient: of all weights, and of all inputs but the first layer's."""
+        return 2 * self.forward - self.layers[0].product
 
     @property
     def learn(self) -> Work:
-        """Return that of an evaluation and the gradient."""
+        """Work of an evaluation and its gradient."""
         return self.forward + self.backward
 
     def input_gradient(self, columns: int) -> Work:
-        """Return that of the gradient with respect to `columns` of the inputs, no weights."""
+        """Return the work of the gradient of `columns` of the inputs, without any weights."""
         first, *others = self.layers
-        part = columns / first.inputs
-        to_inputs = Work(2 * first.macs * part, columns + first.outputs)
-        return to_inputs + sum((layer.product for layer in others), Work(0, 0))
-
-    @property
-    def weights(self) -> int:
-        """Return the number of parameters."""
-        return sum(layer.weights for layer in self.layers)
+        to_inputs = work(2 * first.macs * columns / first.inputs, columns + first.outputs)
+        return to_inputs + Net(tuple(others)).forward
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +85,7 @@ class Count:
 
     flops: float
     bytes: float
-    samples: float  # gradient samples: how often a step is learnt from
+    samples: float  # gradient samples: how often each step is learnt from
 
 
 def net(config: Any, inputs: int, outputs: int, torso: str | None = None) -> Net:
@@ -122,16 +116,15 @@ def step_of_optimizer(weights: int, moments: int) -> Work:
     Weights are read forward and backward, the gradient is written and read, and the weights and
     each moment are read and written: 4 + 2 (1 + moments) for each weight.
     """
-    return Work(0, (4 + 2 * (1 + moments)) * weights)
+    return work(0, (4 + 2 * (1 + moments)) * weights)
 
 
 def count(agent: str, config: Any) -> Count | None:
-    """Return what an agent takes per environment step; None for one that is not known here."""
-    found = KINDS.get(agent)
-    if found is None:
+    """Return what an agent takes per environment step; None for an agent that is not known here."""
+    if agent not in KINDS:
         return None
-    work, samples = found(config)
-    return Count(work.flops, FLOAT * work.floats, samples)
+    total, samples = KINDS[agent](config)
+    return Count(float(total[0]), FLOAT * float(total[1]), samples)
 
 
 def actor_and_critic(config: Any) -> tuple[Net, Net, Work]:
@@ -143,19 +136,18 @@ def actor_and_critic(config: Any) -> tuple[Net, Net, Work]:
     env = envs.from_config(config)
     actor, critic = net(config, env.obs_size, env.action_size), net(config, env.obs_size, 1)
     weights = actor.weights / config.num_envs + critic.weights / config.steps_per_update
-    numbers = 2 * env.obs_size + size_of_action(env) + 4  # and log-probability, reward, two flags
-    return actor, critic, actor.forward + critic.forward + Work(0, weights + 2 * numbers)
+    numbers = env.obs_size + size_of_sample(env)
+    return actor, critic, actor.forward + critic.forward + work(0, weights + 2 * numbers)
 
 
-def size_of_action(env: Any) -> int:
-    """Return the numbers that an action takes when it is stored."""
-    return 1 if env.discrete else env.action_size
+def size_of_sample(env: Any) -> int:
+    """Return the numbers of a sample: observation, action, and four more such as its reward."""
+    return env.obs_size + (1 if env.discrete else env.action_size) + 4
 
 
 def gathered(config: Any) -> Work:
-    """Return what it takes to gather a sample into a minibatch: read it, write it."""
-    env = envs.from_config(config)
-    return Work(0, 2 * (env.obs_size + size_of_action(env) + 4))
+    """Return the work of gathering a sample into a minibatch: read it, write it."""
+    return work(0, 2 * size_of_sample(envs.from_config(config)))
 
 
 def ppo(config: Any) -> tuple[Work, float]:
@@ -165,19 +157,18 @@ def ppo(config: Any) -> tuple[Work, float]:
 
     F is a forward pass and B a backward pass without the gradient of the observation.
     """
-    actor, critic, work = actor_and_critic(config)
+    actor, critic, total = actor_and_critic(config)
     epochs, steps = config.num_epochs, config.num_epochs * config.num_minibatches
-    work += epochs * (actor.learn + critic.learn + gathered(config))
-    both = actor.weights + critic.weights
-    work += steps / config.steps_per_update * step_of_optimizer(both, ADAM)
-    return work, epochs
+    both = step_of_optimizer(actor.weights + critic.weights, ADAM)
+    total += epochs * (actor.learn + critic.learn + gathered(config))
+    return total + steps / config.steps_per_update * both, epochs
 
 
 def a2c(config: Any) -> tuple[Work, float]:
     """A2C: a rollout, then one gradient step: F = 2 (F_π + F_V) + B_π + B_V."""
-    actor, critic, work = actor_and_critic(config)
+    actor, critic, total = actor_and_critic(config)
     both = step_of_optimizer(actor.weights + critic.weights, RMSPROP)
-    return work + actor.learn + critic.learn + 1 / config.steps_per_update * both, 1
+    return total + actor.learn + critic.learn + both / config.steps_per_update, 1
 
 
 def reinforce(config: Any) -> tuple[Work, float]:
@@ -187,13 +178,13 @@ def reinforce(config: Any) -> tuple[Work, float]:
 
     Steps after the end of an episode are played and count.
     """
-    actor, critic, work = actor_and_critic(config)
-    per_step = 1 / config.steps_per_update
-    fits = config.num_critic_steps
-    work += actor.learn + per_step * step_of_optimizer(actor.weights, ADAM)
+    actor, critic, total = actor_and_critic(config)
+    steps = config.steps_per_update
+    total += actor.learn + step_of_optimizer(actor.weights, ADAM) / steps
     if not config.baseline:
-        return work + -1.0 * critic.forward, 1
-    return work + fits * (critic.learn + per_step * step_of_optimizer(critic.weights, ADAM)), 1
+        return total - critic.forward, 1
+    fit = critic.learn + step_of_optimizer(critic.weights, ADAM) / steps
+    return total + config.num_critic_steps * fit, 1
 
 
 def npg(config: Any) -> tuple[Work, float]:
@@ -205,31 +196,29 @@ def npg(config: Any) -> tuple[Work, float]:
     with the products of B_π. Conjugate gradient moves ten numbers per weight and iteration: the
     weights twice, and each of four vectors in and out.
     """
-    actor, critic, work = actor_and_critic(config)
-    per_step, products = 1 / config.steps_per_update, config.cg_iters + 1
-    work += actor.learn + products * (2.0 * actor.backward)
-    work += per_step * Work(0, 10 * products * actor.weights)
-    epochs, steps = config.num_epochs, config.num_epochs * config.num_minibatches
-    work += epochs * (critic.learn + gathered(config))
-    return work + steps * per_step * step_of_optimizer(critic.weights, ADAM), 1
+    actor, critic, total = actor_and_critic(config)
+    products, steps = config.cg_iters + 1, config.num_epochs * config.num_minibatches
+    vectors = work(0, 10 * actor.weights) / config.steps_per_update
+    total += actor.learn + products * (2 * actor.backward + vectors)
+    total += config.num_epochs * (critic.learn + gathered(config))
+    return total + steps / config.steps_per_update * step_of_optimizer(critic.weights, ADAM), 1
 
 
 def trpo(config: Any) -> tuple[Work, float]:
     """TRPO: NPG, and a line search that takes the first candidate: one more F_π."""
-    work, samples = npg(config)
-    actor, _, _ = actor_and_critic(config)
-    return work + actor.forward, samples
+    total, samples = npg(config)
+    return total + actor_and_critic(config)[0].forward, samples
 
 
 def replayed(config: Any) -> tuple[Work, float]:
-    """Return what it takes to store a step and to sample it, and samples per step.
+    """Return the work of storing a step and of sampling it, and the samples per step.
 
     A sample is read from the buffer and written into the minibatch.
     """
     env = envs.from_config(config)
-    numbers = 2 * env.obs_size + size_of_action(env) + 2
+    numbers = env.obs_size + size_of_sample(env) - 2
     samples = config.num_gradient_steps * config.batch_size / config.steps_per_update
-    return Work(0, numbers + 2 * samples * numbers), samples
+    return work(0, numbers + 2 * samples * numbers), samples
 
 
 def ddpg(config: Any) -> tuple[Work, float]:
@@ -243,13 +232,13 @@ def ddpg(config: Any) -> tuple[Work, float]:
     env = envs.from_config(config)
     actions = env.action_size
     actor, critic = net(config, env.obs_size, actions), net(config, env.obs_size + actions, 1)
-    work, samples = replayed(config)
-    each = 2.0 * actor.forward + 3.0 * critic.forward + actor.backward + critic.backward
-    work += actor.forward + Work(0, actor.weights / config.num_envs)
-    work += samples * (each + critic.input_gradient(actions))
+    total, samples = replayed(config)
+    each = 2 * actor.forward + 3 * critic.forward + actor.backward + critic.backward
+    total += actor.forward + work(0, actor.weights / config.num_envs)
+    total += samples * (each + critic.input_gradient(actions))
     both = actor.weights + critic.weights
-    moved = step_of_optimizer(both, ADAM) + Work(0, 4 * both + 2 * critic.weights)
-    return work + config.num_gradient_steps / config.steps_per_update * moved, samples
+    moved = step_of_optimizer(both, ADAM) + work(0, 4 * both + 2 * critic.weights)
+    return total + config.num_gradient_steps / config.steps_per_update * moved, samples
 
 
 def sac(config: Any) -> tuple[Work, float]:
@@ -262,32 +251,32 @@ def sac(config: Any) -> tuple[Work, float]:
     env = envs.from_config(config)
     actions = env.action_size
     if env.discrete:
-        actor, critic = (net(config, env.obs_size, actions) for _ in range(2))
-        through = Work(0, 0)
+        actor = critic = net(config, env.obs_size, actions)
+        through = work(0, 0)
     else:
         actor = net(config, env.obs_size, 2 * actions)
         critic = net(config, env.obs_size + actions, 1, "mlp")
-        through = 2.0 * critic.input_gradient(actions)
-    work, samples = replayed(config)
-    each = 2.0 * actor.forward + actor.backward + 6.0 * critic.forward + 2.0 * critic.backward
-    work += actor.forward + Work(0, actor.weights / config.num_envs)
-    work += samples * (each + through)
+        through = 2 * critic.input_gradient(actions)
+    total, samples = replayed(config)
+    each = 2 * actor.forward + actor.backward + 6 * critic.forward + 2 * critic.backward
+    total += actor.forward + work(0, actor.weights / config.num_envs)
+    total += samples * (each + through)
     both = actor.weights + 2 * critic.weights
-    moved = step_of_optimizer(both, ADAM) + Work(0, actor.weights + 12 * critic.weights)
-    return work + config.num_gradient_steps / config.steps_per_update * moved, samples
+    moved = step_of_optimizer(both, ADAM) + work(0, actor.weights + 12 * critic.weights)
+    return total + config.num_gradient_steps / config.steps_per_update * moved, samples
 
 
 KINDS: dict[str, Callable[[Any], tuple[Work, float]]] = {
-    "reinforce": reinforce,
-    "a2c": a2c,
-    "npg": npg,
-    "trpo": trpo,
-    "ppo": ppo,
-    "ddpg": ddpg,
-    "sac": sac,
+    kind.__name__: kind for kind in (reinforce, a2c, npg, trpo, ppo, ddpg, sac)
 }
 
 
 def seconds_at_roof(found: Count, gflops: float, gb_per_s: float) -> float:
-    """Return the least time of an environment step on a machine with this roof."""
+    """Return the least seconds of an environment step on a machine with this roof.
+
+    Args:
+        found: per environment step.
+        gflops: 10⁹ operations per second of the machine.
+        gb_per_s: 10⁹ bytes per second that it reads and writes.
+    """
     return max(found.flops / (1e9 * gflops), found.bytes / (1e9 * gb_per_s))

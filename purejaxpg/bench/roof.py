@@ -1,4 +1,4 @@
-"""What the machine can do: a matrix product and a copy, on all devices at once, measured.
+"""The machine's roof: a matrix product and a copy, measured on all devices at once.
 
 Both run in compiled loops, so that no call from Python is timed. The roof is the best of several
 repetitions, since nothing makes a machine faster than it is.
@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from purejaxpg.bench import counts
 
 LEAST_S, QUICK_S, REPETITIONS = 0.1, 0.005, 5
-# A minibatch of an agent through a layer, for so many agents; and one that is large.
+# A minibatch of an agent through a layer, for this many agents; and a large product.
 ROWS, SAMPLES, WIDTH = 16, 128, 64
 LARGE, LARGE_ON_ACCELERATOR, LARGE_IF_QUICK = 1024, 8192, 128
 ROWS_ON_ACCELERATOR = 2048
@@ -33,8 +33,8 @@ def measure(devices: Sequence[jax.Device], quick: bool) -> dict[str, Any]:
         quick: take a moment only; the numbers mean little then.
 
     Returns:
-        "gflops" by kind of product, "gb_per_s" by bytes of a device, both the best seen, and what
-        the devices are.
+        "gflops" by kind of product and "gb_per_s" by bytes of a device, both the best seen, and a
+        description of the devices.
     """
     on_cpu = devices[0].platform == "cpu"
     large = LARGE_IF_QUICK if quick else LARGE if on_cpu else LARGE_ON_ACCELERATOR
@@ -57,10 +57,18 @@ def measure(devices: Sequence[jax.Device], quick: bool) -> dict[str, Any]:
 def product(
     devices: Sequence[jax.Device], rows: int, samples: int, width: int, least_s: float
 ) -> float:
-    """Return the GFLOP/s of [samples, width] [width, width], `rows` of them on each device."""
+    """Return the GFLOP/s of [samples, width] [width, width], `rows` of them on each device.
+
+    Args:
+        devices: all work at once.
+        rows: products in a batch.
+        samples: rows of the left operand.
+        width: its columns, and the size of the square right operand.
+        least_s: seconds that a timed loop takes at least.
+    """
     x = np.ones((len(devices) * rows, samples, width), np.float32)
     signs = np.where(np.random.default_rng(0).random(width) < 0.5, -1, 1).astype(np.float32)
-    # A reflection: dense, and no number of products makes what it is applied to grow or vanish.
+    # A reflection: dense, and no number of products makes its operand grow or vanish.
     mirror = np.eye(width, dtype=np.float32) - np.outer(2 / width * signs, signs)
     w = np.broadcast_to(mirror, (len(devices) * rows, width, width))
     seconds = fastest(devices, lambda x, w: x @ w, (x, w), least_s)
@@ -68,7 +76,13 @@ def product(
 
 
 def copy(devices: Sequence[jax.Device], size: int, least_s: float) -> float:
-    """Return the GB/s of reading and writing arrays of `size` bytes, one on each device."""
+    """Return the GB/s of reading and writing arrays, one on each device.
+
+    Args:
+        devices: all work at once.
+        size: bytes of an array.
+        least_s: seconds that a timed loop takes at least.
+    """
     x = np.ones((len(devices), size // counts.FLOAT), np.float32)
     return 2e-9 * len(devices) * size / fastest(devices, lambda x: x + 1.0, (x,), least_s)
 
@@ -79,7 +93,14 @@ def fastest(
     arrays: tuple[np.ndarray, ...],
     least_s: float,
 ) -> float:
-    """Return the seconds of one `step`, which is applied to its own first argument in a loop."""
+    """Return the least seconds of one `step`, applied to its own result in a loop.
+
+    Args:
+        devices: all work at once.
+        step: from the first array and the others -> the first array.
+        arrays: leading axis over devices.
+        least_s: seconds that a timed loop takes at least.
+    """
     mesh = Mesh(np.array(devices), ("devices",))
     over, same = PartitionSpec("devices"), PartitionSpec()
 
@@ -116,8 +137,8 @@ def gflops(roof: Mapping[str, Any]) -> float:
 def gb_per_s(roof: Mapping[str, Any], size: float) -> float:
     """Return the speed of copies for a program that works on `size` bytes of a device.
 
-    It is that of the least size measured that is no smaller: a program that fits into a cache is
-    held against the cache.
+    It is the speed at the smallest measured size that is no smaller: a program that fits into a
+    cache is compared with the cache.
     """
     known = {int(name): value for name, value in roof["gb_per_s"].items()}
     return known[min((each for each in known if each >= size), default=max(known))]

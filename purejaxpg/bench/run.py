@@ -13,33 +13,33 @@ from typing import Any
 
 import jax
 
-from purejaxpg import FaultError, InputError, checkpoint
+from purejaxpg import FaultError, InputError, disk
 from purejaxpg.bench import cases as all_cases
 from purejaxpg.bench import show
 from purejaxpg.sweep import compute
 
 FORMAT = 1
-LIMIT_S = 900.0  # of one process; a case that takes longer is a row that says so
-BUSY = 0.3  # load per core above which numbers say little
+LIMIT_S = 900.0  # of one process; a case that takes longer is reported as failed
+BUSY = 0.3  # load per core above which numbers mean little
 Say = Callable[[str], None]
 
 
 class Bench:
-    """What has been measured, kept in a file."""
+    """The file of results."""
 
     def __init__(self, out: Path, identity: Mapping[str, Any]) -> None:
         """Open the results in directory `out`, or begin them.
 
         Args:
             out: a directory, made if need be.
-            identity: what must not differ between two results that stand beside each other.
+            identity: what must not differ between comparable results.
 
         Raises:
-            InputError: those that are there are of something else, or are no results.
+            InputError: the directory holds results of something else, or no results.
         """
         self.path = out / "bench.json"
         self.data: dict[str, Any] = {"format": FORMAT, "identity": dict(identity), "results": {}}
-        with checkpoint.faults("write", out):
+        with disk.faults("write", out):
             out.mkdir(parents=True, exist_ok=True)
         if not self.path.exists():
             return
@@ -55,7 +55,7 @@ class Bench:
         self.data = stored
 
     def _read(self) -> dict[str, Any]:
-        with checkpoint.faults("read", self.path):
+        with disk.faults("read", self.path):
             text = self.path.read_text(encoding="utf-8")
         try:
             stored = json.loads(text)
@@ -66,11 +66,8 @@ class Bench:
         raise InputError(f"{self.path} is not a file of this benchmark; choose another --out.")
 
     def write(self) -> None:
-        """Write the file so that it is never seen half written."""
-        with checkpoint.faults("write", self.path):
-            temporary = self.path.with_name(f".{self.path.name}.tmp")
-            temporary.write_text(json.dumps(self.data, indent=1, allow_nan=False), encoding="utf-8")
-            temporary.replace(self.path)
+        """Write the file, whole or not at all."""
+        disk.write_text(self.path, json.dumps(self.data, indent=1, allow_nan=False))
 
     def done(self, case: all_cases.Case) -> bool:
         """Tell whether a case has been measured; one that failed has not."""
@@ -78,11 +75,11 @@ class Bench:
 
     def keep(self, case: all_cases.Case, result: Mapping[str, Any]) -> None:
         """Add a result and write."""
-        kind = result.get("device_kind", self.data["roof"]["device_kind"])
-        if kind != self.data["roof"]["device_kind"]:
+        known = self.data["roof"]["device_kind"]
+        kind = result.get("device_kind", known)
+        if kind != known:
             raise InputError(
-                f"{self.path} was measured on {self.data['roof']['device_kind']}, and this is "
-                f"{kind}; choose another --out."
+                f"{self.path} was measured on {known}, and this is {kind}; choose another --out."
             )
         self.data["results"][case.name] = {"case": case.as_dict(), **result}
         self.write()
@@ -92,20 +89,20 @@ class Processes:
     """Starts processes that measure, one after the other."""
 
     def __init__(self, environment: Mapping[str, str], devices: int | None) -> None:
-        """Start them with these environment variables and so many devices each; None: all."""
+        """Give each these environment variables and this number of devices; None: all."""
         self.environment = environment
         self.devices = devices
 
     def ask(
         self, task: Mapping[str, Any], cache: str, flag: str = "", limit_s: float = LIMIT_S
     ) -> dict[str, Any]:
-        """Return what a process answers, or {"error": why it does not}.
+        """Return a process's answer, or {"error": the reason why there is none}.
 
         Args:
             task: as `child.run` reads it.
             cache: directory of compiled programs.
             flag: one more of XLA's.
-            limit_s: after so many seconds it is killed.
+            limit_s: seconds after which the process is killed.
         """
         command = [sys.executable, "-m", "purejaxpg.cli", "bench", "--task", json.dumps(task)]
         if self.devices is not None:
@@ -118,22 +115,18 @@ class Processes:
         }
         if flag:
             environment["XLA_FLAGS"] = f"{self.environment.get('XLA_FLAGS', '')} --{flag}".strip()
-        pipe = subprocess.PIPE
-        process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
+        pipes: Any = {"capture_output": True, "text": True, "check": False}
         try:
-            printed, complaint = process.communicate(timeout=limit_s)
+            answer = subprocess.run(command, env=environment, timeout=limit_s, **pipes)
         except subprocess.TimeoutExpired:
             return {"error": f"took longer than {limit_s:.0f} s."}
-        finally:
-            process.kill()
-            process.wait()
-        if process.returncode != 0:
-            return {"error": why(process.returncode, complaint)}
-        return json.loads(printed.splitlines()[-1])
+        if answer.returncode != 0:
+            return {"error": why(answer.returncode, answer.stderr)}
+        return json.loads(answer.stdout.splitlines()[-1])
 
 
 def why(status: int, complaint: str) -> str:
-    """Say in one line why a process has failed."""
+    """Say in one line why a process failed."""
     lines = [line.strip() for line in complaint.splitlines() if line.strip()]
     last = lines[-1][:300] if lines else "it said nothing"
     if status < 0:
@@ -150,23 +143,23 @@ def run(
     console: Any,
     say: Say,
 ) -> None:
-    """Measure what is wanted, show it, and keep it in `out`.
+    """Measure the wanted cases, show them, and keep them in `out`.
 
     Args:
         wanted: whether the devices are those of a CPU -> cases.
-        out: a directory. What is measured there already is not measured again.
-        devices: so many; None: all.
+        out: a directory; cases that were measured there already are not measured again.
+        devices: how many to use; None: all.
         quick: the cases are small, and the roof is measured in a moment.
         minutes: no case begins later than this; None: all do.
         console: for the tables.
-        say: tells what is going on.
+        say: prints a line of progress.
 
     Raises:
-        InputError: what is wanted, or what stands in `out`, cannot be.
+        InputError: the wanted cases cannot be trained, or `out` holds something else.
         FaultError: not even the machine's roof can be measured.
     """
     began = time.monotonic()
-    wanted(True)  # what cannot be done is said before anything is
+    wanted(True)  # bad input is refused before anything is measured
     jax.config.update("jax_platforms", "cpu")  # the devices are for the processes that measure
     bench, processes = Bench(out, identity(devices, quick)), Processes(dict(os.environ), devices)
     load = warn_if_busy(say)
@@ -196,7 +189,15 @@ def measure(
     deadline: float | None,
     say: Say,
 ) -> None:
-    """Measure those of the cases that have not been."""
+    """Measure the cases that have not been measured.
+
+    Args:
+        bench: where results are kept.
+        processes: what measures.
+        cases: all that are wanted.
+        deadline: by `time.monotonic`; no case begins later. None: all do.
+        say: prints a line of progress.
+    """
     pending = [case for case in cases if not bench.done(case)]
     if not pending:
         say(f"All of {len(cases)} cases have been measured.")
@@ -212,7 +213,13 @@ def measure(
 
 
 def one(processes: Processes, case: all_cases.Case, limit_s: float) -> dict[str, Any]:
-    """Measure a case, and unless it is quick or about a flag, how soon its programs are back."""
+    """Measure a case and, unless it is quick or about a flag, how soon its programs are back.
+
+    Args:
+        processes: what measures.
+        case: to be measured.
+        limit_s: seconds for all of it.
+    """
     load = load_average()
     with tempfile.TemporaryDirectory() as cache:
         task = {"case": case.as_dict(), "only_compile": False}
@@ -222,9 +229,7 @@ def one(processes: Processes, case: all_cases.Case, limit_s: float) -> dict[str,
         if "error" not in result and not case.quick and not case.flag and left > 0:
             again = processes.ask({**task, "only_compile": True}, cache, case.flag, left)
             if "error" not in again:
-                result["again_s"] = sum(
-                    again[f"{part}_s"] for part in ("trace", "lower", "compile")
-                )
+                result["again_s"] = again["trace_s"] + again["lower_s"] + again["compile_s"]
     return {**result, "load_average_before": load}
 
 
@@ -262,20 +267,20 @@ def processor() -> str:
 
 
 def cores() -> int:
-    """Return the cores that this process may use."""
+    """Return how many cores this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def load_average() -> float | None:
-    """Return that of the last minute, where the system tells."""
+    """Return the load average of the last minute, if the system has one."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def warn_if_busy(say: Say) -> float | None:
-    """Return the load average, and say so where other programs are running."""
+    """Return the load average, and warn if other programs are running."""
     load = load_average()
     if load is not None and load > BUSY * cores():
         say(f"Warning: the load average is {load:.1f} on {cores()} core(s); while other programs "
-            "run, these numbers say little.")  # fmt: skip
+            "run, these numbers mean little.")  # fmt: skip
     return load

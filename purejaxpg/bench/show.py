@@ -1,38 +1,44 @@
 """The tables and the figure of a benchmark, from its file alone."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from purejaxpg import checkpoint
+from purejaxpg import contract, disk
 from purejaxpg.bench import cases, counts, roof
 from purejaxpg.report import figures as drawing
 from purejaxpg.text import engineering
 
-Result = Mapping[str, Any]
-Found = tuple[cases.Case, Result]
+Result = Mapping[str, Any]  # as `child.run` returns it; `results` adds "roof", env-steps/s or None
+Measured = tuple[cases.Case, Result]
+Point = tuple[int, float, Result]  # place on the axis, env-steps/s, and all the rest
 
 AGENTS, ENVS = "agents", "environments"  # the axes
 MARKERS = "osD^v"
-KNEE = 0.9  # of the best: the knee is where so much is reached first
+KNEE = 0.9  # share of the best rate that the knee of a curve reaches
 
 
 def one_line(result: Result) -> str:
-    """Say what came of a case."""
+    """Summarise a case."""
     if "error" in result:
         return f"failed: {result['error']}"
-    steps, agents = result["env_steps_per_s"], result["agents_per_s"]
+    seconds = result["trace_s"] + result["lower_s"] + result["compile_s"]
     return (
-        f"{engineering(steps)} env-steps/s, {agents:.3g} agents/s, compiled in {compiled(result)} s"
+        f"{engineering(result['env_steps_per_s'])} env-steps/s, {result['agents_per_s']:.3g} "
+        f"agents/s, compiled in {seconds:.1f} s"
     )
 
 
-def compiled(result: Result) -> str:
-    """Return the seconds of all three parts of a compilation."""
-    return f"{result['trace_s'] + result['lower_s'] + result['compile_s']:.1f}"
+def results(data: Mapping[str, Any]) -> list[Measured]:
+    """Return cases and their results, equal kinds together, each with its roof."""
+    measured = [
+        (cases.Case(**each["case"]), {**each, "roof": roof_of(data, each)})
+        for each in data["results"].values()
+    ]
+    return sorted(measured, key=lambda pair: place(pair[0]))
 
 
-def roof_of(data: Mapping[str, Any], result: Mapping[str, Any]) -> float | None:
+def roof_of(data: Mapping[str, Any], result: Result) -> float | None:
     """Return the env-steps/s at the machine's roof, if the algorithm's count is known."""
     if not result.get("algorithm"):
         return None
@@ -41,31 +47,72 @@ def roof_of(data: Mapping[str, Any], result: Mapping[str, Any]) -> float | None:
     return 1 / counts.seconds_at_roof(count, roof.gflops(data["roof"]), speed)
 
 
-def results(data: Mapping[str, Any]) -> list[tuple[cases.Case, dict[str, Any]]]:
-    """Return cases with what came of them, equal kinds together."""
-    found = [(cases.Case(**r["case"]), r) for r in data["results"].values()]
-    return sorted(found, key=lambda pair: place(pair[0]))
-
-
 def place(case: cases.Case) -> tuple[str, str, int, int, str]:
-    """Return what a case is sorted by; those that differ in a flag of XLA come together."""
-    env, envs = case.fields.get("env", ""), case.fields.get("num_envs", 0)
+    """Return the sort key of a case; cases that differ in a flag of XLA come together."""
+    env, envs = case.fields.get(contract.ENV, ""), case.fields.get(contract.NUM_ENVS, 0)
     return case.agent, env, envs, case.num_agents, case.flag
 
 
 # ------------------------------------------------------------------------------------------ tables
 
 
+def seconds(part: str, digits: int = 1) -> Callable[[Result], str]:
+    """Return a column of seconds."""
+    return lambda result: f"{result[f'{part}_s']:.{digits}f}"
+
+
+def counted(result: Result, name: str, form: Callable[[Any], str] = engineering) -> str:
+    """Return a number of the algorithm, or a dash."""
+    return form(result["algorithm"][name]) if result["algorithm"] else "-"
+
+
+def slowest_and_fastest(result: Result) -> tuple[float, float]:
+    """Return the env-steps/s of the slowest and of the fastest segment."""
+    rate, update = result["env_steps_per_s"], result["update_s"]
+    return rate * update["median"] / update["max"], rate * update["median"] / update["min"]
+
+
+Columns = Mapping[str, Callable[[Result], str]]
+SPEED: Columns = {
+    "env-steps/s": lambda r: engineering(r["env_steps_per_s"]),
+    "slowest-fastest": lambda r: "-".join(map(engineering, slowest_and_fastest(r))),
+    "agents/s": lambda r: f"{r['agents_per_s']:.3g}",
+    "% of roof": lambda r: f"{100 * r['env_steps_per_s'] / r['roof']:.1f}" if r["roof"] else "-",
+    "samples a step": lambda r: counted(r, "samples", "{:.3g}".format),
+    "rows x devices": lambda r: f"{r['rows']} x {r['devices']}",
+}
+TIMES: Columns = {
+    **{f"{part} s": seconds(part) for part in ("import", "trace", "lower", "compile")},
+    "all three again s": lambda r: seconds("again")(r) if "again_s" in r else "-",
+    "start s": seconds("start", 2),
+    "update: first ms": lambda r: f"{1e3 * r['first_update_s']:.3g}",
+    "steady ms": lambda r: f"{1e3 * r['update_s']['median']:.3g}",
+}
+NEEDS_TITLE = (
+    "Needs (data: the rollout or the replay buffer; kernels: of all agents on a device together, "
+    "per environment step of one; FLOP and bytes a step: counted from the algorithm)"
+)
+NEEDS: Columns = {
+    "bytes an agent": lambda r: engineering(r["memory"]["per_agent"]),
+    "without its data": lambda r: engineering(r["memory"]["beyond_data"]),
+    "kernels a step": lambda r: f"{r['kernels']['per_env_step']:.3g}",
+    "FLOP a step": lambda r: counted(r, "flops"),
+    "bytes a step": lambda r: counted(r, "bytes"),
+}
+
+
 def tables(data: Mapping[str, Any], console: Any) -> None:
-    """Print three tables: how fast, what it takes until then, and what it needs."""
-    found = results(data)
-    good = [(case, result) for case, result in found if "error" not in result]
-    line = describe(data)
-    if good:
-        console.print(table(f"Speed ({line})", SPEED, [speed(data, *each) for each in good]))
-        console.print(table("Time", TIMES, [times(*each) for each in good]))
-        console.print(table(NEEDS_TITLE, NEEDS, [needs(*each) for each in good]))
-    for case, result in found:
+    """Print three tables: the speed, the time until training is fast, and what a case needs."""
+    measured = results(data)
+    good = [(case, result) for case, result in measured if "error" not in result]
+    for title, columns in (
+        (f"Speed ({describe(data)})", SPEED),
+        ("Time", TIMES),
+        (NEEDS_TITLE, NEEDS),
+    ):
+        if good:
+            console.print(table(title, columns, good))
+    for case, result in measured:
         if "error" in result:
             say = f"{case.label}: {result['error']}"
             console.print(say, style="yellow", markup=False, highlight=False, soft_wrap=True)
@@ -74,7 +121,7 @@ def tables(data: Mapping[str, Any], console: Any) -> None:
 
 
 def describe(data: Mapping[str, Any]) -> str:
-    """Say what the machine is and what its roof."""
+    """Describe the machine and its roof."""
     found = data["roof"]
     copies = found["gb_per_s"].values()
     kind = data["machine"]["processor"] if found["platform"] == "cpu" else found["device_kind"]
@@ -84,114 +131,34 @@ def describe(data: Mapping[str, Any]) -> str:
     )
 
 
-SPEED = (
-    "case",
-    "env-steps/s",
-    "slowest-fastest",
-    "agents/s",
-    "% of roof",
-    "samples a step",
-    "rows x devices",
-)
-TIMES = (
-    "case",
-    "import s",
-    "trace s",
-    "lower s",
-    "compile s",
-    "all three again s",
-    "start s",
-    "update: first ms",
-    "steady ms",
-)
-NEEDS_TITLE = (
-    "Needs (data: the rollout or the replay buffer; kernels: of all agents on a device together, "
-    "by environment step of one; FLOP and bytes a step: counted from the algorithm)"
-)
-NEEDS = (
-    "case",
-    "bytes an agent",
-    "without its data",
-    "kernels a step",
-    "FLOP a step",
-    "bytes a step",
-)
+def table(title: str, columns: Columns, good: Sequence[Measured]) -> Any:
+    """Return a table for the console, a case per row.
 
-
-def speed(data: Mapping[str, Any], case: cases.Case, result: Mapping[str, Any]) -> list[str]:
-    """Return a row of the first table."""
-    rate, top = result["env_steps_per_s"], roof_of(data, result)
-    count = result["algorithm"] or {}
-    return [
-        case.label,
-        engineering(rate),
-        "-".join(map(engineering, slowest_and_fastest(result))),
-        f"{result['agents_per_s']:.3g}",
-        f"{100 * rate / top:.1f}" if top else "-",
-        f"{count['samples']:.3g}" if count else "-",
-        f"{result['rows']} x {result['devices']}",
-    ]
-
-
-def slowest_and_fastest(result: Result) -> tuple[float, float]:
-    """Return the env-steps/s of the slowest and of the fastest segment."""
-    rate, update = result["env_steps_per_s"], result["update_s"]
-    return rate * update["median"] / update["max"], rate * update["median"] / update["min"]
-
-
-def times(case: cases.Case, result: Result) -> list[str]:
-    """Return a row of the second table."""
-    again = result.get("again_s")
-    return [
-        case.label,
-        *(f"{result[f'{part}_s']:.1f}" for part in ("import", "trace", "lower", "compile")),
-        "-" if again is None else f"{again:.1f}",
-        f"{result['start_s']:.2f}",
-        f"{1e3 * result['first_update_s']:.3g}",
-        f"{1e3 * result['update_s']['median']:.3g}",
-    ]
-
-
-def needs(case: cases.Case, result: Result) -> list[str]:
-    """Return a row of the third table."""
-    count, used = result["algorithm"] or {}, result["memory"]
-    return [
-        case.label,
-        engineering(used["per_agent"]),
-        engineering(used["beyond_data"]),
-        f"{result['kernels']['per_env_step']:.3g}",
-        engineering(count.get("flops")),
-        engineering(count.get("bytes")),
-    ]
-
-
-def table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
-    """Return a table for the console."""
+    Args:
+        title: its title.
+        columns: header -> the cell of a result.
+        good: at least one case that did not fail.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(
-        title=Text(title),
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        show_edge=False,
-        padding=(0, 1),
-    )
-    for header, *column in zip(headers, *rows, strict=True):
-        if header == "case":
-            made.add_column(Text(header), overflow="fold")
-        else:  # on a narrow terminal headers may wrap; a value is never squeezed away
-            made.add_column(Text(header), justify="right", min_width=max(map(len, column)))
-    for row in rows:
-        made.add_row(*(Text(cell) for cell in row))
+    frame: Any = {"box": box.SIMPLE_HEAD, "show_edge": False, "padding": (0, 1)}
+    made = Table(title=Text(title), title_justify="left", **frame)
+    made.add_column(Text("case"), overflow="fold")
+    rows = [[column(result) for column in columns.values()] for _, result in good]
+    for header, *cells in zip(columns, *rows, strict=True):
+        # On a narrow terminal headers may wrap; a value is never squeezed away.
+        made.add_column(Text(header), justify="right", min_width=max(map(len, cells)))
+    for (case, _), row in zip(good, rows, strict=True):
+        made.add_row(*map(Text, (case.label, *row)))
     return made
 
 
-def knees(found: Sequence[Found]) -> list[str]:
-    """Say of each curve where more agents no longer make it faster."""
+def knees(good: Iterable[Measured]) -> list[str]:
+    """Say of each curve from which number on more agents no longer make it faster."""
     lines = []
-    for name, points in curves(found, AGENTS).items():
+    for name, points in curves(good, AGENTS).items():
         if len(points) < 3:
             continue
         best = max(rate for _, rate, _ in points)
@@ -203,19 +170,17 @@ def knees(found: Sequence[Found]) -> list[str]:
     return lines
 
 
-def curves(found: Iterable[Found], axis: str) -> dict[str, list[tuple[int, float, Result]]]:
-    """Return the curves over agents or over environments: points of place, env-steps/s, result.
+def curves(good: Iterable[Measured], axis: str) -> dict[str, list[Point]]:
+    """Return the curves over agents or over environments, those of two places or more.
 
-    A curve has two points at least, and none is of a flag.
+    Cases with a flag are left out.
     """
-    lines: dict[str, list[tuple[int, float, Result]]] = {}
-    for case, result in found:
-        if case.flag:
-            continue
-        at = result["config"]["num_envs"] if axis == ENVS else case.num_agents
-        lines.setdefault(case.label_without(axis), []).append(
-            (at, result["env_steps_per_s"], result)
-        )
+    lines: dict[str, list[Point]] = {}
+    for case, result in good:
+        if not case.flag:
+            at = result["config"][contract.NUM_ENVS] if axis == ENVS else case.num_agents
+            points = lines.setdefault(case.label_without(axis), [])
+            points.append((at, result["env_steps_per_s"], result))
     return {
         name: sorted(points, key=lambda point: point[0])
         for name, points in lines.items()
@@ -227,30 +192,29 @@ def curves(found: Iterable[Found], axis: str) -> dict[str, list[tuple[int, float
 
 
 def figures(data: Mapping[str, Any], directory: Path) -> list[Path]:
-    """Draw env-steps/s over agents and over environments, the roof with them, as PNG and SVG.
+    """Draw env-steps/s over agents and over environments, with the roof, as PNG and SVG.
 
     Returns:
-        The files; none where no curve has two points.
+        The files; none if no curve has two points.
     """
     good = [(case, result) for case, result in results(data) if "error" not in result]
-    both = {axis: curves(good, axis) for axis in (AGENTS, ENVS)}
-    drawn = {axis: lines for axis, lines in both.items() if lines}
+    drawn = {axis: lines for axis in (AGENTS, ENVS) if (lines := curves(good, axis))}
     if not drawn:
         return []
     figure, grid = drawing.make_panels(len(drawn), 2, (7.6, 5.4))
     for axes, (axis, lines) in zip(grid, drawn.items(), strict=True):
-        draw(axes, data, lines)
+        draw(axes, lines)
         drawing.dress(axes, f"Throughput over {axis}", "median of segments, slowest to fastest")
         axes.set_xlabel(f"{axis} ({'in all' if axis == AGENTS else 'of each agent'})")
         axes.set_ylabel("environment steps per second, all agents")
     paths = [directory / f"bench.{ending}" for ending in ("png", "svg")]
     for path in paths:
-        with checkpoint.faults("write", path):
+        with disk.faults("write", path):
             drawing.save(figure, path)
     return paths
 
 
-def draw(axes: Any, data: Mapping[str, Any], lines: Mapping[str, Any]) -> None:
+def draw(axes: Any, lines: Mapping[str, Sequence[Point]]) -> None:
     """Draw curves, each with its roof in its colour."""
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
@@ -262,8 +226,8 @@ def draw(axes: Any, data: Mapping[str, Any], lines: Mapping[str, Any]) -> None:
         low, high = (list(map(abs, map(float.__sub__, side, rates))) for side in spread)
         bars = {"color": colour, "marker": marker, "markersize": 5}
         axes.errorbar(at, rates, [low, high], label=drawing.plain(name), **bars)
-        roofs = [roof_of(data, result) for result in found]
-        if None not in roofs:
+        if all(result["roof"] for result in found):
+            roofs = [result["roof"] for result in found]
             axes.plot(at, roofs, color=colour, linestyle="--", linewidth=1)
     axes.plot([], [], color="#555555", linestyle="--", linewidth=1, label="the machine's roof")
     ticks = sorted({at for points in lines.values() for at, _, _ in points})
@@ -274,5 +238,5 @@ def draw(axes: Any, data: Mapping[str, Any], lines: Mapping[str, Any]) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    place = {"loc": "upper left", "bbox_to_anchor": (0.0, -0.13), "borderaxespad": 0.0}
-    axes.legend(frameon=False, fontsize=10, ncols=2, **place)
+    legend = {"loc": "upper left", "bbox_to_anchor": (0.0, -0.13), "borderaxespad": 0.0}
+    axes.legend(frameon=False, fontsize=10, ncols=2, **legend)

@@ -23,10 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purejaxpg import FaultError, InputError, checkpoint
+from purejaxpg import FaultError, InputError, checkpoint, signals
 from purejaxpg import config as configs
 from purejaxpg.cluster import processes, remote
-from purejaxpg.sweep import compute, engine, signals
+from purejaxpg.sweep import compute, engine
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import spec as specs
 
@@ -177,7 +177,7 @@ class Leader(compute.Backend):
         if failures:
             raise min(failures, key=lambda error: getattr(error, "fits", -1))
         for number in {answer["signal"] for answer, _ in answers} - {0}:
-            signals.heed(number)
+            signals.deliver(number)
         return mine, answers
 
     def on(self, programs: compute.Programs) -> tuple[list[jax.Device], int, int]:
@@ -321,7 +321,7 @@ def follow(load: Callable[[], specs.Spec], devices: Sequence[jax.Device]) -> int
         The exit status of process 0.
     """
     mail, follower = Mail(), Follower(load, devices)
-    with signals.noted() as arrived:  # process 0 is told: the signal may have come here alone
+    with signals.recorded() as arrived:  # process 0 is told: the signal may have come here alone
         while True:
             said, arrays = mail.receive(LEADER)
             call = said.pop("call")
@@ -372,17 +372,19 @@ class Follower:
         """Compile the programs of a group of so many units at a time."""
         self.config = configs.build(self.backend.spec.agent.Config, config)
         # Which units they are plays no part: programs take seeds and traced values as arguments.
-        self.unit = plans.Unit("", (plans.Leg(specs.Run("", self.config, 0, {}), 0, 1),) * rows)
+        run = plans.Run("", self.config, self.backend.spec.seeds[0], {})
+        self.unit = plans.Unit("", (plans.Leg(run, 0, 1),) * rows)
         group = plans.Group(0, signature, rows, (self.unit,) * units)
         self.programs = self.backend.compile(group)
 
-    def inputs(self, seeds: np.ndarray, *values: np.ndarray) -> None:
-        """Keep the seeds and traced values of the rows."""
-        self.given = seeds, jax.tree.unflatten(jax.tree.structure(self.config), values)
+    def inputs(self, *values: np.ndarray) -> None:
+        """Keep the seeds, the traced values and the given arrays of the rows."""
+        like = compute.inputs_of(self.backend.spec, self.unit, 1)
+        self.rows = jax.tree.unflatten(jax.tree.structure(like), values)
 
     def start(self) -> None:
         """Initialise the rows."""
-        self.states = self.backend.start(self.programs, self.given)
+        self.states = self.backend.start(self.programs, self.rows)
 
     def join(self, *leaves: np.ndarray) -> None:
         """Take the states of the rows."""
@@ -391,13 +393,13 @@ class Follower:
     def segment(self, diverged_at: np.ndarray, first: int, count: int) -> list[np.ndarray]:
         """Train the rows on -> diverged_at, metrics."""
         self.states, at, metrics = self.backend.segment(
-            self.programs, self.given, self.states, diverged_at, first, count
+            self.programs, self.rows, self.states, diverged_at, first, count
         )
         return [at, *metrics.values()]
 
     def score(self, updates: int) -> list[np.ndarray]:
         """Evaluate the rows."""
-        return list(self.backend.score(self.programs, self.given, self.states, updates).values())
+        return list(self.backend.score(self.programs, self.rows, self.states, updates).values())
 
     def cut(self, index: int, start: int, stop: int) -> list[np.ndarray]:
         """Return the states of some rows of one of this process's devices."""

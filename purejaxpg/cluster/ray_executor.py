@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from purejaxpg import FaultError, InputError, checkpoint, extras
+from purejaxpg import FaultError, InputError, checkpoint, extras, signals, trainers
 from purejaxpg.cluster import remote
-from purejaxpg.sweep import engine, signals, sources
+from purejaxpg.sweep import engine
+from purejaxpg.sweep import ledger as ledgers
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import spec as specs
-from purejaxpg.sweep import store as stores
 
 RETRIES = 10  # of a task whose worker or node is lost
 QUEUED = 2  # tasks submitted for each that can run: enough to keep all busy, few states in flight
@@ -44,7 +44,7 @@ class Task:
     signature: str
     rows: int
     unit: str
-    legs: tuple[stores.Run, ...]
+    legs: tuple[ledgers.Run, ...]
     states: list[np.ndarray] | None  # leaves, of the legs' parents; None: they start anew
     diverged_at: np.ndarray
     versions: Mapping[str, str]
@@ -68,9 +68,11 @@ class Ray:
         """
         self.ray = extras.load("ray", "ray", "--executor ray")
         self.spec = spec
-        built_in = spec.agent_name in specs.agent_names()
+        if spec.given.digest:
+            raise InputError("--executor must be local for a trainer that is given arrays.")
+        built_in = spec.agent_name in trainers.names()
         path = Path(str(spec.agent.__file__)).resolve()
-        self.source = () if built_in else sources.texts(path)
+        self.source = () if built_in else trainers.texts(path)
         self.join(address)
         there = self.ray.cluster_resources()
         best = next((kind for kind in ("GPU", "TPU") if there.get(kind, 0) >= 1), "CPU")
@@ -86,7 +88,7 @@ class Ray:
         """Connect to the cluster, quietly."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
-            with signals.kept():  # at SIGTERM Ray would end the process without a word
+            with signals.handlers_restored():  # at SIGTERM Ray would end the process without a word
                 self.ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0].rstrip(".")
@@ -193,7 +195,7 @@ def computed_here(task: Task) -> tuple[Any, ...]:
     config_class = backend.spec.agent.Config
     legs = tuple(
         plans.Leg(
-            specs.Run(leg.run_id, configs.build(config_class, leg.config), leg.seed, leg.swept),
+            plans.Run(leg.run_id, configs.build(config_class, leg.config), leg.seed, leg.swept),
             leg.start,
             leg.stop,
             leg.parent,
@@ -231,7 +233,7 @@ def first_states(
 
 
 def leaves_of(tree: Any) -> list[np.ndarray]:
-    """Copy the leaves of a pytree to the host: its classes may be a fork's, unknown remote."""
+    """Copy the leaves of a pytree to the host: its classes may be a fork's, unknown there."""
     import jax
 
     return [checkpoint.to_numpy(leaf) for leaf in jax.tree.leaves(tree)]

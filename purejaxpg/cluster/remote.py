@@ -5,9 +5,9 @@ import socket
 from collections.abc import Mapping
 
 from purejaxpg import FaultError, InputError
-from purejaxpg.sweep import engine
+from purejaxpg.sweep import memory
 
-EXPECTED = (engine.OutOfMemory, InputError, FaultError)  # what is told as a Failure
+EXPECTED = (memory.OutOfMemory, InputError, FaultError)  # what is told as a Failure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Failure:
 
 def as_failure(error: BaseException) -> Failure:
     """Return what one of EXPECTED is as a value."""
-    if isinstance(error, engine.OutOfMemory):
+    if isinstance(error, memory.OutOfMemory):
         return Failure("memory", str(error), error.fits)
     return Failure("input" if isinstance(error, InputError) else "fault", str(error))
 
@@ -29,7 +29,7 @@ def as_failure(error: BaseException) -> Failure:
 def as_exception(failure: Failure) -> Exception:
     """Return what a failure elsewhere is in the sweep's own process."""
     if failure.kind == "memory":
-        return engine.OutOfMemory(failure.text, failure.fits)
+        return memory.OutOfMemory(failure.text, failure.fits)
     return InputError(failure.text) if failure.kind == "input" else FaultError(failure.text)
 
 

@@ -2,8 +2,8 @@
 
 Unless its docstring says otherwise, a function here works element by element and leaves the mean to
 the caller, so that a batch of environment steps and a batch of masked tokens can share it. A *loss*
-is to be minimised; the signs already say so. Shapes must be equal: a [B] against a [B, 1] would
-silently broadcast to [B, B], and is refused.
+is minimised; its sign is already right for that. Shapes must be equal: [B] against [B, 1] would
+silently broadcast to [B, B], so it is an error.
 """
 
 import chex
@@ -16,8 +16,8 @@ def score_function(log_prob: jax.Array, advantage: jax.Array) -> jax.Array:
 
         loss = −A log π(a|s)
 
-    Its value means nothing: it is built for its gradient, −A ∇log π, and does not measure how good
-    the policy is. It rises and falls with the entropy and with the scale of the advantage.
+    Only its gradient, −A ∇log π, has a meaning. The value does not measure how good the policy is:
+    it rises and falls with the entropy and with the scale of the advantage.
 
     Args:
         log_prob: [...] log π(a|s) under the policy being trained, in nats; the action was drawn
@@ -28,7 +28,7 @@ def score_function(log_prob: jax.Array, advantage: jax.Array) -> jax.Array:
     Returns:
         [...] loss.
 
-    Differentiated with respect to `log_prob`. Nothing is stopped: `advantage` is to be data, or the
+    Differentiated with respect to `log_prob`. Nothing is stopped: `advantage` must be data, or the
     loss also moves the critic that it came from.
 
     References:
@@ -43,14 +43,15 @@ def score_function(log_prob: jax.Array, advantage: jax.Array) -> jax.Array:
 
 
 def optimal_baseline(score_norm_squared: jax.Array, value: jax.Array) -> jax.Array:
-    """Constant that, subtracted from the value, gives the score-function gradient least variance.
+    """Constant that minimises the variance of the score-function gradient when subtracted from Q.
 
         w = ‖∇log π(a|s)‖²
         b = Σ w Q / Σ w
 
-    It is not the mean of Q: actions count by the squared length of their score. It is the minimiser
-    only where one score belongs to each value, as in a problem of a single step. Over a trajectory,
-    scores of different times are correlated and this formula, taken time by time, is a heuristic.
+    It is not the mean of Q: each action is weighted by the squared length of its score. It is the
+    minimiser only if one score belongs to each value, as in a problem of a single step. Over a
+    trajectory, the scores of different times are correlated, and this formula applied to each time
+    is a heuristic.
 
     Args:
         score_norm_squared: [B] w ≥ 0, squared Euclidean norm of the gradient of log π(a|s) with
@@ -62,8 +63,8 @@ def optimal_baseline(score_norm_squared: jax.Array, value: jax.Array) -> jax.Arr
         [] baseline in the unit of the value; *one* number for the batch. If every weight is zero,
         no baseline makes a difference, and it is 0.
 
-    Not for differentiation: it is to be data. Estimated from the very samples that it is subtracted
-    from, it biases their gradient by a term of order 1/B.
+    Not for differentiation: treat it as data. If it is estimated from the samples that it is
+    subtracted from, it biases their gradient by a term of order 1/B.
 
     References:
         Greensmith, Bartlett and Baxter 2004, Variance reduction techniques for gradient estimates
@@ -91,8 +92,8 @@ def ppo_clip(
 
     The gradient does *not* vanish everywhere outside the clip range. It is zero only for A > 0 with
     r > 1 + ε and for A < 0 with r < 1 − ε, where the ratio has already moved far enough in the
-    direction that helps. In the two other corners it is the unclipped −A r ∇log π, which brings a
-    ratio back that went the wrong way.
+    direction that helps. In the two other corners it is the unclipped −A r ∇log π, which brings
+    back a ratio that went the wrong way.
 
     Args:
         log_prob: [...] log π(a|s) under the policy being trained, in nats.
@@ -104,10 +105,10 @@ def ppo_clip(
         [...] loss, whose gradient at r = 1 is the plain policy gradient −A ∇log π (for ε > 0).
 
     Differentiated with respect to `log_prob`. Nothing is stopped: `old_log_prob` and `advantage`
-    are to be data.
+    must be data.
 
     References:
-        Schulman et al. 2017, arXiv:1707.06347, eq. 7, with the sign turned.
+        Schulman et al. 2017, arXiv:1707.06347, eq. 7, negated.
 
     >>> ratio, advantage = jnp.array([0.5, 1.0, 1.5, 1.5]), jnp.array([2.0, 2.0, 2.0, -2.0])
     >>> ppo_clip(jnp.log(ratio), jnp.zeros(4), advantage, 0.25).tolist()
@@ -126,22 +127,22 @@ def ppo_kl_penalty(
     kl: jax.Array,
     beta: jax.Array | float,
 ) -> jax.Array:
-    """Surrogate loss with a penalty on the divergence from the old policy, in place of clipping.
+    """Surrogate loss with a penalty on the divergence from the old policy, instead of clipping.
 
         r    = π(a|s) / π_old(a|s)
         loss = −(r A − β KL(π_old(·|s) ‖ π(·|s)))
 
-    The divergence is that of the *old* policy from the new one, `old.kl(new)`, and its gradient has
-    to reach the parameters: computed from stored numbers alone it is a constant and holds nothing
-    back.
+    The divergence is that of the *old* policy from the new one, `old.kl_divergence(new)`. Its
+    gradient must reach the parameters: computed from stored numbers alone, it is a constant and
+    penalises nothing.
 
     Args:
         log_prob: [...] log π(a|s) under the policy being trained, in nats.
         old_log_prob: [...] log π_old(a|s), of the policy that took the action, in nats.
         advantage: [...] A.
         kl: [...] divergence at each state, in nats, at least 0.
-        beta: scalar strength of the penalty, at least 0, in units of advantage per nat. Adapting it
-            between updates is the caller's business.
+        beta: scalar strength of the penalty, at least 0, in units of advantage per nat. The caller
+            may adapt it between updates.
 
     Returns:
         [...] loss.
@@ -149,7 +150,7 @@ def ppo_kl_penalty(
     Differentiated with respect to `log_prob` and `kl`; nothing is stopped.
 
     References:
-        Schulman et al. 2017, arXiv:1707.06347, eq. 8, with the sign turned.
+        Schulman et al. 2017, arXiv:1707.06347, eq. 8, negated.
 
     >>> half = jnp.array([0.5])
     >>> ppo_kl_penalty(jnp.zeros(1), jnp.zeros(1), jnp.ones(1), half, 3.0).tolist()
@@ -165,8 +166,8 @@ def value_loss(value: jax.Array, target: jax.Array) -> jax.Array:
 
         loss = ½ (V − G)²
 
-    The ½ is inside, so that the gradient is V − G. Code that leaves it out needs half the `vf_coef`
-    for the same update: compare coefficients only together with this convention.
+    The ½ makes the gradient V − G. Code without it needs half the `vf_coef` for the same update, so
+    check this convention before comparing coefficients.
 
     Args:
         value: [...] V(s), the output of the critic being trained.
@@ -175,7 +176,7 @@ def value_loss(value: jax.Array, target: jax.Array) -> jax.Array:
     Returns:
         [...] loss, in squared units of the return.
 
-    Differentiated with respect to `value`. Nothing is stopped: `target` is to be data, or the loss
+    Differentiated with respect to `value`. Nothing is stopped: `target` must be data, or the loss
     also pulls the target towards the value.
 
     >>> value_loss(jnp.array([3.0]), jnp.array([1.0])).tolist()
@@ -191,19 +192,18 @@ def value_loss_clipped(
     target: jax.Array,
     clip_eps: jax.Array | float,
 ) -> jax.Array:
-    """Half the larger squared error of two: the critic's, and that of its value kept near the old.
+    """Half the larger of two squared errors: of the value, and of the value kept near the old one.
 
         V_clip = clip(V, V_old − ε, V_old + ε)
         loss   = ½ max((V − G)², (V_clip − G)²)
 
-    ε is measured in units of the *return*, not of a probability ratio: 0.2 is nothing where returns
-    are in the hundreds and everything where they are below one. And it is the larger error that
-    counts; an implementation that uses the clipped error alone lets the critic stop learning on
-    either side of the range.
+    ε is in units of the *return*, not of a probability ratio: 0.2 is tiny if returns are in the
+    hundreds, and huge if they are below one. The larger error counts: an implementation that uses
+    the clipped error alone stops learning on either side of the range.
 
     Args:
         value: [...] V(s), the output of the critic being trained.
-        old_value: [...] V_old(s), as it was when the data were collected.
+        old_value: [...] V_old(s), the value when the data were collected.
         target: [...] G, the return it should predict.
         clip_eps: scalar ε, at least 0, in the unit of the return; inf turns the clipping off and
             gives `value_loss` exactly.
@@ -234,23 +234,23 @@ def td_target(
     terminated: jax.Array,
     gamma: jax.Array | float,
 ) -> jax.Array:
-    """One-step target of a critic: the reward, then what the next state is worth.
+    """One-step target of a critic: the reward, then the discounted value of the next state.
 
         y = r + γ (1 − terminated) V(s')
 
-    The flag is `terminated`, not `done`. After a time limit the state goes on being worth
-    something: with `done` here, the critic learns that the world ends at each truncation.
+    The flag is `terminated`, not `done`. A state still has a value after a time limit: with `done`
+    here, the critic learns that the world ends at each truncation.
 
     Args:
         reward: [...] r, in the environment's own unit.
-        next_value: [...] V(s'), s' being the observation before any reset: the next state's value,
-            or Q(s', a') at the action that the policy takes there, or `soft_value` of it.
+        next_value: [...] V(s') of the observation before any reset; or Q(s', a') at the action that
+            the policy takes there, or its `soft_value`.
         terminated: [...] bool, the task itself ended with this step.
         gamma: scalar, discount per environment step, in [0, 1].
 
     Returns:
-        [...] target, in the unit of the reward. Where `terminated`, `next_value` has no part in it,
-        even if it is not a number.
+        [...] target, in the unit of the reward. Where `terminated` holds, `next_value` is ignored,
+        even if it is NaN.
 
     Linear in `reward` and `next_value`; nothing is stopped, so treat the result as data.
 
@@ -265,13 +265,13 @@ def td_target(
 
 
 def deterministic_policy(value: jax.Array) -> jax.Array:
-    """Loss of a deterministic actor: what the critic says of its action, with the sign turned.
+    """Loss of a deterministic actor: the critic's value of its action, negated.
 
         loss = −Q(s, μ(s))
         ∇loss = −∇μ(s) ∇_a Q(s, a) at a = μ(s)
 
-    The gradient has to run through the critic into the action, and from there into the actor. A
-    `value` of a stored action carries none; and a gradient that is also taken with respect to the
+    The gradient must pass through the critic into the action, and from there into the actor. The
+    `value` of a stored action carries none. A gradient that is also taken with respect to the
     critic's parameters teaches the critic to flatter the actor.
 
     Args:
@@ -294,17 +294,16 @@ def deterministic_policy(value: jax.Array) -> jax.Array:
 
 
 def soft_value(log_prob: jax.Array, value: jax.Array, alpha: jax.Array | float) -> jax.Array:
-    """Worth of an action together with the entropy that choosing it at random earns.
+    """Value of an action plus the entropy bonus for choosing it at random.
 
         V = Q(s, a) − α log π(a|s)
 
-    Only its mean over a ~ π is the value of the state. What the target of a soft critic bootstraps
-    from is this at an action *drawn anew* from the current policy in the next state, not at the
-    action that was stored.
+    Only its mean over a ~ π is the value of the state. The target of a soft critic bootstraps from
+    this at a *fresh* action of the current policy in the next state, not at the stored action.
 
     Args:
         log_prob: [...] log π(a|s) in nats, of a sampled action; or [..., A] of every action, to be
-            averaged with `Categorical.expectation`.
+            averaged with `distributions.expectation`.
         value: [...] Q(s, a), often the smaller of two critics; shaped like `log_prob`.
         alpha: scalar temperature, at least 0, in units of the return per nat.
 
@@ -324,19 +323,19 @@ def soft_value(log_prob: jax.Array, value: jax.Array, alpha: jax.Array | float) 
 
 
 def soft_policy(log_prob: jax.Array, value: jax.Array, alpha: jax.Array | float) -> jax.Array:
-    """Loss of a stochastic actor that is also paid for entropy.
+    """Loss of a stochastic actor with an entropy bonus.
 
         loss = α log π(a|s) − Q(s, a)
 
-    Its mean over a ~ π is what has to fall, so the gradient must see that π chose the action too:
-    either through a reparametrised sample, in both `log_prob` and `value`, or by an exact
-    expectation over all actions. For a sample that is data, the gradient is that of α log π alone,
-    whose mean is zero, and the actor learns nothing.
+    The mean over a ~ π must fall, so the gradient must also see that π chose the action: either
+    through a reparametrised sample, in both `log_prob` and `value`, or by an exact expectation over
+    all actions. If the sample is data, only α log π has a gradient; its mean is zero, and the actor
+    learns nothing.
 
     Args:
         log_prob: [...] log π(a|s) in nats, of a reparametrised sample; or [..., A] of every action,
-            to be averaged with `Categorical.expectation`.
-        value: [...] Q(s, a) at that same action; shaped like `log_prob`.
+            to be averaged with `distributions.expectation`.
+        value: [...] Q(s, a) at the same action; shaped like `log_prob`.
         alpha: scalar temperature, at least 0, in units of the return per nat; 0 gives
             `deterministic_policy`.
 
@@ -344,7 +343,7 @@ def soft_policy(log_prob: jax.Array, value: jax.Array, alpha: jax.Array | float)
         Array of the shape of `value`: the negative of `soft_value`.
 
     Differentiated with respect to `log_prob` and `value`; nothing is stopped. `alpha` and the
-    critic's parameters are to be data here.
+    critic's parameters must be data.
 
     References:
         Haarnoja et al. 2018, arXiv:1812.05905, eq. 7, before the mean over actions.
@@ -359,20 +358,20 @@ def soft_policy(log_prob: jax.Array, value: jax.Array, alpha: jax.Array | float)
 def temperature(
     log_alpha: jax.Array, entropy: jax.Array, target_entropy: jax.Array | float
 ) -> jax.Array:
-    """Loss that moves the temperature until the policy has the entropy that was asked for.
+    """Loss that moves the temperature until the policy has the target entropy.
 
         loss = log α (H − H_target)
 
-    The sign is the trap: entropy above the target has to *lower* the temperature. With it turned,
-    the temperature runs away to zero or to infinity. The paper has α in place of log α: the same
-    sign and the same fixed point, but its gradient with respect to log α carries a factor α and so
-    is slow where the temperature is small. Compare learning rates only within one convention.
+    The sign is the trap: entropy above the target must *lower* the temperature. With the opposite
+    sign, the temperature runs away to zero or to infinity. The paper has α instead of log α: the
+    same sign and the same fixed point, but its gradient with respect to log α has a factor α, so it
+    is slow at small temperatures. Compare learning rates only within one convention.
 
     Args:
         log_alpha: [] log of the temperature, the parameter being trained.
         entropy: [...] H(π(·|s)) in nats: −log π(a|s) of a sample, or the exact entropy.
-        target_entropy: scalar H_target in nats; negative values are usual for densities. It has to
-            be of the same density as `entropy`: scaling an action by c adds log c per component.
+        target_entropy: scalar H_target in nats; negative values are usual for densities. It must
+            refer to the same density as `entropy`: scaling an action by c adds log c per component.
 
     Returns:
         [...] loss, zero where the entropy is the target.
@@ -381,7 +380,7 @@ def temperature(
     loss must never move the policy.
 
     References:
-        Haarnoja et al. 2018, arXiv:1812.05905, eq. 18, with log α in place of α.
+        Haarnoja et al. 2018, arXiv:1812.05905, eq. 18, with log α instead of α.
 
     >>> too_random = jnp.array([2.0])
     >>> jax.grad(lambda x: temperature(x, too_random, 0.5).mean())(jnp.array(0.0)).item()
@@ -397,17 +396,17 @@ def approximate_kl(log_prob: jax.Array, old_log_prob: jax.Array) -> jax.Array:
         r  = π(a|s) / π_old(a|s),      a ~ π_old
         k3 = (r − 1) − log r,          E[k3] = KL(π_old ‖ π)
 
-    Which distribution drew the actions decides which divergence this estimates: the actions have to
-    come from π_old. Then the value is unbiased, and so is its gradient. For KL(π ‖ π_ref) with
-    actions drawn from π itself, pass `approximate_kl(ref_log_prob, log_prob)`: the value is again
-    unbiased, but the gradient no longer is, since it cannot see that π also chose the actions.
+    The distribution that drew the actions decides which divergence this estimates. If they come
+    from π_old, both the value and its gradient are unbiased. For KL(π ‖ π_ref) with actions drawn
+    from π itself, call `approximate_kl(ref_log_prob, log_prob)`: the value is again unbiased, but
+    the gradient is not, because it cannot see that π also chose the actions.
 
     Args:
         log_prob: [...] log π(a|s), in nats.
         old_log_prob: [...] log π_old(a|s), of the policy that took the action, in nats.
 
     Returns:
-        [...] estimate in nats, zero where the two agree. Take its mean over a batch.
+        [...] estimate in nats, zero where the two policies agree. Take its mean over a batch.
 
     Differentiable in both; nothing is stopped.
 
@@ -419,7 +418,7 @@ def approximate_kl(log_prob: jax.Array, old_log_prob: jax.Array) -> jax.Array:
     """
     chex.assert_equal_shape([log_prob, old_log_prob])
     log_ratio = log_prob - old_log_prob
-    # expm1, since for a ratio near 1 the rounding of exp alone is larger than the result.
+    # expm1, because for a ratio near 1 the rounding of exp is larger than the result.
     return jnp.expm1(log_ratio) - log_ratio
 
 
@@ -430,8 +429,8 @@ def is_clipped(
 
         1 if |π(a|s) / π_old(a|s) − 1| > ε else 0
 
-    Outside the range is not the same as without a gradient: with the sign of the advantage against
-    it, a ratio outside still has its whole gradient (see `ppo_clip`).
+    A ratio outside the range may still have its whole gradient, depending on the sign of the
+    advantage (see `ppo_clip`).
 
     Args:
         log_prob: [...] log π(a|s) under the policy being trained, in nats.

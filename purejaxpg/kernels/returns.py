@@ -1,21 +1,21 @@
 """Returns and advantages along the leading, time axis.
 
-Row t is one step and all that it gave back. `terminated` says that nothing follows, so there is no
-value to bootstrap from; `done` says that row t + 1 belongs to another episode, so no sum may run
-into it. A truncated step is done but not terminated: it bootstraps, and from its own `next_value`,
-which is the value of the observation before any reset. `terminated` implies `done` throughout.
+Row t is one step and everything it returned. `terminated` means that nothing follows, so there is
+no value to bootstrap from. `done` means that row t + 1 belongs to another episode, so no sum may
+run into it. A truncated step is done but not terminated: it bootstraps from its own `next_value`,
+the value of the observation before any reset. `terminated` implies `done` throughout.
 
 `value` and `next_value` are usually the outputs of a critic. No function here stops a gradient: a
-loss that treats its target as data says so itself, with `jax.lax.stop_gradient`.
+loss that treats its target as data applies `jax.lax.stop_gradient` itself.
 """
 
 import chex
 import jax
 import jax.numpy as jnp
 
-# A loop iteration costs at least one kernel launch on an accelerator, so fewer are better; but XLA
-# repeats the chain of unrolled rows for each of its outputs, so long chains cost more. On two CPU
-# cores, [128, 4] under vmap took 74, 64, 68, 227 us (16 rows) and 0.78, 0.66, 0.99, 2.1 ms (256
+# Each loop iteration costs at least one kernel launch on an accelerator, so fewer are better. But
+# XLA repeats the chain of unrolled rows for each of its outputs, so long chains cost more. On two
+# CPU cores, [128, 4] under vmap took 74, 64, 68, 227 us (16 rows) and 0.78, 0.66, 0.99, 2.1 ms (256
 # rows) for an unroll of 1, 4, 8, 16. Four costs nothing there and saves three launches in four.
 _UNROLL = 4
 
@@ -25,13 +25,13 @@ def discounted_return(reward: jax.Array, done: jax.Array, gamma: jax.Array | flo
 
         G_t = r_t + γ (1 − done_t) G_{t+1},      G_T = 0
 
-    Nothing is bootstrapped, so an episode that was truncated, or that the array cuts short, counts
-    as if it paid nothing afterwards: such rows are biased low, and only rows of episodes that
-    terminate inside the array are unbiased samples of the value.
+    Nothing is bootstrapped. An episode that was truncated, or that the array cuts short, counts as
+    if its later rewards were zero. Only rows of episodes that terminate inside the array are
+    unbiased samples of the value.
 
     Args:
         reward: [T, ...] reward of step t, in the environment's own unit.
-        done: [T, ...] bool, the episode ended with step t for whatever reason.
+        done: [T, ...] bool, the episode ended with step t, for any reason.
         gamma: scalar, discount per environment step, in [0, 1].
 
     Returns:
@@ -61,16 +61,16 @@ def n_step_return(
     """Sum of up to n discounted rewards, then a bootstrap.
 
         G_t = Σ_{k<m} γ^k r_{t+k} + γ^m (1 − terminated_{t+m−1}) V(s'_{t+m−1}),
-        m   = min(n, steps from t up to and with the next done, T − t)
+        m   = min(n, steps from t to the next done inclusive, T − t)
 
-    The bootstrap belongs to the *last step summed*, not to row t + n: when the episode ends early,
-    it is that step's `next_value`, with the power of γ reached so far, and zero if it terminated.
+    The bootstrap belongs to the *last step summed*, not to row t + n. If the episode ends early, it
+    is the last step's `next_value` with the power of γ reached there, and zero if it terminated.
 
     Args:
         reward: [T, ...] reward of step t.
-        next_value: [T, ...] V(s'_t), s'_t being the observation before any reset.
+        next_value: [T, ...] V(s'_t) of the observation before any reset.
         terminated: [T, ...] bool, the task itself ended with step t.
-        done: [T, ...] bool, the episode ended with step t for whatever reason.
+        done: [T, ...] bool, the episode ended with step t, for any reason.
         gamma: scalar, discount per environment step, in [0, 1].
         n: number of rewards, static, at least 1. The work grows as min(n, T) times T.
 
@@ -80,8 +80,8 @@ def n_step_return(
     Linear in `reward` and `next_value`; no gradient is stopped.
 
     References:
-        Sutton and Barto, Reinforcement Learning: An Introduction, 2nd edition, eq. 7.1; ending the
-        sum at a truncation is ours.
+        Sutton and Barto, Reinforcement Learning: An Introduction, 2nd edition, eq. 7.1, except that
+        the sum also ends at a truncation.
 
     >>> no = jnp.zeros(3, bool)
     >>> n_step_return(jnp.ones(3), jnp.full(3, 8.0), no, no, 0.5, 2).tolist()
@@ -114,17 +114,17 @@ def lambda_return(
         G_t = r_t + γ (1 − terminated_t) [(1 − λ_t) V(s'_t) + λ_t G_{t+1}]
         λ_t = λ (1 − done_t),      G_T = V(s'_{T−1})
 
-    Where an episode or the array ends, all the remaining weight falls on the last bootstrap: a
-    truncated step has r_t + γ V(s'_t), and not (1 − λ) times that value.
+    If an episode or the array ends, the last bootstrap gets all the remaining weight: a truncated
+    step has r_t + γ V(s'_t), not (1 − λ) times that value.
 
-    Equals `gae(...) + value` wherever next_value[t] == value[t + 1] inside episodes, which holds
-    for one critic with one set of parameters.
+    Equals `gae(...) + value` if next_value[t] == value[t + 1] inside episodes, which holds for one
+    critic with one set of parameters.
 
     Args:
         reward: [T, ...] reward of step t.
-        next_value: [T, ...] V(s'_t), s'_t being the observation before any reset.
+        next_value: [T, ...] V(s'_t) of the observation before any reset.
         terminated: [T, ...] bool, the task itself ended with step t.
-        done: [T, ...] bool, the episode ended with step t for whatever reason.
+        done: [T, ...] bool, the episode ended with step t, for any reason.
         gamma: scalar, discount per environment step, in [0, 1].
         gae_lambda: scalar in [0, 1]; 0 is the one-step target, 1 the longest return there is.
 
@@ -134,8 +134,8 @@ def lambda_return(
     Differentiable in `reward` and `next_value`; no gradient is stopped.
 
     References:
-        Sutton and Barto, Reinforcement Learning: An Introduction, 2nd edition, eq. 12.2, of which
-        this is the recursive form; ending the sum at a truncation is ours.
+        Sutton and Barto, Reinforcement Learning: An Introduction, 2nd edition, eq. 12.2 in
+        recursive form, except that the sum also ends at a truncation.
 
     >>> no = jnp.zeros(2, bool)
     >>> lambda_return(jnp.ones(2), jnp.full(2, 8.0), no, no, 0.5, 0.5).tolist()
@@ -162,17 +162,17 @@ def gae(
         δ_t = r_t + γ (1 − terminated_t) V(s'_t) − V(s_t)
         A_t = δ_t + γ λ (1 − done_t) A_{t+1},      A_T = 0
 
-    Two flags, two jobs. With `done` in place of `terminated` a time limit looks like the end of the
-    world and the critic learns values that are too low; with `terminated` in place of `done` the
-    next episode leaks into this one. The flags of row t are those of the step taken at t: shifting
+    Each flag has its own job. With `done` instead of `terminated`, a time limit looks like the end
+    of the world and the critic learns values that are too low. With `terminated` instead of `done`,
+    the next episode leaks into this one. The flags of row t belong to the step taken at t: shifting
     them by a row is the classic error.
 
     Args:
         reward: [T, ...] reward of step t.
         value: [T, ...] V(s_t) under the critic that collected the data.
-        next_value: [T, ...] V(s'_t), s'_t being the observation before any reset.
+        next_value: [T, ...] V(s'_t) of the observation before any reset.
         terminated: [T, ...] bool, the task itself ended with step t.
-        done: [T, ...] bool, the episode ended with step t for whatever reason.
+        done: [T, ...] bool, the episode ended with step t, for any reason.
         gamma: scalar, discount per environment step, in [0, 1].
         gae_lambda: scalar in [0, 1]; 0 is the one-step error, 1 the return less the value.
 

@@ -25,9 +25,9 @@ from jax import lax, random
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import purejaxpg
-from purejaxpg import FaultError, InputError, checkpoint, envs, evaluate, prng
+from purejaxpg import FaultError, checkpoint, contract, prng
 from purejaxpg import config as configs
-from purejaxpg.sweep import engine, memory
+from purejaxpg.sweep import memory
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import spec as specs
 
@@ -41,16 +41,17 @@ ROWS = "rows"  # name of the mesh axis
 CPU_ACTIVATIONS = 2**17
 CPU_ROWS = 16  # more never helped
 
-Inputs = tuple[np.ndarray, Any]  # seeds and configurations of a batch, [rows of this process]
+# Of a batch, each [rows of this process]: seeds, configurations, and what each row is given.
+Inputs = tuple[Any, Any, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
     """The compiled programs of one group; every array leads with [devices * rows]."""
 
-    start: jax.stages.Compiled  # seeds, configs -> states
-    segment: jax.stages.Compiled  # seeds, configs, states, diverged_at, first, count -> ...
-    score: jax.stages.Compiled  # seeds, configs, states, updates -> evaluation
+    start: jax.stages.Compiled  # inputs, shared -> states
+    segment: jax.stages.Compiled  # inputs, shared, states, diverged_at, first, count -> ...
+    score: jax.stages.Compiled  # inputs, shared, states, updates -> evaluation
     segment_length: int  # room for so many updates
     sharding: NamedSharding
     rows: int  # of a unit
@@ -76,6 +77,7 @@ class Backend:
         self.on_cpu = self.devices[0].platform == "cpu"
         self.compiled: dict[tuple[Any, ...], Programs] = {}  # of the last KEPT groups
         self.last: tuple[Any, Any] = None, None  # the inputs of a batch, and where they were put
+        self.given: tuple[Any, Any] = None, None  # a mesh, and what all rows are given, on it
         self.save = checkpoint.save
         self.load = checkpoint.load
         self.to_dict = configs.to_dict
@@ -91,7 +93,7 @@ class Backend:
             InputError: a run could not be scored.
         """
         for leg in round_.legs:
-            evaluate.check(leg.run.config)
+            contract.check_score(self.spec.agent, leg.run.config)
         return plans.groups(index, round_, signature, self.rows, stored_rows)
 
     def rows(self, config: Any, num_legs: int) -> int:
@@ -124,13 +126,21 @@ class Backend:
 
     def inputs(self, programs: Programs, batch: Sequence[plans.Unit]) -> Inputs:
         """Return the seeds and configurations of a batch of units, padded."""
-        stacked = [stack([leg.run for leg in unit.legs], programs.rows) for unit in batch]
+        stacked = [inputs_of(self.spec, unit, programs.rows) for unit in batch]
         return jax.tree.map(lambda *x: np.concatenate(x), *stacked)
 
     def start(self, programs: Programs, inputs: Inputs) -> Any:
         """Initialise every row -> states."""
         with out_of_memory(programs.rows):
-            return programs.start(*self.once(programs, inputs))
+            return programs.start(self.once(programs, inputs), self.shared(programs))
+
+    def shared(self, programs: Programs) -> Any:
+        """Put what all rows are given on every device, the first time that it is needed."""
+        mesh = programs.sharding.mesh
+        if self.given[0] is not mesh:
+            everywhere = NamedSharding(mesh, PartitionSpec())
+            self.given = mesh, jax.device_put(self.spec.given.shared(), everywhere)
+        return self.given[1]
 
     def once(self, programs: Programs, inputs: Inputs) -> Any:
         """Put the inputs of a batch on its devices, the first time that they are given."""
@@ -149,10 +159,9 @@ class Backend:
     ) -> tuple[Any, np.ndarray, dict[str, np.ndarray]]:
         """Do updates first, ..., first + count - 1 -> states, diverged_at, metrics."""
         with out_of_memory(programs.rows):
-            seeds, rows = self.once(programs, inputs)
-            at = placed(programs, diverged_at)
+            at, shared = placed(programs, diverged_at), self.shared(programs)
             states, at, metrics = programs.segment(
-                seeds, rows, states, at, np.int32(first), np.int32(count)
+                self.once(programs, inputs), shared, states, at, np.int32(first), np.int32(count)
             )
             found = {name: own_rows(value)[:, :count] for name, value in metrics.items()}
         return states, own_rows(at), found
@@ -162,7 +171,9 @@ class Backend:
     ) -> dict[str, np.ndarray]:
         """Evaluate every row after so many updates."""
         with out_of_memory(programs.rows):
-            scores = programs.score(*self.once(programs, inputs), states, np.int32(updates))
+            scores = programs.score(
+                self.once(programs, inputs), self.shared(programs), states, np.int32(updates)
+            )
             return {name: own_rows(value) for name, value in scores.items()}
 
     # ------------------------------------------------------------------------------------ states
@@ -184,14 +195,16 @@ class Backend:
 
     def template(self, unit: plans.Unit) -> Any:
         """Return the shapes of a unit's states."""
-        seeds, rows = stack([leg.run for leg in unit.legs], len(unit.legs))
-        return jax.eval_shape(functools.partial(start_rows, self.spec.agent), seeds, rows)
+        inputs = inputs_of(self.spec, unit, len(unit.legs))
+        start = functools.partial(start_rows, self.spec.agent)
+        return jax.eval_shape(start, inputs, self.spec.given.shared())
 
     def metric_names(self, unit: plans.Unit) -> list[str]:
         """Return the names of the agent's metrics."""
-        config = unit.legs[0].run.config
-        state = jax.eval_shape(self.spec.agent.init, random.key(0), config)
-        return sorted(jax.eval_shape(self.spec.agent.update, random.key(0), state, config)[1])
+        inputs, shared = inputs_of(self.spec, unit, 1), self.spec.given.shared()
+        states = jax.eval_shape(functools.partial(start_rows, self.spec.agent), inputs, shared)
+        update = functools.partial(update_rows, self.spec.agent)
+        return sorted(jax.eval_shape(update, inputs, shared, states, np.int32(1))[1])
 
     def facts(self, programs: Programs, group: plans.Group) -> dict[str, Any]:
         """Return what is to be known about the computation of a unit."""
@@ -203,7 +216,8 @@ class Backend:
             "device_kind": device.device_kind,
             "platform": device.platform,
             "bytes_per_device": programs.bytes_per_device,
-            "steps_before": steps_before(group.config),
+            "steps_before": contract.steps_before(group.config),
+            "unit": contract.unit(self.spec.agent),
             **self.versions(),
         }
 
@@ -234,7 +248,7 @@ def out_of_memory(rows: int) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         text = str(error).splitlines()[0].rstrip(".")
         if "RESOURCE_EXHAUSTED" in text:
-            raise engine.OutOfMemory(f"{rows} rows ran out of memory", rows // 2) from error
+            raise memory.OutOfMemory(f"{rows} rows ran out of memory", rows // 2) from error
         raise FaultError(f"jax failed: {text}; what is done is kept.") from error
 
 
@@ -244,7 +258,7 @@ def refuse_too_large(programs: Programs, limit: int) -> None:
     if needed > limit:
         fits = int(0.9 * programs.rows * limit / needed)
         numbers = f"{needed / 2**20:.0f} MiB and {limit / 2**20:.0f} are free"
-        raise engine.OutOfMemory(f"{programs.rows} rows need {numbers}", fits)
+        raise memory.OutOfMemory(f"{programs.rows} rows need {numbers}", fits)
 
 
 def signature(config: Any) -> str:
@@ -252,10 +266,10 @@ def signature(config: Any) -> str:
     hints = configs.field_types(type(config))
     values = configs.to_dict(config)
     static = {name: values[name] for name, hint in hints.items() if hint not in configs.TRACED}
-    return json.dumps([static, sorted(getattr(config, "env_params", {}))], sort_keys=True)
+    return json.dumps([static, sorted(values.get(contract.ENV_PARAMS, ()))], sort_keys=True)
 
 
-def stack(runs: Sequence[specs.Run], rows: int) -> tuple[np.ndarray, Any]:
+def stack(runs: Sequence[plans.Run], rows: int) -> tuple[np.ndarray, Any]:
     """Batch runs for vmap, padded to `rows` with copies of the last one.
 
     Returns:
@@ -264,7 +278,7 @@ def stack(runs: Sequence[specs.Run], rows: int) -> tuple[np.ndarray, Any]:
     padded = [*runs, *([runs[-1]] * (rows - len(runs)))]
     seeds = np.array([run.seed for run in padded], np.uint32)
     leaves = [run.config for run in padded]
-    types = envs.traced_types(leaves[0])
+    types = contract.traced_types(leaves[0])
     return seeds, jax.tree.map(lambda dtype, *values: np.array(values, dtype), types, *leaves)
 
 
@@ -275,19 +289,8 @@ def pad(array: jax.Array, rows: int) -> jax.Array:
 
 
 def cpu_rows(config: Any) -> int:
-    """Return the rows beyond which a core of a CPU takes longer for each.
-
-    An agent may lack any of the fields that are looked at: what is assumed then makes it small.
-    """
-    minibatch = config.steps_per_update // getattr(config, "num_minibatches", 1)
-    samples = getattr(config, "batch_size", minibatch)
-    width = math.prod(envs.from_config(config).obs_shape) + sum(getattr(config, "hidden", ()))
-    return min(max(round(CPU_ACTIVATIONS / (samples * width)), 1), CPU_ROWS)
-
-
-def steps_before(config: Any) -> int:
-    """Return the environment steps that `init` takes to fill a replay buffer."""
-    return int(getattr(config, "learning_starts", 0))
+    """Return the rows beyond which a core of a CPU takes longer for each."""
+    return min(max(round(CPU_ACTIVATIONS / contract.activations(config)), 1), CPU_ROWS)
 
 
 def build(spec: specs.Spec, group: plans.Group, devices: Sequence[jax.Device]) -> Programs:
@@ -321,34 +324,42 @@ def trace(
     spec: specs.Spec, group: plans.Group, mesh: Mesh, length: int
 ) -> tuple[jax.stages.Traced, ...]:
     """Trace a group's start, segments of at most `length` updates, and score."""
-    agent, num_devices = spec.agent, mesh.size
-    over_rows, same = PartitionSpec(ROWS), PartitionSpec()
+    agent, over_rows, same = spec.agent, PartitionSpec(ROWS), PartitionSpec()
     shard = functools.partial(jax.shard_map, mesh=mesh, out_specs=over_rows, check_vma=False)
-    start = shard(functools.partial(start_rows, agent), in_specs=(over_rows, over_rows))
+    start = shard(functools.partial(start_rows, agent), in_specs=(over_rows, same))
     segment = shard(
-        functools.partial(segment_rows, agent, length), in_specs=(over_rows,) * 4 + (same, same)
+        functools.partial(segment_rows, agent, length),
+        in_specs=(over_rows, same, over_rows, over_rows, same, same),
     )
     score = shard(
         functools.partial(score_rows, agent, spec.eval_episodes),
-        in_specs=(over_rows,) * 3 + (same,),
+        in_specs=(over_rows, same, over_rows, same),
     )
-    stacked = stack([leg.run for leg in group.units[0].legs], group.rows)
-    seeds, rows = jax.tree.map(lambda x: np.concatenate([x] * num_devices), stacked)
-    states = jax.eval_shape(start, seeds, rows)
-    refuse_without_params(agent, states)
-    diverged_at, one = np.zeros(len(seeds), np.int32), np.int32(1)
-    # Said, since XLA would ask for an argument that the agent does not use to be replicated.
-    over = NamedSharding(mesh, over_rows)
-    starting = jax.jit(start, in_shardings=over)
-    training = jax.jit(segment, donate_argnums=2, in_shardings=(over,) * 4 + (None, None))
-    scoring = jax.jit(score, in_shardings=(over,) * 3 + (None,))
+    unit, shared = inputs_of(spec, group.units[0], group.rows), spec.given.shared()
+    inputs = jax.tree.map(lambda x: np.concatenate([x] * mesh.size), unit)
+    states = jax.eval_shape(start, inputs, shared)
+    contract.check_state(agent, states)
+    diverged_at, one = np.zeros(len(inputs[0]), np.int32), np.int32(1)
+    # Shardings are explicit because XLA would otherwise replicate unused arguments.
+    over, everywhere = NamedSharding(mesh, over_rows), NamedSharding(mesh, same)
+    starting = jax.jit(start, in_shardings=(over, everywhere))
+    training = jax.jit(
+        segment, donate_argnums=2, in_shardings=(over, everywhere, over, over, None, None)
+    )
+    scoring = jax.jit(score, in_shardings=(over, everywhere, over, None))
     # Values would have to be on the devices of all processes; shapes need not.
-    seeds, rows, diverged_at = jax.eval_shape(lambda *x: x, seeds, rows, diverged_at)
+    inputs, shared, diverged_at = jax.eval_shape(lambda *x: x, inputs, shared, diverged_at)
     return (
-        starting.trace(seeds, rows),
-        training.trace(seeds, rows, states, diverged_at, one, one),
-        scoring.trace(seeds, rows, states, one),
+        starting.trace(inputs, shared),
+        training.trace(inputs, shared, states, diverged_at, one, one),
+        scoring.trace(inputs, shared, states, one),
     )
+
+
+def inputs_of(spec: specs.Spec, unit: plans.Unit, rows: int) -> Inputs:
+    """Return the seeds, the configurations and the given arrays of a unit, padded to `rows`."""
+    seeds, configurations = stack([leg.run for leg in unit.legs], rows)
+    return seeds, configurations, spec.given.of_rows(seeds)
 
 
 def run_keys(seeds: jax.Array, data: Any) -> jax.Array:
@@ -356,16 +367,28 @@ def run_keys(seeds: jax.Array, data: Any) -> jax.Array:
     return jax.vmap(lambda seed: random.fold_in(prng.key(seed), data))(seeds)
 
 
-def start_rows(agent: types.ModuleType, seeds: jax.Array, configs: Any) -> Any:
+def start_rows(agent: types.ModuleType, inputs: Inputs, shared: Any) -> Any:
     """Initialise each row -> states [rows, ...]."""
-    return jax.vmap(agent.init)(run_keys(seeds, 0), configs)
+    seeds, configurations, own = inputs
+    given, axes = contract.arguments(own, shared)
+    return jax.vmap(agent.init, (0, 0, *axes))(run_keys(seeds, 0), configurations, *given)
+
+
+def update_rows(
+    agent: types.ModuleType, inputs: Inputs, shared: Any, states: Any, u: jax.Array
+) -> tuple[Any, dict[str, jax.Array]]:
+    """Do update u of each row -> states [rows, ...], metrics [rows]."""
+    seeds, configurations, own = inputs
+    given, axes = contract.arguments(own, shared)
+    update = jax.vmap(agent.update, (0, 0, 0, *axes))
+    return update(run_keys(seeds, u), states, configurations, *given)
 
 
 def segment_rows(
     agent: types.ModuleType,
     length: int,
-    seeds: jax.Array,
-    configs: Any,
+    inputs: Inputs,
+    shared: Any,
     states: Any,
     diverged_at: jax.Array,
     first: jax.Array,
@@ -375,9 +398,9 @@ def segment_rows(
 
     Args:
         agent: the module.
-        length: room for so many updates in the metrics; at least `count`.
-        seeds: [rows] uint32.
-        configs: leaves [rows].
+        length: size of the metrics' last axis; at least `count`.
+        inputs: seeds [rows] uint32, configurations with leaves [rows], given arrays [rows, ...].
+        shared: what all rows are given, without an axis for rows.
         states: leaves [rows, ...].
         diverged_at: [rows] int32, the first update with a non-finite number, or 0.
         first: [] int32, 1 in a run's first segment.
@@ -386,15 +409,16 @@ def segment_rows(
     Returns:
         States, diverged_at, and metrics [rows, length] of which the first `count` are filled.
     """
-    update = jax.jit(jax.vmap(agent.update), inline=True)  # traced once, and not twice
-    shapes = jax.eval_shape(update, run_keys(seeds, 1), states, configs)[1]
-    refuse_metrics(agent, shapes)
-    metrics = {name: jnp.zeros((len(seeds), length)) for name in shapes}
+    # Inlined: traced once for the shapes and once for the loop would take twice the time.
+    update = jax.jit(functools.partial(update_rows, agent), inline=True)
+    shapes = jax.eval_shape(update, inputs, shared, states, first)[1]
+    contract.check_metrics(agent, shapes)
+    metrics = {name: jnp.zeros((len(inputs[0]), length)) for name in shapes}
 
     def step(i: jax.Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
         states, diverged_at, metrics = carry
         u = first + i
-        states, now = update(run_keys(seeds, u), states, configs)
+        states, now = update(inputs, shared, states, u)
         newly = (diverged_at == 0) & ~finite(states.params, now)
         diverged_at = jnp.where(newly, u, diverged_at)
         return states, diverged_at, {name: metrics[name].at[:, i].set(now[name]) for name in now}
@@ -407,7 +431,7 @@ def finite(params: Any, metrics: dict[str, jax.Array]) -> jax.Array:
 
     Returns of episodes do not tell: a policy whose parameters are NaN still collects reward.
     """
-    watched = [value for name, value in metrics.items() if name.startswith("loss/")]
+    watched = [value for name, value in metrics.items() if name.startswith(contract.WATCHED)]
     leaves = [*jax.tree.leaves(params), *watched]
     rows = [jnp.isfinite(x).reshape(x.shape[0], -1).all(axis=1) for x in leaves]
     return jnp.stack(rows).all(axis=0)
@@ -416,17 +440,20 @@ def finite(params: Any, metrics: dict[str, jax.Array]) -> jax.Array:
 def score_rows(
     agent: types.ModuleType,
     episodes: int,
-    seeds: jax.Array,
-    configs: Any,
+    inputs: Inputs,
+    shared: Any,
     states: Any,
     updates: jax.Array,
 ) -> dict[str, jax.Array]:
-    """Evaluate each row after so many updates -> returns [rows, episodes]."""
-    score = functools.partial(evaluate.score, agent=agent, num_episodes=episodes)
+    """Score each row after so many updates -> arrays [rows, episodes]."""
+    seeds, configurations, own = inputs
+    given, axes = contract.arguments(own, shared)
+
+    def score(key: jax.Array, state: Any, config: Any, *given: Any) -> dict[str, jax.Array]:
+        return contract.score(key, agent, state, config, episodes, *given)
+
     keys = run_keys(seeds, np.uint32(2**31) + updates.astype(np.uint32))
-    return jax.vmap(lambda key, state, config: score(key, state=state, config=config))(
-        keys, states, configs
-    )
+    return jax.vmap(score, (0, 0, 0, *axes))(keys, states, configurations, *given)
 
 
 @functools.cache
@@ -438,24 +465,3 @@ def versions() -> dict[str, str]:
     for path in sorted(Path(purejaxpg.__file__).parent.rglob("*.py")):
         source.update(path.read_bytes())
     return {**found, "purejaxpg": purejaxpg.__version__, "source": source.hexdigest()[:16]}
-
-
-def refuse_without_params(agent: types.ModuleType, states: Any) -> None:
-    """Raise an InputError unless the agent's states have the parameters that the engine reads."""
-    if not hasattr(states, "params"):
-        name = Path(str(agent.__file__)).stem
-        raise InputError(f"The state of agent {name!r} must have the attribute params.")
-
-
-def refuse_metrics(agent: types.ModuleType, metrics: dict[str, jax.Array]) -> None:
-    """Raise an InputError unless the agent's metrics [rows] are what the engine reads."""
-    name = Path(str(agent.__file__)).stem
-    for metric in ("episode/return_sum", "episode/length_sum", "episode/count"):
-        if metric not in metrics:
-            raise InputError(f"The metrics of agent {name!r} must hold {metric!r}.")
-    for metric, value in metrics.items():
-        if value.ndim != 1:
-            raise InputError(
-                f"The metric {metric!r} of agent {name!r} must be a scalar, "
-                f"but has shape {list(value.shape[1:])}."
-            )

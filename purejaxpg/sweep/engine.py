@@ -8,29 +8,22 @@ whole, those in progress leave snapshots, and the rounds of a search follow from
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from purejaxpg import FaultError
+from purejaxpg import FaultError, contract, signals
+from purejaxpg.sweep import ledger as ledgers
+from purejaxpg.sweep import memory, snapshots
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import progress as progresses
 from purejaxpg.sweep import search as searches
-from purejaxpg.sweep import signals, snapshots
 from purejaxpg.sweep import store as stores
 
 SNAPSHOT_EVERY_S = 30.0
-
-
-class OutOfMemory(Exception):
-    """A unit does not fit on its device; `fits` rows may."""
-
-    def __init__(self, reason: str, fits: int) -> None:
-        """Say why, and how many rows to try."""
-        super().__init__(reason)
-        self.fits = fits
 
 
 class Backend(Protocol):
@@ -158,9 +151,9 @@ def run(
 
 def unfinished(rounds: searches.Rounds, store: stores.Store) -> bool:
     """Tell whether anything of `rounds` is not committed, no longer intact, or to be released."""
-    if store.pending() or store.damaged():
+    if store.ledger.pending() or store.damaged():
         return True
-    planned_rounds = {unit["round"] for unit in store.units()}
+    planned_rounds = {unit["round"] for unit in store.ledger.units()}
     try:
         next(rounds)
         for index in range(len(planned_rounds)):
@@ -174,7 +167,7 @@ def results(store: stores.Store, index: int) -> searches.Results:
     """Return how the legs of a round ended."""
     return {
         leg["run_id"]: searches.Result(leg["score"], leg["status"] == "diverged")
-        for leg in store.legs()
+        for leg in store.ledger.legs()
         if leg["round"] == index
     }
 
@@ -182,7 +175,7 @@ def results(store: stores.Store, index: int) -> searches.Results:
 def requeue_damaged(work: Work) -> None:
     """Compute again what is committed and no longer intact."""
     damaged = work.store.damaged()
-    work.store.reset(damaged)
+    work.store.ledger.reset(damaged)
     for unit, reason in damaged.items():
         work.progress.say(f"Note: {reason.rstrip('.')}; the unit {unit} is computed again.")
 
@@ -190,10 +183,10 @@ def requeue_damaged(work: Work) -> None:
 def warn_of_other_versions(work: Work) -> None:
     """Say so where units were computed by other versions than those that go on now."""
     now = work.backend.versions()
-    for unit in work.store.units():
+    for unit in work.store.ledger.units():
         facts = unit["facts"] or {}
         changed = [name for name in now if name in facts and facts[name] != now[name]]
-        if changed and work.store.pending():
+        if changed and work.store.ledger.pending():
             was = ", ".join(f"{name} {facts[name]}" for name in changed)
             note = f"Note: {unit['name']} was computed with {was}; the bits may differ now."
             work.progress.say(note)
@@ -206,7 +199,7 @@ def run_round(work: Work, known: Sequence[plans.Round]) -> None:
     With fewer rows where memory runs out.
     """
     index, round_ = len(known) - 1, known[-1]
-    sizes = {unit["name"]: unit["size"] for unit in work.store.units()}
+    sizes = {unit["name"]: unit["size"] for unit in work.store.ledger.units()}
     while True:
         groups = work.backend.groups(index, round_, sizes)
         plan = {
@@ -215,9 +208,9 @@ def run_round(work: Work, known: Sequence[plans.Round]) -> None:
             for unit in group.units
         }
         padded = {unit.name: group.rows for group in groups for unit in group.units}
-        work.store.plan(plan, index, padded)
+        work.store.ledger.plan(plan, index, padded)
         bring_back(work, known)
-        pending = set(work.store.pending(index))
+        pending = set(work.store.ledger.pending(index))
         # A process may have been killed between a commit and the end of its snapshots.
         everything = [unit for group in groups for unit in group.units]
         work.snapshots.discard(unit for unit in everything if unit.name not in pending)
@@ -227,7 +220,7 @@ def run_round(work: Work, known: Sequence[plans.Round]) -> None:
             try:
                 if units:
                     run_group(work, group, units)
-            except OutOfMemory as error:
+            except memory.OutOfMemory as error:
                 sizes |= shrink(work, index, group, error)
                 break
         else:
@@ -242,10 +235,10 @@ def bring_back(work: Work, known: Sequence[plans.Round]) -> None:
     That happens only after damage, or where memory runs out in a group that was damaged.
     """
     index = len(known) - 1
-    needed = work.store.released_parents(work.store.pending(index))
+    needed = work.store.ledger.released_parents(work.store.ledger.pending(index))
     if not needed:
         return
-    work.store.reset(needed)
+    work.store.ledger.reset(needed)
     number = "a unit of earlier rounds is"
     if len(needed) > 1:
         number = f"{len(needed)} units of earlier rounds are"
@@ -254,14 +247,14 @@ def bring_back(work: Work, known: Sequence[plans.Round]) -> None:
         f"{number} computed again."
     )
     for earlier in range(1, index + 1):
-        if work.store.pending(earlier - 1):
+        if work.store.ledger.pending(earlier - 1):
             run_round(work, known[:earlier])
 
 
-def planned(backend: Backend, unit: plans.Unit, stage: str) -> list[stores.Run]:
+def planned(backend: Backend, unit: plans.Unit, stage: str) -> list[ledgers.Run]:
     """Describe a unit's legs in plain values."""
     return [
-        stores.Run(
+        ledgers.Run(
             run_id=leg.run.run_id,
             config=backend.to_dict(leg.run.config),
             seed=leg.run.seed,
@@ -276,7 +269,7 @@ def planned(backend: Backend, unit: plans.Unit, stage: str) -> list[stores.Run]:
     ]
 
 
-def shrink(work: Work, index: int, group: plans.Group, error: OutOfMemory) -> dict[str, int]:
+def shrink(work: Work, index: int, group: plans.Group, error: memory.OutOfMemory) -> dict[str, int]:
     """Choose fewer rows for a group that does not fit, and give up what was computed with more.
 
     The size of a unit is part of the numerics, so a group never mixes two.
@@ -284,17 +277,17 @@ def shrink(work: Work, index: int, group: plans.Group, error: OutOfMemory) -> di
     rows = min(error.fits, group.rows - 1)
     if rows < 1:
         raise FaultError(
-            f"Out of memory: {error}, and a unit cannot be smaller; fewer num_envs, a shorter "
-            "num_steps or a smaller replay_capacity need less."
+            f"Out of memory: {error}, and a unit cannot be smaller; "
+            f"{contract.smaller(group.config)} would need less."
         ) from error
-    done = [unit.name for unit in group.units if unit.name not in work.store.pending(index)]
-    work.store.reset(done)
+    done = [unit.name for unit in group.units if unit.name not in work.store.ledger.pending(index)]
+    work.store.ledger.reset(done)
     work.snapshots.discard(group.units)
     note = (
         f"Out of memory in round {index}, group {group.index}: {error}; "
         f"it is computed with {rows} rows a device instead."
     )
-    work.store.note(note)
+    work.store.ledger.note(note)
     work.progress.say(note)
     return {plans.unit_name(index, group.index, 0): rows}
 
@@ -315,7 +308,7 @@ def run_group(work: Work, group: plans.Group, units: Sequence[plans.Unit]) -> No
             arrays = {name: value[rows] for name, value in found.items()}
             state = work.backend.cut(computed.states, rows)
             ended = outcomes(unit, arrays, computed.diverged_at[rows])
-            note_unfinished(work, unit, arrays.get("evaluation/finished"))
+            note_unfinished(work, unit, arrays.get(contract.FINISHED))
             work.store.commit(unit.name, arrays, state, ended, facts, work.backend.save)
             work.snapshots.discard([unit])
         work.after_commit()
@@ -332,7 +325,7 @@ def note_unfinished(work: Work, unit: plans.Unit, finished: np.ndarray | None) -
         f"Note: {(~finished).sum()} evaluation episodes of {', '.join(runs)} did not end in time, "
         "so there is no score and these runs rank last; give the environment a lower time limit."
     )
-    work.store.note(note)
+    work.store.ledger.note(note)
     work.progress.say(note)
 
 
@@ -344,7 +337,7 @@ def on_this_machine(
     programs = work.backend.compile(group)
     work.progress.compiled(group, programs.compile_s)
     for batch in batched(units, programs.units):
-        with signals.held() as stopping:
+        with signals.deferred() as stopping:
             began = time.monotonic()
             found = run_batch(work, group, programs, batch, stopping)
             if found is not None:  # committed before a signal that arrived on the way is heeded
@@ -421,14 +414,15 @@ def joined(pieces: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 def outcomes(
     unit: plans.Unit, arrays: Mapping[str, np.ndarray], diverged_at: np.ndarray
-) -> list[stores.Outcome]:
+) -> list[ledgers.Outcome]:
     """Say how each leg of a unit ended."""
+    greedy = arrays.get(contract.GREEDY_RETURN)
     return [
-        stores.Outcome(
+        ledgers.Outcome(
             run_id=leg.run.run_id,
             status="diverged" if diverged_at[row] else "done",
-            score=float(arrays["evaluation/return"][row].mean()),
-            greedy_score=float(arrays["evaluation/greedy_return"][row].mean()),
+            score=float(arrays[contract.RETURN][row].mean()),
+            greedy_score=float(greedy[row].mean()) if greedy is not None else math.nan,
             diverged_at=int(diverged_at[row]) or None,
         )
         for row, leg in enumerate(unit.legs)
@@ -505,7 +499,7 @@ def shapes(work: Work, group: plans.Group, unit: plans.Unit, updates: int) -> di
 
 def inherited(work: Work, units: Sequence[plans.Unit]) -> tuple[list[Any], list[np.ndarray]]:
     """Return the states and diverged_at with which the legs of each unit go on."""
-    legs = {(leg["run_id"], leg["stop"]): leg for leg in work.store.legs()}
+    legs = {(leg["run_id"], leg["stop"]): leg for leg in work.store.ledger.legs()}
     loaded: dict[str, Any] = {}
     trees, diverged_at = [], []
     for unit in units:

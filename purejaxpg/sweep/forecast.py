@@ -15,13 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from purejaxpg import InputError, checkpoint
+from purejaxpg import InputError, contract, disk
 from purejaxpg import config as configs
-from purejaxpg.sweep import compute, engine, memory, snapshots
+from purejaxpg.sweep import compute, memory, snapshots
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import search as searches
 from purejaxpg.sweep import spec as specs
-from purejaxpg.text import duration
+from purejaxpg.text import duration, engineering
 
 MEASURED = 4  # programs that are compiled and timed; the others are estimated from these
 ENOUGH_S, SEGMENTS_TIMED = 1.0, 20  # when a segment has been timed long enough
@@ -132,9 +132,9 @@ def plan(
     legs = [leg for round_ in rounds for leg in round_.legs]
     runs = len({leg.run.run_id for leg in legs})
     steps = sum((leg.stop - leg.start) * leg.run.config.steps_per_update for leg in legs)
-    kind = devices[0].device_kind
+    kind, unit = devices[0].device_kind, contract.unit(spec.agent)
     say(f"{spec.name}: {spec.agent_name}, {runs} runs in {len(rounds)} round(s), "
-        f"{steps / 1e6:.1f} M environment steps, on {len(devices)} x {kind}.")  # fmt: skip
+        f"{engineering(steps)} {unit}, on {len(devices)} x {kind}.")  # fmt: skip
     planned = [
         (index, group)
         for index, round_ in enumerate(rounds)
@@ -144,7 +144,7 @@ def plan(
         say(line)
     for index, group in planned:
         say(f"Round {index + 1}, group {group.index}: {size_of(spec, group, devices)}")
-    say(f"Disk: about {disk(spec, planned, backend, len(devices)) / 2**20:.1f} MiB.")
+    say(f"Disk: about {bytes_on_disk(spec, planned, backend, len(devices)) / 2**20:.1f} MiB.")
     if quick:
         return
     found = measurements(spec, planned, devices, say)
@@ -189,7 +189,7 @@ def traced_fields(config: Any) -> set[str]:
     return {name for name, hint in hints.items() if hint in configs.TRACED}
 
 
-def disk(
+def bytes_on_disk(
     spec: specs.Spec,
     planned: Iterable[tuple[int, plans.Group]],
     backend: compute.Backend,
@@ -246,7 +246,7 @@ def measurements(
         say(f"Compiling and timing {group.rows} rows ...")
         try:
             full = measure(spec, group, group.rows, devices)
-        except engine.OutOfMemory as error:
+        except memory.OutOfMemory as error:
             say(f"Memory: {error}; the sweep will choose {error.fits} rows by itself.")
             continue
         found[key] = full
@@ -300,11 +300,11 @@ def report_time(
     for _, group in planned:
         seen = found.get((group.signature, group.rows))
         if seen is None:
-            unknown_steps += group.env_steps
+            unknown_steps += group.steps
             continue
         batches = math.ceil(len(group.units) / min(len(devices), len(group.units)))
         work_s += seen.seconds(batches, group.stop - group.start, group.start == 0)
-        known_steps += group.env_steps
+        known_steps += group.steps
     work_s *= 1 + unknown_steps / known_steps
     rough = "" if not unknown_steps else " (partly estimated: not every program was timed)"
     say(f"Time: about {duration(compile_s + work_s)}, {compile_s:.0f} s of it compiling{rough}.")
@@ -336,12 +336,12 @@ def tune(spec: specs.Spec, path: Path, devices: Sequence[jax.Device], say: Say) 
         )
     (first, *_) = searches.rehearse(searches.rounds(spec))
     groups = compute.Backend(spec, devices).groups(0, first, {})
-    group = max(groups, key=lambda g: g.env_steps)
+    group = max(groups, key=lambda g: g.steps)
     best, least = 0, math.inf
     for rows in sizes(group.num_legs, len(devices)):
         try:
             seen = measure(spec, group, rows, devices)
-        except engine.OutOfMemory as error:
+        except memory.OutOfMemory as error:
             say(f"{rows:5d} rows: {error}.")
             break
         batches = math.ceil(math.ceil(group.num_legs / rows) / seen.devices)
@@ -366,7 +366,7 @@ def sizes(num_legs: int, devices: int) -> list[int]:
 
 def write_rows(path: Path, rows: int) -> None:
     """Put `rows_per_device` at the head of a sweep file, comments and all else kept."""
-    with checkpoint.faults("write", path):
+    with disk.faults("write", path):
         text = path.read_text(encoding="utf-8")
         # Behind the last key at the top level, which ends where the first table begins.
         table = re.search(r"^\s*\[", text, re.M)

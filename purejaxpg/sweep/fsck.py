@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from purejaxpg import FaultError, InputError, checkpoint
+from purejaxpg import FaultError, InputError, checkpoint, disk
+from purejaxpg.sweep import ledger as ledgers
 from purejaxpg.sweep import snapshots, store
 
 Say = Callable[[str], None]
@@ -41,13 +42,13 @@ def check(directory: str | os.PathLike[str]) -> list[Problem]:
         InputError: there is no result directory at this path.
     """
     root = Path(os.path.abspath(directory))
-    if not any((root / name).exists() for name in (store.LEDGER, "identity.json")):
-        raise InputError(f"{root} is not a result directory: it holds no {store.LEDGER}.")
+    if not any((root / name).exists() for name in (ledgers.LEDGER, "identity.json")):
+        raise InputError(f"{root} is not a result directory: it holds no {ledgers.LEDGER}.")
     found = _texts(root)
     try:
         with store.Store.read(root) as opened:
             found += [Problem(text, "unit", unit) for unit, text in opened.damaged().items()]
-            units = {unit["name"]: unit for unit in opened.units()}
+            units = {unit["name"]: unit for unit in opened.ledger.units()}
     except (FaultError, InputError) as error:
         return [*found, Problem(str(error), "ledger"), *_snapshots(root)]
     found += [
@@ -100,9 +101,9 @@ def mend(root: Path, found: list[Problem], say: Say) -> None:
         for problem in found:
             if problem.path is not None:
                 _remove(problem.path)
-        opened.reset(p.unit for p in found if p.kind == "unit")
+        opened.ledger.reset(p.unit for p in found if p.kind == "unit")
         for problem in found:
-            if problem.kind == "record" and problem.unit not in opened.pending():
+            if problem.kind == "record" and problem.unit not in opened.ledger.pending():
                 opened.write_record(problem.unit)
         if any(problem.kind == "text" for problem in found):
             opened.write_texts()
@@ -111,14 +112,14 @@ def mend(root: Path, found: list[Problem], say: Say) -> None:
 def _reopened(root: Path) -> store.Store:
     """Open a result directory for writing, whatever sweep it holds."""
     with store.Store.read(root) as opened:
-        identity = opened.identity
+        identity = opened.ledger.identity
     return store.Store.open(root, identity, create=False)
 
 
 def _texts(root: Path) -> list[Problem]:
     """Check the files that say what the sweep is."""
     try:
-        about = store.read_hashed(root / "identity.json")
+        about = disk.read_hashed(root / "identity.json")
         same = (root / "spec.toml").read_text(encoding="utf-8") == about["spec"]
     except FaultError as error:
         return [Problem(str(error), "text")]
@@ -166,14 +167,14 @@ def _record(root: Path, unit: str) -> Path:
 
 def _intact(path: Path) -> bool:
     try:
-        store.read_hashed(path)
+        disk.read_hashed(path)
     except FaultError:
         return False
     return True
 
 
 def _remove(path: Path) -> None:
-    with checkpoint.faults("remove", path):
+    with disk.faults("remove", path):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

@@ -3,11 +3,21 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
+if TYPE_CHECKING:
+    import jax
 
 SHARE = 0.9  # of what is free; the rest is left to the host's copies and to others
+
+
+class OutOfMemory(Exception):
+    """A unit does not fit on its device; `fits` rows may."""
+
+    def __init__(self, reason: str, fits: int) -> None:
+        """Say why, and how many rows to try."""
+        super().__init__(reason)
+        self.fits = fits
 
 
 def needed(compiled: Any) -> int:
@@ -27,7 +37,7 @@ def needed(compiled: Any) -> int:
     )
 
 
-def limit(devices: Sequence[jax.Device]) -> int:
+def limit(devices: Sequence["jax.Device"]) -> int:
     """Return the bytes that a program may use on each of `devices`."""
     if devices[0].platform == "cpu":  # they share the memory of the machine
         return int(SHARE * free_on_host() / len(devices))

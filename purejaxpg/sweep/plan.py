@@ -16,17 +16,24 @@ Nothing here imports jax.
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from purejaxpg.sweep import spec as specs
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training run."""
+
+    run_id: str
+    config: Any  # the agent's Config
+    seed: int
+    swept: Mapping[str, Any]  # the swept fields only
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Leg:
     """Updates `start` + 1, ..., `stop` of a run."""
 
-    run: "specs.Run"
+    run: Run
     start: int
     stop: int
     parent: str | None = None  # id of the run whose state it starts from; None: it starts anew
@@ -79,8 +86,8 @@ class Group:
         return self.units[0].legs[0].stop
 
     @property
-    def env_steps(self) -> int:
-        """Environment steps of all its legs."""
+    def steps(self) -> int:
+        """Steps of all its legs, in the trainer's unit."""
         updates = self.stop - self.start
         return self.num_legs * updates * int(self.config.steps_per_update)
 

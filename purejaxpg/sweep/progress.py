@@ -24,8 +24,9 @@ from rich.progress import (
 )
 from rich.table import Column
 
+from purejaxpg import contract
 from purejaxpg.sweep import plan as plans
-from purejaxpg.text import count, label, short
+from purejaxpg.text import count, engineering, label, short
 
 if TYPE_CHECKING:
     from purejaxpg.sweep import spec as specs
@@ -93,7 +94,7 @@ class Progress:
         several = f" in {len(rounds)} rounds" if len(rounds) > 1 else ""
         self.say(
             f"{spec.name}: {spec.agent_name}, {sides} = {runs}{several}, "
-            f"{self.total_steps / 1e6:.1f} M environment steps."
+            f"{engineering(self.total_steps)} {contract.unit(spec.agent)}."
         )
 
     def round_begins(
@@ -180,7 +181,9 @@ class Progress:
 
     def note_returns(self, unit: plans.Unit, metrics: Mapping[str, np.ndarray]) -> None:
         """Remember the mean return of each run's recently ended episodes."""
-        total, ended = metrics["episode/return_sum"].sum(1), metrics["episode/count"].sum(1)
+        if not all(name in metrics for name in contract.CURVE):
+            return
+        total, ended = (metrics[name].sum(1) for name in contract.CURVE)
         for leg, return_sum, episodes in zip(unit.legs, total, ended, strict=True):
             if episodes > 0:
                 self.latest[leg.run.run_id] = float(return_sum / episodes)
@@ -230,9 +233,9 @@ class Progress:
         best, value = self.best() if self.latest else ("", None)
         line = {
             "training_s": round(self.training_s, 3),
-            "env_steps": self.done_steps,
-            "env_steps_to_do": self.total_steps,
-            "env_steps_per_s": round(speed, 1),
+            "steps": self.done_steps,
+            "steps_to_do": self.total_steps,
+            "steps_per_s": round(speed, 1),
             "agents_per_s": round(speed / self.run_steps, 4) if self.run_steps else None,
             "best": best,
             "best_recent_return": value,

@@ -12,18 +12,15 @@ import dataclasses
 import json
 import math
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from purejaxpg import InputError, extras, stats
+from purejaxpg import InputError, contract, extras, stats
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import space
+from purejaxpg.sweep import spec as specs
 
-if TYPE_CHECKING:
-    from purejaxpg.sweep import spec as specs
-
-METHODS = ("grid", "random", "sobol", "lhs", "optuna")
 RUNNERS_UP = 2  # confirmed beside the winner and the default
 
 
@@ -38,44 +35,7 @@ Results = Mapping[str, Result]  # by run id
 Rounds = Generator[plans.Round, Results, None]
 
 
-@dataclasses.dataclass(frozen=True)
-class Search:
-    """The tables [search], [halving] and [pbt] of a sweep file; None where a table is absent."""
-
-    method: str = "grid"
-    samples: int = 0  # configurations to draw
-    seed: int = 0
-    batch: int = 16  # configurations that optuna is asked for at a time
-    halving: "Halving | None" = None
-    pbt: "Pbt | None" = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Halving:
-    """Successive halving: a rung trains the best of the rung before on.
-
-    Jamieson and Talwalkar 2016, arXiv:1502.07943; a rung is a prefix of the same run.
-    """
-
-    rungs: int = 3
-    eta: float = 3.0  # one in eta configurations goes on, with eta times the updates
-
-
-@dataclasses.dataclass(frozen=True)
-class Pbt:
-    """Population-based training: the worst copy the best and perturb what they copied.
-
-    Jaderberg et al. 2017, arXiv:1711.09846: truncation selection, perturbation by a factor.
-    """
-
-    population: int = 16
-    generations: int = 10
-    replace: float = 0.25  # share of the population that is replaced by copies of as many best
-    factors: tuple[float, float] = (0.8, 1.25)  # one of them, at random, for each hyperparameter
-    resample: float = 0.25  # probability of a fresh draw instead
-
-
-def rounds(spec: "specs.Spec", confirm: int = 0) -> Rounds:
+def rounds(spec: specs.Spec, confirm: int = 0) -> Rounds:
     """Yield the rounds of a sweep; each is to be answered with its results.
 
     Args:
@@ -118,30 +78,30 @@ def rehearse(rounds: Rounds) -> list[plans.Round]:
         return found
 
 
-def whole(run: "specs.Run") -> plans.Leg:
+def whole(run: plans.Run) -> plans.Leg:
     """Return a run as one leg."""
     return plans.Leg(run, 0, run.config.num_updates)
 
 
-def config_key(run: "specs.Run") -> str:
+def config_key(run: plans.Run) -> str:
     """Return what tells configurations apart: all swept fields."""
     return json.dumps(dict(run.swept), sort_keys=True)
 
 
-def ranked(runs: Iterable["specs.Run"], results: Results) -> list[list["specs.Run"]]:
+def ranked(runs: Iterable[plans.Run], results: Results) -> list[list[plans.Run]]:
     """Rank configurations -> one run of each, best first, in one list per environment."""
-    environments: dict[str, list[specs.Run]] = {}
+    sections: dict[str, list[plans.Run]] = {}
     for run in runs:
-        environments.setdefault(run.config.env, []).append(run)
-    return [_ranked(members, results) for members in environments.values()]
+        sections.setdefault(contract.section(run.config), []).append(run)
+    return [_ranked(members, results) for members in sections.values()]
 
 
-def _ranked(runs: Sequence["specs.Run"], results: Results) -> list["specs.Run"]:
+def _ranked(runs: Sequence[plans.Run], results: Results) -> list[plans.Run]:
     """Rank the configurations of one environment; ties keep their order."""
     outcomes = [results[run.run_id] for run in runs]
     filled = stats.worst_filled([o.score for o in outcomes], [o.diverged for o in outcomes])
     scores: dict[str, list[float]] = {}
-    first: dict[str, specs.Run] = {}
+    first: dict[str, plans.Run] = {}
     for run, score in zip(runs, filled.tolist(), strict=True):
         scores.setdefault(config_key(run), []).append(score)
         first.setdefault(config_key(run), run)
@@ -153,11 +113,11 @@ def _ranked(runs: Sequence["specs.Run"], results: Results) -> list["specs.Run"]:
 
 
 def halving_rounds(
-    spec: "specs.Spec", halving: Halving
-) -> Generator[plans.Round, Results, list[list["specs.Run"]]]:
+    spec: specs.Spec, halving: specs.Halving
+) -> Generator[plans.Round, Results, list[list[plans.Run]]]:
     """Yield a round per rung -> the ranking of the last one."""
     runs, started = list(spec.runs), False
-    tried: list[list[specs.Run]] = []
+    tried: list[list[plans.Run]] = []
     for rung in range(halving.rungs):
         left = halving.rungs - 1 - rung
         legs = [
@@ -191,7 +151,7 @@ def refuse_empty(legs: Iterable[plans.Leg]) -> None:
             )
 
 
-def updates_at(run: "specs.Run", halving: Halving, left: int) -> int:
+def updates_at(run: plans.Run, halving: specs.Halving, left: int) -> int:
     """Return the updates that a run has behind it when `left` rungs remain."""
     return max(1, round(run.config.num_updates / halving.eta**left))
 
@@ -200,18 +160,18 @@ def updates_at(run: "specs.Run", halving: Halving, left: int) -> int:
 
 
 def optuna_rounds(
-    spec: "specs.Spec",
-) -> Generator[plans.Round, Results, list[list["specs.Run"]]]:
+    spec: specs.Spec,
+) -> Generator[plans.Round, Results, list[list[plans.Run]]]:
     """Yield a round per batch of optuna's suggestions -> the ranking of all of them.
 
     The study is made anew for every batch out of the results so far: optuna keeps no state.
     """
     search = spec.search
-    tried: dict[str, list[specs.Run]] = {}
+    tried: dict[str, list[plans.Run]] = {}
     known: dict[str, Result] = {}
     while len(tried) < search.samples:
         count = min(search.batch, search.samples - len(tried))
-        fresh: list[specs.Run] = []
+        fresh: list[plans.Run] = []
         for swept in suggestions(spec, tried, known, count):
             fresh += [spec.make_run(swept, seed) for seed in spec.seeds]
         results = yield plans.Round(tuple(whole(run) for run in fresh))
@@ -222,8 +182,8 @@ def optuna_rounds(
 
 
 def suggestions(
-    spec: "specs.Spec",
-    tried: Mapping[str, Sequence["specs.Run"]],
+    spec: specs.Spec,
+    tried: Mapping[str, Sequence[plans.Run]],
     results: Results,
     count: int,
 ) -> list[dict[str, Any]]:
@@ -284,7 +244,7 @@ def chosen(axis: space.Axis, value: Any) -> Any:
 # ------------------------------------------------------------------------------------- population
 
 
-def pbt_rounds(spec: "specs.Spec", pbt: Pbt) -> Rounds:
+def pbt_rounds(spec: specs.Spec, pbt: specs.Pbt) -> Rounds:
     """Yield a round per generation; every seed of the sweep has a population of its own."""
     members = [
         spec.make_run(dict(run.swept), seed)
@@ -331,18 +291,18 @@ def member_seeds(seeds: Sequence[int], population: int) -> list[list[int]]:
     return found
 
 
-def boundary(run: "specs.Run", pbt: Pbt, generation: int) -> int:
+def boundary(run: plans.Run, pbt: specs.Pbt, generation: int) -> int:
     """Return the updates behind a member when `generation` begins."""
     return round(run.config.num_updates * generation / pbt.generations)
 
 
 def next_generation(
-    spec: "specs.Spec",
-    pbt: Pbt,
-    members: Sequence["specs.Run"],
+    spec: specs.Spec,
+    pbt: specs.Pbt,
+    members: Sequence[plans.Run],
     results: Results,
     generator: np.random.Generator,
-) -> tuple[list["specs.Run"], list[str | None]]:
+) -> tuple[list[plans.Run], list[str | None]]:
     """Replace the worst by perturbed copies of the best -> members, and whose state each has."""
     outcomes = [results[run.run_id] for run in members]
     filled = stats.worst_filled([o.score for o in outcomes], [o.diverged for o in outcomes])
@@ -363,7 +323,7 @@ def next_generation(
     return new, list(parents)
 
 
-def perturbed(axis: space.Axis, value: Any, pbt: Pbt, generator: np.random.Generator) -> Any:
+def perturbed(axis: space.Axis, value: Any, pbt: specs.Pbt, generator: np.random.Generator) -> Any:
     """Return a hyperparameter of a copy: drawn afresh, or a little beside the original's."""
     fresh, quantile, up = generator.random(), generator.random(), int(generator.integers(2))
     if fresh < pbt.resample:
@@ -375,7 +335,7 @@ def perturbed(axis: space.Axis, value: Any, pbt: Pbt, generator: np.random.Gener
 
 
 def confirmation(
-    spec: "specs.Spec", tried: Sequence[Sequence["specs.Run"]], num_seeds: int
+    spec: specs.Spec, tried: Sequence[Sequence[plans.Run]], num_seeds: int
 ) -> plans.Round:
     """Return the round that runs winner, runners-up and default on seeds not used before."""
     first = max(spec.seeds) + 1
@@ -386,7 +346,7 @@ def confirmation(
     notes = []
     for section in tried:
         candidates = [run.swept for run in section[: 1 + RUNNERS_UP]]
-        default = spec.default_values(section[0].config.env)
+        default = spec.default_values(contract.section(section[0].config))
         try:
             spec.make_run(default, fresh[0])
             candidates.append(default)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from purejaxpg import FaultError, checkpoint
+from purejaxpg import FaultError, disk
 from purejaxpg.sweep import plan as plans
 
 KEPT = 2
@@ -65,10 +65,10 @@ class Snapshots:
             temporary = self.directory / f".{name_of(unit)}.writing"
             digest = self.save(temporary, tree)
             target = self.directory / f"{name_of(unit)}.{updates}-{digest}"
-            with checkpoint.faults("write the snapshot", target):
+            with disk.faults("write the snapshot", target):
                 shutil.rmtree(target, ignore_errors=True)
                 os.replace(temporary, target)
-                checkpoint.sync(self.directory)
+                disk.sync(self.directory)
             for _, _, old in sorted(self.of(unit), reverse=True)[KEPT:]:
                 shutil.rmtree(old, ignore_errors=True)
         self.last = time.monotonic()

@@ -20,11 +20,8 @@ TOML, because YAML reads `5e-4` as a string.
 
 import dataclasses
 import hashlib
-import importlib
 import itertools
 import json
-import os
-import pkgutil
 import tomllib
 import types
 from collections.abc import Iterable, Mapping
@@ -33,24 +30,51 @@ from typing import Any
 
 import numpy as np
 
-import purejaxpg.agents
-from purejaxpg import InputError, envs
+from purejaxpg import InputError, contract, trainers
 from purejaxpg import config as configs
-from purejaxpg.sweep import search as searches
-from purejaxpg.sweep import sources, space
+from purejaxpg.sweep import plan as plans
+from purejaxpg.sweep import space
 
 TABLES = ("config", "sweep", "search", "halving", "pbt")
+METHODS = ("grid", "random", "sobol", "lhs", "optuna")
 KEYS = ("agent", "seeds", "eval_episodes", "rows_per_device", *TABLES)
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """One training run."""
+class Search:
+    """The tables [search], [halving] and [pbt] of a sweep file; None where a table is absent."""
 
-    run_id: str
-    config: Any  # the agent's Config
-    seed: int
-    swept: Mapping[str, Any]  # the swept fields only
+    method: str = "grid"
+    samples: int = 0  # configurations to draw
+    seed: int = 0
+    batch: int = 16  # configurations that optuna is asked for at a time
+    halving: "Halving | None" = None
+    pbt: "Pbt | None" = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Halving:
+    """Successive halving: a rung trains the best of the rung before on.
+
+    Jamieson and Talwalkar 2016, arXiv:1502.07943; a rung is a prefix of the same run.
+    """
+
+    rungs: int = 3
+    eta: float = 3.0  # one in eta configurations goes on, with eta times the updates
+
+
+@dataclasses.dataclass(frozen=True)
+class Pbt:
+    """Population-based training: the worst copy the best and perturb what they copied.
+
+    Jaderberg et al. 2017, arXiv:1711.09846: truncation selection, perturbation by a factor.
+    """
+
+    population: int = 16
+    generations: int = 10
+    replace: float = 0.25  # share of the population that is replaced by copies of as many best
+    factors: tuple[float, float] = (0.8, 1.25)  # one of them, at random, for each hyperparameter
+    resample: float = 0.25  # probability of a fresh draw instead
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,16 +84,18 @@ class Spec:
     name: str
     agent_name: str
     agent: types.ModuleType
-    runs: tuple[Run, ...]  # those known beforehand: all but optuna's; one seed of a population's
+    # Those known beforehand: all but optuna's, and one seed of a population's.
+    runs: tuple[plans.Run, ...]
     eval_episodes: int
     rows_per_device: int | None  # None: decided when the sweep is planned
     identity: Mapping[str, Any]  # JSON-able; equal for equal sweeps only
     text: str
     axes: Mapping[str, space.Axis]
     seeds: tuple[int, ...]
-    search: searches.Search
+    search: Search
     fixed: Mapping[str, Any]  # the table [config]
     source: str  # hash of the agent's file and of the modules beside it
+    given: contract.Given  # frozen arrays for all runs
 
     @property
     def num_configs(self) -> int:
@@ -78,12 +104,14 @@ class Spec:
             return self.search.pbt.population
         return len(self.runs) // len(self.seeds) or self.search.samples
 
-    def make_run(self, swept: Mapping[str, Any], seed: int) -> Run:
+    def make_run(self, swept: Mapping[str, Any], seed: int) -> plans.Run:
         """Return the run of a configuration and a seed; the configuration is checked."""
         config = configs.build(self.agent.Config, _nested(self.fixed, swept))
         self.agent.check(config)
-        content = json.dumps([self.source, configs.to_dict(config), seed], sort_keys=True)
-        return Run(_digest(content)[:16], config, seed, swept)
+        parts = [self.source, configs.to_dict(config), seed]
+        digest = self.given.digest
+        content = json.dumps([*parts, digest] if digest else parts, sort_keys=True)
+        return plans.Run(_digest(content)[:16], config, seed, swept)
 
     def default_values(self, env: str) -> dict[str, Any]:
         """Return what the swept fields are by default, in environment `env`."""
@@ -91,64 +119,22 @@ class Spec:
         values: dict[str, Any] = {}
         for name in self.axes:
             outer, dot, inner = name.partition(".")
-            if outer == "env_params":
-                values[name] = self._default_env_param(env, inner)
+            if outer == contract.ENV_PARAMS:
+                config = configs.build(self.agent.Config, _nested(self.fixed, {contract.ENV: env}))
+                values[name] = contract.default_env_param(config, inner)
             elif dot:
-                raise InputError(f"--confirm cannot tell the default of {name}.")
+                raise InputError(f"--confirm cannot know the default of {name}.")
             else:
-                values[name] = env if name == "env" else plain[name]
+                values[name] = env if name == contract.ENV else plain[name]
         return values
 
-    def _default_env_param(self, env: str, name: str) -> Any:
-        """Return the environment's own value of a parameter."""
-        config = configs.build(self.agent.Config, _nested(self.fixed, {"env": env}))
-        value = getattr(envs.from_config(config).default_params, name)
-        return configs.coerce_env_param(name, value.item() if hasattr(value, "item") else value)
 
-
-def agent_names() -> list[str]:
-    """Return the names of the agents that come with the package."""
-    return sorted(module.name for module in pkgutil.iter_modules(purejaxpg.agents.__path__))
-
-
-def agent_path(name: str, base: Path = Path()) -> Path:
-    """Return the file of a built-in agent, or of the agent at path `name` seen from `base`."""
-    if name.endswith(".py") or "/" in name:
-        return (base / name).resolve()
-    configs.require_known(name, agent_names(), "agent")
-    return Path(purejaxpg.agents.__path__[0]) / f"{name}.py"
-
-
-def agent_files(name: str, base: Path = Path()) -> list[Path]:
-    """Return an agent's file and, of one's own, the modules beside it that it imports."""
-    path = agent_path(name, base)
-    return [path] if name in agent_names() else sources.local_files(path)
-
-
-def load_agent(name: str, base: Path = Path()) -> types.ModuleType:
-    """Import an agent by name, or by path, which runs that file's code.
-
-    Raises:
-        InputError: there is no such agent, its file does not import, or it lacks a part of the
-            contract.
-    """
-    path = agent_path(name, base)
-    if path.parent == Path(purejaxpg.agents.__path__[0]).resolve():
-        return importlib.import_module(f"purejaxpg.agents.{path.stem}")
-    if not os.path.isfile(path):  # False, where Path.is_file would raise for a name too long
-        raise InputError(f"agent {name!r} is not a file; it was looked for at {path}.")
-    module = sources.execute(path, name)
-    if not configs.is_config_module(module):
-        raise InputError(f"agent {name!r} must define {', '.join(configs.CONTRACT)}.")
-    known = {*dir(module.Config), *getattr(module.Config, "__dataclass_fields__", ())}
-    for needed in ("env", "env_kwargs", "env_params", "num_updates", "steps_per_update"):
-        if needed not in known:
-            raise InputError(f"Config of agent {name!r} must be a dataclass with {needed}.")
-    return module
-
-
-def load(path: Path) -> Spec:
+def load(path: Path, given: Any = None) -> Spec:
     """Read and check the TOML file at `path`.
+
+    Args:
+        path: the file.
+        given: an instance of the trainer's `Given`, for a trainer that has one.
 
     Raises:
         InputError: the file is missing, is not TOML, or asks for something that cannot be done.
@@ -162,24 +148,37 @@ def load(path: Path) -> Spec:
         raise InputError(f"{path} is not valid TOML: {error}.") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    return from_dict(raw, path.stem, path.parent, text)
+    return from_dict(raw, path.stem, path.parent, text, given)
 
 
-def from_dict(raw: Mapping[str, Any], name: str, base: Path = Path(), text: str = "") -> Spec:
-    """Check a sweep given as plain values (see the module's example)."""
+def from_dict(
+    raw: Mapping[str, Any], name: str, base: Path = Path(), text: str = "", given: Any = None
+) -> Spec:
+    """Check a sweep given as plain values.
+
+    Args:
+        raw: the content of a sweep file, as in the module's example.
+        name: of the sweep.
+        base: the directory that a path in `agent` is relative to.
+        text: of the sweep file, to be kept with the results.
+        given: an instance of the trainer's `Given`, for a trainer that has one.
+
+    Raises:
+        InputError: something is asked for that cannot be done.
+    """
     for key in raw:
         configs.require_known(key, KEYS, "key in a sweep file named")
     agent_name = raw.get("agent")
     if not isinstance(agent_name, str):
         raise InputError(f"agent must be a name or a path, but is {agent_name!r}.")
-    agent = load_agent(agent_name, base)
+    agent = trainers.load(agent_name, base)
     fixed, swept = _table(raw, "config"), _flat(_table(raw, "sweep"))
     both = ", ".join(sorted(set(_flat(fixed)) & set(swept)))
     configs.require(not both, f"{both} must stand in [config] or in [sweep], not in both.")
     axes = _axes(agent, swept)
     search = _search(agent, raw, axes)
-    source = sources.digest(agent_files(agent_name, base))
-    rows = raw.get("rows_per_device")
+    source = trainers.digest(trainers.files(agent_name, base))
+    rows, seeds = raw.get("rows_per_device"), tuple(_seeds(raw.get("seeds", 1)))
     if rows is not None:
         _positive("rows_per_device", rows)
     spec = Spec(
@@ -192,10 +191,11 @@ def from_dict(raw: Mapping[str, Any], name: str, base: Path = Path(), text: str 
         identity={},
         text=text,
         axes=axes,
-        seeds=tuple(_seeds(raw.get("seeds", 1))),
+        seeds=seeds,
         search=search,
         fixed=fixed,
         source=source,
+        given=contract.give(agent, agent_name, given, seeds),
     )
     runs = tuple(_runs(spec))
     if search.pbt is None:
@@ -218,22 +218,22 @@ def _identity(spec: Spec, raw: Mapping[str, Any], swept: Mapping[str, Any]) -> d
         "rows_per_device": spec.rows_per_device,
         **searched,
     }
-    files = {file for env in _environments(spec) for file in sources.of_environment(env.inner)}
+    environments = {env for config in _examples(spec) if (env := contract.environment(config))}
+    files = {file for env in environments for file in trainers.of_environment(env.inner)}
+    if spec.given.digest:
+        plain["given"] = spec.given.digest[:16]
     if files:
-        plain["env_source"] = sources.digest(sorted(files))[:16]
+        plain["env_source"] = trainers.digest(sorted(files))[:16]
     return json.loads(json.dumps(plain))
 
 
-def _environments(spec: Spec) -> set[envs.Env]:
-    """Return the environments of a sweep, as far as they are known beforehand."""
-    found = {(run.config.env, run.config.env_kwargs) for run in spec.runs}
-    if not found:
-        config = configs.build(spec.agent.Config, _nested(spec.fixed, {}))
-        found = {(config.env, config.env_kwargs)}
-    return {envs.make(name, **dict(kwargs)) for name, kwargs in found}
+def _examples(spec: Spec) -> list[Any]:
+    """Return the configurations of a sweep that are known beforehand, or at least one."""
+    known = [run.config for run in spec.runs]
+    return known or [configs.build(spec.agent.Config, _nested(spec.fixed, {}))]
 
 
-def _runs(spec: Spec) -> Iterable[Run]:
+def _runs(spec: Spec) -> Iterable[plans.Run]:
     """Yield the runs that are known before anything is computed."""
     search, names = spec.search, list(spec.axes)
     if search.method == "optuna":
@@ -259,7 +259,7 @@ def _axes(agent: types.ModuleType, swept: Mapping[str, Any]) -> dict[str, space.
     for name, value in swept.items():
         configs.require_known(name.partition(".")[0], hints, "field")
         configs.require(
-            name not in ("env_params", "env_kwargs"),
+            name not in contract.TABLES,
             f"[sweep] {name} must name one value, as {name}.NAME = [...], but is {value!r}.",
         )
         axes[name] = space.axis(name, value)
@@ -272,16 +272,16 @@ def _axes(agent: types.ModuleType, swept: Mapping[str, Any]) -> dict[str, space.
 
 def _search(
     agent: types.ModuleType, raw: Mapping[str, Any], axes: Mapping[str, space.Axis]
-) -> searches.Search:
+) -> Search:
     """Check the tables [search], [halving] and [pbt]."""
-    search = _options(searches.Search, "search", _table(raw, "search"), ("halving", "pbt"))
+    search = _options(Search, "search", _table(raw, "search"), ("halving", "pbt"))
     configs.require(
-        search.method in searches.METHODS,
-        f"[search] method must be one of {', '.join(map(repr, searches.METHODS))}, "
+        search.method in METHODS,
+        f"[search] method must be one of {', '.join(map(repr, METHODS))}, "
         f"but is {search.method!r}.",
     )
-    halving = _options(searches.Halving, "halving", _table(raw, "halving"))
-    pbt = _options(searches.Pbt, "pbt", _table(raw, "pbt"))
+    halving = _options(Halving, "halving", _table(raw, "halving"))
+    pbt = _options(Pbt, "pbt", _table(raw, "pbt"))
     search = dataclasses.replace(
         search,
         halving=halving if "halving" in raw else None,
@@ -293,7 +293,7 @@ def _search(
     return search
 
 
-def _check_search(search: searches.Search, axes: Mapping[str, space.Axis]) -> None:
+def _check_search(search: Search, axes: Mapping[str, space.Axis]) -> None:
     """Refuse what does not go together."""
     drawn = search.method != "grid"
     require = configs.require
@@ -316,7 +316,7 @@ def _check_search(search: searches.Search, axes: Mapping[str, space.Axis]) -> No
         "[search] method 'optuna' must stand alone, without [halving] and [pbt].",
     )
     require(
-        search.method != "optuna" or "env" not in axes,
+        search.method != "optuna" or contract.ENV not in axes,
         "[sweep] env must be one environment for optuna: scores of two are not comparable.",
     )
     if search.halving is not None:
@@ -333,10 +333,10 @@ def _check_search(search: searches.Search, axes: Mapping[str, space.Axis]) -> No
 
 def _check_pbt(
     agent: types.ModuleType,
-    search: searches.Search,
-    pbt: searches.Pbt,
+    search: Search,
+    pbt: Pbt,
     axes: Mapping[str, space.Axis],
-) -> searches.Search:
+) -> Search:
     """Refuse a population that cannot be; a population is drawn, at random unless said."""
     require, hints = configs.require, configs.field_types(agent.Config)
     for name in axes:
@@ -375,23 +375,23 @@ def _options(cls: Any, table: str, values: Mapping[str, Any], hidden: tuple[str,
     return cls(**read)
 
 
-def _refuse_repeated(runs: tuple[Run, ...]) -> None:
+def _refuse_repeated(runs: tuple[plans.Run, ...]) -> None:
     """Refuse two runs of one configuration and seed: an axis lists a value twice."""
-    seen: dict[str, Run] = {}
+    seen: dict[str, plans.Run] = {}
     for run in runs:
         if run.run_id in seen:
             raise InputError(f"[sweep] lists a value twice: {dict(run.swept)!r} occurs again.")
         seen[run.run_id] = run
 
 
-def _refuse_equal(spec: Spec, runs: tuple[Run, ...]) -> None:
+def _refuse_equal(spec: Spec, runs: tuple[plans.Run, ...]) -> None:
     """Refuse two values of an axis that are one number in the precision of the programs."""
     hints = configs.field_types(spec.agent.Config)
     for axis in spec.axes.values():
         outer, _, inner = axis.name.partition(".")
         dtype = np.dtype(np.float32)
-        if outer == "env_params" and runs:
-            dtype = envs.param_dtype(envs.from_config(runs[0].config), inner)
+        if outer == contract.ENV_PARAMS and runs:
+            dtype = contract.param_dtype(runs[0].config, inner)
         elif hints[outer] is not float:
             continue
         seen: dict[Any, Any] = {}
@@ -437,7 +437,7 @@ def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
     """{"env_params": {"gravity": x}} -> {"env_params.gravity": x}, other fields as they are."""
     flat: dict[str, Any] = {}
     for name, value in table.items():
-        if name in ("env_params", "env_kwargs") and isinstance(value, dict):
+        if name in contract.TABLES and isinstance(value, dict):
             flat |= {f"{name}.{inner}": item for inner, item in value.items()}
         else:
             flat[name] = value
@@ -449,7 +449,7 @@ def _nested(fixed: Mapping[str, Any], swept: Mapping[str, Any]) -> dict[str, Any
     merged: dict[str, Any] = {}
     for name, value in {**_flat(fixed), **swept}.items():
         outer, dot, inner = name.partition(".")
-        if dot and outer in ("env_params", "env_kwargs"):
+        if dot and outer in contract.TABLES:
             merged.setdefault(outer, {})[inner] = value
         else:
             merged[name] = value

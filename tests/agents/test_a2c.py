@@ -1,4 +1,4 @@
-"""A2C: three updates written a second time in 64 bits, and what it refuses."""
+"""A2C: three updates against an independent 64-bit version, and rejected settings."""
 
 import dataclasses
 from typing import Any

@@ -1,4 +1,4 @@
-"""DDPG: three updates against the paper's algorithm, written a second time, and what is refused."""
+"""DDPG: three updates against an independent version of the paper's, and rejected settings."""
 
 import dataclasses
 from typing import Any
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 import rederive
 import rederive_replay
 from jax import random
@@ -20,7 +21,7 @@ PLAIN = ddpg.Config(
     env=rederive.NAMES[False], hidden=(6, 4), learning_rate=3e-3, critic_learning_rate=8e-3,
     gamma=0.9, tau=0.3, noise_std=0.3, **rederive_replay.SIZES,
 )  # fmt: skip
-# Bounds are such that they bite some of the time.
+# The bounds are active some of the time.
 SETTINGS = {
     "plain": PLAIN,
     "bounded": dataclasses.replace(
@@ -37,7 +38,7 @@ SMALL = ddpg.Config(
     total_timesteps=400, num_envs=4, num_steps=8, batch_size=16, replay_capacity=200,
     learning_starts=80,
 )  # fmt: skip
-POLICY = jax.jit(ddpg.policy, static_argnames="greedy")
+POLICY = jax.jit(ddpg.policy, static_argnames="greedy", compiler_options=quick.OPTIONS)
 
 
 def given() -> dict[str, Any]:
@@ -110,7 +111,7 @@ class Rederived(rederive_replay.OffPolicy):
         return np.clip(MU(self.params("actor"), obs, config.activation) + self.noise, -1.0, 1.0)
 
     def noise_before(self) -> np.ndarray:
-        """That of the last step, 0 where a new episode starts."""
+        """The noise of the last step, 0 if a new episode starts."""
         return np.where(self.world.time[:, None] == 0, 0.0, self.noise)
 
     def gradient_step(self, key: jax.Array) -> dict[str, float]:
@@ -134,7 +135,7 @@ class Rederived(rederive_replay.OffPolicy):
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_three_updates_are_those_of_the_paper(setting: str) -> None:
-    """The policy that comes out has no noise, and stretches its actions to the bounds."""
+    """The resulting policy has no noise, and stretches its actions to the bounds."""
     config = SETTINGS[setting]
     start, state, expected = rederive_replay.assert_three_updates(ddpg, Rederived, config, given())
     gains = {"actor": 0.01, "critic": 1.0}
@@ -153,10 +154,10 @@ def test_a_run_folds_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_gradient_reaches_the_target_networks() -> None:
-    """An update never asks for it, but a fork of it may differentiate more than the critic."""
+    """An update never needs this gradient, but a fork may differentiate more than the critic."""
     networks, steps = given(), np.ones(7, np.float32)
     batch = ddpg.Transition(np.ones((7, 3)), np.ones((7, 2)), steps, steps > 1.0, np.ones((7, 3)))
-    gradient = jax.jit(jax.grad(ddpg.critic_loss, argnums=1))(
+    gradient = jax.jit(jax.grad(ddpg.critic_loss, argnums=1), compiler_options=quick.OPTIONS)(
         networks["params"]["critic"], networks["target_params"], batch, PLAIN
     )
     assert not any(np.any(x) for x in jax.tree.leaves(gradient))

@@ -1,6 +1,6 @@
-"""NPG: three updates written a second time in 64 bits, with the Fisher information in full.
+"""NPG: three updates against an independent 64-bit version with the full Fisher matrix.
 
-At the end, what NPG shares with TRPO.
+The last part tests NPG and TRPO together.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 import rederive
 from jax import flatten_util, random
 
@@ -63,11 +64,14 @@ def test_train_folds_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 FIELDS: dict[str, Any] = {"total_timesteps": 256, "num_envs": 4, "num_steps": 16, "hidden": (6,)}
 BOTH = pytest.mark.parametrize("agent", [npg, trpo], ids=["npg", "trpo"])
-STEPS = {npg: jax.jit(npg.natural_step), trpo: jax.jit(trpo.constrained_step)}
+STEPS = {
+    agent: jax.jit(step, compiler_options=quick.OPTIONS)
+    for agent, step in ((npg, npg.natural_step), (trpo, trpo.constrained_step))
+}
 
 
 def some(agent: types.ModuleType, config: Any) -> tuple[Any, Any]:
-    """An actor for CartPole, and a batch of which no action is better than another."""
+    """An actor for CartPole, and a batch in which no action is better than another."""
     key_actor, key_obs = random.split(random.key(0))
     obs = random.normal(key_obs, (64, 4))
     actor = agent.Actor(config).init(key_actor, obs)
@@ -79,7 +83,7 @@ def some(agent: types.ModuleType, config: Any) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("wrong", [0, 1])
 def test_a_certain_policy_is_not_overthrown(wrong: int) -> None:
-    """One sample of the other action, where the Fisher information has all but vanished."""
+    """One sample of the other action, at a policy whose Fisher information almost vanishes."""
     config = npg.Config(**FIELDS)
     actor, batch = some(npg, config)
     head = {"kernel": jnp.zeros((6, 2)), "bias": jnp.array([0.0, 14.0])}

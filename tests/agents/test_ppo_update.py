@@ -1,4 +1,4 @@
-"""Three updates of PPO, written a second time in 64 bits."""
+"""Three updates of PPO against an independent 64-bit version."""
 
 import dataclasses
 from typing import Any
@@ -26,8 +26,8 @@ CLIPPED = dataclasses.replace(
     reward_scale=1.5, clip_reward=1.1,
 )  # fmt: skip
 STOPPED = dataclasses.replace(CLIPPED, max_kl=0.002, max_grad_norm=INF)
-# Actions that are real numbers hand rounding errors on to all that follows; Adam makes them larger
-# where a gradient is near zero. Small steps keep them at a tenth of the tolerance.
+# Continuous actions carry rounding errors into all later steps, and Adam enlarges them if a
+# gradient is near zero. Small steps keep them at a tenth of the tolerance.
 CONTINUOUS = dataclasses.replace(
     CLIPPED, env=rederive.NAMES[False], activation="silu", orthogonal_init=False,
     learning_rate=0.002, learning_rate_schedule="robbins_monro", learning_rate_half_life=2.0,
@@ -39,7 +39,7 @@ PENALTY = dataclasses.replace(
     normalize_advantage=True, normalize_reward=False, kl_coef=0.7, target_kl=0.001,
     max_grad_norm=INF,
 )  # fmt: skip
-# Each with what has to make a difference in it, or the setting would show nothing.
+# Each with the options that must have an effect in it, or it would test nothing.
 SETTINGS: dict[str, tuple[ppo.Config, set[str]]] = {
     "standard": (STANDARD, {"max_grad_norm"}),
     "clipped": (CLIPPED, {"clip_eps", "vf_clip_eps", "max_grad_norm"}),
@@ -50,7 +50,7 @@ SETTINGS: dict[str, tuple[ppo.Config, set[str]]] = {
 
 
 def loss(params: Any, old: Any, beta: Any, batch: rederive.Batch, config: ppo.Config) -> Any:
-    """Minus the L(θ) of the module's docstring, and what an update reports of it."""
+    """Minus the L(θ) of the module's docstring, and the metrics of an update."""
     before, policy = (
         rederive.policy(p["actor"], batch.obs, config.activation) for p in (old, params)
     )
@@ -96,7 +96,7 @@ class Rederived(rederive.OnPolicy):
     """The paper's update, with Adam on the two networks together."""
 
     def __init__(self, key: jax.Array, start: ppo.TrainState, config: ppo.Config) -> None:
-        # Advantages are normalised within each minibatch, by `loss`, and not all together.
+        # `loss` normalises advantages within each minibatch, not over all data.
         super().__init__(key, start, dataclasses.replace(config, normalize_advantage=False))
         self.in_loss = config
         self.optimizer, self.beta = rederive.Adam(eps=1e-5), config.kl_coef
@@ -131,7 +131,7 @@ class Rederived(rederive.OnPolicy):
         self.params = rederive.like(moved, self.params)
 
     def adapt(self, kl: float) -> None:
-        """Move β by the divergence of the whole update, in units of the one that is wanted."""
+        """Adapt β to the divergence of the whole update, in units of the target."""
         if self.config.surrogate == "clip":
             return
         factor = 2.0 if kl > 1.5 else 0.5 if kl < 1 / 1.5 else 1.0

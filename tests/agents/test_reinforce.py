@@ -1,4 +1,4 @@
-"""REINFORCE: three updates written a second time in 64 bits, an episode at a time."""
+"""REINFORCE: three updates against an independent 64-bit version, one episode at a time."""
 
 import dataclasses
 from typing import Any
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import probes
 import pytest
+import quick
 import rederive
 from jax import random
 
@@ -19,7 +20,7 @@ DISCRETE = reinforce.Config(
     env=rederive.NAMES[True], total_timesteps=48, num_envs=4, hidden=(5, 3), num_critic_steps=3,
     learning_rate=0.02, critic_learning_rate=0.01, gamma=0.9,
 )  # fmt: skip
-# Room for more than an episode: what is played after its end has to be left out.
+# Room for more than an episode: steps after its end must not count.
 CONTINUOUS = dataclasses.replace(
     DISCRETE, env=rederive.NAMES[False], total_timesteps=60, max_steps=5, weight_by_discount=True,
     activation="silu", orthogonal_init=False, learning_rate_schedule="robbins_monro",
@@ -32,7 +33,7 @@ ALONE = dataclasses.replace(TOTAL, baseline=False, learning_rate_schedule="const
 
 
 def objective(actor: Any, batch: Any, valid: Any, ent_coef: Any, activation: str) -> Any:
-    """What is maximised, its gradient being the g of the module's docstring; and metrics."""
+    """The objective, whose gradient is the g of the module's docstring, and metrics."""
     policy = rederive.policy(actor, batch.obs, activation)
     log_prob = rederive.log_prob(policy, batch.action) * valid
     entropy = rederive.entropy(policy) * valid
@@ -42,7 +43,7 @@ def objective(actor: Any, batch: Any, valid: Any, ent_coef: Any, activation: str
 
 
 def error(critic: Any, batch: Any, valid: Any, activation: str) -> jax.Array:
-    """Mean over the steps that count of ½ (V - G)²."""
+    """Mean of ½ (V - G)² over the valid steps."""
     off = rederive.value(critic, batch.obs, activation) - batch.target
     return (0.5 * off**2 * valid).sum() / valid.sum()
 
@@ -64,7 +65,7 @@ class Rederived:
             self.normalizers.observe(rows.obs[valid])
 
     def episodes(self, key: jax.Array) -> tuple[rederive.Row, np.ndarray]:
-        """Play from the start -> [T, N], and which steps belong to the first episodes."""
+        """Play from the start -> rows [T, N], and a mask of the first episodes [T, N]."""
         config = self.config
 
         def act(obs: np.ndarray) -> rederive.Policy:
@@ -154,7 +155,7 @@ def test_train_folds_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     rederive.assert_trains(reinforce, DISCRETE, monkeypatch)
 
 
-# --- whole episodes, and what is refused ----------------------------------------------------------
+# --- whole episodes, and rejected settings --------------------------------------------------------
 
 
 TINY = reinforce.Config(
@@ -174,18 +175,20 @@ class Lottery(probes.Probe):
 
 
 def test_short_episodes_do_not_count_more() -> None:
-    """Half of the episodes last 7 steps. Among those completed in 10 steps, far fewer do."""
+    """Half of the episodes last 7 steps. Among those that end within 10 steps, far fewer do."""
     envs.register("Lottery", Lottery)
     config = dataclasses.replace(
         TINY, env="Lottery", num_envs=4000, max_steps=10, env_params={}, total_timesteps=40_000
     )
     reinforce.check(config)
-    state = jax.jit(reinforce.init)(random.key(0), config)
-    transition, metrics = jax.jit(reinforce.rollout)(random.key(1), state, config)
+    state = jax.jit(reinforce.init, compiler_options=quick.OPTIONS)(random.key(0), config)
+    transition, metrics = jax.jit(reinforce.rollout, compiler_options=quick.OPTIONS)(
+        random.key(1), state, config
+    )
     mean = float(metrics["episode/return_sum"] / metrics["episode/count"])
     assert mean == pytest.approx(4.0, abs=5 * 3.0 / np.sqrt(4000))  # five standard errors
     lengths = np.asarray(transition.obs[..., 0])[np.asarray(transition.done)]
-    assert lengths.mean() < 3.4  # what counting every completed episode would say
+    assert lengths.mean() < 3.4  # the mean if every completed episode counted
 
 
 @pytest.mark.fast

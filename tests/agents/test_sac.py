@@ -1,4 +1,4 @@
-"""SAC: three updates against the paper's algorithm, written a second time, and what is refused."""
+"""SAC: three updates against an independent version of the paper's, and rejected settings."""
 
 import dataclasses
 from typing import Any
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 import rederive
 import rederive_replay
 from jax import random
@@ -16,7 +17,7 @@ from purejaxpg.agents import sac
 
 rederive.register()
 
-# Bounds are such that they bite some of the time.
+# The bounds are active some of the time.
 CONTINUOUS = sac.Config(
     env=rederive.NAMES[False], hidden=(6, 4), learning_rate=3e-3, critic_learning_rate=8e-3,
     gamma=0.9, tau=0.3, alpha=0.3, **rederive_replay.SIZES,
@@ -39,7 +40,7 @@ SMALL = sac.Config(
     total_timesteps=400, num_envs=4, num_steps=8, batch_size=16, replay_capacity=200,
     learning_starts=80, hidden=(8, 8),
 )  # fmt: skip
-POLICY = jax.jit(sac.policy, static_argnames="greedy")
+POLICY = jax.jit(sac.policy, static_argnames="greedy", compiler_options=quick.OPTIONS)
 
 
 def given(config: sac.Config) -> dict[str, Any]:
@@ -149,7 +150,7 @@ class Rederived(rederive_replay.OffPolicy):
         return np.tanh(mean + np.exp(np.clip(log_std, -20.0, 2.0)) * noise)
 
     def noise(self, key: jax.Array) -> Any:
-        """What the action of each row of a minibatch is made of."""
+        """The random numbers behind the action of each row of a minibatch."""
         return None if self.discrete else random.normal(key, (self.config.batch_size, 2))
 
     def all_params(self) -> dict[str, Any]:
@@ -158,7 +159,7 @@ class Rederived(rederive_replay.OffPolicy):
     def gradient_step(self, key: jax.Array) -> dict[str, float]:
         """Critics, then actor through the new critics, then temperature, then targets.
 
-        The temperature sees the entropy of the actor's own step, that is before it.
+        The temperature uses the entropy from before the actor's step.
         """
         config = self.config
         key_sample, key_critic, key_actor = random.split(key, 3)
@@ -199,7 +200,7 @@ def assert_new(state: sac.TrainState, networks: Any, config: sac.Config) -> None
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_three_updates_are_those_of_the_paper(setting: str) -> None:
-    """And what comes out acts as it learnt: by the same draws, or at the median or mode."""
+    """Also, the resulting policy acts as expected: by the same draws, or at the median or mode."""
     config = SETTINGS[setting]
     networks = given(config)
     start, state, expected = rederive_replay.assert_three_updates(sac, Rederived, config, networks)
@@ -225,27 +226,27 @@ def test_three_updates_are_those_of_the_paper(setting: str) -> None:
     ids=["continuous", "discrete"],
 )
 def test_the_temperature_moves_by_the_surplus_of_entropy(config: sac.Config, target: float) -> None:
-    """Here of discrete actions as well, whose temperature is fixed above."""
+    """Also for discrete actions, whose temperature is fixed above."""
     slope = jax.grad(sac.temperature_loss)(jnp.float32(-1.2), jnp.float32(0.8), config)
     assert float(slope) == pytest.approx(0.8 - target, rel=1e-5)
 
 
 def at_the_edges(bias: tuple[float, ...]) -> Rederived:
-    """Three updates from an actor whose head has that bias."""
+    """Three updates from an actor whose head has this bias."""
     networks = given(CONTINUOUS)
     networks["params"]["actor"]["params"]["Dense_0"]["bias"] = np.float32(bias)
     return rederive_replay.assert_three_updates(sac, Rederived, CONTINUOUS, networks)[2]
 
 
 def test_saturated_actions_lose_no_digits() -> None:
-    """Where common code is infinite, or off by tens of nats, updates are as exact as elsewhere."""
+    """Updates stay exact for actions at which common code is infinite or off by tens of nats."""
     expected = at_the_edges((20.0, -15.0, -2.0, -1.0))
     action = expected.ring.rows["action"][CONTINUOUS.learning_starts :]
     assert np.all(np.abs(np.float32(action)) == 1.0)
 
 
 def test_standard_deviations_are_bounded() -> None:
-    """Between e^-20 and e^2; both bounds are met, though not in every state."""
+    """Between e^-20 and e^2; some states reach each of the bounds, and some do not."""
     expected = at_the_edges((0.3, -0.2, 2.0, -20.0))
     output = OUTPUT(expected.params("actor"), expected.ring.rows["obs"], CONTINUOUS.activation)
     beyond = np.mean([output[:, 2] > 2.0, output[:, 3] < -20.0], axis=1)
@@ -257,11 +258,11 @@ def test_a_run_folds_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_critics_loss_moves_nothing_else() -> None:
-    """An update never asks for it, but a fork of it may differentiate more than the critics."""
+    """An update never needs this gradient, but a fork may differentiate more than the critics."""
     networks, steps = given(CONTINUOUS), np.ones(7, np.float32)
     batch = sac.Transition(np.ones((7, 3)), np.ones((7, 2)), steps, steps > 1.0, np.ones((7, 3)))
     params = networks["params"]
-    gradient = jax.jit(jax.grad(sac.critic_loss, argnums=(2, 3)))(
+    gradient = jax.jit(jax.grad(sac.critic_loss, argnums=(2, 3)), compiler_options=quick.OPTIONS)(
         params["critic"], random.key(2), params, networks["target_critic"], batch, CONTINUOUS
     )
     assert not any(np.any(x) for x in jax.tree.leaves(gradient))

@@ -1,6 +1,6 @@
-"""TRPO: three updates written a second time in 64 bits, with the Fisher information in full.
+"""TRPO: three updates against an independent 64-bit version with the full Fisher matrix.
 
-After these, the constrained step on its own, and what happens where none is found.
+Then the constrained step alone, also if no step passes.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 import rederive
 from jax import random
 
@@ -32,8 +33,8 @@ CONTINUOUS = dataclasses.replace(
 )  # fmt: skip
 
 
-# So far that the model of the divergence does not hold. Few iterations of conjugate gradient, as
-# above: with so little damping, more of them would show the rounding of 32 bits.
+# Steps so long that the model of the divergence does not hold. Few iterations of conjugate
+# gradient, as above: with so little damping, more of them would show the rounding of 32 bits.
 REFUSED = dataclasses.replace(CONTINUOUS, max_kl=12.0, cg_damping=1e-3)
 
 
@@ -42,7 +43,7 @@ class Rederived(rederive.NaturalGradient):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.times: list[int] = []  # that each step was shortened; -1 where none was taken
+        self.times: list[int] = []  # how often each step was shortened; -1 if none was taken
 
     def longest_step(self, batch: rederive.Batch) -> np.ndarray:
         """√(2δ / xᵀF x) x with (F + λI) x = ∇L."""
@@ -102,7 +103,7 @@ TINY = trpo.Config(
 
 
 def collected(key: jax.Array, config: trpo.Config, gain: float) -> tuple[Any, Any]:
-    """A batch, of a policy whose preferences are multiplied by `gain`."""
+    """A batch from a policy whose logits are multiplied by `gain`."""
     key_init, key_rollout = random.split(key)
     state = trpo.init(key_init, config)
     layers = state.params["actor"]["params"]
@@ -119,7 +120,7 @@ def step(key: jax.Array, config: trpo.Config, gain: float = 1.0) -> tuple[Any, A
     return state.params["actor"], moved, metrics, batch
 
 
-STEP = jax.jit(step)
+STEP = jax.jit(step, compiler_options=quick.OPTIONS)
 
 
 def equal(a: Any, b: Any) -> bool:
@@ -127,7 +128,7 @@ def equal(a: Any, b: Any) -> bool:
     return all(np.array_equal(x, y) for x, y in pairs)
 
 
-# A decided policy and hardly any damping: the quadratic model is far off, in every lane otherwise.
+# A confident policy and little damping: the quadratic model is far off, differently in each lane.
 DECIDED = dataclasses.replace(TINY, cg_damping=1e-3)
 
 
@@ -144,27 +145,27 @@ def test_a_step_keeps_the_constraint_and_improves_the_surrogate(max_kl: float, g
         if fraction == 0.0:
             assert equal(old, new)
             continue
-        # The paper's direction: the old policy's divergence from the new.
-        assert 0.0 < float(before.kl(after).mean()) <= max_kl * (1 + 1e-4)
+        # The paper's direction: KL(old || new).
+        assert 0.0 < float(before.kl_divergence(after).mean()) <= max_kl * (1 + 1e-4)
         assert surrogate > float(batch.advantage.mean())
         gained = surrogate - float(batch.advantage.mean())
         assert float(metrics["policy/improvement"]) == pytest.approx(gained, abs=1e-5)
 
 
 def test_lanes_of_a_batch_backtrack_each_for_itself() -> None:
-    """Whole step, shortened step and none in one vmap: a lane that is done keeps what it has."""
+    """Full, shortened and rejected steps in one vmap: a finished lane keeps its result."""
     keys = random.split(random.key(0), 12)
     bounds = jnp.repeat(jnp.array([1e-3, 1e-2, 0.1]), 4)
 
     def lane(key: jax.Array, max_kl: jax.Array) -> Any:
         return step(key, dataclasses.replace(DECIDED, max_kl=max_kl), 100.0)[:3]
 
-    old, new, metrics = jax.jit(jax.vmap(lane))(keys, bounds)
+    old, new, metrics = jax.jit(jax.vmap(lane), compiler_options=quick.OPTIONS)(keys, bounds)
     fractions = np.asarray(metrics["policy/step_fraction"], np.float64).round(3).tolist()
     assert {0.0, 0.8, 1.0} <= set(fractions)
     for i, fraction in enumerate(fractions):
         before, after = (jax.tree.map(lambda x, i=i: x[i], p) for p in (old, new))
-        # Where no step passes, the policy stays to the last bit; anywhere else it moves.
+        # If no step passes, the policy is unchanged to the last bit; otherwise it moves.
         assert equal(before, after) == (fraction == 0.0)
         assert float(metrics["policy/kl"][i]) <= bounds[i] * (1 + 1e-4)
         _, _, solo, _ = STEP(keys[i], dataclasses.replace(DECIDED, max_kl=float(bounds[i])), 100.0)

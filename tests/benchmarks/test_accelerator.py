@@ -51,7 +51,7 @@ def test_memory_is_compared_and_a_wrong_plan_is_seen(
     assert "DOES NOT HOLD" in capsys.readouterr().out
 
 
-def test_what_cannot_be_run_does_not_hold_and_stops_nothing(
+def test_a_check_that_cannot_run_fails_and_stops_no_other(
     accelerator: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def check(agent: str, size: int, device: object) -> Iterator[dict[str, object]]:
@@ -82,7 +82,7 @@ def test_a_bit_that_differs_is_seen(accelerator: ModuleType, tmp_path: pathlib.P
     assert compared > 10 and differ == []
 
     with stores.Store.read(tmp_path / "other") as store:
-        unit = store.units()[0]["name"]
+        unit = store.ledger.units()[0]["name"]
         arrays = dict(store.arrays(unit))
         name = sorted(arrays)[0]
     arrays[name] = np.nextafter(arrays[name], np.float32(np.inf))

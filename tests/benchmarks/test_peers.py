@@ -132,7 +132,7 @@ def command(tmp_path, *more):
     return ["--work", ROW[0], "--pairs", "3", *out, *more]
 
 
-def test_the_same_command_goes_on_where_it_was_stopped(peers, taken, tmp_path, capsys):
+def test_the_same_command_continues_where_it_was_stopped(peers, taken, tmp_path, capsys):
     assert peers.main(command(tmp_path)) == 130
     assert taken == ["ours", "purejaxrl"]
     assert len(json.loads((tmp_path / "peers.json").read_text())["samples"]) == 2
@@ -145,7 +145,7 @@ def test_the_same_command_goes_on_where_it_was_stopped(peers, taken, tmp_path, c
     assert len(taken) == 6
 
 
-def test_what_was_measured_otherwise_does_not_count(peers, taken, tmp_path, monkeypatch):
+def test_samples_of_other_settings_do_not_count(peers, taken, tmp_path, monkeypatch):
     peers.main(command(tmp_path))
     peers.main(command(tmp_path))
     assert peers.main(command(tmp_path, "--steps", "1024")) == 0
@@ -237,12 +237,12 @@ def test_a_sample_is_a_process_on_its_cores(peers):
         peers.finish([sys.executable, "-c", "raise OSError('of old age')"], {}, [core])
 
 
-def test_every_row_says_what_is_not_equal(peers):
+def test_every_row_lists_its_inequalities(peers):
     for row in peers.rows([], gate=False):
         assert peers.INEQUALITIES[row.driver] and peers.PINS[row.driver]
 
 
-def test_what_limits_end_makes_equal_is_not_called_unequal(peers):
+def test_limits_end_removes_its_inequality(peers):
     gated = peers.rows(["ppo-cartpole-64"], gate=True)
     assert peers.LIMITS_END in "\n".join(peers.remaining(gated))
     assert peers.LIMITS_END not in "\n".join(peers.remaining(gated, limits_end=True))

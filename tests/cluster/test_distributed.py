@@ -1,4 +1,4 @@
-"""Several processes as one: two on this machine, killed and terminated on the way."""
+"""Several processes as one: two on this machine, killed and terminated before they end."""
 
 import os
 import pathlib
@@ -15,10 +15,12 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import quick
 
-from purejaxpg import FaultError, InputError, checkpoint
+from purejaxpg import FaultError, InputError, checkpoint, signals
 from purejaxpg.cluster import distributed, processes, remote
-from purejaxpg.sweep import compute, engine, signals
+from purejaxpg.sweep import compute, engine
+from purejaxpg.sweep import ledger as ledgers
 from purejaxpg.sweep import search as searches
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import store as stores
@@ -29,22 +31,19 @@ seeds = 4
 eval_episodes = 4
 rows_per_device = 2
 [config]
-total_timesteps = 256
+total_timesteps = 128
 num_envs = 2
 num_steps = 8
 hidden = [8]
 env_params = {max_steps_in_episode = 20}
 [sweep]
 learning_rate = [1e-3, 1e-2, 1e-1]
-[halving]  # states of the first round go through the disk and back to both processes
+[halving]  # states of the first round go to disk, and from there to both processes
 rungs = 2
 eta = 2
 """
 
-# Most of the time goes into compilation, which a process other than the first never finds done.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-
-# A dead process is to be noticed soon.
+# A dead process has to be noticed soon.
 COMMAND = """
 import sys
 from purejaxpg import cli
@@ -87,10 +86,10 @@ class Job:
             time.sleep(0.02)
 
     def commits(self) -> int:
-        if not (self.out / stores.LEDGER).is_file():
+        if not (self.out / ledgers.LEDGER).is_file():
             return 0
         with stores.Store.read(self.out) as store:
-            return sum(unit["done"] for unit in store.units())
+            return sum(unit["done"] for unit in store.ledger.units())
 
     def end(self) -> tuple[list[int | None], list[str]]:
         """Wait for the end -> exit statuses and what was printed."""
@@ -105,26 +104,26 @@ def directory(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def test_two_processes_end_with_the_bits_of_one(directory: pathlib.Path) -> None:
-    """With SIGTERM to both on the way, as srun sends it."""
-    job = Job(directory, QUICK)
+    """With SIGTERM to both in between, as srun sends it."""
+    job = Job(directory, quick.FLAGS)
     job.wait(lambda: job.commits() >= 2)
-    job.wait(lambda: any((job.out / "progress").glob("round*.[19]-*")))  # 7 segments are left
+    job.wait(lambda: any((job.out / "progress").glob("round*.[15]-*")))  # 3 segments are left
     for process in reversed(job.processes):
         process.terminate()
     statuses, outputs = job.end()
     assert statuses == [143, 143], outputs
     assert outputs[0].count("Terminated; what is finished is kept") == 1 and outputs[1] == ""
 
-    statuses, outputs = Job(directory, QUICK).end()
+    statuses, outputs = Job(directory, quick.FLAGS).end()
     assert statuses == [0, 0], outputs
     assert "Going on from a snapshot" in outputs[0] and outputs[1] == ""
-    check_same_as_one(directory, QUICK)
+    check_same_as_one(directory, quick.FLAGS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_where_one_is_killed_the_other_ends(directory: pathlib.Path, victim: int) -> None:
-    """And the same commands go on, in programs compiled as they usually are."""
+def test_if_one_is_killed_the_other_ends(directory: pathlib.Path, victim: int) -> None:
+    """And the same commands resume, in programs compiled as users have them."""
     job = Job(directory, "")
     job.wait(lambda: job.commits() >= 2)
     job.processes[victim].kill()
@@ -194,7 +193,7 @@ def shapes(rows: int) -> Any:
     ],
     ids=str,
 )
-def test_the_environment_tells_how_many(
+def test_the_number_of_processes_is_read_from_the_environment(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], count: int
 ) -> None:
     set_only(monkeypatch, environment)
@@ -276,15 +275,15 @@ def test_a_job_that_does_not_come_up_is_a_fault() -> None:
         "JAX_COORDINATOR_ADDRESS": "127.0.0.1:1",
     }
     command = COMMAND.replace("HEARTBEAT_S = 10", "INITIALISE_S = 1")
-    found = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", command, "sweep", "none.toml"],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert found.returncode == 1, found.stderr
-    assert "The 2 processes of this job did not all come up within 1 s" in found.stderr
+    assert result.returncode == 1, result.stderr
+    assert "The 2 processes of this job did not all come up within 1 s" in result.stderr
 
 
 # --------------------------------------------------------------------------------- in one process
@@ -332,9 +331,9 @@ def test_arrays_arrive_as_they_were(
     mail.send(0, {"call": "first"}, arrays)
     mail.send(0, {"call": "second"})
     to = distributed.Mail()
-    said, found = to.receive(0)
-    assert said == {"call": "first"}
-    for before, after in zip(arrays, found, strict=True):
+    message, received = to.receive(0)
+    assert message == {"call": "first"}
+    for before, after in zip(arrays, received, strict=True):
         assert (before.dtype, before.shape) == (after.dtype, after.shape)
         assert before.tobytes() == after.tobytes()
     assert to.receive(0) == ({"call": "second"}, [])
@@ -342,7 +341,7 @@ def test_arrays_arrive_as_they_were(
 
 
 class Post:
-    """Mail to followers that answer at once, each with what stands in a list."""
+    """Mail to followers that answer at once, each with its entry of a list."""
 
     def __init__(self, *answers: dict[str, Any]) -> None:
         self.answers = [{"signal": 0, **answer} for answer in answers]
@@ -374,14 +373,14 @@ def test_each_process_gets_its_rows() -> None:
 
 
 @pytest.mark.fast
-def test_what_fails_anywhere_fails() -> None:
+def test_a_failure_in_any_process_is_raised() -> None:
     def own() -> None:
-        raise engine.OutOfMemory("here", 5)
+        raise memory.OutOfMemory("here", 5)
 
     memory = {"failure": ["memory", "there", 3]}
-    with pytest.raises(engine.OutOfMemory, match="there") as found:
+    with pytest.raises(memory.OutOfMemory, match="there") as caught:
         make_leader(memory, {}).together(devices_of(0, 1, 2), 1, {}, own=own)
-    assert found.value.fits == 3
+    assert caught.value.fits == 3
     fault = {"failure": ["fault", "jax failed", 0]}
     with pytest.raises(FaultError, match="jax failed"):
         make_leader(memory, fault).together(devices_of(0, 1, 2), 1, {}, own=own)
@@ -389,18 +388,18 @@ def test_what_fails_anywhere_fails() -> None:
 
 @pytest.mark.fast
 def test_a_signal_to_a_follower_stops_the_leader_once() -> None:
-    told, waited = make_leader({"signal": signal.SIGTERM}), False
-    with signals.caught(), pytest.raises(signals.Terminated), signals.held() as stopping:
-        told.together(devices_of(0, 1), 1, {})
+    leader, waited = make_leader({"signal": signal.SIGTERM}), False
+    with signals.as_exceptions(), pytest.raises(signals.Terminated), signals.deferred() as stopping:
+        leader.together(devices_of(0, 1), 1, {})
         assert stopping()
-        told.together(devices_of(0, 1), 1, {})  # a second one would not wait
+        leader.together(devices_of(0, 1), 1, {})  # a second one would not wait
         waited = True
     assert waited
 
 
 @pytest.mark.fast
-def test_a_follower_notes_signals_and_goes_on() -> None:
-    with signals.noted() as arrived:
+def test_a_follower_notes_signals_and_continues() -> None:
+    with signals.recorded() as arrived:
         assert arrived() == 0
         signal.raise_signal(signal.SIGTERM)
         assert arrived() == signal.SIGTERM
@@ -430,7 +429,7 @@ def test_a_follower_that_would_compute_something_else_is_refused(
     assert isinstance(error, InputError) and message in str(error)
 
 
-def test_a_fault_of_the_program_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_programming_error_is_reported_to_the_leader(capsys: pytest.CaptureFixture[str]) -> None:
     answer, _ = distributed.attempted(lambda: 1 // 0, {}, [])  # type: ignore[arg-type]
     assert answer["failure"][:2] == ["fault", "A process failed with ZeroDivisionError."]
     assert "Traceback" in capsys.readouterr().err

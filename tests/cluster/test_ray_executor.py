@@ -1,4 +1,4 @@
-"""Units as Ray tasks: a cluster of two nodes on this machine, one of them killed on the way."""
+"""Units as Ray tasks, on a cluster of two nodes on this machine that loses one."""
 
 import json
 import os
@@ -7,31 +7,35 @@ import shutil
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+import quick
 import tiny_sweep
 
 from purejaxpg import InputError, agents
 from purejaxpg.cluster import ray_executor, remote
 from purejaxpg.sweep import engine
+from purejaxpg.sweep import ledger as ledgers
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import store as stores
 
 pytest.importorskip("ray")
-ENVIRONMENT = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+ENVIRONMENT = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "XLA_FLAGS": quick.FLAGS}
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    for name in ("RAY_USAGE_STATS_ENABLED", "XLA_FLAGS"):  # of the workers, too
+        monkeypatch.setenv(name, ENVIRONMENT[name])
     from ray import cluster_utils
 
-    found = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    yield found
-    found.shutdown()
+    started = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    yield started
+    started.shutdown()
 
 
 def spec_file(directory: pathlib.Path) -> pathlib.Path:
@@ -41,7 +45,7 @@ def spec_file(directory: pathlib.Path) -> pathlib.Path:
     fields = "\n".join(f"{name} = {json.dumps(value)}" for name, value in config.items())
     path = directory / "spec.toml"
     path.write_text(
-        'agent = "./forked.py"\nseeds = 4\neval_episodes = 4\nrows_per_device = 2\n'
+        'agent = "./forked.py"\nseeds = 6\neval_episodes = 4\nrows_per_device = 2\n'
         f"[config]\n{fields}\nenv_params = {{max_steps_in_episode = 20}}\n"
         "[sweep]\nnum_steps = [4, 8]\nlearning_rate = [1e-3, 1e-2]\n"
         "[halving]\nrungs = 2\neta = 2\n"
@@ -70,49 +74,45 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return directory / "out"
 
 
-def wait_for_a_commit(out: pathlib.Path, process: subprocess.Popen[str]) -> int:
-    """Wait until a unit is committed -> units of the round that are still to do."""
+def units_of(out: pathlib.Path) -> tuple[int, int]:
+    """Return how many units of the round are committed and how many are not."""
+    if not (out / ledgers.LEDGER).is_file():
+        return 0, 0
+    with stores.Store.read(out) as store:
+        return sum(unit["done"] for unit in store.ledger.units()), len(store.ledger.pending())
+
+
+def wait_for_commits(out: pathlib.Path, process: subprocess.Popen[str], more_than: int) -> int:
+    """Wait until more units are committed -> units of the round that are still to do."""
     while process.poll() is None:
-        time.sleep(0.1)
-        if (out / stores.LEDGER).is_file():
-            with stores.Store.read(out) as store:
-                done = sum(unit["done"] for unit in store.units())
-                if done:
-                    return len(store.pending())
+        done, pending = units_of(out)
+        if done > more_than:
+            return pending
+        time.sleep(0.05)
     pytest.fail(process.communicate()[0])
 
 
-def test_a_lost_node_loses_no_run(
-    cluster: Any, local: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    node, spec = cluster.add_node(num_cpus=1), spec_file(tmp_path)
-    process = sweep(spec, tmp_path / "ray", "--executor", "ray", "--ray-address", cluster.address)
-    left = wait_for_a_commit(tmp_path / "ray", process)
-    cluster.remove_node(node, allow_graceful=False)
-    assert left >= 4  # so that the lost node was at work, and more was waiting
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    assert "on the Ray cluster" in output
-
-    check_same(tmp_path / "ray", local)
-
-
-def test_a_terminated_sweep_goes_on(
+def test_a_terminated_sweep_resumes_and_a_lost_node_loses_no_run(
     cluster: Any, local: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     """Ray has a handler of its own for SIGTERM, under which the process would say nothing."""
-    spec, out = spec_file(tmp_path), tmp_path / "ray"
+    node, spec, out = cluster.add_node(num_cpus=1), spec_file(tmp_path), tmp_path / "ray"
     options = ("--executor", "ray", "--ray-address", cluster.address)
     process = sweep(spec, out, *options)
-    assert wait_for_a_commit(out, process) > 0
+    assert wait_for_commits(out, process, more_than=0) > 0
     process.terminate()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143, output
     assert "Terminated; what is finished is kept" in output
+
     process = sweep(spec, out, *options)
+    left = wait_for_commits(out, process, more_than=units_of(out)[0])
+    cluster.remove_node(node, allow_graceful=False)
+    assert left >= 4  # so that the lost node was at work, and more was waiting
     output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0 and "units are done" in output, output
-    check_same(tmp_path / "ray", local)
+    assert process.returncode == 0, output
+    assert "units are done" in output and "on the Ray cluster" in output
+    check_same(out, local)
 
 
 def check_same(ray: pathlib.Path, local: pathlib.Path) -> None:
@@ -155,21 +155,26 @@ def task(**changes: Any) -> ray_executor.Task:
 
 def test_a_worker_with_other_versions_is_refused() -> None:
     one = task()
-    found = ray_executor.compute_unit(task(versions={**one.versions, "jax": "0.0.1"}))
-    assert isinstance(found, remote.Failure)
-    error = remote.as_exception(found)
+    answer = ray_executor.compute_unit(task(versions={**one.versions, "jax": "0.0.1"}))
+    assert isinstance(answer, remote.Failure)
+    error = remote.as_exception(answer)
     assert isinstance(error, InputError) and str(error).startswith("jax must be 0.0.1 on every")
 
 
-def test_running_out_of_memory_in_a_worker_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    from purejaxpg.sweep import memory
+def test_running_out_of_memory_in_a_worker_reaches_the_driver(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from purejaxpg.sweep import compute, memory
 
-    monkeypatch.setattr(memory, "limit", lambda devices: 1000)
+    large = types.SimpleNamespace(bytes_per_device=2000, rows=2)
+    monkeypatch.setattr(compute, "build", lambda *_: large)
+    monkeypatch.setattr(memory, "limit", lambda devices: 1500)
     ray_executor.backend_of.cache_clear()
-    found = ray_executor.compute_unit(task())
-    assert isinstance(found, remote.Failure)
-    error = remote.as_exception(found)
-    assert isinstance(error, engine.OutOfMemory) and error.fits < 2
+    answer = ray_executor.compute_unit(task())
+    assert isinstance(answer, remote.Failure)
+    error = remote.as_exception(answer)
+    assert isinstance(error, memory.OutOfMemory) and error.fits == 1
+    ray_executor.backend_of.cache_clear()  # it holds the program that was made up
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,7 +67,7 @@ def test_score_function_is_that_of_rlax():
 
     def own(x):
         return losses.score_function(
-            distributions.Categorical(x).log_prob(action), advantage
+            distributions.categorical(x).log_prob(action), advantage
         ).mean()
 
     def peer(x):
@@ -102,10 +102,10 @@ def test_optimal_baseline_by_hand_and_its_reductions():
 
 
 def bandit():
-    """Probabilities, scores and values of a choice among four, drawn once and for all."""
+    """Probabilities, scores and values of a choice among four, always the same draw."""
     example = tiny_mdp.example()
-    policy = distributions.Categorical(jnp.asarray(example.bandit_logits))
-    p = jnp.exp(policy.log_probs)
+    policy = distributions.categorical(jnp.asarray(example.bandit_logits))
+    p = jnp.exp(policy.logits)
     return p, jnp.eye(4) - p[None], jnp.asarray(example.bandit_value)
 
 
@@ -124,8 +124,8 @@ def test_optimal_baseline_minimises_the_variance_of_the_gradient_of_a_bandit():
         grid = np.linspace(-2.0, 2.0, 401)
         assert grid[np.argmin([variance(b) for b in grid])] == pytest.approx(best, abs=0.0051)
         assert best == pytest.approx(0.5487, abs=1e-4)
-        found = [variance(b) for b in (best, float(jnp.sum(p * value)), 0.0)]
-        np.testing.assert_allclose(found, [0.1573, 0.1647, 0.3546], atol=1e-4)
+        variances = [variance(b) for b in (best, float(jnp.sum(p * value)), 0.0)]
+        np.testing.assert_allclose(variances, [0.1573, 0.1647, 0.3546], atol=1e-4)
 
 
 @pytest.mark.parametrize("clip_eps", [0.0, 0.1, 0.3, 2.0])
@@ -173,11 +173,11 @@ def test_at_ratio_one_every_surrogate_has_the_plain_policy_gradient():
     rng = np.random.default_rng(1)
     logits, advantage = single(rng.normal(size=(32, 4)), rng.normal(size=32))
     action = jnp.asarray(rng.integers(0, 4, 32))
-    old_log_prob = distributions.Categorical(logits).log_prob(action)
+    old_log_prob = distributions.categorical(logits).log_prob(action)
 
     def surrogate(loss, *extra):
         def total(x):
-            log_prob = distributions.Categorical(x).log_prob(action)
+            log_prob = distributions.categorical(x).log_prob(action)
             return loss(log_prob, old_log_prob, advantage, *extra).mean()
 
         return jax.grad(total)(logits)
@@ -238,13 +238,13 @@ def test_ppo_kl_penalty_by_hand():
 
 
 def test_ppo_kl_penalty_pulls_back_towards_the_old_policy():
-    old = distributions.Categorical(jnp.array([[0.3, -0.2, 0.1]]))
+    old = distributions.categorical(jnp.array([[0.3, -0.2, 0.1]]))
     action, advantage = jnp.array([1]), jnp.zeros(1)
 
     def loss(logits):
-        new = distributions.Categorical(logits)
+        new = distributions.categorical(logits)
         return losses.ppo_kl_penalty(
-            new.log_prob(action), old.log_prob(action), advantage, old.kl(new), 2.0
+            new.log_prob(action), old.log_prob(action), advantage, old.kl_divergence(new), 2.0
         ).sum()
 
     logits = old.logits + jnp.array([[0.5, 0.0, -0.5]])
@@ -323,7 +323,7 @@ def test_value_loss_against_stable_baselines(case):
         actual = 2.0 * losses.value_loss_clipped(value, old_value, target, jnp.inf).mean()
         np.testing.assert_allclose(actual, logged, rtol=1e-5)
         return
-    # It takes the clipped error alone, and not the larger of the two.
+    # It uses the clipped error alone, not the larger of the two.
     clipped = old_value + jnp.clip(value - old_value, -clip_eps, clip_eps)
     np.testing.assert_allclose(jnp.square(clipped - target).mean(), logged, rtol=1e-5)
     larger = jnp.maximum(jnp.square(clipped - target), jnp.square(value - target))
@@ -424,8 +424,9 @@ def test_soft_policy_is_least_where_the_policy_is_the_softmax_of_the_values():
         alpha = 0.3
 
         def loss(logits):
-            policy = distributions.Categorical(logits)
-            return policy.expectation(losses.soft_policy(policy.log_probs, value, alpha)).sum()
+            policy = distributions.categorical(logits)
+            loss = losses.soft_policy(policy.logits, value, alpha)
+            return distributions.expectation(policy, loss).sum()
 
         best, slopes = jax.value_and_grad(loss)(value / alpha)
         np.testing.assert_allclose(slopes, jnp.zeros((5, 4)), atol=1e-14)
@@ -439,11 +440,11 @@ def test_soft_policy_is_least_where_the_policy_is_the_softmax_of_the_values():
 def test_soft_policy_over_all_actions_is_the_mean_over_samples():
     (logits,) = single([0.4, -1.0, 0.3, 1.1])
     value = jnp.array([1.0, 3.0, -2.0, 0.5])
-    policy = distributions.Categorical(logits)
-    exact = policy.expectation(losses.soft_policy(policy.log_probs, value, 0.7))
+    policy = distributions.categorical(logits)
+    exact = distributions.expectation(policy, losses.soft_policy(policy.logits, value, 0.7))
     num_samples = 40_000
-    many = distributions.Categorical(jnp.broadcast_to(logits, (num_samples, 4)))
-    action = many.sample(jax.random.key(6))
+    many = distributions.categorical(jnp.broadcast_to(logits, (num_samples, 4)))
+    action = many.sample(seed=jax.random.key(6))
     sampled = losses.soft_policy(many.log_prob(action), value[action], 0.7)
     assert sampled.shape == (num_samples,)
     deviation = float(sampled.std()) / np.sqrt(num_samples)
@@ -454,10 +455,10 @@ def test_soft_policy_of_samples_as_data_teaches_nothing_on_average():
     logits, value = single([0.4, -1.0, 0.3], [1.0, 3.0, -2.0])
 
     def loss(x, weights_move):
-        policy = distributions.Categorical(x)
-        p = jnp.exp(policy.log_probs)
+        policy = distributions.categorical(x)
+        p = jnp.exp(policy.logits)
         p = p if weights_move else jax.lax.stop_gradient(p)
-        return jnp.sum(p * losses.soft_policy(policy.log_probs, value, 0.7))
+        return jnp.sum(p * losses.soft_policy(policy.logits, value, 0.7))
 
     np.testing.assert_allclose(jax.grad(loss)(logits, False), jnp.zeros(3), atol=1e-6)
     assert float(jnp.abs(jax.grad(loss)(logits, True)).max()) > 0.1
@@ -534,19 +535,19 @@ def test_approximate_kl_is_never_negative_and_keeps_its_digits_near_zero():
 
 def test_approximate_kl_has_the_mean_of_the_old_policy_from_the_new():
     logits, old_logits = single([0.1, -1.0, 0.7, 0.3], [-0.4, 0.2, 0.9, 0.0])
-    new, old = distributions.Categorical(logits), distributions.Categorical(old_logits)
+    new, old = distributions.categorical(logits), distributions.categorical(old_logits)
     p = jnp.exp(jax.nn.log_softmax(old_logits))
 
     def mean(x):
         log_prob = jax.nn.log_softmax(x)
         return jnp.sum(p * losses.approximate_kl(log_prob, jax.nn.log_softmax(old_logits)))
 
-    forward, backward = float(old.kl(new)), float(new.kl(old))
+    forward, backward = float(old.kl_divergence(new)), float(new.kl_divergence(old))
     assert float(mean(logits)) == pytest.approx(forward, rel=1e-5)
     assert abs(forward - backward) > 0.01
     np.testing.assert_allclose(
         jax.grad(mean)(logits),
-        jax.grad(lambda x: old.kl(distributions.Categorical(x)))(logits),
+        jax.grad(lambda x: old.kl_divergence(distributions.categorical(x)))(logits),
         rtol=1e-5,
         atol=1e-6,
     )

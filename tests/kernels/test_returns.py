@@ -59,7 +59,7 @@ def loop_n_step(reward, next_value, terminated, done, gamma, n):
 
 
 def loop_lambda_return(reward, next_value, terminated, done, gamma, gae_lambda):
-    """The forward view: every n-step return with its own weight, the longest with all the rest."""
+    """The forward view: every n-step return with its own weight, the longest with the remainder."""
     out = np.zeros(len(reward))
     for t in range(len(reward)):
         horizon = 1
@@ -184,9 +184,9 @@ def test_gae_by_hand():
     # delta = 1 + 20/2 - 10 = 1,  2 + 8/2 - 20 = -14,  3 + 40/2 - 30 = -7,  4 - 40 = -36,
     #         5 + 60/2 - 50 = -15
     # A_4 = -15
-    # A_3 = -36                 terminated: A_4 does not come in
+    # A_3 = -36                 terminated: A_4 does not count
     # A_2 = -7 - 36/4 = -16
-    # A_1 = -14                 truncated: A_2 does not come in
+    # A_1 = -14                 truncated: A_2 does not count
     # A_0 = 1 - 14/4  = -2.5
     assert returns.gae(*by_hand(), 0.5, 0.5).tolist() == [-2.5, -14.0, -16.0, -36.0, -15.0]
 
@@ -260,7 +260,7 @@ def test_truncation_agrees_with_folding_the_bootstrap_into_the_reward(seed, gamm
     gae = jax.jit(returns.gae)
     direct = gae(*on_device(reward, value, next_value, terminated, done), gamma, gae_lambda)
     folded = reward + gamma * truncated * next_value
-    # Where one flag serves both jobs, next_value past an end is not used: any value will do.
+    # If one flag serves both jobs, next_value past an end is not used: any value will do.
     shifted = np.concatenate([value[1:], next_value[-1:]])
     own = gae(*on_device(folded, value, shifted, done, done), gamma, gae_lambda)
     peer = rlax_gae(
@@ -303,7 +303,7 @@ def test_swapped_flags_are_noticed():
 
 @pytest.mark.parametrize("gae_lambda", [0.0, 0.9, 1.0])
 def test_a_time_limit_does_not_change_what_the_critic_learns(gae_lambda):
-    # One state, reward 1 for ever, cut every 5 steps: V = 1 / (1 - 0.9) = 10. Taken for
+    # One state, reward 1 for ever, cut every 5 steps: V = 1 / (1 - 0.9) = 10. Treated as
     # terminations, the cuts leave at most 1 + 0.9 + ... + 0.9^4 = 4.0951.
     reward = jnp.ones(25)
     truncated = (jnp.arange(25) % 5) == 4
@@ -378,7 +378,7 @@ def test_discounted_return_is_that_of_rlax():
 @pytest.mark.parametrize("truncations", [False, True])
 def test_lambda_return_is_that_of_rlax(gae_lambda, truncations):
     reward, _, next_value, terminated, done = on_device(*rollout(10, (12,), truncations))
-    # rlax has one flag, but takes a mixture per step, and none of it at an end is a bootstrap.
+    # rlax has one flag but a mixture per step; a mixture of zero at an end is a bootstrap.
     peer = rlax.lambda_returns(
         reward, 0.9 * (1.0 - terminated), next_value, gae_lambda * (1.0 - done)
     )

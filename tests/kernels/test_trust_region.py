@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import distrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,12 +50,12 @@ def policy(kind: str, params: jax.Array, obs: jax.Array) -> Any:
         start += math.prod(shape)
     output = jnp.tanh(obs @ layer["w1"] + layer["b1"]) @ layer["w2"] + layer["b2"]
     if kind == "categorical":
-        return distributions.Categorical(output)
-    return distributions.DiagGaussian(output, 0.5 * params[start:])
+        return distributions.categorical(output)
+    return distributions.diag_gaussian(output, 0.5 * params[start:])
 
 
 def make_problem(kind: str, seed: int = 0) -> Problem:
-    """Random parameters and states in the precision that is switched on."""
+    """Random parameters and states in the current precision."""
     generator = np.random.default_rng(seed)
     params, obs = generator.normal(size=NUM_PARAMS[kind]), generator.normal(size=(BATCH, OBS))
     return Problem(*(jnp.asarray(x, jnp.result_type(float)) for x in (params, obs)))
@@ -73,7 +74,7 @@ def fisher_matrix(kind: str, problem: Problem) -> jax.Array:
 
 @jax.jit
 def softmax_fisher(logits: jax.Array) -> jax.Array:
-    product = trust_region.fisher_vector_product(distributions.Categorical, logits)
+    product = trust_region.fisher_vector_product(distributions.categorical, logits)
     return jax.vmap(product, out_axes=1)(jnp.eye(logits.size))
 
 
@@ -82,9 +83,8 @@ def outputs_and_slopes(kind: str, problem: Problem) -> Any:
     def outputs(params: jax.Array) -> Any:
         distribution = policy(kind, params, problem.obs)
         if kind == "categorical":
-            return jax.nn.log_softmax(distribution.logits)
-        shape = distribution.mean.shape
-        return distribution.mean, jnp.broadcast_to(distribution.log_std, shape)
+            return distribution.logits
+        return distribution.mean(), jnp.log(distribution.stddev())
 
     return outputs(problem.params), jax.jacrev(outputs)(problem.params)
 
@@ -121,16 +121,16 @@ def test_it_is_the_curvature_of_the_divergence_in_both_directions(kind: str, dou
     old = policy(kind, problem.params, problem.obs)
 
     def forward(params: jax.Array) -> jax.Array:
-        return old.kl(policy(kind, params, problem.obs)).mean()
+        return old.kl_divergence(policy(kind, params, problem.obs)).mean()
 
     def backward(params: jax.Array) -> jax.Array:
-        return policy(kind, params, problem.obs).kl(old).mean()
+        return policy(kind, params, problem.obs).kl_divergence(old).mean()
 
     actual = np.asarray(fisher_matrix(kind, problem))
     for divergence in (forward, backward):
         curvature = jax.jit(jax.hessian(divergence))(problem.params)
         np.testing.assert_allclose(actual, curvature, rtol=0.0, atol=1e-9)
-    # Not the same function after all: away from the old policy the directions differ.
+    # The functions are not the same: away from the old policy the directions differ.
     away = problem.params + 0.3
     assert abs(float(forward(away) / backward(away)) - 1.0) > 0.01
 
@@ -150,7 +150,7 @@ def test_with_both_sides_moving_there_is_nothing_left(kind: str, double: None) -
 
     def divergence(params: jax.Array) -> jax.Array:
         both = policy(kind, params, problem.obs)
-        return both.kl(both).mean()
+        return both.kl_divergence(both).mean()
 
     naive = jax.jit(jax.hessian(divergence))(problem.params)
     np.testing.assert_allclose(naive, np.zeros(naive.shape), atol=1e-12)
@@ -165,8 +165,8 @@ def test_fisher_of_a_softmax_by_hand() -> None:
 
 
 def test_fisher_of_a_gaussian_by_hand() -> None:
-    def six_states(params: jax.Array) -> distributions.DiagGaussian:
-        return distributions.DiagGaussian(jnp.tile(params[:1], (6, 1)), params[1:])
+    def six_states(params: jax.Array) -> Any:
+        return distributions.diag_gaussian(jnp.tile(params[:1], (6, 1)), params[1:])
 
     # One component in six states: 1 / sigma^2 = 1/4 for the mean, 2 for log sigma, once and not
     # six times or a sixth, although six states share it.
@@ -196,8 +196,8 @@ def test_more_leading_axes_are_more_states(double: None) -> None:
 def test_an_impossible_action_adds_nothing(nothing: float) -> None:
     possible = jnp.array([0.3, -0.7, 1.1])
 
-    def masked(params: jax.Array) -> distributions.Categorical:
-        return distributions.Categorical(jnp.concatenate([params, jnp.array([nothing])]))
+    def masked(params: jax.Array) -> Any:
+        return distributions.categorical(jnp.concatenate([params, jnp.array([nothing])]))
 
     @jax.jit
     def matrix(params: jax.Array) -> jax.Array:
@@ -231,9 +231,24 @@ def test_products_under_jit_vmap_and_scan(kind: str, double: None) -> None:
         np.testing.assert_allclose(row, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_parameters_have_to_be_a_vector() -> None:
+def test_any_distribution_of_distrax_with_a_divergence_will_do(double: None) -> None:
+    problem = make_problem("gaussian")
+
+    def multivariate(params: jax.Array) -> Any:
+        gaussian = policy("gaussian", params, problem.obs)
+        return distrax.MultivariateNormalDiag(gaussian.mean(), gaussian.stddev())
+
+    @jax.jit
+    def product(params: jax.Array) -> jax.Array:
+        return trust_region.fisher_vector_product(multivariate, params)(jnp.ones_like(params))
+
+    expected = explicit_fisher("gaussian", problem).sum(axis=1)
+    np.testing.assert_allclose(product(problem.params), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_parameters_must_be_a_vector() -> None:
     with pytest.raises(AssertionError, match="rank"):
-        trust_region.fisher_vector_product(distributions.Categorical, jnp.zeros((2, 3)))
+        trust_region.fisher_vector_product(distributions.categorical, jnp.zeros((2, 3)))
 
 
 # --- conjugate gradient --------------------------------------------------------------------------
@@ -255,7 +270,7 @@ def solve(matrix: Any, b: Any, iterations: int) -> np.ndarray:
 
 
 def loop_conjugate_gradient(matrix: np.ndarray, b: np.ndarray, iterations: int) -> np.ndarray:
-    """Minimise over the span of b, A b, ... in one go, with no recursion to get wrong."""
+    """Minimise over the span of b, A b, ... directly, without a recursion."""
     basis = np.linalg.qr(
         np.stack([np.linalg.matrix_power(matrix, k) @ b for k in range(iterations)], axis=1)
     )[0]
@@ -357,7 +372,7 @@ def test_what_is_not_finite_is_not_hidden(broken: float) -> None:
 def softmax_direction(
     logits: jax.Array, gradient: jax.Array, damping: float, iterations: int
 ) -> jax.Array:
-    product = trust_region.fisher_vector_product(distributions.Categorical, logits)
+    product = trust_region.fisher_vector_product(distributions.categorical, logits)
     return trust_region.conjugate_gradient(lambda v: product(v) + damping * v, gradient, iterations)
 
 
@@ -385,8 +400,8 @@ def test_without_damping_a_gradient_in_the_range_gives_the_shortest_solution(dou
 
 @pytest.mark.parametrize(("x64", "tolerance"), [(True, 1e-9), (False, 1e-4)])
 def test_rounding_in_the_null_space_is_not_followed(x64: bool, tolerance: float) -> None:
-    # Rounding leaves a trace of the null direction in the residual, whose curvature of about zero
-    # would make the step along it as long as one likes.
+    # Rounding leaves a trace of the null direction in the residual. Its curvature is about zero, so
+    # the step along it would be arbitrarily long.
     generator = np.random.default_rng(8)
     with jax.enable_x64(x64):
         logits = jnp.asarray(generator.normal(size=(200, 4)))
@@ -455,10 +470,10 @@ def test_the_divergence_approaches_its_model(kind: str, double: None) -> None:
         fisher_direction = product_at(kind, problem)(direction)
         step = trust_region.step_to_boundary(direction, fisher_direction, max_kl)
         old, new = (policy(kind, p, problem.obs) for p in (problem.params, problem.params + step))
-        return jnp.abs(old.kl(new).mean() / max_kl - 1.0)
+        return jnp.abs(old.kl_divergence(new).mean() / max_kl - 1.0)
 
     excesses = np.array([float(excess(max_kl)) for max_kl in (1e-1, 1e-3, 1e-5, 1e-7)])
-    # The cubic term is as the root of the bound, so a hundredth of it leaves a tenth.
+    # The cubic term scales with the root of the bound: a hundredth of the bound leaves a tenth.
     assert np.all(excesses[1:] < 0.3 * excesses[:-1])
     assert excesses[-1] < 1e-3
 
@@ -508,7 +523,7 @@ STEP = np.array([1.0, -2.0, 2.0], np.float32)
 
 
 def distance(params: jax.Array) -> jax.Array:
-    """A divergence of 9/2 for the full step, and of c² times as much for a fraction c."""
+    """A divergence of 9/2 for the full step, and c² times that for a fraction c."""
     return 0.5 * jnp.sum(jnp.square(params - jnp.asarray(OLD)))
 
 
@@ -534,7 +549,7 @@ def uphill(params: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def rising_towards(peak: float) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
-    """A surrogate that is greatest at a fraction `peak` of the step, and back at its start at 2."""
+    """A surrogate with its maximum at a fraction `peak` of the step, and its initial value at 2."""
 
     def evaluate(params: jax.Array) -> tuple[jax.Array, jax.Array]:
         fraction = jnp.sum((params - jnp.asarray(OLD)) * jnp.asarray(STEP)) / 9.0
@@ -663,7 +678,7 @@ def test_random_policies_end_inside_and_better_or_where_they_were(double: None) 
     def evaluate(params: jax.Array, advantage: jax.Array) -> tuple[jax.Array, jax.Array]:
         new = policy("categorical", params, problem.obs)
         ratio = jnp.exp(new.log_prob(action) - old.log_prob(action))
-        return jnp.mean(ratio * advantage), old.kl(new).mean()
+        return jnp.mean(ratio * advantage), old.kl_divergence(new).mean()
 
     def one(advantage: jax.Array, step: jax.Array) -> Any:
         return trust_region.line_search(
@@ -696,7 +711,7 @@ def test_random_policies_end_inside_and_better_or_where_they_were(double: None) 
 
 
 def test_members_of_a_batch_stop_shrinking_on_their_own() -> None:
-    # Backtracks needed: 0, 1, 3, 7 and more than there are; and one whose step is broken.
+    # Backtracks needed: 0, 1, 3, 7 and more than allowed; and one whose step is not finite.
     scales = jnp.array([1.0, 2.0, 8.0, 100.0, 1e6, jnp.nan])
 
     def one(scale: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -19,10 +19,10 @@ def test_every_stored_number_is_in_its_place_and_all_else_is_nan(halved_in_part,
     assert dict(dataset.sizes) == {"run": 8, "update": 8, "episode": 4}
     expected = {name: np.full(dataset[name].shape, np.nan) for name in dataset}
     with Store.read(halved_in_part) as store:
-        rows = {run["run_id"]: i for i, run in enumerate(store.runs())}
-        done = {unit["name"] for unit in store.units() if unit["done"]}
+        rows = {run["run_id"]: i for i, run in enumerate(store.ledger.runs())}
+        done = {unit["name"] for unit in store.ledger.units() if unit["done"]}
         arrays = {unit: store.arrays(unit) for unit in done}
-        legs = [leg for leg in store.legs() if leg["unit"] in done]
+        legs = [leg for leg in store.ledger.legs() if leg["unit"] in done]
     assert len(legs) > len(rows)
     for leg in legs:
         row = rows[leg["run_id"]]
@@ -38,7 +38,7 @@ def test_every_stored_number_is_in_its_place_and_all_else_is_nan(halved_in_part,
 
 def test_coordinates_tell_the_runs_apart(halved_in_part, dataset):
     with Store.read(halved_in_part) as store:
-        runs = store.runs()
+        runs = store.ledger.runs()
     for name in ("run_id", "status", "stage", "seed", "score", "greedy_score"):
         assert dataset[name].dims == ("run",)
         assert dataset[name].values.tolist() == [run[name] for run in runs]

@@ -7,7 +7,8 @@ import pytest
 
 from purejaxpg import FaultError, InputError
 from purejaxpg.report import export
-from purejaxpg.sweep.store import Outcome, Run, Store
+from purejaxpg.sweep.ledger import Outcome, Run
+from purejaxpg.sweep.store import Store
 
 
 def read(path):
@@ -19,7 +20,7 @@ def test_runs_are_the_stores(halved_in_part, tmp_path):
     path = export.write(halved_in_part, tmp_path / "runs.csv", curves=False)
     rows = read(path)
     with Store.read(halved_in_part) as store:
-        runs = store.runs()
+        runs = store.ledger.runs()
     assert [row["run_id"] for row in rows] == [run["run_id"] for run in runs]
     assert {row["status"] for row in rows} == {"stopped", "done", "pending"}
     for row, run in zip(rows, runs, strict=True):
@@ -44,10 +45,10 @@ def test_curves_are_the_stores_leg_after_leg(halved_in_part, tmp_path):
     for row in rows:
         by_run.setdefault(row["run_id"], []).append(row)
     with Store.read(halved_in_part) as store:
-        done = [unit["name"] for unit in store.units() if unit["done"]]
+        done = [unit["name"] for unit in store.ledger.units() if unit["done"]]
         arrays = {name: store.arrays(name) for name in done}
-        legs = [leg for leg in store.legs() if leg["unit"] in done]
-        lengths = {run["run_id"]: export.updates(run) for run in store.runs()}
+        legs = [leg for leg in store.ledger.legs() if leg["unit"] in done]
+        lengths = {run["run_id"]: export.updates(run) for run in store.ledger.runs()}
     assert len(legs) > len(lengths)  # some runs have two legs
     assert {run_id: len(own) for run_id, own in by_run.items()} == lengths
     metrics = [name for name in arrays[done[0]] if not name.startswith("evaluation/")]
@@ -89,7 +90,7 @@ def synthetic(path, swept):
     """Two runs in two units, of which the first is committed and diverged."""
     runs = [Run(f"run{i}", {"env": "E"}, i, swept, stop=3, total=3) for i in range(2)]
     with Store.open(path, {}) as store:
-        store.plan({"a": runs[:1], "b": runs[1:]})
+        store.ledger.plan({"a": runs[:1], "b": runs[1:]})
         arrays = {"loss/x": np.array([[0.1, np.nan, np.inf]], np.float32)}
         outcome = Outcome("run0", "diverged", np.nan, 2.0, 2)
         facts = {"steps_per_update": 10, "steps_before": 7}

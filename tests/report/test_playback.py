@@ -9,11 +9,11 @@ from jax import random
 from PIL import Image
 
 import purejaxpg.agents
-from purejaxpg import FaultError, InputError, evaluate
+from purejaxpg import FaultError, InputError, evaluate, trainers
 from purejaxpg.report import playback
-from purejaxpg.sweep import sources
 from purejaxpg.sweep import spec as specs
-from purejaxpg.sweep.store import Outcome, Run, Store
+from purejaxpg.sweep.ledger import Outcome, Run
+from purejaxpg.sweep.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def play(out, run=playback.BEST, episodes=3, greedy=False, seed=0, gif=None, age
 def test_every_checkpoint_is_the_policy_that_was_scored(halved):
     """The engine's key plays the engine's episodes again, run by run, both legs long."""
     with Store.read(halved) as store:
-        runs = store.runs()
+        runs = store.ledger.runs()
         loaded = [playback.load(store, run, None, pytest.fail) for run in runs]
         arrays = {run["unit"]: store.arrays(run["unit"]) for run in runs}
     assert {run["status"] for run in runs} == {"done", "stopped"}
@@ -83,7 +83,7 @@ def test_what_is_said_is_what_was_played(halved):
 
 def test_the_best_run_is_one_of_full_length(halved):
     with Store.read(halved) as store:
-        best, runs = playback.find(store, playback.BEST), store.runs()
+        best, runs = playback.find(store, playback.BEST), store.ledger.runs()
     whole = [run for run in runs if run["status"] == "done"]
     assert best["run_id"] in {run["run_id"] for run in whole}
     mates = [run["score"] for run in whole if run["swept"] == best["swept"]]
@@ -97,7 +97,7 @@ def planned(path, outcomes):
         for i, (_, _, stop) in enumerate(outcomes)
     ]
     with Store.open(path, {}) as store:
-        store.plan({run.run_id: [run] for run in runs})
+        store.ledger.plan({run.run_id: [run] for run in runs})
         for run, (status, score, _) in zip(runs, outcomes, strict=True):
             if status != "pending":
                 store.commit(run.run_id, {}, None, [Outcome(run.run_id, status, score, 0.0, 1)], {})
@@ -119,7 +119,7 @@ def test_neither_a_stopped_nor_a_diverged_nor_a_pending_run_is_best(tmp_path):
 
 def test_an_unknown_run_gets_near_matches(halved):
     with Store.read(halved) as store:
-        known = store.runs()[0]["run_id"]
+        known = store.ledger.runs()[0]["run_id"]
     with pytest.raises(InputError, match=f"no run '{known[:6]}' .* did you mean {known}"):
         play(halved, known[:6])
     wrong = known[:-1] + ("0" if known[-1] != "0" else "1")
@@ -160,7 +160,7 @@ def test_bad_pictures_are_refused_before_anything_is_computed(halved, tmp_path):
 
 
 def test_a_file_is_executed_only_if_the_caller_names_it(fork, monkeypatch):
-    monkeypatch.setattr(sources, "_executed", {})  # as in a process that has not trained it
+    monkeypatch.setattr(trainers, "_executed", {})  # as in a process that has not trained it
     mark, file = fork / "executed", fork / "mine.py"
     mark.unlink(missing_ok=True)
     with pytest.raises(InputError, match=r"mine\.py.* executed only if you name it"):
@@ -179,7 +179,7 @@ def test_a_file_is_executed_only_if_the_caller_names_it(fork, monkeypatch):
 
 def test_a_changed_built_in_agent_is_noted(halved):
     with Store.read(halved) as store:
-        identity = {**store.identity, "agent_source": "0" * 16}
+        identity = {**store.ledger.identity, "agent_source": "0" * 16}
     said = []
     module = playback.load_agent(identity, None, said.append)
     assert module.__name__ == "purejaxpg.agents.ppo"

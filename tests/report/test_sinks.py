@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import stand_in
 
+from purejaxpg import signals
 from purejaxpg.report import curves, sinks
-from purejaxpg.sweep import signals
 from purejaxpg.sweep import store as stores
 
 pytest.importorskip("tensorboardX")
@@ -80,8 +80,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 def test_a_log_shows_the_run_over_all_its_rounds(whole: pathlib.Path) -> None:
     with stores.Store.read(whole) as store:
-        legs, runs = store.legs(), store.runs()
-        arrays = {unit["name"]: store.arrays(unit["name"]) for unit in store.units()}
+        legs, runs = store.ledger.legs(), store.ledger.runs()
+        arrays = {unit["name"]: store.arrays(unit["name"]) for unit in store.ledger.units()}
     assert {run["status"] for run in runs} == {"stopped", "done"}
     assert len(logged(whole)) == len(runs) == RUNS
     known = {(leg["run_id"], leg["round"]): leg for leg in legs}
@@ -188,7 +188,7 @@ def test_a_run_whose_beginning_is_damaged_waits(
     out = tmp_path / "out"
     stand_in.run(out)
     with stores.Store.open(out, {"kind": "halving"}) as store:
-        store.reset([unit["name"] for unit in store.units() if unit["round"] == 0])
+        store.ledger.reset([unit["name"] for unit in store.ledger.units() if unit["round"] == 0])
     assert "tensorboard --logdir" in finish(out)
     assert not (out / "tensorboard").exists()
     stand_in.run(out)
@@ -287,7 +287,7 @@ def test_what_wandb_is_asked_to_do(tmp_path: pathlib.Path, monkeypatch: pytest.M
     assert finish(out, "wandb") == f"Logs: wandb sync {out}/wandb"
     assert os.environ["WANDB_ERROR_REPORTING"] == "false"
     with stores.Store.read(out) as store:
-        runs = store.runs()
+        runs = store.ledger.runs()
     assert len(fake.runs) == len(runs) == RUNS
     for ours, theirs in zip(runs, fake.runs, strict=True):
         asked, rate = theirs.asked, ours["swept"]["learning_rate"]

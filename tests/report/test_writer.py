@@ -13,7 +13,8 @@ from rich.console import Console
 
 from purejaxpg import FaultError, InputError, stats
 from purejaxpg.report import analysis, curves, ranking, writer
-from purejaxpg.sweep.store import Outcome, Run, Store
+from purejaxpg.sweep.ledger import Outcome, Run
+from purejaxpg.sweep.store import Store
 
 UPDATES = 30
 
@@ -30,7 +31,7 @@ def make_store(path, configurations, scores, commit=None, arrays=True, chunk=4):
     starts = range(0, len(runs), chunk)
     units = {f"c{start:05d}": runs[start : start + chunk] for start in starts}
     with Store.open(path, {"n": len(runs)}) as store:
-        store.plan(units)
+        store.ledger.plan(units)
         for index, (name, members) in enumerate(units.items()):
             if commit is not None and index >= commit:
                 break
@@ -315,7 +316,7 @@ def staged(path, tuned, confirmed, identity=None):
                     config = {"env": "CartPole-v1", **swept}
                     runs.append(Run(name, config, seed, swept, stage, 0, 9, 9))
                     outcomes.append((name, "done", score))
-            store.plan({stage: runs}, index)
+            store.ledger.plan({stage: runs}, index)
             commit(store, stage, index, outcomes)
     return path
 
@@ -356,7 +357,7 @@ def halved(tmp_path):
                 for rate in kept
             ]  # fmt: skip
             name = f"round{index}"
-            store.plan({name: runs}, index)
+            store.ledger.plan({name: runs}, index)
             count = np.ones((len(runs), stop - start), np.float32)
             sums = np.stack([np.full(stop - start, score) for score in kept.values()])
             outcomes = [(str(rate), "done", score) for rate, score in kept.items()]
@@ -376,8 +377,8 @@ def test_what_was_stopped_early_ranks_last(halved):
 
 def test_the_legs_of_a_run_make_one_curve(halved):
     with Store.read(halved) as store:
-        arrays = {u["name"]: store.arrays(u["name"], curves.METRICS) for u in store.units()}
-        found = curves.of_runs(store, store.legs(), arrays)
+        arrays = {u["name"]: store.arrays(u["name"], curves.METRICS) for u in store.ledger.units()}
+        found = curves.of_runs(store, store.ledger.legs(), arrays)
     np.testing.assert_array_equal(found["0.01"].steps, np.arange(9) * 10 + 5)
     np.testing.assert_array_equal(found["0.01"].returns, [50.0] * 3 + [60.0] * 6)
     np.testing.assert_array_equal(found["0.0001"].steps, [5, 15, 25])
@@ -452,7 +453,7 @@ def test_where_all_scores_tie_a_diverged_configuration_is_last():
 def test_a_population_shows_how_its_best_member_came_to_be(tmp_path):
     with Store.read(synthetic_sweep.population(tmp_path / "out", 6, 4)) as store:
         data = analysis.of_store(store)
-        legs = {(leg["run_id"], leg["round"]): leg for leg in store.legs()}
+        legs = {(leg["run_id"], leg["round"]): leg for leg in store.ledger.legs()}
     ((_, schedule),) = data.schedules
     assert schedule.steps == [(0, 50), (50, 100), (100, 150), (150, 200)]
     # Followed back by hand.

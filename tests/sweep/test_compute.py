@@ -18,16 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 from flax import struct
 from jax import random
 
-from purejaxpg import FaultError, InputError, evaluate, prng
+from purejaxpg import FaultError, InputError, contract, evaluate, prng
 from purejaxpg import config as configs
-from purejaxpg.sweep import compute, engine, memory
+from purejaxpg.sweep import compute, memory
 from purejaxpg.sweep import plan as plans
-from purejaxpg.sweep import spec as specs
-
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @configs.dataclass
@@ -96,14 +94,16 @@ def policy(
 
 
 TOY = sys.modules[__name__]
-SPEC: Any = types.SimpleNamespace(agent=TOY, eval_episodes=3, rows_per_device=None)
+SPEC: Any = types.SimpleNamespace(
+    agent=TOY, eval_episodes=3, rows_per_device=None, given=contract.Given()
+)
 
 
-def run(number: int, **fields: Any) -> specs.Run:
-    return specs.Run(str(number), Config(**fields), 10 + number, {})
+def run(number: int, **fields: Any) -> plans.Run:
+    return plans.Run(str(number), Config(**fields), 10 + number, {})
 
 
-def unit(*runs: specs.Run, name: str = "u", stop: int = 7) -> plans.Unit:
+def unit(*runs: plans.Run, name: str = "u", stop: int = 7) -> plans.Unit:
     return plans.Unit(name, tuple(plans.Leg(each, 0, stop) for each in runs))
 
 
@@ -179,9 +179,9 @@ def test_a_minibatch_or_a_batch_is_what_activations_are_counted_for() -> None:
     assert compute.cpu_rows(one) == 4
     one.batch_size = 256  # type: ignore[attr-defined]
     assert compute.cpu_rows(one) == 8
-    assert compute.steps_before(one) == 0
+    assert contract.steps_before(one) == 0
     one.learning_starts = 70  # type: ignore[attr-defined]
-    assert compute.steps_before(one) == 70
+    assert contract.steps_before(one) == 70
 
 
 def test_the_backend_cuts_rounds_and_refuses_what_could_not_be_scored() -> None:
@@ -195,7 +195,7 @@ def test_the_backend_cuts_rounds_and_refuses_what_could_not_be_scored() -> None:
     assert [len(unit.legs) for unit in found.units] == [25, 15]
     backend.on_cpu = False
     assert backend.rows(Config(), 40) == 20
-    backend.spec = types.SimpleNamespace(rows_per_device=7)
+    backend.spec = types.SimpleNamespace(rows_per_device=7, agent=TOY)
     assert backend.rows(Config(), 40) == 7
     long = run(0, env_params={"max_steps_in_episode": 10**6})
     with pytest.raises(InputError, match="max_steps_in_episode"):
@@ -217,24 +217,23 @@ def test_a_signature_holds_static_fields_and_names_of_parameters() -> None:
 # --- segments -----------------------------------------------------------------------------------
 
 ROWS = 4
-SEGMENT = jax.jit(compute.segment_rows, static_argnums=(0, 1), compiler_options=QUICK)
+SEGMENT = jax.jit(compute.segment_rows, static_argnums=(0, 1), compiler_options=quick.OPTIONS)
 
 
-def segment(runs: list[specs.Run], first: int, count: int, states: Any = None, at: Any = None):
-    seeds, batch = compute.stack(runs, ROWS)
-    states = compute.start_rows(TOY, seeds, batch) if states is None else states
+def segment(runs: list[plans.Run], first: int, count: int, states: Any = None, at: Any = None):
+    inputs = (*compute.stack(runs, ROWS), None)
+    states = compute.start_rows(TOY, inputs, None) if states is None else states
     at = np.zeros(ROWS, np.int32) if at is None else at
-    return SEGMENT(TOY, 6, seeds, batch, states, at, np.int32(first), np.int32(count))
+    return SEGMENT(TOY, 6, inputs, None, states, at, np.int32(first), np.int32(count))
 
 
 def test_a_state_starts_from_fold_0() -> None:
-    seeds, batch = compute.stack([run(0), run(1)], 2)
-    states = compute.start_rows(TOY, seeds, batch)
+    states = compute.start_rows(TOY, (*compute.stack([run(0), run(1)], 2), None), None)
     expected = [float(random.uniform(key_of(seed, 0))) for seed in (10, 11)]
     assert states.drawn.tolist() == pytest.approx(expected)
 
 
-def test_a_segment_does_as_many_updates_as_it_is_told_with_their_own_keys() -> None:
+def test_a_segment_does_the_updates_it_is_asked_for_with_their_own_keys() -> None:
     runs = [run(i, learning_rate=float(i + 1)) for i in range(ROWS)]
     states, at, metrics = segment(runs, 1, 4)
     assert at.tolist() == [0] * ROWS
@@ -250,7 +249,7 @@ def test_a_segment_does_as_many_updates_as_it_is_told_with_their_own_keys() -> N
     np.testing.assert_allclose(states.params["w"][:, 1, 0], [6.0, 12.0, 18.0, 24.0])
 
 
-def test_the_first_bad_number_is_what_is_noted_and_it_stays() -> None:
+def test_the_first_update_with_a_bad_number_is_recorded_for_good() -> None:
     runs = [run(0), run(1, bad_param=3.0), run(2, bad_loss=2.0), run(3, bad_param=5.0)]
     states, at, _ = segment(runs, 1, 4)
     assert at.tolist() == [0, 3, 2, 0]  # the loss of row 2 is fine again, and its mark is not
@@ -258,7 +257,7 @@ def test_the_first_bad_number_is_what_is_noted_and_it_stays() -> None:
     assert at.tolist() == [0, 3, 2, 5]
 
 
-def test_parameters_and_losses_tell_and_nothing_else() -> None:
+def test_only_parameters_and_losses_count_as_diverged() -> None:
     good, bad = jnp.zeros((2, 3)), jnp.zeros((2, 3)).at[1, 2].set(jnp.inf)
     fine = {"loss/policy": jnp.zeros(2)}
     assert compute.finite({"a": good, "b": good}, fine).tolist() == [True, True]
@@ -272,13 +271,14 @@ def test_parameters_and_losses_tell_and_nothing_else() -> None:
 def test_a_score_is_evaluates_after_that_update() -> None:
     runs = [run(0, env_params={"gravity": 5.0}), run(1, env_params={"gravity": 20.0})]
     seeds, batch = compute.stack(runs, 2)
-    states = compute.start_rows(TOY, seeds, batch)
-    found = jax.jit(compute.score_rows, static_argnums=(0, 1), compiler_options=QUICK)(
-        TOY, 5, seeds, batch, states, np.int32(9)
+    inputs = (seeds, batch, None)
+    states = compute.start_rows(TOY, inputs, None)
+    found = jax.jit(compute.score_rows, static_argnums=(0, 1), compiler_options=quick.OPTIONS)(
+        TOY, 5, inputs, None, states, np.int32(9)
     )
     for row, each in enumerate(runs):
         state, config = jax.tree.map(lambda x, row=row: x[row], (states, batch))
-        expected = jax.jit(evaluate.score, static_argnums=(1, 4), compiler_options=QUICK)(
+        expected = jax.jit(evaluate.score, static_argnums=(1, 4), compiler_options=quick.OPTIONS)(
             key_of(each.seed, 2**31 + 9), TOY, state, config, 5
         )
         for name, value in expected.items():
@@ -397,32 +397,32 @@ def test_programs_of_the_last_groups_are_kept(monkeypatch: pytest.MonkeyPatch) -
     assert [(rows, devices) for _, rows, devices in made[-3:]] == [(3, 1), (4, 1), (3, 2)]
 
 
-def test_what_does_not_fit_is_refused_with_the_rows_that_may(
+def test_a_unit_that_does_not_fit_is_refused_with_the_rows_that_would(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     needs: Any = types.SimpleNamespace(bytes_per_device=1000, rows=10)
     compute.refuse_too_large(needs, 1000)
-    with pytest.raises(engine.OutOfMemory) as caught:
+    with pytest.raises(memory.OutOfMemory) as caught:
         compute.refuse_too_large(needs, 500)
     assert caught.value.fits == 4  # 0.9 * 10 * 500 / 1000 = 4.5
     monkeypatch.setattr(compute, "build", lambda *arguments: needs)
     monkeypatch.setattr(memory, "limit", lambda devices: 300 * len(devices))
-    with pytest.raises(engine.OutOfMemory) as caught:
+    with pytest.raises(memory.OutOfMemory) as caught:
         compute.Backend(SPEC, jax.devices()[:1] * 3).compile(group(unit(run(0)), unit(run(1))))
     assert caught.value.fits == 5  # the devices of two units count
     mebi: Any = types.SimpleNamespace(bytes_per_device=3 * 2**20, rows=10)
-    with pytest.raises(engine.OutOfMemory, match="10 rows need 3 MiB and 2 are free"):
+    with pytest.raises(memory.OutOfMemory, match="10 rows need 3 MiB and 2 are free"):
         compute.refuse_too_large(mebi, 2 * 2**20)
 
 
 @pytest.mark.parametrize(
     ("text", "kind", "words"),
     [
-        ("RESOURCE_EXHAUSTED: no room\nmore", engine.OutOfMemory, "9 rows ran out of memory"),
+        ("RESOURCE_EXHAUSTED: no room\nmore", memory.OutOfMemory, "9 rows ran out of memory"),
         ("INTERNAL: lost.\nmore", FaultError, "jax failed: INTERNAL: lost; what is done is kept"),
     ],
 )
-def test_what_jax_raises_is_told(text: str, kind: Any, words: str) -> None:
+def test_errors_of_jax_become_ours(text: str, kind: Any, words: str) -> None:
     with pytest.raises(kind, match=words) as caught, compute.out_of_memory(9):
         raise jax.errors.JaxRuntimeError(text)
     assert getattr(caught.value, "fits", 4) == 4
@@ -430,17 +430,18 @@ def test_what_jax_raises_is_told(text: str, kind: Any, words: str) -> None:
 
 def test_an_agent_that_breaks_the_contract_is_named() -> None:
     with pytest.raises(InputError, match=r"state of agent 'test_compute' must have .* params"):
-        compute.refuse_without_params(TOY, {"w": 1})
-    compute.refuse_without_params(TOY, types.SimpleNamespace(params=1))
+        contract.check_state(TOY, {"w": 1})
+    contract.check_state(TOY, types.SimpleNamespace(params=1))
     _, metrics = jax.eval_shape(lambda k, c: update(k, init(k, c), c), random.key(0), Config())
     rows = {name: jax.ShapeDtypeStruct((2, *x.shape), jnp.float32) for name, x in metrics.items()}
-    compute.refuse_metrics(TOY, rows)
-    for name in ("episode/return_sum", "episode/length_sum", "episode/count"):
+    contract.check_metrics(TOY, rows)
+    contract.check_metrics(TOY, {k: v for k, v in rows.items() if not k.startswith("episode/")})
+    for name in contract.CURVE:
         with pytest.raises(InputError, match=f"must hold '{name}'"):
-            compute.refuse_metrics(TOY, {k: v for k, v in rows.items() if k != name})
+            contract.check_metrics(TOY, {k: v for k, v in rows.items() if k != name})
     vector = jax.ShapeDtypeStruct((2, 3), jnp.float32)
     with pytest.raises(InputError, match=r"'x' of agent .* must be a scalar, .* shape \[3\]"):
-        compute.refuse_metrics(TOY, {**rows, "x": vector})
+        contract.check_metrics(TOY, {**rows, "x": vector})
 
 
 def test_an_agent_is_refused_before_anything_is_compiled() -> None:
@@ -448,13 +449,15 @@ def test_an_agent_is_refused_before_anything_is_compiled() -> None:
     without.__file__, without.policy = "without.py", policy
     without.init = lambda key, config: {"w": jnp.zeros(2)}
     without.update = update
-    spec: Any = types.SimpleNamespace(agent=without, eval_episodes=3, rows_per_device=None)
+    spec: Any = types.SimpleNamespace(
+        agent=without, eval_episodes=3, rows_per_device=None, given=contract.Given()
+    )
     backend = compute.Backend(spec, jax.devices()[:1])
     with pytest.raises(InputError, match="agent 'without' must have the attribute params"):
         backend.compile(group(unit(run(0))))
     without.init = init
-    without.update = lambda key, state, config: (state, {"loss/policy": jnp.float32(0)})
-    with pytest.raises(InputError, match="metrics of agent 'without' must hold 'episode/"):
+    without.update = lambda key, state, config: (state, {"episode/count": jnp.float32(0)})
+    with pytest.raises(InputError, match="metrics of agent 'without' must hold 'episode/return"):
         backend.compile(group(unit(run(0))))
 
 

@@ -1,5 +1,6 @@
 """The engine on real, tiny training: storing, resuming, grouping, devices, compilations."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -11,27 +12,46 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import quick
 from jax import random
 from tiny_sweep import TINY, contents, run, swept
 
 from purejaxpg import FaultError, InputError, evaluate
 from purejaxpg.agents import ppo
 from purejaxpg.report import curves
-from purejaxpg.sweep import compute, engine
+from purejaxpg.sweep import compute, memory
 from purejaxpg.sweep import progress as progresses
 from purejaxpg.sweep import search as searches
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import store as stores
 
 
-def test_results_are_stored_with_everything_that_made_them(tmp_path: pathlib.Path) -> None:
-    spec = swept()
-    printed = run(spec, tmp_path / "out")
+@dataclasses.dataclass(frozen=True)
+class Plain:
+    """A finished sweep."""
+
+    spec: specs.Spec
+    out: pathlib.Path
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Plain:
+    """Run `swept()`, with a line and a record of its progress after each segment."""
+    spec, out = swept(), tmp_path_factory.mktemp("plain") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progresses, "LINE_EVERY_S", 0.0)
+        patch.setattr(progresses, "LOG_EVERY_S", 0.0)
+        return Plain(spec, out, run(spec, out))
+
+
+def test_results_are_stored_with_everything_that_made_them(plain: Plain) -> None:
+    spec, printed = plain.spec, plain.printed
     assert "4 configurations x 2 seeds = 8 runs, " in printed
     assert "8 runs in 1 compilation." in printed
-    with stores.Store.read(tmp_path / "out") as store:
-        assert store.finished
-        runs, units = store.runs(), store.units()
+    with stores.Store.read(plain.out) as store:
+        assert store.ledger.finished
+        runs, units = store.ledger.runs(), store.ledger.units()
         arrays = store.arrays(units[0]["name"])
         template = jax.eval_shape(jax.vmap(ppo.init), *keys_and_configs(spec.runs[:2]))
         states = store.state(units[0]["name"], template)
@@ -46,7 +66,7 @@ def test_results_are_stored_with_everything_that_made_them(tmp_path: pathlib.Pat
     assert facts["env_steps"] == 64
 
 
-def test_steps_of_a_warm_up_count(tmp_path: pathlib.Path) -> None:
+def test_warm_up_steps_count(tmp_path: pathlib.Path) -> None:
     fields = {
         "env": "Pendulum-v1", "total_timesteps": 100, "learning_starts": 40, "num_envs": 2,
         "num_steps": 5, "num_gradient_steps": 1, "batch_size": 4, "replay_capacity": 60,
@@ -55,9 +75,9 @@ def test_steps_of_a_warm_up_count(tmp_path: pathlib.Path) -> None:
     plain = {"agent": "ddpg", "seeds": 1, "eval_episodes": 2, "config": fields}
     run(specs.from_dict(plain, "warm"), tmp_path)
     with stores.Store.read(tmp_path) as store:
-        (unit,) = store.units()
+        (unit,) = store.ledger.units()
         arrays = {unit["name"]: store.arrays(unit["name"], curves.METRICS)}
-        (curve,) = curves.of_runs(store, store.legs(), arrays).values()
+        (curve,) = curves.of_runs(store, store.ledger.legs(), arrays).values()
     assert unit["facts"]["steps_before"] == 40
     assert unit["facts"]["env_steps"] == 100
     assert curve.steps.tolist() == [45.0, 55.0, 65.0, 75.0, 85.0, 95.0]
@@ -68,15 +88,16 @@ def keys_and_configs(runs: Any) -> tuple[jax.Array, Any]:
     return compute.run_keys(seeds, 0), configs
 
 
-def test_an_interrupted_sweep_goes_on_and_ends_with_the_same_bits(tmp_path: pathlib.Path) -> None:
-    spec = swept()
-    run(spec, tmp_path / "whole")
+def test_an_interrupted_sweep_resumes_to_the_same_bits(
+    plain: Plain, tmp_path: pathlib.Path
+) -> None:
+    spec = plain.spec
     with pytest.raises(KeyboardInterrupt):
         run(spec, tmp_path / "cut", stop_after=1)
     with stores.Store.read(tmp_path / "cut") as store:
-        assert len(store.pending()) == 3
+        assert len(store.ledger.pending()) == 3
     run(spec, tmp_path / "cut")
-    whole, cut = contents(tmp_path / "whole"), contents(tmp_path / "cut")
+    whole, cut = contents(plain.out), contents(tmp_path / "cut")
     assert whole.keys() == cut.keys()
     for unit, arrays in whole.items():
         for name, array in arrays.items():
@@ -121,14 +142,13 @@ def test_padding_is_cut_off(tmp_path: pathlib.Path) -> None:
     assert shapes == [(2, 4), (1, 4)]
 
 
-def test_a_run_alone_draws_the_stream_of_the_sweep(tmp_path: pathlib.Path) -> None:
-    """At the same unit size even the bits agree: seed and configuration are all that counts."""
-    run(swept(), tmp_path / "sweep")
+def test_a_run_alone_draws_the_stream_of_the_sweep(plain: Plain, tmp_path: pathlib.Path) -> None:
+    """At the same unit size even the bits agree: only seed and configuration count."""
     fields = {**TINY["config"], "learning_rate": 1e-2, "gamma": 0.99}
     alone = specs.from_dict({**TINY, "seeds": [1], "config": fields, "sweep": {}}, "alone")
     run(alone, tmp_path / "alone")
-    with stores.Store.read(tmp_path / "sweep") as store:
-        row = next(r for r in store.runs() if r["run_id"] == alone.runs[0].run_id)
+    with stores.Store.read(plain.out) as store:
+        row = next(r for r in store.ledger.runs() if r["run_id"] == alone.runs[0].run_id)
         among = {k: v[row["row"]] for k, v in store.arrays(row["unit"]).items()}
     (single,) = contents(tmp_path / "alone").values()
     for name, array in among.items():
@@ -152,8 +172,8 @@ def test_the_sweep_is_train_and_evaluate(tmp_path: pathlib.Path) -> None:
 def test_a_diverged_run_is_marked_and_stored(tmp_path: pathlib.Path) -> None:
     run(swept(learning_rate=[1e-3, 1e38], max_grad_norm=[float("inf")]), tmp_path / "out")
     with stores.Store.read(tmp_path / "out") as store:
-        status = {(r["swept"]["learning_rate"], r["status"]) for r in store.runs()}
-        at = [r["diverged_at"] for r in store.runs() if r["status"] == "diverged"]
+        status = {(r["swept"]["learning_rate"], r["status"]) for r in store.ledger.runs()}
+        at = [r["diverged_at"] for r in store.ledger.runs() if r["status"] == "diverged"]
     assert status == {(1e-3, "done"), (1e38, "diverged")}
     assert all(1 <= update <= 4 for update in at)
 
@@ -162,7 +182,7 @@ def on_four_devices(call: str, *words: str) -> None:
     """Run `call`, an expression about this module, in a process with four CPU devices."""
     here = pathlib.Path(__file__).resolve()
     path = os.pathsep.join(map(str, (here.parent, here.parents[1], here.parents[2])))
-    flags = "--xla_force_host_platform_device_count=4"
+    flags = f"--xla_force_host_platform_device_count=4 {quick.FLAGS}"
     subprocess.run(
         [sys.executable, "-c", f"import sys, test_engine\n{call}", *words],
         env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": path},
@@ -238,56 +258,50 @@ def test_a_fork_may_keep_a_key_in_its_state(tmp_path: pathlib.Path) -> None:
     spec = forked(tmp_path, "metrics")
     run(spec, tmp_path / "out")
     with stores.Store.read(tmp_path / "out") as store:
-        assert store.finished
+        assert store.ledger.finished
 
 
 @pytest.mark.parametrize(
     ("metrics", "words"),
     [
-        ("{}", "must hold 'episode/return_sum'"),
+        ('{"episode/count": metrics["episode/count"]}', "must hold 'episode/return_sum'"),
         ("{**metrics, 'x': state.inner.obs}", "'x' of agent .* must be a scalar"),
     ],
 )
-def test_a_fork_that_breaks_the_contract_is_told_before_training(
+def test_a_fork_that_breaks_the_contract_is_refused_before_training(
     tmp_path: pathlib.Path, metrics: str, words: str
 ) -> None:
     with pytest.raises(InputError, match=words):
         run(forked(tmp_path, metrics), tmp_path / "out")
 
 
-def test_plain_progress_lines(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progresses, "LINE_EVERY_S", 0.0)
-    printed = run(swept(), tmp_path / "out")
-    assert "steps/s, " in printed
-    assert " agents/s, best " in printed
-    assert "(learning_rate=" in printed
-    assert "about" in printed
-    assert "s left" in printed
+def test_plain_progress_lines(plain: Plain) -> None:
+    for words in ("steps/s, ", " agents/s, best ", "(learning_rate=", "about", "s left"):
+        assert words in plain.printed
 
 
 def rounds_of(out: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
     """The legs of each run, with their arrays, in order."""
     with stores.Store.read(out) as store:
-        arrays = {unit["name"]: store.arrays(unit["name"]) for unit in store.units()}
-        found: dict[str, list[dict[str, Any]]] = {}
-        for leg in store.legs():
+        arrays = {unit["name"]: store.arrays(unit["name"]) for unit in store.ledger.units()}
+        legs: dict[str, list[dict[str, Any]]] = {}
+        for leg in store.ledger.legs():
             rows = {name: array[leg["row"]] for name, array in arrays[leg["unit"]].items()}
-            found.setdefault(leg["run_id"], []).append({**leg, "arrays": rows})
-    return found
+            legs.setdefault(leg["run_id"], []).append({**leg, "arrays": rows})
+    return legs
 
 
 HALVING = {**TINY, "halving": {"rungs": 2, "eta": 2}, "search": {}}
 
 
-def test_a_rung_is_a_prefix_of_the_same_run(tmp_path: pathlib.Path) -> None:
+def test_a_rung_is_a_prefix_of_the_same_run(plain: Plain, tmp_path: pathlib.Path) -> None:
     """Runs that reach the last rung have the metrics and the score of the plain sweep, bitwise."""
-    run(swept(), tmp_path / "plain")
     run(specs.from_dict(HALVING, "tiny"), tmp_path / "halved")
-    plain, halved = rounds_of(tmp_path / "plain"), rounds_of(tmp_path / "halved")
-    assert plain.keys() == halved.keys()
+    wholes, halved = rounds_of(plain.out), rounds_of(tmp_path / "halved")
+    assert wholes.keys() == halved.keys()
     assert sorted(len(legs) for legs in halved.values()) == [1] * 4 + [2] * 4
     for name, legs in halved.items():
-        (whole,) = plain[name]
+        (whole,) = wholes[name]
         assert [(leg["start"], leg["stop"]) for leg in legs] == [(0, 2), (2, 4)][: len(legs)]
         for metric in ("loss/policy", "episode/return_sum"):
             pieces = np.concatenate([leg["arrays"][metric] for leg in legs])
@@ -295,7 +309,8 @@ def test_a_rung_is_a_prefix_of_the_same_run(tmp_path: pathlib.Path) -> None:
         if len(legs) == 2:
             assert legs[1]["score"] == whole["score"]
     with stores.Store.read(tmp_path / "halved") as store:
-        assert sorted(row["status"] for row in store.runs()) == ["done"] * 4 + ["stopped"] * 4
+        statuses = sorted(row["status"] for row in store.ledger.runs())
+        assert statuses == ["done"] * 4 + ["stopped"] * 4
 
 
 PBT = {
@@ -331,7 +346,7 @@ def test_a_population_copies_states_and_resumes_to_the_same_bits(tmp_path: pathl
                 assert np.array_equal(array, other["arrays"][metric]), metric
 
 
-def test_a_unit_too_large_is_made_smaller_and_said_so(
+def test_a_unit_too_large_is_made_smaller_with_a_note(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A limit between the needs of one row and of four; the results are those of small units."""
@@ -348,9 +363,9 @@ def test_a_unit_too_large_is_made_smaller_and_said_so(
     monkeypatch.setattr(compute.memory, "limit", lambda devices: needs[0] // 2)
     printed = run(spec, tmp_path / "out")
     with stores.Store.read(tmp_path / "out") as store:
-        assert store.finished
-        rows = {unit["size"] for unit in store.units()}
-        (note,) = store.notes()
+        assert store.ledger.finished
+        rows = {unit["size"] for unit in store.ledger.units()}
+        (note,) = store.ledger.notes()
     assert len(rows) == 1 and max(rows) < 8
     assert "8 rows need" in note and f"with {max(rows)} rows a device instead" in note
     assert note in printed
@@ -373,23 +388,19 @@ def test_no_memory_for_a_single_row_is_a_sentence(
 
 @pytest.mark.parametrize(
     ("message", "expected"),
-    [("RESOURCE_EXHAUSTED: no 9 GB", engine.OutOfMemory), ("INTERNAL: lost", FaultError)],
+    [("RESOURCE_EXHAUSTED: no 9 GB", memory.OutOfMemory), ("INTERNAL: lost", FaultError)],
 )
-def test_errors_of_jax_are_told_apart(message: str, expected: type[Exception]) -> None:
+def test_errors_of_jax_are_distinguished(message: str, expected: type[Exception]) -> None:
     with pytest.raises(expected), compute.out_of_memory(8):
         raise jax.errors.JaxRuntimeError(message)
 
 
-def test_the_log_can_be_followed_by_programs(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(progresses, "LOG_EVERY_S", 0.0)
-    run(swept(), tmp_path / "out")
-    lines = (tmp_path / "out" / "progress.jsonl").read_text(encoding="utf-8").splitlines()
-    found = [json.loads(line) for line in lines]
-    assert [line["env_steps"] for line in found] == sorted(line["env_steps"] for line in found)
-    assert found[-1]["env_steps"] == found[-1]["env_steps_to_do"] == 8 * 64
-    assert found[-1]["best"].startswith("learning_rate=")
+def test_programs_can_follow_the_log(plain: Plain) -> None:
+    lines = (plain.out / "progress.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record["steps"] for record in records] == sorted(record["steps"] for record in records)
+    assert records[-1]["steps"] == records[-1]["steps_to_do"] == 8 * 64
+    assert records[-1]["best"].startswith("learning_rate=")
 
 
 def test_only_the_programs_of_the_last_groups_stay_in_memory(

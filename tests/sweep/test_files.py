@@ -1,6 +1,6 @@
-"""Every file of a result directory is protected against a flipped bit, or listed here as not.
+"""Every file of a result directory is protected against a flipped bit, or listed as unprotected.
 
-On real training: a search with the snapshots, the log and the report that it leaves behind.
+Files come from real training: a search with its snapshots, its log and its report.
 """
 
 import fnmatch
@@ -30,10 +30,10 @@ PROTECTED = {  # pattern of files: what fsck calls the damage
     "progress/*/MANIFEST.json": "snapshot",
     "progress/*/arrays/*": "snapshot",
 }
-UNPROTECTED = {  # pattern of files: why it need not be
+UNPROTECTED = {  # pattern of files: why it needs no protection
     "lock": "it is empty",
-    "ledger.sqlite-shm": "an index that SQLite makes anew",
-    "ledger.sqlite-wal": "SQLite's own checksums end it where it is damaged (test_faults.py)",
+    "ledger.sqlite-shm": "an index that SQLite rebuilds",
+    "ledger.sqlite-wal": "SQLite's own checksums cut it at the damage (test_faults.py)",
     "progress.jsonl": "a log; nothing reads it back",
     "report/*": "made of the results; `purejaxpg report` writes it again",
     "tensorboard/*": "made of the results; `purejaxpg sweep --log` writes what is missing",
@@ -44,7 +44,7 @@ UNPROTECTED = {  # pattern of files: why it need not be
 
 @pytest.fixture(scope="module")
 def left(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """All that a sweep can leave: interrupted in its second rung, reported and exported."""
+    """Return all that a sweep can leave: interrupted in its second rung, reported and exported."""
     out = tmp_path_factory.mktemp("left") / "out"
     spec = specs.from_dict(tiny_sweep.HALVED, "tiny")
     stores.Store.open(out, dict(spec.identity), "# The text of the sweep file.\n").close()

@@ -1,4 +1,4 @@
-"""What `plan` says before anything is spent, and what `plan --tune` writes."""
+"""The report of `plan` before anything is computed, and the file that `plan --tune` writes."""
 
 import pathlib
 import tomllib
@@ -24,7 +24,7 @@ def make(**changed: Any) -> specs.Spec:
     return specs.from_dict({**TINY, **changed}, "tiny")
 
 
-def test_a_plan_says_what_differs_and_in_which_pieces() -> None:
+def test_a_plan_lists_static_fields_and_units() -> None:
     axes = {"learning_rate": [1e-3, 1e-2], "num_epochs": [1, 2], "activation": ["tanh", "relu"]}
     fields = {k: v for k, v in TINY["config"].items() if k != "num_epochs"}
     text = said(make(sweep=axes, config=fields))
@@ -50,16 +50,16 @@ def test_a_plan_measures_memory_and_time() -> None:
     assert "Time: about " in text and "s of it compiling" in text
 
 
-def test_the_disk_that_is_planned_is_what_is_written(tmp_path: pathlib.Path) -> None:
+def test_the_planned_disk_space_is_used(tmp_path: pathlib.Path) -> None:
     """Arrays and states to the byte; manifests and orbax's own files come on top."""
     spec = make()
     backend = compute.Backend(spec, jax.devices()[:1])
     (round_,) = forecast.searches.rehearse(forecast.searches.rounds(spec))
     planned = [(0, group) for group in backend.groups(0, round_, {})]
-    predicted = forecast.disk(spec, planned, backend, 1)
+    predicted = forecast.bytes_on_disk(spec, planned, backend, 1)
     run(spec, tmp_path / "out")
     with stores.Store.read(tmp_path / "out") as store:
-        arrays = [store.arrays(unit["name"]) for unit in store.units()]
+        arrays = [store.arrays(unit["name"]) for unit in store.ledger.units()]
     written = sum(array.nbytes for found in arrays for array in found.values())
     unit = planned[0][1].units[0]
     shapes = backend.template(unit)
@@ -78,7 +78,7 @@ def test_of_a_population_two_generations_of_states_are_planned() -> None:
         backend = compute.Backend(spec, jax.devices()[:1])
         rounds = forecast.searches.rehearse(forecast.searches.rounds(spec))
         planned = [(i, g) for i, round_ in enumerate(rounds) for g in backend.groups(i, round_, {})]
-        return forecast.disk(spec, planned, backend, 1)
+        return forecast.bytes_on_disk(spec, planned, backend, 1)
 
     evaluations = 2 * 8 * 13 * 4  # two generations more of eight members and four episodes
     assert predicted(pbt={**few, "generations": 4}) == predicted(pbt=few) + evaluations

@@ -1,4 +1,4 @@
-"""How much memory there is, and that XLA's plan is what a process takes."""
+"""How much memory there is, and that a process takes what XLA plans."""
 
 import os
 import pathlib
@@ -31,7 +31,7 @@ def test_the_smallest_limit_counts(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.fast
-def test_needed_counts_temporaries_and_not_what_is_shared() -> None:
+def test_needed_counts_temporaries_and_shared_buffers_once() -> None:
     x = jax.ShapeDtypeStruct((1024,), jnp.float32)
 
     def double(x: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""How a search goes from round to round, with results made up: no training here."""
+"""The rounds of a search, with made-up results and no training."""
 
 import itertools
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from purejaxpg.sweep import spec as specs
 pytestmark = pytest.mark.fast
 
 RATES = {"learning_rate": {"log_uniform": [1e-4, 1e-1]}, "gamma": [0.9, 0.95, 0.99]}
-Score = Callable[[specs.Run], float]
+Score = Callable[[plans.Run], float]
 
 
 def make(**changed: Any) -> specs.Spec:
@@ -42,7 +42,7 @@ def results(round_: plans.Round, score: Score, bad: Score | None = None) -> sear
     }
 
 
-def rate(run: specs.Run) -> float:
+def rate(run: plans.Run) -> float:
     return run.config.learning_rate
 
 
@@ -76,15 +76,18 @@ def test_halving_trains_the_best_third_three_times_as_long() -> None:
 def test_a_diverged_run_counts_as_the_worst() -> None:
     rounds = play(make(**HALVING), rate, bad=lambda run: run.seed == 0)
     again = play(make(**HALVING), rate, bad=lambda run: rate(run) > 1e-2)
-    assert {leg.run.seed for leg in rounds[1].legs} == {0, 1}  # all seeds of a configuration go on
+    assert {leg.run.seed for leg in rounds[1].legs} == {
+        0,
+        1,
+    }  # all seeds of one continue
     assert all(rate(leg.run) <= 1e-2 for leg in again[1].legs)
 
 
-def broken(run: specs.Run) -> bool:
+def broken(run: plans.Run) -> bool:
     return run.swept["learning_rate"] in (1e-4, 1e-3)
 
 
-def test_where_scores_tie_no_diverged_run_goes_on() -> None:
+def test_no_diverged_run_is_promoted_when_scores_tie() -> None:
     """As early in a task with sparse rewards, where everything scores the same."""
     axes = {"learning_rate": [1e-4, 1e-3, 1e-2, 1e-1]}
     spec = make(sweep=axes, search={}, halving={"rungs": 2, "eta": 4})
@@ -97,7 +100,7 @@ def test_where_scores_tie_no_diverged_run_goes_on() -> None:
     assert in_order[:3] == [1e-2, 1e-1, 1e-4]
 
 
-def test_optuna_is_told_that_a_diverged_run_is_the_worst() -> None:
+def test_optuna_learns_that_a_diverged_run_is_the_worst() -> None:
     optuna = pytest.importorskip("optuna")
     axes = {"learning_rate": [1e-4, 1e-2, 1e-1]}
     spec = make(sweep=axes, search={"method": "optuna", "samples": 3})
@@ -178,7 +181,7 @@ def test_without_optuna_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 PBT = {"pbt": {"population": 8, "generations": 4, "replace": 0.25}}
 
 
-def test_the_worst_quarter_goes_on_from_the_best_quarter() -> None:
+def test_the_worst_quarter_continues_from_the_best_quarter() -> None:
     spec = make(**PBT, seeds=[5])
     rounds = play(spec, rate)
     assert [{(leg.start, leg.stop) for leg in round_.legs} for round_ in rounds] == [

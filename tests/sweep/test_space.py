@@ -133,7 +133,7 @@ def test_perturbation_stays_inside() -> None:
         ({"int_uniform": [1, 2.5]}, "whole numbers"),
     ],
 )
-def test_what_is_no_axis_is_one_sentence(value: object, word: str) -> None:
+def test_a_bad_axis_is_one_sentence(value: object, word: str) -> None:
     with pytest.raises(InputError, match=word) as caught:
         space.axis("gamma", value)
     assert "gamma" in str(caught.value)

@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from purejaxpg import InputError
+from purejaxpg import InputError, trainers
 from purejaxpg.sweep import spec as specs
 
 pytestmark = pytest.mark.fast
@@ -50,7 +50,7 @@ def test_run_ids_depend_on_content_only(tmp_path: pathlib.Path) -> None:
 
 
 def test_agent_by_path_is_seen_from_the_sweep_file(tmp_path: pathlib.Path) -> None:
-    (tmp_path / "mine.py").write_text(specs.agent_path("ppo").read_text(encoding="utf-8"))
+    (tmp_path / "mine.py").write_text(trainers.path_of("ppo").read_text(encoding="utf-8"))
     spec = load(tmp_path, GOOD.replace('"ppo"', '"./mine.py"'))
     assert spec.agent.__file__ == str(tmp_path / "mine.py")
     assert spec.identity["agent_source"] == load(tmp_path, GOOD).identity["agent_source"]

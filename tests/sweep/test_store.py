@@ -13,9 +13,11 @@ import time
 import numpy as np
 import pytest
 
-from purejaxpg import FaultError, InputError, checkpoint
+from purejaxpg import FaultError, InputError, disk
+from purejaxpg.sweep import ledger as ledgers
 from purejaxpg.sweep import store as stores
-from purejaxpg.sweep.store import Outcome, Run, Store
+from purejaxpg.sweep.ledger import Outcome, Run
+from purejaxpg.sweep.store import Store
 
 IDENTITY = {
     "agent": {"name": "ppo", "sha256": "ab" * 32},
@@ -74,7 +76,7 @@ def snapshot(root):
 @pytest.fixture
 def store(tmp_path):
     with Store.open(tmp_path / "deep" / "out", IDENTITY, "seeds = 2\n") as opened:
-        opened.plan(make_units())
+        opened.ledger.plan(make_units())
         yield opened
 
 
@@ -86,17 +88,17 @@ def test_a_new_directory_has_the_documented_layout(store):
         "ledger.sqlite", "arrays", "checkpoints", "spec.toml", "lock",
     }  # fmt: skip
     assert (store.path / "spec.toml").read_text() == "seeds = 2\n"
-    assert store.identity == IDENTITY
-    pragma = store._connection.execute
+    assert store.ledger.identity == IDENTITY
+    pragma = store.ledger.connection.execute
     assert pragma("PRAGMA journal_mode").fetchone()[0] == "wal"
     assert pragma("PRAGMA synchronous").fetchone()[0] == 2  # FULL
 
 
-def test_what_is_committed_is_what_is_read(store):
+def test_committed_results_are_read_back(store):
     names = list(make_units())
-    assert store.pending() == names
+    assert store.ledger.pending() == names
     commit(store, names[1], seed=7, diverged=[1])
-    assert store.pending() == [names[0], names[2]] and not store.finished
+    assert store.ledger.pending() == [names[0], names[2]] and not store.ledger.finished
 
     found = store.arrays(names[1])
     expected = make_arrays(7)
@@ -107,10 +109,10 @@ def test_what_is_committed_is_what_is_read(store):
     assert store.arrays(names[1], ["file", "absent"]).keys() == {"file"}
     assert store.state(names[1], {"w": np.zeros(3, np.float32)})["w"].tolist() == [7, 7, 7]
 
-    assert [run["run_id"] for run in store.runs()] == [
+    assert [run["run_id"] for run in store.ledger.runs()] == [
         run.run_id for unit in make_units().values() for run in unit
     ]
-    done, diverged = store.runs()[2:4]
+    done, diverged = store.ledger.runs()[2:4]
     assert done == {
         "run_id": "r1-0", "unit": names[1], "row": 0, "seed": 0, "status": "done",
         "config": {"learning_rate": 3e-4, "gamma": 0.99}, "swept": {"learning_rate": 3e-4},
@@ -119,29 +121,33 @@ def test_what_is_committed_is_what_is_read(store):
     }  # fmt: skip
     assert (diverged["status"], diverged["diverged_at"]) == ("diverged", 3)
     assert np.isnan(diverged["score"])  # SQLite turns NaN into NULL
-    assert store.runs()[0]["status"] == "pending" and store.runs()[0]["score"] is None
-    assert [(u["name"], u["done"], u["rows"]) for u in store.units()] == [
+    assert store.ledger.runs()[0]["status"] == "pending" and store.ledger.runs()[0]["score"] is None
+    assert [(u["name"], u["done"], u["rows"]) for u in store.ledger.units()] == [
         (names[0], False, 2), (names[1], True, 2), (names[2], False, 2),
     ]  # fmt: skip
-    assert store.units()[0]["facts"] is None
-    assert store.units()[1]["facts"]["steps_per_update"] == 512
+    assert store.ledger.units()[0]["facts"] is None
+    assert store.ledger.units()[1]["facts"]["steps_per_update"] == 512
 
 
 def test_a_sweep_is_finished_when_all_is_committed_and_stays_so(store):
     for name in make_units():
-        assert not store.finished
+        assert not store.ledger.finished
         commit(store, name)
-    assert store.finished
-    before = store.runs()
+    assert store.ledger.finished
+    before = store.ledger.runs()
     store.close()
     with Store.open(store.path, IDENTITY) as again:
-        again.plan(make_units())
-        assert again.finished and again.pending() == [] and again.runs() == before
+        again.ledger.plan(make_units())
+        assert (
+            again.ledger.finished and again.ledger.pending() == [] and again.ledger.runs() == before
+        )
 
 
 def test_nothing_planned_is_not_finished(tmp_path):
     with Store.open(tmp_path / "out", IDENTITY) as empty:
-        assert not empty.finished and empty.pending() == [] and empty.runs() == []
+        assert (
+            not empty.ledger.finished and empty.ledger.pending() == [] and empty.ledger.runs() == []
+        )
 
 
 def test_equal_results_are_equal_files(store):
@@ -162,11 +168,13 @@ def test_a_unit_without_a_state(store):
 
 def test_numbers_of_numpy_are_welcome(tmp_path):
     with Store.open(tmp_path / "out", {"n": np.float32(0.5), "list": np.arange(2)}) as store:
-        store.plan({"u": [Run("r", {"a": np.float32(0.5)}, np.int64(3), {"a": np.float64(0.5)})]})
+        store.ledger.plan(
+            {"u": [Run("r", {"a": np.float32(0.5)}, np.int64(3), {"a": np.float64(0.5)})]}
+        )
         outcome = Outcome("r", "diverged", np.float32(1.5), np.float64(2), np.int64(4))
         store.commit("u", {"x": np.zeros((1, 2))}, None, [outcome], {"n": np.int32(1)})
-        assert store.runs()[0]["diverged_at"] == 4 and store.runs()[0]["score"] == 1.5
-        assert store.identity == {"n": 0.5, "list": [0, 1]}
+        assert store.ledger.runs()[0]["diverged_at"] == 4 and store.ledger.runs()[0]["score"] == 1.5
+        assert store.ledger.identity == {"n": 0.5, "list": [0, 1]}
 
 
 def test_importing_the_store_does_not_import_jax():
@@ -179,31 +187,31 @@ def test_importing_the_store_does_not_import_jax():
 
 def test_planning_again_changes_nothing(store):
     commit(store, "g0-c0001")
-    before = store.runs()
-    store.plan(make_units())
-    assert store.runs() == before
+    before = store.ledger.runs()
+    store.ledger.plan(make_units())
+    assert store.ledger.runs() == before
 
 
-def test_pending_units_may_be_planned_anew_and_committed_ones_stay(store):
+def test_pending_units_may_be_planned_again_and_committed_ones_stay(store):
     units = make_units()
     commit(store, "g0-c0000")
     halves = {f"{name}-{run.seed}": [run] for name, runs in list(units.items())[1:] for run in runs}
-    store.plan({"g0-c0000": units["g0-c0000"], **halves})
-    assert store.pending() == list(halves)
-    assert [run["status"] for run in store.runs()] == ["done"] * 2 + ["pending"] * 4
+    store.ledger.plan({"g0-c0000": units["g0-c0000"], **halves})
+    assert store.ledger.pending() == list(halves)
+    assert [run["status"] for run in store.ledger.runs()] == ["done"] * 2 + ["pending"] * 4
     with pytest.raises(InputError, match="would lose the committed unit g0-c0000"):
-        store.plan(halves)
+        store.ledger.plan(halves)
     changed = {"g0-c0000": units["g0-c0000"][::-1]}
     with pytest.raises(InputError, match="would lose the committed unit g0-c0000"):
-        store.plan(changed)
-    assert store.pending() == list(halves)
+        store.ledger.plan(changed)
+    assert store.ledger.pending() == list(halves)
 
 
 def test_a_reset_unit_is_pending_and_can_be_committed_again(store):
     commit(store, "g0-c0000", seed=1)
-    store.reset(["g0-c0000"])
-    assert store.pending()[0] == "g0-c0000"
-    assert {run["status"] for run in store.runs()} == {"pending"}
+    store.ledger.reset(["g0-c0000"])
+    assert store.ledger.pending()[0] == "g0-c0000"
+    assert {run["status"] for run in store.ledger.runs()} == {"pending"}
     with pytest.raises(InputError, match="still pending"):
         store.arrays("g0-c0000")
     commit(store, "g0-c0000", seed=2)
@@ -213,16 +221,16 @@ def test_a_reset_unit_is_pending_and_can_be_committed_again(store):
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "x" * 129, "a b", "ü"])
 def test_unit_names_that_are_no_safe_file_names_are_refused(store, name):
     with pytest.raises(InputError, match="is not usable"):
-        store.plan({name: make_units()["g0-c0000"]})
-    assert len(store.pending()) == 3
+        store.ledger.plan({name: make_units()["g0-c0000"]})
+    assert len(store.ledger.pending()) == 3
 
 
 def test_a_plan_with_a_run_twice_or_an_empty_unit_is_refused(store):
     run = make_units()["g0-c0000"][0]
     with pytest.raises(InputError, match="r0-0 is planned twice, in a and in b"):
-        store.plan({"a": [run], "b": [run]})
+        store.ledger.plan({"a": [run], "b": [run]})
     with pytest.raises(InputError, match="has no runs"):
-        store.plan({"a": []})
+        store.ledger.plan({"a": []})
 
 
 @pytest.mark.parametrize(
@@ -244,7 +252,7 @@ def test_a_commit_that_does_not_match_its_unit_is_refused(store, arguments, mess
     }  # fmt: skip
     with pytest.raises(InputError, match=message):
         store.commit(**{**good, **arguments})
-    assert list((store.path / "arrays").iterdir()) == [] and len(store.pending()) == 3
+    assert list((store.path / "arrays").iterdir()) == [] and len(store.ledger.pending()) == 3
 
 
 def test_a_second_commit_of_a_unit_is_refused(store):
@@ -273,7 +281,7 @@ def test_a_second_commit_of_a_unit_is_refused(store):
 def test_the_directory_of_another_sweep_is_refused_and_untouched(tmp_path, change, message, how):
     root = tmp_path / "out"
     with Store.open(root, IDENTITY) as store:
-        store.plan(make_units())
+        store.ledger.plan(make_units())
         commit(store, "g0-c0000")
         if how == "killed":
             # The write-ahead log still holds the commit.
@@ -285,7 +293,7 @@ def test_the_directory_of_another_sweep_is_refused_and_untouched(tmp_path, chang
         Store.open(root, {**IDENTITY, **change})
     assert snapshot(root) == before
     with Store.open(root, IDENTITY) as store:
-        assert len(store.pending()) == 2 and store.arrays("g0-c0000")
+        assert len(store.ledger.pending()) == 2 and store.arrays("g0-c0000")
 
 
 @pytest.mark.parametrize("names", [["notes.txt"], ["spec.toml"], ["arrays/x.npz"], ["lock", "x"]])
@@ -304,7 +312,7 @@ def test_a_directory_of_something_else_is_refused_and_untouched(tmp_path, names)
 
 def test_an_empty_directory_is_taken(tmp_path):
     with Store.open(tmp_path, IDENTITY) as store:
-        assert store.pending() == []
+        assert store.ledger.pending() == []
 
 
 def test_create_false_makes_nothing(tmp_path):
@@ -322,7 +330,7 @@ def test_a_file_in_place_of_the_directory(tmp_path):
 
 
 def test_another_format_is_refused(store):
-    store._connection.execute("UPDATE meta SET value = '99' WHERE key = 'format'")
+    store.ledger.connection.execute("UPDATE meta SET value = '99' WHERE key = 'format'")
     store.close()
     with pytest.raises(InputError, match="in the format 99"):
         Store.open(store.path, IDENTITY)
@@ -337,7 +345,7 @@ def test_a_second_runner_is_refused_and_a_reader_is_not(store):
         from purejaxpg import FaultError
         from purejaxpg.sweep.store import Store
         with Store.read({str(store.path)!r}) as reader:
-            assert len(reader.pending()) == 2 and reader.arrays("g0-c0000")
+            assert len(reader.ledger.pending()) == 2 and reader.arrays("g0-c0000")
         try:
             Store.open({str(store.path)!r}, {IDENTITY!r})
         except FaultError as error:
@@ -355,30 +363,31 @@ def test_a_second_runner_is_refused_and_a_reader_is_not(store):
 
 def test_a_reader_sees_commits_as_they_come_and_cannot_write(store):
     with Store.read(store.path) as reader:
-        assert len(reader.pending()) == 3
+        assert len(reader.ledger.pending()) == 3
         commit(store, "g0-c0000")
-        assert len(reader.pending()) == 2
-        for write in (lambda: reader.plan({}), lambda: commit(reader, "g0-c0001"),
-                      lambda: reader.reset(["g0-c0000"])):  # fmt: skip
+        assert len(reader.ledger.pending()) == 2
+        for write in (lambda: reader.ledger.plan({}), lambda: commit(reader, "g0-c0001"),
+                      lambda: reader.ledger.reset(["g0-c0000"])):  # fmt: skip
             with pytest.raises(InputError, match="reading only"):
                 write()
-    assert len(store.pending()) == 2
+    assert len(store.ledger.pending()) == 2
 
 
 def test_a_commit_in_the_middle_of_a_readers_check_is_no_damage(store, monkeypatch):
     first, second, _ = make_units()
     commit(store, first)
-    records = stores._records
+    records = ledgers._records
 
     def interrupted(connection, *unit):
         found = records(connection, *unit)
-        monkeypatch.setattr(stores, "_records", records)
+        monkeypatch.setattr(ledgers, "_records", records)
         commit(store, second)
         return found
 
-    monkeypatch.setattr(stores, "_records", interrupted)
+    monkeypatch.setattr(ledgers, "_records", interrupted)
     with Store.read(store.path) as reader:
-        assert reader.pending() == store.pending() and second not in reader.pending()
+        assert reader.ledger.pending() == store.ledger.pending()
+        assert second not in reader.ledger.pending()
 
 
 def test_a_directory_that_cannot_be_written_can_be_read(store):
@@ -387,7 +396,7 @@ def test_a_directory_that_cannot_be_written_can_be_read(store):
     # SQLite keeps a reader's index in this file; a directory in its place cannot be written.
     (store.path / "ledger.sqlite-shm").mkdir()
     with Store.read(store.path) as reader:
-        assert len(reader.pending()) == 2
+        assert len(reader.ledger.pending()) == 2
 
 
 # ----------------------------------------------------------------------------------------- damage
@@ -446,7 +455,7 @@ def test_a_damaged_or_exchanged_checkpoint_is_noticed(store):
 def test_no_flipped_bit_in_the_ledger_changes_a_result_unnoticed(store):
     for name in make_units():
         commit(store, name)
-    expected = store.runs(), store.units()
+    expected = store.ledger.runs(), store.ledger.units()
     store.close()
     path = store.path / "ledger.sqlite"
     whole = path.read_bytes()
@@ -457,7 +466,7 @@ def test_no_flipped_bit_in_the_ledger_changes_a_result_unnoticed(store):
         flip(path, position, generator.randrange(8))
         try:
             with Store.read(store.path) as reader:
-                assert (reader.runs(), reader.units()) == expected
+                assert (reader.ledger.runs(), reader.ledger.units()) == expected
         except FaultError as error:
             assert "ledger.sqlite" in str(error)
             noticed += 1
@@ -481,7 +490,7 @@ def test_no_flipped_bit_in_the_ledger_changes_a_result_unnoticed(store):
 )
 def test_an_altered_record_is_noticed(store, damage):
     commit(store, "g0-c0000")
-    store._connection.execute(damage)
+    store.ledger.connection.execute(damage)
     store.close()
     for opening in (lambda: Store.read(store.path), lambda: Store.open(store.path, IDENTITY)):
         with pytest.raises(FaultError, match=r"the record of the unit .* was altered"):
@@ -515,9 +524,9 @@ def test_a_pickle_in_an_array_file_is_never_loaded(store, tmp_path):
             with path.open("wb") as file:
                 np.savez(file, **{"metric.x": content})
         # Even with a ledger that vouches for it.
-        store._connection.execute(
+        store.ledger.connection.execute(
             "UPDATE units SET arrays_sha256 = ? WHERE name = 'g0-c0000'",
-            (checkpoint.sha256_of(path),),
+            (disk.sha256_of(path),),
         )
         with pytest.raises(FaultError, match="is not an array file"):
             store.arrays("g0-c0000")
@@ -528,7 +537,7 @@ def test_a_pickle_in_an_array_file_is_never_loaded(store, tmp_path):
 
 
 class Crash(BaseException):
-    """Stands for the end of the process: nothing in the code may catch it and go on."""
+    """Acts as the end of the process: nothing in the code may catch it and continue."""
 
 
 def crash_at(patch, limit, error=Crash):
@@ -543,8 +552,8 @@ def crash_at(patch, limit, error=Crash):
 
         return step
 
-    for holder, name in ((os, "replace"), (checkpoint, "sync"), (checkpoint, "sha256_of"),
-                         (stores, "_records"), (stores.np, "savez")):  # fmt: skip
+    for holder, name in ((os, "replace"), (disk, "sync"), (disk, "sha256_of"),
+                         (ledgers, "_records"), (stores.np, "savez")):  # fmt: skip
         patch.setattr(holder, name, wrap(getattr(holder, name)))
 
 
@@ -568,8 +577,8 @@ def test_a_fault_at_any_step_of_a_commit_leaves_the_unit_pending(
         limit += stride
         store.close()
         store = Store.open(root, IDENTITY)
-        store.plan(make_units())
-        assert ("g0-c0001" in store.pending()) == crashed
+        store.ledger.plan(make_units())
+        assert ("g0-c0001" in store.ledger.pending()) == crashed
         assert store.arrays("g0-c0000")["episode/return_sum"][0, 0] == pytest.approx(
             make_arrays(1)["episode/return_sum"][0, 0]
         )
@@ -598,21 +607,21 @@ def test_a_crash_at_any_step_of_the_creation_can_be_repeated(tmp_path, monkeypat
         limit += 1
     assert limit > 4
     with Store.open(root, IDENTITY, create=False) as store:
-        assert store.identity == IDENTITY
+        assert store.ledger.identity == IDENTITY
     assert not (root / "ledger.sqlite.new").exists()
 
 
 def test_a_full_disk_in_the_ledger_is_a_plain_sentence_and_loses_nothing(store):
     commit(store, "g0-c0000")
-    pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
-    store._connection.execute(f"PRAGMA max_page_count = {pages}")
+    pages = store.ledger.connection.execute("PRAGMA page_count").fetchone()[0]
+    store.ledger.connection.execute(f"PRAGMA max_page_count = {pages}")
     wide = {"x": "y" * 100_000}
     with pytest.raises(FaultError, match=r"Cannot write the ledger .*database or disk is full"):
         store.commit("g0-c0001", make_arrays(), None, make_outcomes("g0-c0001"), wide)
-    assert store.pending() == ["g0-c0001", "g0-c0002"]
-    store._connection.execute("PRAGMA max_page_count = 1000000")
+    assert store.ledger.pending() == ["g0-c0001", "g0-c0002"]
+    store.ledger.connection.execute("PRAGMA max_page_count = 1000000")
     store.commit("g0-c0001", make_arrays(), None, make_outcomes("g0-c0001"), wide)
-    assert store.pending() == ["g0-c0002"]
+    assert store.ledger.pending() == ["g0-c0002"]
 
 
 def test_no_permission_and_no_locks_are_plain_sentences(tmp_path, monkeypatch):
@@ -635,12 +644,13 @@ def test_no_permission_and_no_locks_are_plain_sentences(tmp_path, monkeypatch):
 WORKER = """
 import sys
 import numpy as np
-from purejaxpg.sweep.store import Outcome, Run, Store
+from purejaxpg.sweep.ledger import Outcome, Run
+from purejaxpg.sweep.store import Store
 units = {f"u{i:03d}": [Run(f"r{i}-{s}", {}, s, {}) for s in range(2)] for i in range(60)}
 with Store.open(sys.argv[1], {"a": 1}) as store:
-    store.plan(units)
+    store.ledger.plan(units)
     print("ready", flush=True)
-    for name in store.pending():
+    for name in store.ledger.pending():
         index = int(name[1:])
         outcomes = [Outcome(run.run_id, "done", index, index) for run in units[name]]
         store.commit(name, {"x": np.full((2, 20_000), index)}, None, outcomes, {})
@@ -663,17 +673,19 @@ def test_a_sweep_killed_again_and_again_ends_complete(tmp_path):
         process.stdout.close()
         kills += not finished
         with Store.read(root) as reader:
-            done = [unit for unit in reader.units() if unit["done"]]
+            done = [unit for unit in reader.ledger.units() if unit["done"]]
             for unit in done:
                 assert (reader.arrays(unit["name"])["x"] == int(unit["name"][1:])).all()
     assert kills >= 1
     with Store.open(root, {"a": 1}) as store:
-        assert store.finished
-        assert [run["score"] for run in store.runs()] == [i for i in range(60) for _ in range(2)]
+        assert store.ledger.finished
+        assert [run["score"] for run in store.ledger.runs()] == [
+            i for i in range(60) for _ in range(2)
+        ]
 
 
 def test_errors_of_sqlite_become_faults(store):
-    store._connection.execute("DROP TABLE legs")
+    store.ledger.connection.execute("DROP TABLE legs")
     with pytest.raises(FaultError, match="no such table"):
-        store.runs()
+        store.ledger.runs()
     assert isinstance(sqlite3.OperationalError(), sqlite3.Error)

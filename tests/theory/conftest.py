@@ -1,4 +1,4 @@
-"""Statements about algorithms are exact: in 64 bits, and with no shape made to fit another."""
+"""Statements about algorithms are exact: in 64 bits, and without implicit broadcasting."""
 
 from collections.abc import Iterator
 

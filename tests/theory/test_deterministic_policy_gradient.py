@@ -36,7 +36,7 @@ def loss_gradient(gain, p, state):
 
 
 def policy_gradient(gain, state):
-    """Gradient of the loss summed over states, the critic being exact and data: [U, X]."""
+    """Gradient of the loss summed over states, with an exact critic as data: [U, X]."""
     return np.asarray(loss_gradient(gain, TASK.cost_to_go(gain), state))
 
 
@@ -89,9 +89,9 @@ def test_the_gradient_is_the_chain_rule():
         actor(parameters, state), state
     )
     jacobian = jax.jacobian(actor)(parameters, state)
-    for name, found in actor_gradient().items():
+    for name, actual in actor_gradient().items():
         expected = -jnp.einsum("ba,ba...->...", slope, jacobian[name]) / len(state)
-        np.testing.assert_allclose(found, expected, rtol=1e-12)
+        np.testing.assert_allclose(actual, expected, rtol=1e-12)
 
 
 def test_the_gradient_is_that_of_rlax():
@@ -105,8 +105,8 @@ def test_the_gradient_is_that_of_rlax():
         return loss(actor(x, state), slope).sum(-1).mean()
 
     expected = jax.grad(peer)(parameters)
-    for name, found in actor_gradient().items():
-        np.testing.assert_allclose(found, expected[name], rtol=1e-12)
+    for name, actual in actor_gradient().items():
+        np.testing.assert_allclose(actual, expected[name], rtol=1e-12)
 
 
 def test_a_stored_action_carries_no_gradient_to_the_actor():
@@ -127,14 +127,14 @@ def test_the_loss_has_a_slope_in_the_critic_that_must_not_be_followed():
 @pytest.mark.parametrize("gain", [GAIN, 0.5 * GAIN, np.zeros((2, 3))], ids=["some", "half", "none"])
 def test_on_a_linear_regulator_it_is_the_gradient_of_the_cost(gain):
     moment = TASK.second_moment(gain)
-    found = policy_gradient(gain, np.linalg.cholesky(moment).T)
-    np.testing.assert_allclose(found, TASK.gradient(gain), rtol=1e-10)
-    np.testing.assert_allclose(found, differences(TASK.total_cost, gain), rtol=1e-6, atol=1e-6)
+    actual = policy_gradient(gain, np.linalg.cholesky(moment).T)
+    np.testing.assert_allclose(actual, TASK.gradient(gain), rtol=1e-10)
+    np.testing.assert_allclose(actual, differences(TASK.total_cost, gain), rtol=1e-6, atol=1e-6)
 
 
 def test_with_the_states_of_the_start_alone_it_is_another_gradient():
-    found = policy_gradient(GAIN, np.linalg.cholesky(TASK.start).T)
-    assert np.abs(found - differences(TASK.total_cost, GAIN)).max() > 0.1
+    actual = policy_gradient(GAIN, np.linalg.cholesky(TASK.start).T)
+    assert np.abs(actual - differences(TASK.total_cost, GAIN)).max() > 0.1
 
 
 def states_of_the_policy(gain):
@@ -142,7 +142,7 @@ def states_of_the_policy(gain):
 
 
 def states_of_a_memory(_):
-    """Any that span the space will do: the critic knows what follows."""
+    """Any states that span the space will do: the critic knows the future."""
     return np.array([[1.0, 0.5, 0.0], [0.0, 1.0, -0.5], [0.3, 0.0, 1.0]])
 
 
@@ -178,14 +178,14 @@ def test_the_score_function_has_the_same_mean_on_the_regulator(std, baseline):
 
     def loss(gain):
         mean = jnp.broadcast_to(-state @ gain.T, action.shape)
-        policy = distributions.DiagGaussian(mean, jnp.full(2, np.log(std)))
+        policy = distributions.diag_gaussian(mean, jnp.full(2, np.log(std)))
         return jnp.sum(weight[None] * losses.score_function(policy.log_prob(action), advantage))
 
-    found = jax.grad(loss)(jnp.asarray(GAIN))
-    np.testing.assert_allclose(found, TASK.gradient(GAIN, std), rtol=1e-9)
-    np.testing.assert_allclose(found, policy_gradient(GAIN, state[:, 0]), rtol=1e-9)
+    actual = jax.grad(loss)(jnp.asarray(GAIN))
+    np.testing.assert_allclose(actual, TASK.gradient(GAIN, std), rtol=1e-9)
+    np.testing.assert_allclose(actual, policy_gradient(GAIN, state[:, 0]), rtol=1e-9)
     expected = differences(lambda k: TASK.total_cost(k, std), GAIN)
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("tau", [0.005, 0.3, 1.0])
@@ -194,5 +194,5 @@ def test_a_target_network_forgets_its_start_geometrically(tau):
     target = start
     for k in range(1, 21):
         target = optax.incremental_update(online, target, tau)
-        kept = (1.0 - tau) ** k
-        np.testing.assert_allclose(target, (1.0 - kept) * online + kept * start, rtol=1e-12)
+        rest = (1.0 - tau) ** k
+        np.testing.assert_allclose(target, (1.0 - rest) * online + rest * start, rtol=1e-12)

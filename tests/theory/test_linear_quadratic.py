@@ -1,14 +1,14 @@
 """The policy gradient of a Gaussian policy in a linear system with quadratic costs, exactly.
 
 Everything that an estimator averages is a polynomial in Gaussian variables, and Gauss-Hermite nodes
-average polynomials exactly: three nodes for each variable up to degree five. So these tests sample
-nothing, and yet go through the loss, the distribution and the returns that the agents use.
+average polynomials exactly: three nodes per variable up to degree five. So these tests sample
+nothing, but they run the loss, the distribution and the returns that the agents use.
 
 C, the cost of the `regulator`, is a cost and the reward is −cost: the gradient of the loss is ∇C.
 """
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +38,8 @@ class Policy(NamedTuple):
     gain: Array  # K [U, X]
     log_std: Array  # [U]
 
-    def __call__(self, state: Array) -> distributions.DiagGaussian:
-        return distributions.DiagGaussian(-state @ self.gain.T, self.log_std)
+    def __call__(self, state: Array) -> Any:
+        return distributions.diag_gaussian(-state @ self.gain.T, self.log_std)
 
 
 POLICY = Policy(GAIN, LOG_STD)
@@ -53,7 +53,7 @@ def nodes(dimensions: int) -> tuple[np.ndarray, np.ndarray]:
     return point, mass.prod(-1)
 
 
-# --- what is known: matrices only ----------------------------------------------------------------
+# --- the known answer: matrices only -------------------------------------------------------------
 
 
 def second_moment(policy: Policy) -> np.ndarray:
@@ -103,7 +103,7 @@ def decisions(policy: Policy) -> Decisions:
 
 @jax.jit
 def loss_gradient(policy: Policy, p: np.ndarray, batch: Decisions, baseline: float) -> Policy:
-    action = policy(batch.state).mean + jnp.exp(policy.log_std)[None] * batch.noise
+    action = policy(batch.state).mean() + jnp.exp(policy.log_std)[None] * batch.noise
     # The baseline is b x'Px, a multiple of the value; at b = 1 the value itself.
     value = -baseline * regulator.quadratic(p, batch.state)
     advantage = TASK.action_value(p, batch.state, action) - value
@@ -139,7 +139,7 @@ def test_the_expected_score_function_gradient_is_the_known_one(baseline: float) 
 
 
 def test_noise_costs_something_everywhere() -> None:
-    # Of its own accord the policy narrows: exploration is no part of the objective.
+    # The policy narrows: the objective does not contain exploration.
     for gain in (GAIN, TASK.best_gain()):
         assert np.min(policy_gradient(Policy(gain, LOG_STD)).log_std) > 0.1
 
@@ -164,7 +164,7 @@ def trajectories() -> Trajectories:
     rows = []
     for t in range(STEPS):
         noise = point[:, 2 + 2 * t : 4 + 2 * t]
-        action = POLICY(state).mean + np.exp(LOG_STD)[None] * noise
+        action = POLICY(state).mean() + np.exp(LOG_STD)[None] * noise
         reward = -regulator.quadratic(TASK.Q, state) - regulator.quadratic(TASK.R, action)
         rows.append((state, action, reward, jnp.full(len(weight), t == STEPS - 1)))
         state = state @ TASK.A.T + action @ TASK.B.T
@@ -173,7 +173,7 @@ def trajectories() -> Trajectories:
 
 
 def exact_cost(policy: Policy) -> jax.Array:
-    """C over three steps from the second moments alone, which obey a linear recursion."""
+    """C over three steps from the second moments alone, by their linear recursion."""
     noise = jnp.diag(jnp.exp(2.0 * policy.log_std))
     closed = TASK.A - TASK.B @ policy.gain
     stage = TASK.Q + policy.gain.T @ TASK.R @ policy.gain
@@ -185,7 +185,7 @@ def exact_cost(policy: Policy) -> jax.Array:
 
 
 def remaining_value(batch: Trajectories) -> jax.Array:
-    """V_t(x_t) of the steps that remain: [T, N]."""
+    """V_t(x_t) of the remaining steps: [T, N]."""
     variance = np.diag(np.exp(2.0 * LOG_STD))
     p, constant, rows = np.zeros((2, 2)), 0.0, []
     closed, stage = TASK.A - TASK.B @ GAIN, TASK.Q + GAIN.T @ TASK.R @ GAIN
@@ -240,7 +240,7 @@ def test_reinforce_over_whole_trajectories_is_the_gradient_of_the_cost() -> None
 def fisher(policy: Policy) -> np.ndarray:
     """E[∇log π ∇log πᵀ] over the visited states, for the entries of the gain: [4, 4]."""
     batch = decisions(policy)
-    action = policy(batch.state).mean + np.exp(policy.log_std)[None] * batch.noise
+    action = policy(batch.state).mean() + np.exp(policy.log_std)[None] * batch.noise
 
     def log_prob(gain: jax.Array) -> jax.Array:
         return policy._replace(gain=gain)(batch.state).log_prob(action)

@@ -1,4 +1,4 @@
-"""The natural gradient: what it does not depend on, its closed form, and that it improves."""
+"""The natural gradient: its invariances, its closed form, and that it improves the policy."""
 
 import functools
 from typing import Any, NamedTuple
@@ -21,9 +21,9 @@ GAMMA = 0.8
 # --- invariance ----------------------------------------------------------------------------------
 
 
-def gaussian(params: jax.Array, obs: jax.Array) -> distributions.DiagGaussian:
+def gaussian(params: jax.Array, obs: jax.Array) -> Any:
     weights = params[: OBS * ACTIONS].reshape(OBS, ACTIONS)
-    return distributions.DiagGaussian(jnp.tanh(obs @ weights), params[OBS * ACTIONS :])
+    return distributions.diag_gaussian(jnp.tanh(obs @ weights), params[OBS * ACTIONS :])
 
 
 def task() -> tuple[jax.Array, ...]:
@@ -36,10 +36,10 @@ def task() -> tuple[jax.Array, ...]:
 
 @functools.partial(jax.jit, static_argnames="natural")
 def policy_after_a_step(change: jax.Array, damping: float, natural: bool = True) -> Any:
-    """The policy, in its own terms, after one step on φ with θ = M φ and a bound of 1e-3."""
+    """Mean and σ of the policy after one step on φ, where θ = M φ, with a bound of 1e-3."""
     obs, action, advantage, params, _ = task()
 
-    def policy(phi: jax.Array) -> distributions.DiagGaussian:
+    def policy(phi: jax.Array) -> Any:
         return gaussian(change @ phi, obs)
 
     def surrogate(phi: jax.Array) -> jax.Array:
@@ -53,17 +53,17 @@ def policy_after_a_step(change: jax.Array, damping: float, natural: bool = True)
             lambda v: product(v) + damping * v, direction, 20 * NUM_PARAMS
         )
     new = policy(phi + trust_region.step_to_boundary(direction, product(direction), 1e-3))
-    return new.mean, new.log_std
+    return new.mean(), new.stddev()
 
 
 def moved_apart(**settings: Any) -> float:
-    """How far a change of parameters moves the outcome, in units of the step itself."""
+    """How much a change of parameters changes the outcome, in units of the step itself."""
     obs, _, _, params, change = task()
     plain = policy_after_a_step(jnp.eye(NUM_PARAMS), **settings)
     changed = policy_after_a_step(change, **settings)
     old = gaussian(params, obs)
     apart = max(float(jnp.abs(a - b).max()) for a, b in zip(plain, changed, strict=True))
-    return apart / float(jnp.abs(plain[0] - old.mean).max())
+    return apart / float(jnp.abs(plain[0] - old.mean()).max())
 
 
 def test_an_undamped_natural_step_does_not_depend_on_the_parameters() -> None:
@@ -79,12 +79,12 @@ def test_the_plain_gradient_depends_on_the_parameters() -> None:
 
 
 def test_under_a_curved_change_of_parameters_only_short_steps_agree() -> None:
-    # θ = sinh φ: both paths leave in the same direction, and bend apart. The distance between them
-    # falls as the square of their length.
+    # θ = sinh φ: both paths start in the same direction and bend apart. The distance between them
+    # falls with the square of their length.
     obs, action, advantage, params, _ = task()
 
     def mean_after(length: float, curved: bool) -> jax.Array:
-        def policy(phi: jax.Array) -> distributions.DiagGaussian:
+        def policy(phi: jax.Array) -> Any:
             return gaussian(jnp.sinh(phi) if curved else phi, obs)
 
         def surrogate(phi: jax.Array) -> jax.Array:
@@ -93,7 +93,7 @@ def test_under_a_curved_change_of_parameters_only_short_steps_agree() -> None:
         phi = jnp.arcsinh(params) if curved else params
         product = trust_region.fisher_vector_product(policy, phi)
         step = trust_region.conjugate_gradient(product, jax.grad(surrogate)(phi), 20 * NUM_PARAMS)
-        return policy(phi + length * step).mean
+        return policy(phi + length * step).mean()
 
     @jax.jit
     def apart(length: float) -> jax.Array:
@@ -113,11 +113,11 @@ STATES, CHOICES = 5, 3
 class Visited:
     """The policy in every state, its divergence weighted so that the mean is over d^π."""
 
-    policy: distributions.Categorical
+    policy: Any
     visits: jax.Array  # [S] sums to 1
 
-    def kl(self, other: "Visited") -> jax.Array:
-        return STATES * self.visits * self.policy.kl(other.policy)
+    def kl_divergence(self, other: "Visited") -> jax.Array:
+        return STATES * self.visits * self.policy.kl_divergence(other.policy)
 
 
 class Evaluation(NamedTuple):
@@ -126,8 +126,8 @@ class Evaluation(NamedTuple):
     visits: jax.Array  # [S] d^π: how often the policy is in each state, discounted
 
 
-def tabular(params: jax.Array) -> distributions.Categorical:
-    return distributions.Categorical(params.reshape(STATES, CHOICES))
+def tabular(params: jax.Array) -> Any:
+    return distributions.categorical(params.reshape(STATES, CHOICES))
 
 
 def decision_process() -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -170,8 +170,8 @@ def test_the_natural_gradient_of_a_softmax_is_the_advantage() -> None:
     params = random_logits()
     rows = np.asarray(natural_direction(params).reshape(STATES, CHOICES))
     expected = np.asarray(evaluation(params).advantage) / (1.0 - GAMMA)
-    # Up to a constant in each state, which the policy does not see; the shortest solution has the
-    # one that makes each row sum to zero.
+    # Up to a constant in each state, which does not change the policy; in the shortest solution,
+    # each row sums to zero.
     np.testing.assert_allclose(rows.sum(axis=1), np.zeros(STATES), atol=1e-9)
     expected -= expected.mean(axis=1, keepdims=True)
     np.testing.assert_allclose(rows, expected, rtol=1e-7, atol=1e-9)
@@ -194,11 +194,11 @@ def test_it_does_not_depend_on_how_often_the_states_are_visited() -> None:
     visited = jnp.array([0, 0, 0, 1, 2, 3, 3, 4, 4, 4, 4])
     advantage = evaluation(params).advantage
 
-    def policy(params: jax.Array) -> distributions.Categorical:
-        return distributions.Categorical(tabular(params).logits[visited])
+    def policy(params: jax.Array) -> Any:
+        return distributions.categorical(tabular(params).logits[visited])
 
     def surrogate(params: jax.Array) -> jax.Array:
-        return policy(params).expectation(advantage[visited]).mean()
+        return distributions.expectation(policy(params), advantage[visited]).mean()
 
     @jax.jit
     def direction_at(params: jax.Array) -> jax.Array:
@@ -218,8 +218,8 @@ def trust_region_step(params: jax.Array, _: None) -> tuple[jax.Array, tuple[jax.
 
     def evaluate(candidate: jax.Array) -> tuple[jax.Array, jax.Array]:
         new, old = tabular(candidate), tabular(params)
-        surrogate = before.visits @ new.expectation(before.advantage)
-        return surrogate, before.visits @ old.kl(new)
+        surrogate = before.visits @ distributions.expectation(new, before.advantage)
+        return surrogate, before.visits @ old.kl_divergence(new)
 
     gradient = jax.grad(lambda p: evaluate(p)[0])(params)
     direction = trust_region.conjugate_gradient(lambda v: product(v) + 1e-3 * v, gradient, 10)

@@ -1,7 +1,7 @@
-"""The baseline of least variance: what it is in one step, and why it is only a guide over several.
+"""The baseline of least variance: exact for one step, and only a guide over several.
 
-All expectations are sums over every action or trajectory. V, the baseline that agents use, is not
-the best one, only a good one: on this bandit, variance 0.1647 against the least there is, 0.1573.
+All expectations are sums over every action or trajectory. V, the baseline that agents use, is good
+but not optimal: on this bandit its variance is 0.1647, and the minimum is 0.1573.
 """
 
 import itertools
@@ -28,13 +28,13 @@ def policy() -> jax.Array:
 
 def action_loss(logits: jax.Array, advantage: jax.Array) -> jax.Array:
     """Loss of each of the four actions: [4]."""
-    every = distributions.Categorical(jnp.broadcast_to(logits, (4, 4)))
+    every = distributions.categorical(jnp.broadcast_to(logits, (4, 4)))
     return losses.score_function(every.log_prob(jnp.arange(4)), advantage)
 
 
 @jax.jit
 def action_gradient(baseline: jax.Array | float) -> jax.Array:
-    """Estimate that each action gives of the gradient of the mean value: [4, 4]."""
+    """Each action's estimate of the gradient of the mean value: [4, 4]."""
     advantage = EXAMPLE.bandit_value - jnp.broadcast_to(baseline, (4,))
     return -jax.jacobian(action_loss)(jnp.asarray(EXAMPLE.bandit_logits), advantage)
 
@@ -93,7 +93,7 @@ def test_any_other_baseline_costs_its_squared_distance() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_estimated_from_the_batch_it_serves_it_is_biased(size: int) -> None:
-    # Every batch of actions there is, 4^size of them, with its probability.
+    # All 4^size batches of actions, each with its probability.
     batch = jnp.array(list(itertools.product(range(4), repeat=size)))
     weight = jnp.prod(policy()[batch], -1)
     squares, value = score_norm_squared()[batch], jnp.asarray(EXAMPLE.bandit_value)[batch]
@@ -104,7 +104,7 @@ def test_estimated_from_the_batch_it_serves_it_is_biased(size: int) -> None:
     length = float(jnp.linalg.norm(policy() @ action_gradient(0.0)))
     assert float(jnp.linalg.norm(bias)) > 0.1 * length / size
     if size == 1:
-        # The only value there is, is its own baseline: nothing is left.
+        # A single value is its own baseline: nothing remains.
         np.testing.assert_allclose(estimate, jnp.zeros((4, 4)), atol=1e-14)
 
 
@@ -122,7 +122,7 @@ def trajectory_loss(logits: jax.Array, advantage: jax.Array) -> jax.Array:
 
 @jax.jit
 def trajectory_gradient(target: jax.Array, baseline: jax.Array) -> jax.Array:
-    """ĝ(τ) of targets [T, N] less a table of baselines [T, S]: [N, S, A], linear in both."""
+    """ĝ(τ) of targets [T, N] minus a table of baselines [T, S]: [N, S, A], linear in both."""
     advantage = target - baseline[TIME, BATCH.state]
     return -jax.jacfwd(trajectory_loss)(jnp.asarray(EXAMPLE.logits), advantage)
 
@@ -140,7 +140,7 @@ def process_variance(baseline: jax.Array | np.ndarray) -> float:
 
 
 def fitted() -> np.ndarray:
-    """Table [T, S] of least variance: the mean does not depend on it, so least squares find it."""
+    """Table [T, S] of least variance, by least squares: the mean does not depend on it."""
     shape = MDP.horizon, len(MDP.start)
     root = jnp.sqrt(tiny_mdp.probability(MDP, EXAMPLE.logits, BATCH))[:, None, None]
     whole = root * trajectory_gradient(reward_to_go(), jnp.zeros(shape))
@@ -151,7 +151,7 @@ def fitted() -> np.ndarray:
 
 
 def one_step_formula() -> jax.Array:
-    """The formula of the bandit, applied to each state at each step as if it stood alone."""
+    """The formula of the bandit, applied to each state at each step separately."""
     logits = jnp.asarray(EXAMPLE.logits)
     score = jax.jacfwd(lambda x: tiny_mdp.log_prob(MDP, x, BATCH))(logits)
     squares = jnp.sum(jnp.square(score), (2, 3)) * tiny_mdp.probability(MDP, logits, BATCH)[None]
@@ -174,12 +174,12 @@ def test_the_fitted_table_cannot_be_improved() -> None:
     for shift in source.normal(scale=0.01, size=(5, *table.shape)):
         above, below = (process_variance(table + x) - least for x in (shift, -shift))
         assert above > 0.0
-        # No slope is left: to either side it rises alike.
+        # The slope is zero: the variance rises equally on both sides.
         assert above == pytest.approx(below, rel=1e-6)
 
 
 def test_over_several_steps_the_formula_of_one_step_is_a_heuristic() -> None:
-    # Scores of different steps of a trajectory are correlated, which it does not see.
+    # It ignores that the scores of different steps of a trajectory are correlated.
     formula = process_variance(one_step_formula())
     assert formula == pytest.approx(0.612, abs=5e-4)
     assert formula > process_variance(fitted()) + 0.005

@@ -1,11 +1,11 @@
 """The policy gradient, exactly: every trajectory of a tiny process, each with its probability.
 
-An estimator ĝ(τ) is unbiased if Σ_τ p(τ) ĝ(τ) = ∇J, and that is a sum of 1296 terms, so nothing
-here is sampled. The estimators are built from the kernels that the agents use: weights from
-`returns`, log probabilities from `distributions`, the loss from `losses`. ∇J comes from elsewhere.
+An estimator ĝ(τ) is unbiased if Σ_τ p(τ) ĝ(τ) = ∇J. That is a sum of 1296 terms, so nothing here
+is sampled. The estimators are built from the kernels that the agents use: weights from `returns`,
+log probabilities from `distributions`, the loss from `losses`. ∇J is computed without them.
 
-What the tests say, in order: the gradient of J itself; which weights give it and which do not; how
-much each of them scatters; identities of the score; and what following the gradient leads to.
+The tests cover, in order: the gradient of J itself; which weights give it and which do not; the
+variance of each; identities of the score; and the result of following the gradient.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ MDP = EXAMPLE.mdp
 LOGITS = EXAMPLE.logits
 BATCH = tiny_mdp.trajectories(MDP)
 TIME = np.arange(MDP.horizon)[:, None]
-# γ^t: step t counts for less at the start, so what is done there moves J by less.
+# γ^t: seen from the start, step t counts for less, so an action there moves J by less.
 DISCOUNT = MDP.gamma**TIME
 
 
@@ -60,7 +60,7 @@ def trajectory_loss(logits: Any, advantage: jax.Array) -> jax.Array:
 
 @jax.jit
 def expected_gradient(advantage: jax.Array, logits: Any = LOGITS) -> jax.Array:
-    """Σ_τ p(τ) ĝ(τ), in the direction that raises J; p is data, as it is to a sampler."""
+    """Σ_τ p(τ) ĝ(τ), in the direction that raises J; p is data, as for a sampler."""
     weight = tiny_mdp.probability(MDP, jnp.asarray(logits), BATCH)
     return -jax.grad(lambda x: jnp.sum(weight * trajectory_loss(x, advantage)))(jnp.asarray(logits))
 
@@ -87,7 +87,7 @@ def reward_to_go() -> jax.Array:
 
 
 def total_return() -> jax.Array:
-    """The whole discounted return, for every step alike, also for rewards of before the step."""
+    """The whole discounted return for every step, including rewards before the step."""
     return jnp.broadcast_to(reward_to_go()[:1], BATCH.reward.shape)
 
 
@@ -96,7 +96,7 @@ def exact_value() -> jax.Array:
 
 
 def arbitrary_value() -> jax.Array:
-    """A table of one number per state that has nothing to do with the task."""
+    """A table of one number per state, unrelated to the task."""
     return jnp.broadcast_to(EXAMPLE.baseline, (MDP.horizon, len(MDP.start)))
 
 
@@ -107,7 +107,7 @@ def along(table: jax.Array) -> jax.Array:
 
 def gae(table: jax.Array, gae_lambda: float) -> jax.Array:
     value = along(table)
-    # The last row terminates, so its next value is not used, whatever it is.
+    # The last row terminates, so its next value is not used.
     next_value = jnp.concatenate([value[1:], jnp.full_like(value[:1], jnp.nan)])
     flags = BATCH.terminated, BATCH.terminated
     return returns.gae(BATCH.reward, value, next_value, *flags, MDP.gamma, gae_lambda)
@@ -210,7 +210,7 @@ def test_without_gamma_to_the_t_reward_to_go_is_biased() -> None:
 
 
 def test_a_baseline_that_knows_the_action_can_remove_the_gradient() -> None:
-    # Less Q(s, a) nothing is left but noise: the extreme case of an action-dependent baseline.
+    # Minus Q(s, a), only noise remains: the extreme case of an action-dependent baseline.
     _, action_value = tiny_mdp.values(MDP, LOGITS)
     advantage = DISCOUNT * (reward_to_go() - action_value[TIME, BATCH.state, BATCH.action])
     np.testing.assert_allclose(expected_gradient(advantage), 0.0 * LOGITS, atol=EXACT)
@@ -222,7 +222,7 @@ def test_a_baseline_that_knows_the_action_can_remove_the_gradient() -> None:
 def test_bootstrapping_from_a_wrong_value_is_biased(gae_lambda: float, error: float) -> None:
     advantage = DISCOUNT * gae(arbitrary_value(), gae_lambda)
     assert largest_error(advantage) == pytest.approx(error, abs=5e-4)
-    # Not only the length is wrong, which a learning rate would mend.
+    # Not only the length is wrong, which a learning rate could correct.
     assert cosine(advantage) < 0.995
 
 
@@ -247,7 +247,7 @@ def test_whitening_a_small_batch_turns_the_gradient() -> None:
 
 @pytest.mark.parametrize("gae_lambda", [0.0, 0.5, 1.0])
 def test_with_the_exact_value_gae_has_the_mean_of_the_advantage(gae_lambda: float) -> None:
-    # E[A_t | s_t, a_t] = Q_t(s_t, a_t) − V_t(s_t), whatever λ: later errors have mean zero.
+    # E[A_t | s_t, a_t] = Q_t(s_t, a_t) − V_t(s_t) for every λ: later errors have mean zero.
     value, action_value = tiny_mdp.values(MDP, LOGITS)
     estimate = gae(exact_value(), gae_lambda)
     weight = probability()
@@ -258,7 +258,7 @@ def test_with_the_exact_value_gae_has_the_mean_of_the_advantage(gae_lambda: floa
         assert float(mean) == pytest.approx(float(advantage), abs=1e-12)
 
 
-# --- variance: of this process and this policy, since no such order is a theorem -----------------
+# --- variance: for this process and this policy, because no such order is a theorem --------------
 
 PINNED = {
     "total return": 4.480,
@@ -304,7 +304,7 @@ def score_moments(
 @pytest.mark.parametrize("state", range(3))
 def test_score_of_a_choice_has_mean_zero_and_the_fisher_matrix_as_covariance(state: int) -> None:
     def log_prob(logits: jax.Array) -> jax.Array:
-        return distributions.Categorical(jnp.stack([logits, logits])).log_prob(jnp.arange(2))
+        return distributions.categorical(jnp.stack([logits, logits])).log_prob(jnp.arange(2))
 
     p = jax.nn.softmax(LOGITS[state])
     moments = jax.jit(functools.partial(score_moments, log_prob))
@@ -322,7 +322,7 @@ def test_score_of_a_gaussian_has_mean_zero_and_the_fisher_matrix_as_covariance()
     action = (mu + np.exp(log_std) * node)[:, None]
 
     def log_prob(x: jax.Array) -> jax.Array:
-        return distributions.DiagGaussian(jnp.full((5, 1), x[0]), x[1:]).log_prob(action)
+        return distributions.diag_gaussian(jnp.full((5, 1), x[0]), x[1:]).log_prob(action)
 
     moments = jax.jit(functools.partial(score_moments, log_prob))
     mean, covariance, curvature = moments(weight / weight.sum(), jnp.array([mu, log_std]))
@@ -335,7 +335,7 @@ def test_score_of_a_gaussian_has_mean_zero_and_the_fisher_matrix_as_covariance()
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_an_entropy_bonus_is_subtracted_from_a_loss(sign: float) -> None:
     def entropy(logits: jax.Array) -> jax.Array:
-        return distributions.Categorical(logits).entropy().mean()
+        return distributions.categorical(logits).entropy().mean()
 
     def loss(logits: jax.Array, ent_coef: float) -> jax.Array:
         advantage = DISCOUNT * gae(exact_value(), 0.5)
@@ -354,7 +354,7 @@ def test_an_entropy_bonus_is_subtracted_from_a_loss(sign: float) -> None:
 
 
 def gradients(mdp: tiny_mdp.Mdp, baseline: bool) -> jax.Array:
-    """ĝ(τ) in a process with other rewards, the baseline being the exact V of that process."""
+    """ĝ(τ) in a process with other rewards, with the exact V of that process as baseline."""
     reward = jnp.asarray(mdp.reward)[BATCH.state, BATCH.action]
     value = along(tiny_mdp.values(mdp, LOGITS)[0][:-1])
     target = returns.discounted_return(reward, BATCH.terminated, mdp.gamma)
@@ -383,7 +383,7 @@ def test_rewards_in_another_unit_scale_the_gradient() -> None:
 
 @functools.partial(jax.jit, static_argnames="num_steps")
 def ascend(logits: jax.Array, step_size: float, num_steps: int) -> jax.Array:
-    """J before each of the steps along the expected gradient, which the kernels give."""
+    """J before each step along the expected gradient of the kernels."""
 
     def step(x: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
         gradient = expected_gradient(DISCOUNT * reward_to_go(), x)
@@ -398,7 +398,7 @@ def test_small_exact_steps_never_lower_the_objective() -> None:
 
 
 def test_exact_steps_lead_to_the_optimum_of_value_iteration() -> None:
-    # One table per step, since the best action may depend on the time that is left.
+    # One table per step, because the best action may depend on the remaining time.
     history = ascend(tiny_mdp.per_step(MDP, LOGITS), 100.0, 500)
     best = tiny_mdp.optimum(MDP)
     assert float(history[0]) < best - 1.0
@@ -406,7 +406,7 @@ def test_exact_steps_lead_to_the_optimum_of_value_iteration() -> None:
 
 
 def jacobian(discount: np.ndarray) -> jax.Array:
-    """Derivative of the expected update with respect to the policy that it belongs to: [6, 6]."""
+    """Derivative of the expected update with respect to its policy: [6, 6]."""
 
     def update(flat: jax.Array) -> jax.Array:
         return expected_gradient(discount * reward_to_go(), flat.reshape(LOGITS.shape)).ravel()

@@ -1,7 +1,7 @@
 """Soft value iteration, soft policy iteration and the temperature, built from the kernels alone.
 
-Everything is exact and in float64: the task is the small random one of `tiny_mdp`, without end, and
-means over actions and next states are sums.
+Everything is exact and in float64: the task is the small random one of `tiny_mdp`, never ending,
+and means over actions and next states are sums.
 """
 
 import jax
@@ -19,8 +19,8 @@ ALPHA = 0.3
 
 
 def soft_state_value(policy, action_value, alpha):
-    """What a state is worth, entropy included: [S]."""
-    return policy.expectation(losses.soft_value(policy.log_probs, action_value, alpha))
+    """Value of each state, entropy included: [S]."""
+    return distributions.expectation(policy, losses.soft_value(policy.logits, action_value, alpha))
 
 
 def backup(policy, action_value, alpha):
@@ -39,9 +39,9 @@ def iterate(step, start, count):
 
 
 def soft_optimum(alpha):
-    """Q of the best policy, by the kernels."""
+    """Q of the best policy, from the kernels."""
     return iterate(
-        lambda q: backup(distributions.Categorical(q / alpha), q, alpha), jnp.zeros((3, 2)), 200
+        lambda q: backup(distributions.categorical(q / alpha), q, alpha), jnp.zeros((3, 2)), 200
     )
 
 
@@ -70,7 +70,7 @@ def test_soft_value_iteration_finds_the_fixed_point_of_the_log_sum(alpha):
         plain = MDP.reward + MDP.gamma * MDP.transition @ log_sum
     q = soft_optimum(alpha)
     np.testing.assert_allclose(q, plain, rtol=1e-12)
-    policy = distributions.Categorical(q / alpha)
+    policy = distributions.categorical(q / alpha)
     value = soft_state_value(policy, q, alpha)
     np.testing.assert_allclose(value, alpha * jax.nn.logsumexp(q / alpha, -1), rtol=1e-12)
     np.testing.assert_allclose(backup(policy, q, alpha), q, rtol=1e-12)
@@ -80,7 +80,7 @@ def test_soft_value_iteration_contracts_by_the_discount():
     best = soft_optimum(ALPHA)
     q = jnp.asarray(np.random.default_rng(1).normal(size=(3, 2)))
     for _ in range(5):
-        after = backup(distributions.Categorical(q / ALPHA), q, ALPHA)
+        after = backup(distributions.categorical(q / ALPHA), q, ALPHA)
         before, now = (float(jnp.abs(x - best).max()) for x in (q, after))
         assert now <= MDP.gamma * before + 1e-12
         q = after
@@ -88,10 +88,10 @@ def test_soft_value_iteration_contracts_by_the_discount():
 
 def test_the_best_soft_policy_is_the_softmax_and_no_other_is_as_good():
     q = soft_optimum(ALPHA)
-    best = distributions.Categorical(q / ALPHA)
+    best = distributions.categorical(q / ALPHA)
     np.testing.assert_allclose(evaluate(best, ALPHA), q, rtol=1e-12)
     for seed in range(5):
-        other = distributions.Categorical(
+        other = distributions.categorical(
             best.logits + np.random.default_rng(seed).normal(size=(3, 2))
         )
         assert np.all(evaluate(other, ALPHA) < q)
@@ -100,7 +100,7 @@ def test_the_best_soft_policy_is_the_softmax_and_no_other_is_as_good():
 def test_the_soft_optimum_is_above_the_hard_one_by_no_more_than_the_entropy_can_earn():
     hard = hard_optimum()
     # The backup at temperature zero is that of the greedy policy, and so of plain value iteration.
-    greedy = distributions.Categorical(jnp.where(hard == hard.max(-1, keepdims=True), 0.0, -1e9))
+    greedy = distributions.categorical(jnp.where(hard == hard.max(-1, keepdims=True), 0.0, -1e9))
     np.testing.assert_allclose(backup(greedy, jnp.asarray(hard), 0.0), hard, rtol=1e-12)
     gaps = []
     for alpha in (0.3, 0.1, 0.01):
@@ -114,20 +114,21 @@ def test_the_soft_optimum_is_above_the_hard_one_by_no_more_than_the_entropy_can_
 
 
 def test_repeated_backups_evaluate_a_fixed_policy():
-    policy = distributions.Categorical(jnp.asarray(tiny_mdp.example().logits))
+    policy = distributions.categorical(jnp.asarray(tiny_mdp.example().logits))
     q = iterate(lambda q: backup(policy, q, ALPHA), jnp.zeros((3, 2)), 200)
     np.testing.assert_allclose(q, evaluate(policy, ALPHA), rtol=1e-12)
 
 
 def actor_loss(logits, action_value):
-    policy = distributions.Categorical(logits)
-    return policy.expectation(losses.soft_policy(policy.log_probs, action_value, ALPHA)).sum()
+    policy = distributions.categorical(logits)
+    loss = losses.soft_policy(policy.logits, action_value, ALPHA)
+    return distributions.expectation(policy, loss).sum()
 
 
 def test_one_gradient_step_on_the_actor_improves_the_policy_in_every_state():
     logits = jnp.asarray(tiny_mdp.example().logits)
-    q = jnp.asarray(evaluate(distributions.Categorical(logits), ALPHA))
-    after = distributions.Categorical(logits - 0.1 * jax.grad(actor_loss)(logits, q))
+    q = jnp.asarray(evaluate(distributions.categorical(logits), ALPHA))
+    after = distributions.categorical(logits - 0.1 * jax.grad(actor_loss)(logits, q))
     assert np.all(evaluate(after, ALPHA) > q)
 
 
@@ -135,7 +136,7 @@ def test_actor_and_critic_in_turns_reach_the_soft_optimum():
     def turn(state):
         logits, q = state
         logits = logits - 2.0 * jax.grad(actor_loss)(logits, q)
-        return logits, backup(distributions.Categorical(logits), q, ALPHA)
+        return logits, backup(distributions.categorical(logits), q, ALPHA)
 
     logits, q = iterate(turn, (jnp.zeros((3, 2)), jnp.zeros((3, 2))), 4000)
     best = soft_optimum(ALPHA)
@@ -145,10 +146,10 @@ def test_actor_and_critic_in_turns_reach_the_soft_optimum():
 
 def test_the_actors_loss_has_a_slope_in_the_critic_that_must_not_be_followed():
     q = soft_optimum(ALPHA)
-    policy = distributions.Categorical(q / ALPHA)
+    policy = distributions.categorical(q / ALPHA)
     to_critic = jax.grad(actor_loss, 1)(policy.logits, q)
     # Following it downhill raises every value without any experience.
-    np.testing.assert_allclose(to_critic, -jnp.exp(policy.log_probs), rtol=1e-12)
+    np.testing.assert_allclose(to_critic, -jnp.exp(policy.logits), rtol=1e-12)
 
 
 @pytest.mark.parametrize("stopped", [True, False])
@@ -156,7 +157,7 @@ def test_the_critics_loss_moves_the_actor_unless_its_target_is_data(stopped):
     q = jnp.asarray(np.random.default_rng(2).normal(size=(3, 2)))
 
     def critic_loss(logits):
-        target = backup(distributions.Categorical(logits), q, ALPHA)
+        target = backup(distributions.categorical(logits), q, ALPHA)
         target = jax.lax.stop_gradient(target) if stopped else target
         return losses.value_loss(q, target).sum()
 
@@ -168,13 +169,13 @@ def test_the_smaller_of_two_critics_takes_back_the_overestimation():
     draw = np.random.default_rng(3)
     truth = jnp.zeros((10_000, 4))
     first, second = (truth + draw.normal(size=truth.shape) for _ in range(2))
-    log_probs = distributions.Categorical(first / ALPHA).log_probs
-    policy = distributions.Categorical(first / ALPHA)
+    log_probs = distributions.categorical(first / ALPHA).logits
+    policy = distributions.categorical(first / ALPHA)
     exact, single, twin = (
-        float(policy.expectation(losses.soft_value(log_probs, q, ALPHA)).mean())
+        float(distributions.expectation(policy, losses.soft_value(log_probs, q, ALPHA)).mean())
         for q in (truth, first, jnp.minimum(first, second))
     )
-    # The actor is drawn to the errors of the first critic; the second has made others.
+    # The actor exploits the errors of the first critic; those of the second are independent.
     assert single > exact + 0.5
     assert twin < exact + 0.1
     never = jnp.zeros(truth.shape, bool)
@@ -191,7 +192,7 @@ def test_the_temperature_settles_where_the_entropy_is_the_target(share, start):
     value, target = jnp.array([1.0, 0.4, -0.3, 0.1]), share * np.log(4.0)
 
     def entropy(log_alpha):
-        return distributions.Categorical(value / jnp.exp(log_alpha)).entropy()
+        return distributions.categorical(value / jnp.exp(log_alpha)).entropy()
 
     def step(log_alpha):
         loss = jax.grad(lambda x: losses.temperature(x, entropy(log_alpha)[None], target).mean())
@@ -214,21 +215,23 @@ def test_the_reparametrised_gradient_is_that_of_the_expected_loss():
 
     def expected(mean, log_std):
         x = mean[None] + jnp.exp(log_std)[None] * node[:, None]
-        policy = distributions.TanhGaussian(jnp.broadcast_to(mean, x.shape), log_std)
-        loss = squashed_loss(jnp.tanh(x), policy.log_prob_of_tanh(x))
+        policy = distributions.tanh_gaussian(jnp.broadcast_to(mean, x.shape), log_std)
+        loss = squashed_loss(jnp.tanh(x), policy.log_prob(jnp.tanh(x)))
         return jnp.sum(weight / weight.sum() * loss)
 
     def sampled(mean, log_std):
         wide = jnp.broadcast_to(mean, (num_samples, 1)), jnp.broadcast_to(log_std, (num_samples, 1))
 
         def total(mean, log_std):
-            policy = distributions.TanhGaussian(mean, log_std)
-            return squashed_loss(*policy.sample_and_log_prob(jax.random.key(0))).sum()
+            policy = distributions.tanh_gaussian(mean, log_std)
+            return squashed_loss(*policy.sample_and_log_prob(seed=jax.random.key(0))).sum()
 
         return jax.grad(total, (0, 1))(*wide)
 
     exact = jax.jit(jax.grad(expected, (0, 1)))(*parameters)
-    for of_each, mean in zip(jax.jit(sampled)(*parameters), exact, strict=True):
+    with jax.numpy_rank_promotion("allow"):  # distrax needs it to sample with a log density
+        gradients = jax.jit(sampled)(*parameters)
+    for of_each, mean in zip(gradients, exact, strict=True):
         deviation = float(of_each.std()) / np.sqrt(num_samples)
         assert float(of_each.mean()) == pytest.approx(float(mean[0]), abs=4 * deviation)
         assert abs(float(mean[0])) > 10 * deviation

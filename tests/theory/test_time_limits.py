@@ -1,9 +1,9 @@
-"""A time limit is no part of the task: what follows from it for targets, traces and fixed points.
+"""A time limit is not part of the task: the consequences for targets, traces and fixed points.
 
-`terminated` says that nothing follows, `done` that row t + 1 is of another episode. The first half
-computes advantages in ways that share no code with the kernel. The second half is a task of one
-state that pays 1 for ever and is cut every five steps, where each mistake has a number: V = 10, and
-with cuts taken for terminations 4.0951 or less.
+`terminated` means that nothing follows, `done` that row t + 1 belongs to another episode. The first
+half computes advantages in ways that share no code with the kernel. The second half is a task of
+one state that pays 1 for ever and is cut every five steps, so each mistake has a known result: the
+right V is 10, and treating cuts as terminations gives 4.0951 or less.
 """
 
 import functools
@@ -48,7 +48,7 @@ def rollout(seed: int) -> Rollout:
 
 
 def folded_into_the_reward(rows: Rollout, gamma: float, gae_lambda: float) -> jax.Array:
-    """Pay out what a cut took away, as Stable-Baselines3 does; then every end is a termination."""
+    """Add the value lost at a cut to its reward, as Stable-Baselines3 does, and terminate there."""
     done = rows.terminated | rows.truncated
     cut = rows.truncated & ~rows.terminated
     reward = rows.reward + gamma * cut * rows.next_value
@@ -62,7 +62,7 @@ def folded_into_the_reward(rows: Rollout, gamma: float, gae_lambda: float) -> ja
 def episode_by_episode(rows: Rollout, gamma: float, gae_lambda: float) -> np.ndarray:
     """Mix the k-step advantages within each episode: no recursion, and no flag inside a sum.
 
-    A_t = (1 − λ) Σ_{k<m} λ^{k−1} A_t^{(k)} + λ^{m−1} A_t^{(m)}, m steps being left of the episode,
+    A_t = (1 − λ) Σ_{k<m} λ^{k−1} A_t^{(k)} + λ^{m−1} A_t^{(m)} with m steps left in the episode,
     A_t^{(k)} = −V(s_t) + Σ_{i<k} γ^i r_{t+i} + γ^k V(s'_{t+k−1}).
     """
     out = np.zeros_like(rows.reward)
@@ -166,7 +166,7 @@ def test_a_potential_in_reward_and_value_leaves_the_advantage(gae_lambda: float)
 GAMMA = 0.9
 LIMIT = 5
 ALWAYS = 1.0 / (1.0 - GAMMA)
-# Σ_{k<5} γ^k, what an episode pays from its first step to the cut.
+# Σ_{k<5} γ^k, the return of an episode from its first step to the cut.
 EPISODE = (1.0 - GAMMA**LIMIT) / (1.0 - GAMMA)
 LAMBDAS = [0.0, 0.5, 0.95, 1.0]
 
@@ -177,14 +177,14 @@ def target(value: jax.Array, next_value: jax.Array, cut_is_end: bool, size: floa
     terminated = truncated if cut_is_end else jnp.zeros(LIMIT, bool)
     flags = terminated, truncated, GAMMA, size
     advantage = returns.gae(jnp.ones(LIMIT), value, next_value, *flags)
-    # One critic: the two kernels have to agree on what it should learn.
+    # One critic: the two kernels must agree on its targets.
     lambda_return = returns.lambda_return(jnp.ones(LIMIT), next_value, *flags)
     np.testing.assert_allclose(advantage + value, lambda_return, atol=EXACT)
     return lambda_return
 
 
 def blind_fixed_point(cut_is_end: bool, size: float) -> float:
-    """Value of a critic that sees only the state, so that it predicts the mean of the targets.
+    """Value of a critic that sees only the state, so it predicts the mean of the targets.
 
     The mean target is a + b V, so that two evaluations give its fixed point a / (1 − b) exactly.
     """
@@ -195,7 +195,7 @@ def blind_fixed_point(cut_is_end: bool, size: float) -> float:
 
 
 def timed_fixed_point(cut_is_end: bool, size: float) -> np.ndarray:
-    """Values of a critic that also sees the time, 0 to 5; what it says of time 5 is 10."""
+    """Values of a critic that also sees the time, 0 to 5; its value at time 5 is 10."""
 
     def residual(value: jax.Array) -> jax.Array:
         later = jnp.concatenate([value[1:], jnp.array([ALWAYS])])
@@ -233,8 +233,8 @@ def test_a_critic_that_does_not_see_the_time_learns_a_mean_of_them() -> None:
 
 @pytest.mark.parametrize("size", LAMBDAS)
 def test_ends_read_a_row_late_teach_the_right_values_a_step_late(size: float) -> None:
-    # Flags of the start of an episode in place of its end: the first step is the one that has no
-    # successor, and the last one bootstraps from the next episode.
+    # Flags for the start of an episode instead of its end: the first step has no successor, and the
+    # last one bootstraps from the next episode.
     time = jnp.array([1, 2, 3, 4, 0])
     ended = time == 0
 

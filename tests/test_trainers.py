@@ -1,5 +1,6 @@
 """Which files a result belongs to, and how often an agent's file runs."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -13,8 +14,7 @@ import tiny_sweep
 from gymnax.wrappers import purerl
 
 import purejaxpg.agents
-from purejaxpg import InputError, envs
-from purejaxpg.sweep import sources
+from purejaxpg import InputError, cli, envs, trainers
 from purejaxpg.sweep import spec as specs
 
 PPO = pathlib.Path(purejaxpg.agents.__path__[0]) / "ppo.py"
@@ -94,25 +94,25 @@ def test_local_files_are_all_that_is_imported_from_beside(tmp_path: pathlib.Path
     write(tmp_path / "package" / "deep" / "__init__.py")
     write(tmp_path / "package" / "deep" / "deeper.py", "from ..relative import y")
     write(tmp_path / "package" / "relative.py")
-    found = {path.relative_to(tmp_path).as_posix() for path in sources.local_files(mine)}
+    found = {path.relative_to(tmp_path).as_posix() for path in trainers.local_files(mine)}
     assert found == {
         "mine.py", "beside.py", "second.py", "lazily.py", "package/__init__.py", "package/part.py",
         "package/sibling.py", "package/deep/__init__.py", "package/deep/deeper.py",
         "package/relative.py",
     }  # fmt: skip
-    assert dict(sources.texts(mine))["beside.py"] == "import second"
+    assert dict(trainers.texts(mine))["beside.py"] == "import second"
 
 
 @pytest.mark.fast
 def test_a_digest_depends_on_every_byte_and_name(tmp_path: pathlib.Path) -> None:
     one, two = write(tmp_path / "one.py", "a"), write(tmp_path / "two.py", "b")
-    before = sources.digest([one, two])
-    assert sources.digest([one]) != before
+    before = trainers.digest([one, two])
+    assert trainers.digest([one]) != before
     two.write_text("c")
-    assert sources.digest([one, two]) != before
+    assert trainers.digest([one, two]) != before
     two.write_text("b")
-    assert sources.digest([one, two]) == before
-    assert sources.digest([one, write(tmp_path / "three.py", "b")]) != before
+    assert trainers.digest([one, two]) == before
+    assert trainers.digest([one, write(tmp_path / "three.py", "b")]) != before
 
 
 @pytest.mark.fast
@@ -125,33 +125,34 @@ def test_an_environment_is_defined_by_its_classes_wherever_they_are() -> None:
     class Wrapped(purerl.LogWrapper):
         pass
 
-    assert sources.of_environment(gymnax.make("CartPole-v1")[0]) == []
-    assert sources.of_environment(purerl.LogWrapper(gymnax.make("CartPole-v1")[0])) == []
+    assert trainers.of_environment(gymnax.make("CartPole-v1")[0]) == []
+    assert trainers.of_environment(purerl.LogWrapper(gymnax.make("CartPole-v1")[0])) == []
     for inner in (Mine(), purerl.LogWrapper(Mine()), Wrapped(gymnax.make("CartPole-v1")[0])):
-        assert own in sources.of_environment(inner)
+        assert own in trainers.of_environment(inner)
 
 
 # --- identity -----------------------------------------------------------------------------------
 
 
-def identity(folder: pathlib.Path, agent: str = "./mine.py", **config: Any) -> Any:
-    raw = {**tiny_sweep.TINY, "agent": agent, "sweep": {}, "config": {
+def identity(folder: pathlib.Path, **config: Any) -> str:
+    """Return identity and run ids of a sweep of mine.py, found in a process of its own."""
+    raw = {**tiny_sweep.TINY, "agent": "./mine.py", "sweep": {}, "config": {
         **tiny_sweep.TINY["config"], **config}}  # fmt: skip
-    found = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", "import sys, json; from pathlib import Path\n"
          "from purejaxpg.sweep import spec\nraw = json.loads(sys.argv[1])\n"
          "made = spec.from_dict(raw, 'x', Path('.'))\n"
          "print(json.dumps([made.identity, [r.run_id for r in made.runs]]))",
-         __import__("json").dumps(raw)],
+         json.dumps(raw)],
         cwd=folder, capture_output=True, text=True,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
     )  # fmt: skip
-    assert found.returncode == 0, found.stderr
-    return found.stdout
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_a_changed_helper_or_environment_is_another_sweep(tmp_path: pathlib.Path) -> None:
-    """Results of a reward of 1 are not those of a reward of 7, wherever the reward stands."""
+    """Results of a reward of 1 differ from those of 7, in whichever file the reward is."""
     head = 'import myenv\nfrom purejaxpg import envs as _e\n_e.register("Const", myenv.Const)'
     fork(tmp_path, head)
     helper = write(tmp_path / "numbers_of_mine.py", "REWARD = 1.0")
@@ -167,7 +168,7 @@ def test_a_changed_helper_or_environment_is_another_sweep(tmp_path: pathlib.Path
     mine.write_text(mine.read_text().replace("jnp.zeros(2)", "jnp.ones(2)"))
     third = identity(tmp_path, env="Const")
     assert len({first, second, third}) == 3
-    assert "env_source" not in identity(tmp_path, "ppo")
+    assert "env_source" not in specs.from_dict(tiny_sweep.TINY, "x").identity
 
 
 def test_an_environment_registered_with_gymnax_is_never_found_by_its_name(
@@ -217,7 +218,7 @@ REGISTERS = (
 )
 
 
-def test_an_agents_file_runs_once_and_finds_what_is_beside_it(tmp_path: pathlib.Path) -> None:
+def test_an_agent_file_runs_once_and_imports_its_neighbours(tmp_path: pathlib.Path) -> None:
     fork(tmp_path, REGISTERS)
     write(tmp_path / "helper_of_mine.py")
     spec = "agent = './mine.py'\n[config]\nenv = 'MyCart-v0'\ntotal_timesteps = 64\nnum_envs = 2\n"
@@ -252,14 +253,14 @@ def test_help_names_the_file_and_not_a_module_of_ours(tmp_path: pathlib.Path) ->
 @pytest.mark.fast
 def test_a_changed_file_is_executed_again_in_the_same_process(tmp_path: pathlib.Path) -> None:
     path = fork(tmp_path, "MARK = 1")
-    first = specs.load_agent("./mine.py", tmp_path)
-    assert specs.load_agent("./mine.py", tmp_path) is first
+    first = trainers.load("./mine.py", tmp_path)
+    assert trainers.load("./mine.py", tmp_path) is first
     fork(tmp_path, "MARK = 2")
-    second = specs.load_agent("./mine.py", tmp_path)
+    second = trainers.load("./mine.py", tmp_path)
     assert (first.MARK, second.MARK) == (1, 2)
     path.write_text("MARK = (")
     with pytest.raises(InputError, match="cannot be imported: SyntaxError"):
-        specs.load_agent("./mine.py", tmp_path)
+        trainers.load("./mine.py", tmp_path)
 
 
 @pytest.mark.fast
@@ -270,9 +271,9 @@ def test_a_module_of_another_place_does_not_stand_in_for_one_beside(
     for name in ("a", "b"):
         fork(tmp_path / name, "import twin_of_mine")
         write(tmp_path / name / "twin_of_mine.py", f"NAME = {name!r}")
-    assert specs.load_agent("./mine.py", tmp_path / "a").twin_of_mine.NAME == "a"
-    with pytest.raises(InputError, match=r"'twin_of_mine'.*loaded already"):
-        specs.load_agent("./mine.py", tmp_path / "b")
+    assert trainers.load("./mine.py", tmp_path / "a").twin_of_mine.NAME == "a"
+    with pytest.raises(InputError, match=r"'twin_of_mine'.*already loaded"):
+        trainers.load("./mine.py", tmp_path / "b")
     del sys.modules["twin_of_mine"]
 
 
@@ -280,5 +281,18 @@ def test_a_module_of_another_place_does_not_stand_in_for_one_beside(
 def test_registering_needs_no_agent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(envs, "_registered", {})
     envs.register("a", lambda: gymnax.make("CartPole-v1"))
-    assert sources.of_environment(envs.make("a").inner) == []
+    assert trainers.of_environment(envs.make("a").inner) == []
     envs.make.cache_clear()
+
+
+def test_a_fork_with_the_distributions_of_an_earlier_version_is_told_the_new_names(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = trainers.path_of("a2c").read_text("utf-8")
+    old = text.replace("distributions.categorical(", "distributions.Categorical(")
+    assert old != text
+    (tmp_path / "old.py").write_text(old, "utf-8")
+    assert cli.main(["train", str(tmp_path / "old.py"), "--quiet"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "write distributions.categorical(logits)" in told and told.endswith("(policy, x).\n")

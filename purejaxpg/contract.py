@@ -1,0 +1,385 @@
+"""The contract between the package and a trainer. No other module looks inside a trainer.
+
+A trainer is a module, built in or a file of the user's. It always defines::
+
+    Config                                     frozen dataclass with num_updates, steps_per_update
+    check(config)
+    init(key, config, *given)            -> state            with the attribute params
+    update(key, state, config, *given)   -> state, metrics   a dict of scalars
+    train(key, config, *given)           -> state, metrics
+
+A trainer that plays an environment has the fields `env`, `env_kwargs` and `env_params`, and
+`policy(key, state, obs, config, greedy)`; whole episodes of that environment score it. Any other
+trainer scores itself::
+
+    score(key, state, config, num_episodes, *given)   -> dict of arrays [E]
+
+with at least `evaluation/return`. Everything else is optional. `Given` is a pytree dataclass of
+frozen arrays, such as a pretrained model: a trainer that has it gets one as its last argument.
+Metrics named `episode/...` give learning curves, `UNIT` is the unit of `steps_per_update`, and a
+property `activations` of Config is the size of a gradient step.
+
+The functions import jax themselves, so that a report can read the names without it.
+"""
+
+import dataclasses
+import hashlib
+import math
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from purejaxpg import InputError
+
+NAMES = ("Config", "check", "init", "update", "train")
+FIELDS = ("num_updates", "steps_per_update")
+
+ENV = "env"
+# Tables of named values inside a configuration: `env_params.gravity` names one of them.
+ENV_PARAMS, ENV_KWARGS = "env_params", "env_kwargs"
+TABLES = (ENV_PARAMS, ENV_KWARGS)
+
+# Sums over the episodes that ended in an update; without any, the mean is undefined and not 0.
+EPISODE = "episode/"
+EPISODE_RETURN, EPISODE_COUNT = "episode/return_sum", "episode/count"
+CURVE = (EPISODE_RETURN, EPISODE_COUNT)
+WATCHED = "loss/"  # prefix of the metrics that mark a run as diverged when they are not finite
+
+EVALUATION = "evaluation/"  # prefix of arrays with one value per evaluation episode
+RETURN, GREEDY_RETURN = "evaluation/return", "evaluation/greedy_return"
+FINISHED = "evaluation/finished"
+
+NUM_ENVS = "num_envs"
+ENV_STEPS = "environment steps"
+
+
+# ------------------------------------------------------------------------------------- the trainer
+
+
+def check_trainer(trainer: types.ModuleType, name: str) -> None:
+    """Raise an InputError unless a module has all parts of a trainer.
+
+    Args:
+        trainer: a module.
+        name: the name the user gave, for messages.
+    """
+    names = NAMES if scores_itself(trainer) else (*NAMES, "policy")
+    if not all(hasattr(trainer, part) for part in names):
+        raise InputError(f"agent {name!r} must define {', '.join(names)}.")
+    known = {*dir(trainer.Config), *getattr(trainer.Config, "__dataclass_fields__", ())}
+    played = ENV in known or not scores_itself(trainer)
+    for field in (*FIELDS, *((ENV, *TABLES) if played else ())):
+        if field not in known:
+            raise InputError(f"Config of agent {name!r} must be a dataclass with {field}.")
+
+
+def name_of(trainer: types.ModuleType) -> str:
+    """Return the name of a trainer's file, without its ending."""
+    return Path(str(trainer.__file__)).stem
+
+
+def unit(trainer: types.ModuleType) -> str:
+    """Return the unit of a trainer's `steps_per_update`, in the plural."""
+    default = ENV_STEPS if has_environment(trainer.Config) else "steps"
+    return str(getattr(trainer, "UNIT", default))
+
+
+def check_state(trainer: types.ModuleType, state: Any) -> None:
+    """Raise an InputError unless a state has `params`, which are watched for divergence."""
+    if not hasattr(state, "params"):
+        raise InputError(f"The state of agent {name_of(trainer)!r} must have the attribute params.")
+
+
+def check_metrics(trainer: types.ModuleType, metrics: Mapping[str, Any]) -> None:
+    """Raise an InputError unless the metrics of a batch of rows are scalars, each [rows].
+
+    Args:
+        trainer: a module.
+        metrics: shapes of the metrics of `update` under vmap.
+    """
+    name = name_of(trainer)
+    for metric in CURVE:
+        if metric not in metrics and any(other in metrics for other in CURVE):
+            raise InputError(f"The metrics of agent {name!r} must hold {metric!r}.")
+    for metric, value in metrics.items():
+        if len(value.shape) != 1:
+            raise InputError(
+                f"The metric {metric!r} of agent {name!r} must be a scalar, "
+                f"but has shape {list(value.shape[1:])}."
+            )
+
+
+# ------------------------------------------------------------------------------------------- given
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What a sweep gives to its runs: frozen arrays that no run trains.
+
+    Attributes:
+        arrays: an instance of the trainer's `Given`; each array has a leading axis of length 1, to
+            be shared by all runs, or of the number of seeds, one item for the runs of each seed.
+            None: nothing is given.
+        seeds: of the sweep, in the order of that axis.
+        digest: SHA-256 of all arrays; "" if nothing is given.
+    """
+
+    arrays: Any = None
+    seeds: tuple[int, ...] = ()
+    digest: str = ""
+
+    def shared(self) -> Any:
+        """Return the shared arrays without their leading axis, and None for the others."""
+        import jax
+
+        return jax.tree.map(lambda x: x[0] if len(x) == 1 else None, self.arrays)
+
+    def of_rows(self, seeds: Any) -> Any:
+        """Return the other arrays, one item for each of `seeds`, and None for the shared ones.
+
+        Raises:
+            InputError: one of `seeds` is not a seed of the sweep, so there is no item for it.
+        """
+        import jax
+        import numpy as np
+
+        def chosen(array: Any) -> Any:
+            if len(array) == 1:
+                return None
+            for seed in seeds:
+                if seed not in self.seeds:
+                    raise InputError(f"given has no item for seed {seed}, only for {self.seeds}.")
+            return np.asarray(array)[[self.seeds.index(seed) for seed in seeds]]
+
+        return jax.tree.map(chosen, self.arrays)
+
+
+def give(trainer: types.ModuleType, name: str, arrays: Any, seeds: tuple[int, ...]) -> Given:
+    """Check what a sweep gives to its runs.
+
+    Args:
+        trainer: a module.
+        name: what the user calls it.
+        arrays: an instance of the trainer's `Given`, or None.
+        seeds: of the sweep.
+
+    Raises:
+        InputError: the trainer needs something else, or an array has another number of items.
+    """
+    import jax
+
+    wanted = getattr(trainer, "Given", None)
+    if wanted is None and arrays is None:
+        return Given()
+    if wanted is None or not isinstance(arrays, wanted):
+        needed = "nothing" if wanted is None else f"a Given of {', '.join(_fields(wanted))}"
+        had = "nothing" if arrays is None else f"a {type(arrays).__name__}"
+        raise InputError(f"agent {name!r} must be given {needed}, but is given {had}.")
+    for field in _fields(wanted):
+        for leaf in jax.tree.leaves(getattr(arrays, field)):
+            items = leaf.shape[0] if getattr(leaf, "shape", ()) else 0
+            if items not in (1, len(seeds)):
+                raise InputError(
+                    f"given {field} must have a first axis of 1 or of the {len(seeds)} seeds, "
+                    f"but has {items} items."
+                )
+    return Given(arrays, seeds, _digest(arrays))
+
+
+def _digest(arrays: Any) -> str:
+    import jax
+    import numpy as np
+
+    digest = hashlib.sha256()
+    for leaf in map(np.ascontiguousarray, jax.tree.leaves(arrays)):
+        digest.update(f"{leaf.dtype} {leaf.shape} ".encode() + leaf.tobytes())
+    return digest.hexdigest()
+
+
+def _fields(dataclass: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(dataclass)]
+
+
+def arguments(own: Any, shared: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Return what is given as the last argument of a vmapped function, and its in_axes.
+
+    Args:
+        own: as `Given.of_rows` returns it, arrays [rows, ...].
+        shared: as `Given.shared` returns it.
+
+    Returns:
+        Two tuples of length 1, or of length 0 if nothing is given.
+    """
+    import jax
+
+    if own is None and shared is None:
+        return (), ()
+    absent = {"is_leaf": lambda x: x is None}
+    merged = jax.tree.map(lambda o, s: s if o is None else o, own, shared, **absent)
+    axes = jax.tree.map(lambda o: None if o is None else 0, own, **absent)
+    return (merged,), (axes,)
+
+
+# --------------------------------------------------------------------------------- the environment
+
+
+def has_environment(config: Any) -> bool:
+    """Return whether a configuration, or its class, has an environment."""
+    return hasattr(config, ENV) or ENV in getattr(config, "__dataclass_fields__", ())
+
+
+def section(config: Any) -> str:
+    """Return the section of the report that a run belongs to: its environment, or "".
+
+    Args:
+        config: a configuration, or its plain values.
+    """
+    if isinstance(config, Mapping):
+        return str(config.get(ENV, ""))
+    return str(getattr(config, ENV, ""))
+
+
+def default_env_param(config: Any, name: str) -> Any:
+    """Return the default value of one of the environment's parameters."""
+    from purejaxpg import config as configs
+
+    value = getattr(environment(config).default_params, name)
+    return configs.coerce_env_param(name, value.item() if hasattr(value, "item") else value)
+
+
+def environment(config: Any) -> Any:
+    """Return the environment of a configuration, or None."""
+    if not has_environment(config):
+        return None
+    from purejaxpg import envs
+
+    return envs.from_config(config)
+
+
+# ------------------------------------------------------------------------------------------- sizes
+
+
+def traced_types(config: Any) -> Any:
+    """Return the dtype of each traced leaf of a configuration inside the programs."""
+    import jax
+    import numpy as np
+
+    from purejaxpg import envs
+
+    if has_environment(config):
+        return envs.traced_types(config)
+    return jax.tree.map(lambda _: np.dtype(np.float32), config)
+
+
+def param_dtype(config: Any, name: str) -> Any:
+    """Return the dtype of one of the environment's parameters."""
+    from purejaxpg import envs
+
+    return envs.param_dtype(environment(config), name)
+
+
+def steps_before(config: Any) -> int:
+    """Return the environment steps that `init` takes to fill a replay buffer."""
+    return int(getattr(config, "learning_starts", 0))
+
+
+def timed(config: Any, updates: int, whole: bool) -> dict[str, int]:
+    """Return the fields with which a run is long enough to be timed, replay warm-up included.
+
+    Args:
+        config: a configuration.
+        updates: least number of updates.
+        whole: a run takes at least its own number of steps.
+
+    Returns:
+        Values by field: a multiple of the environments for the warm-up, and the length. Empty for
+        a trainer whose length is not in steps.
+    """
+    fields = {}
+    if hasattr(config, "learning_starts"):
+        envs = config.num_envs
+        fields["learning_starts"] = envs * -(-config.learning_starts // envs)
+    if hasattr(config, "total_timesteps"):
+        steps = fields.get("learning_starts", 0) + updates * config.steps_per_update
+        fields["total_timesteps"] = max(steps, config.total_timesteps if whole else 0)
+    return fields
+
+
+def activations(config: Any) -> int:
+    """Return the number of activations in one gradient step, which decides the rows of a unit.
+
+    An agent may lack any of these fields; the defaults make the number small.
+    """
+    if hasattr(config, "activations"):
+        return int(config.activations)
+    minibatch = config.steps_per_update // getattr(config, "num_minibatches", 1)
+    samples = getattr(config, "batch_size", minibatch)
+    width = sum(getattr(config, "hidden", ()))
+    if has_environment(config):
+        width += math.prod(environment(config).obs_shape)
+    return int(samples * max(width, 1))
+
+
+def smaller(config: Any) -> str:
+    """Return advice on which fields to lower when memory runs out."""
+    sizes = {
+        "num_envs": "fewer num_envs",
+        "num_steps": "a shorter num_steps",
+        "replay_capacity": "a smaller replay_capacity",
+        "batch_size": "a smaller batch_size",
+    }
+    known = [text for name, text in sizes.items() if hasattr(config, name)]
+    return ", ".join(known[:-1]) + " or " + known[-1] if len(known) > 1 else "a smaller network"
+
+
+# ------------------------------------------------------------------------------------------- score
+
+
+def scores_itself(trainer: types.ModuleType) -> bool:
+    """Return whether a trainer defines `score`."""
+    return hasattr(trainer, "score")
+
+
+def check_score(trainer: types.ModuleType, config: Any) -> None:
+    """Raise an InputError if a run of this configuration could not be scored."""
+    if not scores_itself(trainer):
+        from purejaxpg import evaluate
+
+        evaluate.check(config)
+
+
+def score(
+    key: Any, trainer: types.ModuleType, state: Any, config: Any, num_episodes: int, *given: Any
+) -> dict[str, Any]:
+    """Score one run with the trainer's `score`, or with whole episodes of its environment.
+
+    Args:
+        key: after update u, `fold_in(run_key, 2**31 + u)`.
+        trainer: a module.
+        state: the run's state.
+        config: its configuration.
+        num_episodes: E.
+        given: what the run is given, if anything.
+
+    Returns:
+        Arrays [E] by name, `evaluation/return` among them.
+
+    Raises:
+        InputError: the trainer's own `score` lacks `evaluation/return`.
+    """
+    if not scores_itself(trainer):
+        from purejaxpg import evaluate
+
+        return evaluate.score(key, trainer, state, config, num_episodes)
+    scores = dict(trainer.score(key, state, config, num_episodes, *given))
+    if RETURN not in scores:
+        raise InputError(f"score of agent {name_of(trainer)!r} must return {RETURN!r}.")
+    return scores
+
+
+def horizon(config: Any) -> int | None:
+    """Return the time limit of an episode in steps; None if it is not known."""
+    from purejaxpg import envs
+
+    return envs.horizon(environment(config), config.env_params)

@@ -1,0 +1,217 @@
+"""Find and import trainers, and list the files that a result depends on.
+
+A result belongs to the code that made it: the trainer's file, the modules beside it that it
+imports, and the classes of an environment that is neither gymnax's nor ours.
+"""
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import os
+import pkgutil
+import re
+import sys
+import types
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import purejaxpg.agents
+from purejaxpg import InputError, contract
+from purejaxpg import config as configs
+
+OURS = {"purejaxpg", "gymnax", "flax", "jax", "builtins", "typing", "abc"}
+# Executed files with the hash of their content at that time: `train` loads an agent more than once,
+# but a file that registers an environment may run only once.
+_executed: dict[Path, tuple[str, types.ModuleType]] = {}
+
+
+def names() -> list[str]:
+    """Return the names of the agents that come with the package."""
+    return sorted(module.name for module in pkgutil.iter_modules(purejaxpg.agents.__path__))
+
+
+def path_of(name: str, base: Path = Path()) -> Path:
+    """Return the file of a built-in agent, or of the agent at path `name`, relative to `base`."""
+    if name.endswith(".py") or "/" in name:
+        return (base / name).resolve()
+    configs.require_known(name, names(), "agent")
+    return Path(purejaxpg.agents.__path__[0]) / f"{name}.py"
+
+
+def files(name: str, base: Path = Path()) -> list[Path]:
+    """Return an agent's file and, unless built in, the modules beside it that it imports."""
+    path = path_of(name, base)
+    return [path] if name in names() else local_files(path)
+
+
+def load(name: str, base: Path = Path()) -> types.ModuleType:
+    """Import an agent by name or by path; a path runs that file's code.
+
+    Raises:
+        InputError: there is no such agent, its file cannot be imported, or it breaks the contract.
+    """
+    path = path_of(name, base)
+    if path.parent == Path(purejaxpg.agents.__path__[0]).resolve():
+        return importlib.import_module(f"purejaxpg.agents.{path.stem}")
+    if not os.path.isfile(path):  # Path.is_file raises if the name is too long
+        raise InputError(f"agent {name!r} is not a file: {path} does not exist.")
+    _refuse_old_names(path, name)
+    module = execute(path, name)
+    contract.check_trainer(module, name)
+    return module
+
+
+def execute(path: Path, name: str) -> types.ModuleType:
+    """Run a Python file as a module, once per content, with its folder on the import path.
+
+    Args:
+        path: the file.
+        name: the name the user gave, for messages.
+
+    Returns:
+        The module; `__main__` if Python itself was started with this file.
+
+    Raises:
+        InputError: the file cannot be imported, or would import another module of the same name.
+    """
+    main = sys.modules.get("__main__")
+    if main is not None and Path(getattr(main, "__file__", None) or ".").resolve() == path:
+        return main
+    content = digest([path])
+    if path in _executed and _executed[path][0] == content:
+        return _executed[path][1]
+    module_name = f"purejaxpg_fork_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"agent {name!r} must be a Python file whose name ends in .py.")
+    _refuse_shadowed(path, name)
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))  # as `python FILE` does
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"agent {name!r} cannot be imported: {type(error).__name__}: {error}."
+        ) from error
+    _executed[path] = content, module
+    return module
+
+
+def local_files(path: Path) -> list[Path]:
+    """Return a Python file and every file beside it that it imports, directly or not, sorted.
+
+    The source is parsed: imports inside functions count, names computed at run time do not.
+    """
+    files: set[Path] = set()
+    queue = [path]
+    while queue:
+        file = queue.pop()
+        if file not in files:
+            files.add(file)
+            queue += imported(file, path.parent)
+    return sorted(files)
+
+
+def imported(file: Path, folder: Path) -> Iterator[Path]:
+    """Yield the files in `folder` that a file imports by name."""
+    try:
+        tree = ast.parse(file.read_text("utf-8"))
+    except (SyntaxError, ValueError):  # importing it reports the error
+        return
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package_of(file, folder, node.level) + ([node.module] if node.module else [])
+            names = [".".join(base), *(".".join([*base, alias.name]) for alias in node.names)]
+        for name in names:
+            yield from files_of(name, folder)
+
+
+def package_of(file: Path, folder: Path, level: int) -> list[str]:
+    """Return the package that a relative import starts from; empty for an absolute import."""
+    parts = file.relative_to(folder).parts[:-1]
+    return list(parts[: len(parts) - level + 1]) if level else []
+
+
+def files_of(name: str, folder: Path) -> Iterator[Path]:
+    """Yield the files in `folder` that run when the module `name` is imported."""
+    parts = name.split(".") if name else []
+    for end in range(1, len(parts) + 1):
+        module = folder.joinpath(*parts[:end])
+        candidates = (module.with_suffix(".py"), module / "__init__.py")
+        yield from filter(Path.is_file, candidates)
+
+
+def digest(files: Iterable[Path]) -> str:
+    """Return the SHA-256 of one file's content, or of the names and contents of several."""
+    contents = {file: file.read_bytes() for file in files}
+    if len(contents) == 1:
+        return hashlib.sha256(*contents.values()).hexdigest()
+    lines = [f"{file.name} {hashlib.sha256(text).hexdigest()}" for file, text in contents.items()]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def texts(path: Path) -> tuple[tuple[str, str], ...]:
+    """Return the path, relative to its folder, and the text of each of a file's local files."""
+    folder = path.parent
+    return tuple(
+        (file.relative_to(folder).as_posix(), file.read_text("utf-8")) for file in local_files(path)
+    )
+
+
+def of_environment(inner: Any) -> list[Path]:
+    """Return the files that define an environment, sorted; none for gymnax's own.
+
+    Args:
+        inner: a gymnax environment, possibly in wrappers.
+    """
+    files: set[Path] = set()
+    while inner is not None:
+        for cls in type(inner).__mro__:
+            if cls.__module__.split(".")[0] not in OURS:
+                files.update(_files_of_class(cls))
+        inner = vars(inner).get("_env")
+    return sorted(files)
+
+
+def _files_of_class(cls: type) -> list[Path]:
+    try:
+        file = inspect.getsourcefile(cls)
+    except TypeError:  # defined in an interpreter
+        return []
+    path = Path(file or "").resolve()
+    return local_files(path) if path.is_file() else []
+
+
+def _refuse_old_names(path: Path, name: str) -> None:
+    """Refuse a file that uses distributions by the names of an earlier version."""
+    used = re.findall(r"\bdistributions\.([A-Z]\w*)", path.read_text("utf-8", errors="replace"))
+    if used:
+        from purejaxpg.kernels import distributions
+    for each in used:
+        try:
+            getattr(distributions, each)
+        except AttributeError as error:
+            raise InputError(f"agent {name!r} is for an earlier version: {error}.") from error
+
+
+def _refuse_shadowed(path: Path, name: str) -> None:
+    """Refuse a file whose imports are hidden by loaded modules of the same names."""
+    for file in local_files(path):
+        module = file.stem if file.stem != "__init__" else file.parent.name
+        loaded = getattr(sys.modules.get(module), "__file__", None)
+        beside = file.parent == path.parent or file.stem == "__init__"
+        if beside and file != path and loaded and Path(loaded).resolve() != file:
+            raise InputError(
+                f"agent {name!r} imports the module {module!r} beside it, but {loaded} is already "
+                "loaded under that name; rename the module, or use a separate process."
+            )
