@@ -217,7 +217,7 @@ def test_a_terminated_sweep_resumes_from_its_snapshot(capsys: pytest.CaptureFixt
     assert process.returncode == 143, said
     assert said.startswith("Terminated;") and said.count("\n") == 1
     assert cli.main(words) == 0
-    assert "Going on from a snapshot after update" in capsys.readouterr().out
+    assert "Resuming from a snapshot after update" in capsys.readouterr().out
 
 
 def test_fork_train_and_sweep_the_fork(capsys: pytest.CaptureFixture[str]) -> None:

@@ -116,7 +116,7 @@ def test_two_processes_end_with_the_bits_of_one(directory: pathlib.Path) -> None
 
     statuses, outputs = Job(directory, quick.FLAGS).end()
     assert statuses == [0, 0], outputs
-    assert "Going on from a snapshot" in outputs[0] and outputs[1] == ""
+    assert "Resuming from a snapshot" in outputs[0] and outputs[1] == ""
     check_same_as_one(directory, quick.FLAGS)
 
 
