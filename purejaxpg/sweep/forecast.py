@@ -209,7 +209,7 @@ def bytes_on_disk(
         ids = {leg.run.run_id for each in group.units for leg in each.legs}
         runs[index] = runs.get(index, set()) | ids
         at_work = group.rows * min(devices, len(group.units))
-        snapshot = max(snapshot, snapshots.KEPT * at_work * state)
+        snapshot = max(snapshot, snapshots.PER_UNIT * at_work * state)
     return arrays + snapshot + most_at_once(states, runs)
 
 
