@@ -425,7 +425,7 @@ def test_a_damaged_result_is_found_and_the_next_run_repairs_it(
         for _ in range(5):
             path.write_bytes(DAMAGES[damage](original, chance))
             (problem,) = damage_of(out)
-            assert problem.kind == "unit" and "damaged" in problem.what
+            assert problem.kind == "unit" and "damaged" in problem.text
         path.write_bytes(original)
     victim = sorted(out.glob(kind))[0]
     victim.write_bytes(DAMAGES[damage](victim.read_bytes(), chance))
