@@ -88,6 +88,8 @@ def _together(load: Callable[[], Any], options: Options, devices: list[Any]) -> 
 
     if jax.process_index() > 0:
         return distributed.follow(load, devices)
+    if not options.quiet:
+        print("Note: running as several processes is experimental.", flush=True)
     with distributed.leading(exit_status) as mail:
         run(load(), options, devices, functools.partial(distributed.Leader, mail=mail))
     return 0
@@ -212,7 +214,7 @@ def find_devices(wanted: int | None = None, several: bool = False) -> list[Any]:
     cache_programs()
     count = processes.how_many() if several else 1
     if count > 1:
-        processes.put_together(count)
+        processes.connect(count)
     import jax
 
     try:

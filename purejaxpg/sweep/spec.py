@@ -381,7 +381,7 @@ def _refuse_equal(spec: Spec, runs: tuple[plans.Run, ...]) -> None:
             first = seen.setdefault(np.asarray(value, dtype).item(), value)
             configs.require(
                 first is value,
-                f"[sweep] {axis.name} lists {first!r} and {value!r}, which are equal as {dtype.name}.",
+                f"[sweep] {axis.name} lists {first!r} and {value!r}, equal as {dtype.name}.",
             )
 
 

@@ -103,7 +103,7 @@ def test_a_terminated_sweep_resumes_and_a_lost_node_loses_no_run(
     process.terminate()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143, output
-    assert "Terminated; what is finished is kept" in output
+    assert "Terminated; finished units are kept" in output
 
     process = sweep(spec, out, *options)
     left = wait_for_commits(out, process, more_than=units_of(out)[0])
