@@ -129,8 +129,8 @@ def add_sweep_commands(add: Any) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="run the winner, the runners-up and the default on N fresh seeds afterwards (0; must be "
-        "0 for [pbt])",
+        help="run the winner, the runners-up and the default on N fresh seeds afterwards (0; "
+        "must be 0 for [pbt])",
     )
     sweeper.add_argument(
         "--executor",

@@ -69,7 +69,16 @@ def build(cls: type[T], values: Mapping[str, Any]) -> T:
 
 
 def coerce(name: str, hint: Any, value: Any) -> Any:
-    """Return `value` as the type of field `name`, or raise an InputError that names the type."""
+    """Return a value as the type of a field.
+
+    Args:
+        name: the field, for the message.
+        hint: its type.
+        value: as TOML or the command line has it.
+
+    Raises:
+        InputError: the value is not of that type.
+    """
     if hint is float and is_number(value):
         return float(value)
     if hint is int and is_number(value) and math.isfinite(value) and value == int(value):
@@ -80,11 +89,8 @@ def coerce(name: str, hint: Any, value: Any) -> Any:
         return tuple((key, coerce_env_kwarg(key, item)) for key, item in sorted(value.items()))
     if name == "env_params" and isinstance(value, Mapping):
         return {key: coerce_env_param(key, item) for key, item in sorted(value.items())}
-    if (
-        typing.get_origin(hint) is tuple
-        and isinstance(value, list | tuple)
-        and name != "env_kwargs"
-    ):
+    is_list = typing.get_origin(hint) is tuple and name != "env_kwargs"
+    if is_list and isinstance(value, list | tuple):
         element = typing.get_args(hint)[0]
         return tuple(coerce(f"{name}[{i}]", element, item) for i, item in enumerate(value))
     raise InputError(f"{name} must be {describe(hint)}, but is {value!r}.")
@@ -154,7 +160,7 @@ def parse_number(word: str) -> float | int | str:
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether `value` is an int or float that is not NaN (and not a bool).
+    """Return whether `value` is an int or float that is not NaN (and not a bool).
 
     A whole number too large for a float does not count: no program can hold it.
     """
@@ -174,7 +180,13 @@ def describe(hint: Any) -> str:
 
 
 def require_known(name: str, known: Iterable[str], what: str) -> None:
-    """Raise an InputError that offers the nearest name, unless `name` is known."""
+    """Raise an InputError that offers the nearest name, unless `name` is known.
+
+    Args:
+        name: the name that the user gave.
+        known: all valid names.
+        what: the kind of thing that it names, such as "field".
+    """
     names = list(known)
     if name in names:
         return
@@ -265,11 +277,8 @@ def in_range(config: Any) -> None:
     between(config, 0, 1, *own(IN_UNIT_INTERVAL))
     between(config, -20, 20, *own(["initial_log_std"]))
     finite(config, *own(FINITE))
-    at_most(
-        config,
-        2**31 - 1,
-        *(name for name, hint in present.items() if hint is int and name != "total_timesteps"),
-    )
+    whole = (name for name, hint in present.items() if hint is int)
+    at_most(config, 2**31 - 1, *(name for name in whole if name != "total_timesteps"))
 
 
 def check_rollout(config: Any) -> None:
@@ -287,7 +296,14 @@ def check_rollout(config: Any) -> None:
 
 
 def divides(config: Any, name: str, number: int, number_name: str) -> None:
-    """Require that the named field divides `number`, naming both."""
+    """Require that a field divides a number, naming both.
+
+    Args:
+        config: an agent's configuration.
+        name: the field.
+        number: the number to be divided.
+        number_name: its name in the message.
+    """
     value = getattr(config, name)
     require(
         number % value == 0,

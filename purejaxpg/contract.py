@@ -4,23 +4,26 @@ A trainer is a module, built in or a file of the user's. It always defines::
 
     Config                                     frozen dataclass with num_updates, steps_per_update
     check(config)
-    init(key, config)            -> state      with the attribute params
-    update(key, state, config)   -> state, metrics          a dict of scalars
-    train(key, config)           -> state, metrics
+    init(key, config, *given)            -> state            with the attribute params
+    update(key, state, config, *given)   -> state, metrics   a dict of scalars
+    train(key, config, *given)           -> state, metrics
 
 A trainer that plays an environment has the fields `env`, `env_kwargs` and `env_params`, and
 `policy(key, state, obs, config, greedy)`; whole episodes of that environment score it. Any other
 trainer scores itself::
 
-    score(key, state, config, num_episodes)   -> dict of arrays [E]
+    score(key, state, config, num_episodes, *given)   -> dict of arrays [E]
 
-with at least `evaluation/return`. Everything else is optional: metrics named `episode/...` give
-learning curves, `UNIT` is the unit of `steps_per_update`, and a property `activations` of Config is
-the size of a gradient step.
+with at least `evaluation/return`. Everything else is optional. `Given` is a pytree dataclass of
+frozen arrays, such as a pretrained model: a trainer that has it gets one as its last argument.
+Metrics named `episode/...` give learning curves, `UNIT` is the unit of `steps_per_update`, and a
+property `activations` of Config is the size of a gradient step.
 
 The functions import jax themselves, so that a report can read the names without it.
 """
 
+import dataclasses
+import hashlib
 import math
 import types
 from collections.abc import Mapping
@@ -38,6 +41,7 @@ ENV_PARAMS, ENV_KWARGS = "env_params", "env_kwargs"
 TABLES = (ENV_PARAMS, ENV_KWARGS)
 
 # Sums over the episodes that ended in an update; without any, the mean is undefined and not 0.
+EPISODE = "episode/"
 EPISODE_RETURN, EPISODE_COUNT = "episode/return_sum", "episode/count"
 CURVE = (EPISODE_RETURN, EPISODE_COUNT)
 WATCHED = "loss/"  # prefix of the metrics that mark a run as diverged when they are not finite
@@ -46,6 +50,7 @@ EVALUATION = "evaluation/"  # prefix of arrays with one value per evaluation epi
 RETURN, GREEDY_RETURN = "evaluation/return", "evaluation/greedy_return"
 FINISHED = "evaluation/finished"
 
+NUM_ENVS = "num_envs"
 ENV_STEPS = "environment steps"
 
 
@@ -103,6 +108,117 @@ def check_metrics(trainer: types.ModuleType, metrics: Mapping[str, Any]) -> None
                 f"The metric {metric!r} of agent {name!r} must be a scalar, "
                 f"but has shape {list(value.shape[1:])}."
             )
+
+
+# ------------------------------------------------------------------------------------------- given
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What a sweep gives to its runs: frozen arrays that no run trains.
+
+    Attributes:
+        arrays: an instance of the trainer's `Given`; each array has a leading axis of length 1, to
+            be shared by all runs, or of the number of seeds, one item for the runs of each seed.
+            None: nothing is given.
+        seeds: of the sweep, in the order of that axis.
+        digest: SHA-256 of all arrays; "" if nothing is given.
+    """
+
+    arrays: Any = None
+    seeds: tuple[int, ...] = ()
+    digest: str = ""
+
+    def shared(self) -> Any:
+        """Return the shared arrays without their leading axis, and None for the others."""
+        import jax
+
+        return jax.tree.map(lambda x: x[0] if len(x) == 1 else None, self.arrays)
+
+    def of_rows(self, seeds: Any) -> Any:
+        """Return the other arrays, one item for each of `seeds`, and None for the shared ones.
+
+        Raises:
+            InputError: one of `seeds` is not a seed of the sweep, so there is no item for it.
+        """
+        import jax
+        import numpy as np
+
+        def chosen(array: Any) -> Any:
+            if len(array) == 1:
+                return None
+            for seed in seeds:
+                if seed not in self.seeds:
+                    raise InputError(f"given has no item for seed {seed}, only for {self.seeds}.")
+            return np.asarray(array)[[self.seeds.index(seed) for seed in seeds]]
+
+        return jax.tree.map(chosen, self.arrays)
+
+
+def give(trainer: types.ModuleType, name: str, arrays: Any, seeds: tuple[int, ...]) -> Given:
+    """Check what a sweep gives to its runs.
+
+    Args:
+        trainer: a module.
+        name: what the user calls it.
+        arrays: an instance of the trainer's `Given`, or None.
+        seeds: of the sweep.
+
+    Raises:
+        InputError: the trainer needs something else, or an array has another number of items.
+    """
+    import jax
+
+    wanted = getattr(trainer, "Given", None)
+    if wanted is None and arrays is None:
+        return Given()
+    if wanted is None or not isinstance(arrays, wanted):
+        needed = "nothing" if wanted is None else f"a Given of {', '.join(_fields(wanted))}"
+        had = "nothing" if arrays is None else f"a {type(arrays).__name__}"
+        raise InputError(f"agent {name!r} must be given {needed}, but is given {had}.")
+    for field in _fields(wanted):
+        for leaf in jax.tree.leaves(getattr(arrays, field)):
+            items = leaf.shape[0] if getattr(leaf, "shape", ()) else 0
+            if items not in (1, len(seeds)):
+                raise InputError(
+                    f"given {field} must have a first axis of 1 or of the {len(seeds)} seeds, "
+                    f"but has {items} items."
+                )
+    return Given(arrays, seeds, _digest(arrays))
+
+
+def _digest(arrays: Any) -> str:
+    import jax
+    import numpy as np
+
+    digest = hashlib.sha256()
+    for leaf in map(np.ascontiguousarray, jax.tree.leaves(arrays)):
+        digest.update(f"{leaf.dtype} {leaf.shape} ".encode() + leaf.tobytes())
+    return digest.hexdigest()
+
+
+def _fields(dataclass: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(dataclass)]
+
+
+def arguments(own: Any, shared: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Return what is given as the last argument of a vmapped function, and its in_axes.
+
+    Args:
+        own: as `Given.of_rows` returns it, arrays [rows, ...].
+        shared: as `Given.shared` returns it.
+
+    Returns:
+        Two tuples of length 1, or of length 0 if nothing is given.
+    """
+    import jax
+
+    if own is None and shared is None:
+        return (), ()
+    absent = {"is_leaf": lambda x: x is None}
+    merged = jax.tree.map(lambda o, s: s if o is None else o, own, shared, **absent)
+    axes = jax.tree.map(lambda o: None if o is None else 0, own, **absent)
+    return (merged,), (axes,)
 
 
 # --------------------------------------------------------------------------------- the environment
@@ -168,6 +284,28 @@ def steps_before(config: Any) -> int:
     return int(getattr(config, "learning_starts", 0))
 
 
+def timed(config: Any, updates: int, whole: bool) -> dict[str, int]:
+    """Return the fields with which a run is long enough to be timed, replay warm-up included.
+
+    Args:
+        config: a configuration.
+        updates: least number of updates.
+        whole: a run takes at least its own number of steps.
+
+    Returns:
+        Values by field: a multiple of the environments for the warm-up, and the length. Empty for
+        a trainer whose length is not in steps.
+    """
+    fields = {}
+    if hasattr(config, "learning_starts"):
+        envs = config.num_envs
+        fields["learning_starts"] = envs * -(-config.learning_starts // envs)
+    if hasattr(config, "total_timesteps"):
+        steps = fields.get("learning_starts", 0) + updates * config.steps_per_update
+        fields["total_timesteps"] = max(steps, config.total_timesteps if whole else 0)
+    return fields
+
+
 def activations(config: Any) -> int:
     """Return the number of activations in one gradient step, which decides the rows of a unit.
 
@@ -212,7 +350,7 @@ def check_score(trainer: types.ModuleType, config: Any) -> None:
 
 
 def score(
-    key: Any, trainer: types.ModuleType, state: Any, config: Any, num_episodes: int
+    key: Any, trainer: types.ModuleType, state: Any, config: Any, num_episodes: int, *given: Any
 ) -> dict[str, Any]:
     """Score one run with the trainer's `score`, or with whole episodes of its environment.
 
@@ -222,6 +360,7 @@ def score(
         state: the run's state.
         config: its configuration.
         num_episodes: E.
+        given: what the run is given, if anything.
 
     Returns:
         Arrays [E] by name, `evaluation/return` among them.
@@ -233,7 +372,7 @@ def score(
         from purejaxpg import evaluate
 
         return evaluate.score(key, trainer, state, config, num_episodes)
-    scores = dict(trainer.score(key, state, config, num_episodes))
+    scores = dict(trainer.score(key, state, config, num_episodes, *given))
     if RETURN not in scores:
         raise InputError(f"score of agent {name_of(trainer)!r} must return {RETURN!r}.")
     return scores

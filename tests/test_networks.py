@@ -59,7 +59,7 @@ def test_orthogonal_is_the_factor_of_a_normal_matrix(shape: tuple[int, ...]) -> 
 
 @pytest.mark.fast
 def test_initialiser_without_orthogonality_is_that_of_lecun() -> None:
-    """Normal with a variance of 1 / inputs, whatever the scale, cut off at two deviations."""
+    """Normal with a variance of 1 / inputs for any scale, cut off at two deviations."""
     key, shape = random.key(0), (50, 400)
     plain = networks.initializer(settings(orthogonal_init=False), 7.0)(key, shape)
     assert float(plain.std()) == pytest.approx(50**-0.5, rel=0.02)
@@ -70,7 +70,7 @@ def test_initialiser_without_orthogonality_is_that_of_lecun() -> None:
 
 @pytest.mark.fast
 def test_matrices_are_uniform_over_rotations_and_reflections() -> None:
-    """What LAPACK returns is not: Householder's method makes the first diagonal entry negative.
+    """LAPACK's result is not: Householder's method makes the first diagonal entry negative.
 
     An entry of a uniform 4x4 matrix has mean 0 and variance 1/4, and half of them are reflections.
     """

@@ -355,7 +355,7 @@ def results(jaxpr: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
 @pytest.mark.parametrize("lanes", [0, 3])
 @pytest.mark.parametrize(("name", "allowed"), [("add", {"scatter"}), ("sample", set())])
 def test_only_the_write_touches_the_whole_storage(name: str, allowed: set[str], lanes: int) -> None:
-    """Whatever the compiler makes of it: one scatter per field, and nothing else of that size."""
+    """The compiled program has one scatter per field, and nothing else of that size."""
     capacity = 4999
     function, args = ways(lanes, capacity)[name]
     computed = list(results(jax.make_jaxpr(function)(*args).jaxpr))
@@ -415,7 +415,7 @@ CONFIG = {
         {"total_timesteps": 2147483647},
     ],
 )
-def test_what_fits_is_accepted(change: dict[str, int]) -> None:
+def test_settings_that_fit_are_accepted(change: dict[str, int]) -> None:
     replay.check(types.SimpleNamespace(**CONFIG | change))
 
 
@@ -462,7 +462,7 @@ def test_what_fits_is_accepted(change: dict[str, int]) -> None:
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_in_a_sentence(change: dict[str, int], sentence: str) -> None:
+def test_settings_that_do_not_fit_are_refused(change: dict[str, int], sentence: str) -> None:
     with pytest.raises(InputError) as error:
         replay.check(types.SimpleNamespace(**CONFIG | change))
     assert str(error.value) == sentence

@@ -98,6 +98,6 @@ def test_a_full_output_is_a_fault_in_one_sentence(trained: pathlib.Path) -> None
 
 
 @pytest.mark.fast
-def test_what_is_no_terminal_is_none() -> None:
+def test_a_stream_that_is_no_terminal_is_none() -> None:
     assert not streams.on_terminal(object())
     assert not streams.on_terminal(None)

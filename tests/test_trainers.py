@@ -1,5 +1,6 @@
 """Which files a result belongs to, and how often an agent's file runs."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -13,7 +14,8 @@ import tiny_sweep
 from gymnax.wrappers import purerl
 
 import purejaxpg.agents
-from purejaxpg import InputError, envs, trainers
+from purejaxpg import InputError, cli, envs, trainers
+from purejaxpg.sweep import spec as specs
 
 PPO = pathlib.Path(purejaxpg.agents.__path__[0]) / "ppo.py"
 ENV = """
@@ -132,20 +134,21 @@ def test_an_environment_is_defined_by_its_classes_wherever_they_are() -> None:
 # --- identity -----------------------------------------------------------------------------------
 
 
-def identity(folder: pathlib.Path, agent: str = "./mine.py", **config: Any) -> Any:
-    raw = {**tiny_sweep.TINY, "agent": agent, "sweep": {}, "config": {
+def identity(folder: pathlib.Path, **config: Any) -> str:
+    """Return identity and run ids of a sweep of mine.py, found in a process of its own."""
+    raw = {**tiny_sweep.TINY, "agent": "./mine.py", "sweep": {}, "config": {
         **tiny_sweep.TINY["config"], **config}}  # fmt: skip
-    found = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", "import sys, json; from pathlib import Path\n"
          "from purejaxpg.sweep import spec\nraw = json.loads(sys.argv[1])\n"
          "made = spec.from_dict(raw, 'x', Path('.'))\n"
          "print(json.dumps([made.identity, [r.run_id for r in made.runs]]))",
-         __import__("json").dumps(raw)],
+         json.dumps(raw)],
         cwd=folder, capture_output=True, text=True,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
     )  # fmt: skip
-    assert found.returncode == 0, found.stderr
-    return found.stdout
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_a_changed_helper_or_environment_is_another_sweep(tmp_path: pathlib.Path) -> None:
@@ -165,7 +168,7 @@ def test_a_changed_helper_or_environment_is_another_sweep(tmp_path: pathlib.Path
     mine.write_text(mine.read_text().replace("jnp.zeros(2)", "jnp.ones(2)"))
     third = identity(tmp_path, env="Const")
     assert len({first, second, third}) == 3
-    assert "env_source" not in identity(tmp_path, "ppo")
+    assert "env_source" not in specs.from_dict(tiny_sweep.TINY, "x").identity
 
 
 def test_an_environment_registered_with_gymnax_is_never_found_by_its_name(
@@ -280,3 +283,16 @@ def test_registering_needs_no_agent(monkeypatch: pytest.MonkeyPatch) -> None:
     envs.register("a", lambda: gymnax.make("CartPole-v1"))
     assert trainers.of_environment(envs.make("a").inner) == []
     envs.make.cache_clear()
+
+
+def test_a_fork_with_the_distributions_of_an_earlier_version_is_told_the_new_names(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = trainers.path_of("a2c").read_text("utf-8")
+    old = text.replace("distributions.categorical(", "distributions.Categorical(")
+    assert old != text
+    (tmp_path / "old.py").write_text(old, "utf-8")
+    assert cli.main(["train", str(tmp_path / "old.py"), "--quiet"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "write distributions.categorical(logits)" in told and told.endswith("(policy, x).\n")

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from purejaxpg import InputError, trainers
+from purejaxpg import InputError, contract, trainers
 from purejaxpg import config as configs
 
 # As PureJaxRL's example has it.
@@ -61,9 +61,9 @@ class Case:
         """Return the label that all cases along an axis ("agents" or "environments") share."""
         parts = [] if axis == "agents" else [f"x {self.num_agents}"]
         for name, value in self.fields.items():
-            if name == "env":
+            if name == contract.ENV:
                 parts.insert(0, value)
-            elif name != "num_envs" or axis != "environments":
+            elif name != contract.NUM_ENVS or axis != "environments":
                 parts.append(f"{name}={value}")
         parts += [f"rows={self.rows}"] if self.rows else []
         return " ".join([self.agent, *parts, *([self.flag] if self.flag else [])])
@@ -90,13 +90,8 @@ def complete(config_type: Any, fields: Mapping[str, Any], quick: bool) -> dict[s
     small = {name: value for name, value in QUICK.items() if quick and name in known}
     wanted: dict[str, Any] = {**small, **fields}
     config = configs.build(config_type, wanted)
-    if hasattr(config, "learning_starts"):
-        envs = config.num_envs
-        wanted["learning_starts"] = envs * -(-config.learning_starts // envs)
-    steps = wanted.get("learning_starts", 0) + UPDATES * config.steps_per_update
-    length = fields.get("total_timesteps", 0) if quick else config.total_timesteps
-    wanted["total_timesteps"] = max(length, steps)
-    return wanted
+    whole = not quick or "total_timesteps" in fields
+    return {**wanted, **contract.timed(config, UPDATES, whole)}
 
 
 def choose(asked: Any, on_cpu: bool) -> list[Case]:
@@ -157,8 +152,8 @@ def product(
     for name, numbers in named.items():
         for number in numbers:
             configs.require(number > 0, f"{name} must be 1 or more, but is {number}.")
-    fixed: dict[str, Any] = {} if env is None else {"env": env}
-    every = [{**fixed, "num_envs": number} for number in num_envs] or [fixed]
+    fixed: dict[str, Any] = {} if env is None else {contract.ENV: env}
+    every = [{**fixed, contract.NUM_ENVS: number} for number in num_envs] or [fixed]
     return [
         Case(agent, count, fields, rows)
         for agent, fields, count in itertools.product(agents, every, num_agents)
@@ -228,7 +223,7 @@ def made_quick(cases: Iterable[Case]) -> list[Case]:
     """Return small versions of the cases, each once, with at most two agents and environments."""
     small = {}
     for case in cases:
-        capped = {k: min(v, 2) if k == "num_envs" else v for k, v in case.fields.items()}
+        capped = {k: min(v, 2) if k == contract.NUM_ENVS else v for k, v in case.fields.items()}
         agents = min(case.num_agents, 2)
         case = dataclasses.replace(case, num_agents=agents, fields=capped, quick=True)
         small[case.name] = case

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from purejaxpg import disk
+from purejaxpg import contract, disk
 from purejaxpg.bench import cases, counts, roof
 from purejaxpg.report import figures as drawing
 from purejaxpg.text import engineering
@@ -49,7 +49,7 @@ def roof_of(data: Mapping[str, Any], result: Result) -> float | None:
 
 def place(case: cases.Case) -> tuple[str, str, int, int, str]:
     """Return the sort key of a case; cases that differ in a flag of XLA come together."""
-    env, envs = case.fields.get("env", ""), case.fields.get("num_envs", 0)
+    env, envs = case.fields.get(contract.ENV, ""), case.fields.get(contract.NUM_ENVS, 0)
     return case.agent, env, envs, case.num_agents, case.flag
 
 
@@ -178,7 +178,7 @@ def curves(good: Iterable[Measured], axis: str) -> dict[str, list[Point]]:
     lines: dict[str, list[Point]] = {}
     for case, result in good:
         if not case.flag:
-            at = result["config"]["num_envs"] if axis == ENVS else case.num_agents
+            at = result["config"][contract.NUM_ENVS] if axis == ENVS else case.num_agents
             points = lines.setdefault(case.label_without(axis), [])
             points.append((at, result["env_steps_per_s"], result))
     return {

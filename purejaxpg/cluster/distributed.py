@@ -372,13 +372,15 @@ class Follower:
         """Compile the programs of a group for `units` units at a time."""
         self.config = configs.build(self.backend.spec.agent.Config, config)
         # Any units do, because programs take seeds and traced values as arguments.
-        self.unit = plans.Unit("", (plans.Leg(plans.Run("", self.config, 0, {}), 0, 1),) * rows)
+        run = plans.Run("", self.config, self.backend.spec.seeds[0], {})
+        self.unit = plans.Unit("", (plans.Leg(run, 0, 1),) * rows)
         group = plans.Group(0, signature, rows, (self.unit,) * units)
         self.programs = self.backend.compile(group)
 
-    def inputs(self, seeds: np.ndarray, *values: np.ndarray) -> None:
-        """Keep the seeds and traced values of the rows."""
-        self.rows = seeds, jax.tree.unflatten(jax.tree.structure(self.config), values)
+    def inputs(self, *values: np.ndarray) -> None:
+        """Keep the seeds, the traced values and the given arrays of the rows."""
+        like = compute.inputs_of(self.backend.spec, self.unit, 1)
+        self.rows = jax.tree.unflatten(jax.tree.structure(like), values)
 
     def start(self) -> None:
         """Initialise the rows."""

@@ -68,6 +68,8 @@ class Ray:
         """
         self.ray = extras.load("ray", "ray", "--executor ray")
         self.spec = spec
+        if spec.given.digest:
+            raise InputError("--executor must be local for a trainer that is given arrays.")
         built_in = spec.agent_name in trainers.names()
         path = Path(str(spec.agent.__file__)).resolve()
         self.source = () if built_in else trainers.texts(path)

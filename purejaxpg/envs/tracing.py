@@ -97,7 +97,7 @@ def _check_state(env: Env, member: str, before: Any, after: Any) -> None:
 
 
 def truncation(env: Env) -> tuple[bool, bool]:
-    """Tell whether an environment ever truncates, and whether it does so by gymnax's own rule.
+    """Return whether an environment ever truncates, and whether it does so by gymnax's own rule.
 
     An environment that never truncates does not read its state to decide. gymnax's rule is in
     force if it is not overridden and its limit reaches the outcome.
@@ -129,7 +129,7 @@ def truncation(env: Env) -> tuple[bool, bool]:
 
 @functools.cache
 def changes_transitions(env: Env, name: str) -> bool:
-    """Tell whether any observation, reward or end of an episode depends on the parameter `name`.
+    """Return whether any observation, reward or end of an episode depends on the parameter `name`.
 
     A parameter that matters only in rare states counts, because nothing is run.
 
@@ -169,6 +169,6 @@ def _default(env: Env, name: str) -> jax.Array:
 
 
 def _used(program: Any) -> list[bool]:
-    """Tell of each input of a traced program whether an output depends on it."""
+    """Return for each input of a traced program whether an output depends on it."""
     _, used = partial_eval.dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars))
     return used

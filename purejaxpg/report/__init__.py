@@ -1,4 +1,4 @@
-"""What a sweep has found: statistics, tables, figures, the page, exports and logs."""
+"""Results of a sweep: statistics, tables, figures, the page, exports, logs and playback."""
 
 import os
 from typing import Any

@@ -1,7 +1,7 @@
-"""What a sweep says, as numbers: everything that the report shows, before any drawing.
+"""The results of a sweep as numbers: everything that the report shows, before it is drawn.
 
 `of_store` reads a result directory once and returns an `Analysis`. Figures, tables and the page
-only lay out what is in it.
+only lay it out.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from purejaxpg import stats
+from purejaxpg import contract, stats
 from purejaxpg.report import curves as training
 from purejaxpg.report import ranking
 from purejaxpg.report.ranking import Configuration
@@ -31,7 +31,8 @@ _MOST_LEVELS = 12  # distinct values before they are put into bins
 _TOP = 0.75  # quantile above which a configuration is among the best
 _TOP_NEEDS = 20  # configurations, before there is a best quarter to speak of
 _GRID_POINTS = 60
-_EVALUATION = ("evaluation/return", "evaluation/finished")
+_UNKNOWN = (math.nan, math.nan)
+_EVALUATION = (contract.RETURN, contract.FINISHED)
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,9 @@ class Levels:
     Attributes:
         codes: the class of each configuration ``[n]``.
         labels: of the classes.
-        centres: their places on a numeric axis ``[levels]``; None where values are names.
+        centres: their places on a numeric axis ``[levels]``; None if the values are names.
         log: whether that axis is logarithmic.
-        values: the value of each configuration on that axis ``[n]``; the class where names.
+        values: the value of each configuration on that axis ``[n]``; the class if they are names.
     """
 
     codes: np.ndarray
@@ -67,17 +68,18 @@ class Levels:
 
 @dataclass(frozen=True)
 class Axis:
-    """What one hyperparameter does, in one environment.
+    """The effect of one hyperparameter in one environment.
 
     Attributes:
         name: of the field.
         levels: its classes.
         share: of the variance of scores that it explains alone.
-        low: lower end of the 95% interval of that; NaN where unknown.
+        low: lower end of the 95% interval of the share; NaN if unknown.
         high: upper end.
-        top_share: the same for being in the best quarter; NaN with few configurations.
+        top_share: the same for being among the best quarter; NaN with few configurations.
         effects: mean score at each level, the others averaged out ``[levels]``.
-        errors: half width of the 95% interval of each ``[levels]``.
+        errors: half width of the 95% interval of each ``[levels]``; NaN if a level has one run
+            and so no interval.
         best: best score at each level ``[levels]``.
         failures: diverged runs and all runs of each level.
     """
@@ -96,7 +98,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Pair:
-    """Mean scores over two hyperparameters: ``means [a, b]``, NaN where nothing was tried."""
+    """Mean scores over two hyperparameters: ``means [a, b]``, NaN for a pair that was not tried."""
 
     first: str
     second: str
@@ -105,13 +107,15 @@ class Pair:
     second_ticks: tuple[str, ...]
     means: np.ndarray
     counts: np.ndarray
-    share: float  # of the variance, beyond what both explain alone
+    share: float  # of the variance, beyond the shares of both alone
 
 
 @dataclass(frozen=True)
 class Line:
     """A curve with a band: ``steps``, ``centre``, ``low`` and ``high``, all ``[bins]``."""
 
+    configuration: Configuration
+    name: str  # a few letters: its rank or role
     label: str
     steps: np.ndarray
     centre: np.ndarray
@@ -121,19 +125,17 @@ class Line:
 
 @dataclass(frozen=True)
 class Curves:
-    """What to draw of the training curves of one environment.
+    """The training curves of one environment.
 
     Attributes:
         best: the highlighted ones, best first.
-        others: the rest where they are few, as steps and centre.
-        count: how many the rest are.
-        quantiles: of the rest where they are many: ``[5, points]`` at 5, 25, 50, 75 and 95%.
+        others: the rest, each with its steps and centre.
+        quantiles: of the rest if they are many: ``[5, points]`` at 5, 25, 50, 75 and 95%.
         grid: steps of the quantiles ``[points]``.
     """
 
     best: tuple[Line, ...]
-    others: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
-    count: int = 0
+    others: tuple[tuple[Configuration, np.ndarray, np.ndarray], ...] = ()
     quantiles: np.ndarray | None = None
     grid: np.ndarray | None = None
 
@@ -145,7 +147,7 @@ class Confirmed:
     Attributes:
         role: ``"winner"``, ``"runner-up"`` or ``"default"``.
         configuration: its scores on fresh seeds.
-        tuned: its scores in the tuning stage; None where it was not part of it.
+        tuned: its scores in the tuning stage; None if it was not part of it.
     """
 
     role: str
@@ -173,7 +175,7 @@ class Improvement:
 
 @dataclass(frozen=True)
 class Effects:
-    """What the hyperparameters do in one environment.
+    """The effects of the hyperparameters in one environment.
 
     Attributes:
         axes: most important first.
@@ -198,12 +200,12 @@ class Effects:
 
 @dataclass(frozen=True)
 class Section:
-    """All that is said about one environment."""
+    """The results of one environment."""
 
     environment: str
     ranked: list[Configuration]
     confirmed: list[Confirmed]
-    first: tuple[float, ...]  # how often each of the best comes first when seeds are resampled
+    first: tuple[float, ...]  # share of resamples of the seeds in which each of the best is first
     curves: Curves | None
     confirmed_curves: Curves | None
     effects: Effects
@@ -221,14 +223,14 @@ class Section:
 
 @dataclass(frozen=True)
 class Cross:
-    """What is said about several environments together.
+    """The results of several environments together.
 
     Attributes:
         environments: their names.
         settings: how many configurations were finished in all of them.
         sensitivity: gain of tuning per environment.
         interval: its 95% interval over seeds; None with one run per configuration.
-        dimensionality: None where the settings are no grid.
+        dimensionality: None if the settings are not a grid.
         names: of the hyperparameters, in the order of ``dimensionality.subsets``.
         best_cross: the swept fields of the setting that is best on average.
         normalized_best: normalised score of each environment's best and of the common one
@@ -264,7 +266,7 @@ class Schedule:
         values: of each hyperparameter in each leg.
         scores: after each leg.
         everyone: (first update, last update, value) of all members, by hyperparameter.
-        copied: how many times it went on from another member.
+        copied: how many times it continued from another member.
     """
 
     member: str
@@ -277,7 +279,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Cost:
-    """What was spent: environment steps, seconds of computing and of compiling, both on the wall.
+    """The cost of a sweep: environment steps, wall-clock seconds of computing and of compiling.
 
     ``by_run`` has steps and device seconds of each run.
     """
@@ -290,11 +292,11 @@ class Cost:
 
 @dataclass(frozen=True)
 class Analysis:
-    """Everything that a report says."""
+    """Everything that a report shows."""
 
     identity: dict[str, Any]
     spec_text: str
-    command: str  # that confirms the winner
+    command: str  # confirms the winner
     runs: list[dict[str, Any]]
     training: dict[str, training.Curve]
     sections: list[Section]
@@ -303,6 +305,7 @@ class Analysis:
     overall: list[Improvement]  # averaged over environments
     schedules: list[tuple[str, Schedule]]
     cost: Cost
+    unit: str  # of progress, in the plural
     facts: dict[str, str]
     notes: list[str]
 
@@ -316,9 +319,21 @@ class Analysis:
         """Whether members of populations were trained."""
         return ranking.is_population(self.identity)
 
+    def during_training(self, c: Configuration) -> tuple[float, float]:
+        """Return the best bin of the training curves and the area under them, IQM over runs."""
+        own = [self.training[run_id] for run_id in c.run_ids if run_id in self.training]
+        values = np.array([(curve.best, curve.area) for curve in own]).reshape(-1, 2)
+        known = values[np.isfinite(values).all(axis=1)]
+        return tuple(np.asarray(stats.iqm(known, axis=0)).tolist()) if known.size else _UNKNOWN
+
+    def spent(self, c: Configuration) -> tuple[float, float]:
+        """Return environment steps and device seconds of all runs of a configuration."""
+        own = [self.cost.by_run.get(run_id, (0.0, 0.0)) for run_id in c.run_ids]
+        return sum(steps for steps, _ in own), sum(seconds for _, seconds in own)
+
 
 def of_store(store: Store) -> Analysis:
-    """Read a result directory and compute all that the report shows.
+    """Read a result directory and compute everything that the report shows.
 
     Args:
         store: an open result directory; units may still be pending.
@@ -332,7 +347,7 @@ def of_store(store: Store) -> Analysis:
     runs, identity = store.ledger.runs(), store.ledger.identity
     legs = store.ledger.legs()
     arrays, episodes, cut = _arrays(store)
-    found = training.of_runs(store, legs, arrays)
+    curves = training.of_runs(store, legs, arrays)
     population = ranking.is_population(identity)
     ranked = ranking.rank_runs(runs, members=population)
     confirmed = ranking.rank_runs(runs, ranking.CONFIRM)
@@ -341,21 +356,22 @@ def of_store(store: Store) -> Analysis:
     tune = [run for run in runs if run["stage"] == ranking.TUNE]
     sections = []
     for name, own in ranking.sections(ranked).items():
-        again = _roles(own, by_environment.get(name, []))
-        here = [leg for leg in legs if ranking.environment_of(leg) == name]
-        sections.append(_section(name, own, again, here, found, identity, tune))
+        roles = _roles(own, by_environment.get(name, []))
+        own_legs = [leg for leg in legs if ranking.environment_of(leg) == name]
+        sections.append(_section(name, own, roles, own_legs, curves, identity, tune))
     return Analysis(
         identity=identity,
         spec_text=_spec_text(store),
         command=_command(store, identity),
         runs=runs,
-        training=found,
+        training=curves,
         sections=sections,
         cross=None if population else _cross(sections),
         profile=None if population else _profile(sections),
         overall=_overall(sections),
         schedules=_schedules(legs, sections) if population else [],
         cost=_cost(store, legs),
+        unit=_unit(store),
         facts=_facts(store),
         notes=_notes(ranked, bool(confirmed), episodes, cut, store.ledger.notes()),
     )
@@ -371,13 +387,13 @@ def _arrays(store: Store) -> tuple[dict[str, dict[str, np.ndarray]], int | None,
     for unit in store.ledger.units():
         if not unit["done"]:
             continue
-        found = store.arrays(unit["name"], [*training.METRICS, *_EVALUATION])
-        returns = found.pop(_EVALUATION[0], None)
-        finished = found.pop(_EVALUATION[1], None)
+        values = store.arrays(unit["name"], [*training.METRICS, *_EVALUATION])
+        returns = values.pop(_EVALUATION[0], None)
+        finished = values.pop(_EVALUATION[1], None)
         if episodes is None and returns is not None and returns.ndim == 2:
             episodes = int(returns.shape[1])
         cut += 0 if finished is None else int((~finished.astype(bool)).sum())
-        arrays[unit["name"]] = found
+        arrays[unit["name"]] = values
     return arrays, episodes, cut
 
 
@@ -389,9 +405,9 @@ def _spec_text(store: Store) -> str:
 def _command(store: Store, identity: Mapping[str, Any]) -> str:
     """Return the command that runs the winner again on fresh seeds."""
     agent, path = str(identity.get("agent", "")), store.path
-    if path.is_relative_to(Path.cwd()):  # as it was typed, and right on another machine
+    if path.is_relative_to(Path.cwd()):  # shorter, and valid on another machine
         path = path.relative_to(Path.cwd())
-    # The copy of the spec lies elsewhere, so a path in it would lead elsewhere.
+    # The copy of the spec is in another directory, so a relative path in it would not resolve.
     spec = "SPEC.toml" if "/" in agent or agent.endswith(".py") else str(path / "spec.toml")
     out = shlex.quote(str(path))
     return f"purejaxpg sweep {shlex.quote(spec)} --out {out} --confirm 16"
@@ -404,7 +420,7 @@ def _notes(
     cut: int,
     recorded: list[str],
 ) -> list[str]:
-    """Return the sentences that say what the numbers are, and what is missing."""
+    """Return sentences that define the numbers and list missing runs."""
     missing = sum(c.planned - c.finished for c in ranked)
     total = sum(c.planned for c in ranked)
     if missing == total:
@@ -416,7 +432,9 @@ def _notes(
         "greedy actions."
     ]
     if cut:
-        notes.append(f"{cut} evaluation episodes were cut short and count as they stood.")
+        notes.append(
+            f"{cut} evaluation episodes were cut short; each counts with its return at that point."
+        )
     if any(c.diverged for c in ranked):
         notes.append("Diverged runs count as the worst score of their environment.")
     if any(0 < c.reached < 1 for c in ranked):
@@ -434,20 +452,26 @@ def _notes(
     return notes + recorded
 
 
+def _unit(store: Store) -> str:
+    """Return the unit of the trainer's progress, such as environment steps."""
+    facts = (unit["facts"] or {} for unit in store.ledger.units())
+    return next((str(each["unit"]) for each in facts if "unit" in each), contract.ENV_STEPS)
+
+
 def _facts(store: Store) -> dict[str, str]:
-    """Return where and with what the runs were computed; several values where they differ."""
+    """Return the hardware and versions that the runs used; several values if they differ."""
     values: dict[str, list[str]] = {}
-    skipped = {"wall_s", "compile_s", "env_steps", "steps_before", "steps_per_update"}
+    skipped = {"wall_s", "compile_s", "env_steps", "steps_before", "steps_per_update", "unit"}
     for unit in store.ledger.units():
         for name, value in (unit["facts"] or {}).items():
             text = value if isinstance(value, str) else json.dumps(value)
             if name not in skipped and text not in values.setdefault(name, []):
                 values[name].append(text)
-    return {name.replace("_", " "): ", ".join(found[:6]) for name, found in values.items()}
+    return {name.replace("_", " "): ", ".join(texts[:6]) for name, texts in values.items()}
 
 
 def _cost(store: Store, legs: Iterable[dict[str, Any]]) -> Cost:
-    """Return what all committed legs cost; units that were computed together count once."""
+    """Return the cost of all committed legs; units that were computed together count once."""
     rows: dict[tuple[int, float, float], int] = {}
     keys, steps = {}, {}
     for unit in store.ledger.units():
@@ -468,7 +492,7 @@ def _cost(store: Store, legs: Iterable[dict[str, Any]]) -> Cost:
     return Cost(
         env_steps=int(sum(done for done, _ in by_run.values())),
         wall_s=sum(wall_s for _, wall_s, _ in rows),
-        # A program that is used again took its time once.
+        # A program that is reused was compiled once.
         compile_s=sum({compile_s for _, _, compile_s in rows}),
         by_run=by_run,
     )
@@ -478,19 +502,19 @@ def _cost(store: Store, legs: Iterable[dict[str, Any]]) -> Cost:
 
 
 def _roles(tuned: Sequence[Configuration], confirmed: Sequence[Configuration]) -> list[Confirmed]:
-    """Say which confirmed configuration is what, the winner first and the default last.
+    """Return the roles of the confirmed configurations, the winner first and the default last.
 
-    Winner and runners-up are the best of the tuning stage, so what is confirmed without being
-    among those is the default. Where the default is one of them, nothing says which.
+    Winner and runners-up are the best of the tuning stage, so any other confirmed configuration
+    is the default. If the default is one of the best, it cannot be identified.
     """
     best = [c for c in tuned if c.rank is not None and c.rung >= tuned[0].rung]
     order = {c.key: place for place, c in enumerate(best[: 1 + search.RUNNERS_UP])}
     places = {c.key: c for c in tuned}
-    found = []
+    roles = []
     for c in sorted(confirmed, key=lambda c: order.get(c.key, len(order))):
         role = "runner-up" if order.get(c.key) else "winner" if c.key in order else "default"
-        found.append(Confirmed(role, c, places.get(c.key)))
-    return found if found and found[0].role == "winner" else []  # the winner may be pending
+        roles.append(Confirmed(role, c, places.get(c.key)))
+    return roles if roles and roles[0].role == "winner" else []  # the winner may be pending
 
 
 def _section(
@@ -498,14 +522,14 @@ def _section(
     ranked: list[Configuration],
     confirmed: list[Confirmed],
     legs: Sequence[dict[str, Any]],
-    found: Mapping[str, training.Curve],
+    training_curves: Mapping[str, training.Curve],
     identity: dict[str, Any],
     runs: Sequence[dict[str, Any]],
 ) -> Section:
-    """Return all that is said about one environment."""
-    curves, population = dict(found), ranking.is_population(identity)
+    """Return the results of one environment."""
+    curves, population = dict(training_curves), ranking.is_population(identity)
     own = [run for run in runs if ranking.environment_of(run) == name]
-    again = [c.configuration for c in confirmed]
+    confirmed_again = [c.configuration for c in confirmed]
     contenders = [c.scores for c in ranked[:CONTENDERS] if c.rank and c.rung >= ranked[0].rung]
     finite = contenders and np.isfinite(np.concatenate(contenders)).all()
     return Section(
@@ -514,7 +538,7 @@ def _section(
         confirmed=confirmed,
         first=tuple(stats.first_place(contenders).tolist()) if finite else (),
         curves=_curves(ranked, curves),
-        confirmed_curves=_curves(again, curves, [c.name for c in confirmed]),
+        confirmed_curves=_curves(confirmed_again, curves, [c.name for c in confirmed]),
         effects=Effects() if population else _effects(legs, own, identity),
         improvements=[] if population else _improvements(name, ranked, confirmed),
     )
@@ -525,7 +549,7 @@ def _curves(
     curves: dict[str, training.Curve],
     roles: Sequence[str] | None = None,
 ) -> Curves | None:
-    """Return what to draw: the best with bands, the others as lines or quantiles."""
+    """Return the best curves with bands, and the others with quantiles if they are many."""
     stacks = [(c, training.stack(c.run_ids, curves)) for c in ranked]
     drawable = [(c, curve) for c, curve in stacks if curve is not None]
     if not drawable:
@@ -533,24 +557,27 @@ def _curves(
     best = []
     for index, (c, curve) in enumerate(drawable[:HIGHLIGHTED]):
         low, high = training.interval(curve.returns)
-        label = f"{roles[index]}: {c.label}" if roles else legend(c)
-        best.append(Line(label, curve.steps, training.over_seeds(curve.returns), low, high))
-    rest = [
-        (curve.steps, training.over_seeds(curve.returns)) for _, curve in drawable[HIGHLIGHTED:]
-    ]
+        name, label = f"#{c.rank}", legend(c)
+        if roles:
+            name, label = roles[index], f"{roles[index]}: {c.label}"
+        centre = training.over_seeds(curve.returns)
+        best.append(Line(c, name, label, curve.steps, centre, low, high))
+    rest = tuple(
+        (c, curve.steps, training.over_seeds(curve.returns)) for c, curve in drawable[HIGHLIGHTED:]
+    )
     if len(rest) <= FEW:
-        return Curves(tuple(best), tuple(rest), len(rest))
-    grid = np.linspace(0, max(steps[-1] for steps, _ in rest), _GRID_POINTS)
-    common = np.stack([_on_grid(grid, steps, centre) for steps, centre in rest])
+        return Curves(tuple(best), rest)
+    grid = np.linspace(0, max(steps[-1] for _, steps, _ in rest), _GRID_POINTS)
+    common = np.stack([_on_grid(grid, steps, centre) for _, steps, centre in rest])
     enough = np.isfinite(common).sum(axis=0) >= 10
     quantiles = np.full((5, grid.size), np.nan)
     levels = [0.05, 0.25, 0.5, 0.75, 0.95]
     quantiles[:, enough] = np.nanquantile(common[:, enough], levels, axis=0)
-    return Curves(tuple(best), (), len(rest), quantiles, grid)
+    return Curves(tuple(best), rest, quantiles, grid)
 
 
 def legend(c: Configuration) -> str:
-    """Return what a figure calls a configuration of the tuning stage."""
+    """Return the name of a configuration of the tuning stage in a figure."""
     failed = f" ({c.diverged} of {c.finished} diverged)" if c.diverged else ""
     stopped = f" (stopped at {c.reached:.0%})" if c.reached < 1 else ""
     return f"{c.rank}.  {c.label}{failed}{stopped}"
@@ -572,7 +599,7 @@ def _on_grid(grid: np.ndarray, steps: np.ndarray, centre: np.ndarray) -> np.ndar
 def _effects(
     legs: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]], identity: Mapping[str, Any]
 ) -> Effects:
-    """Return what the hyperparameters do; from first legs alone, which all runs have equally."""
+    """Return the effects of the hyperparameters, from the first legs, which all runs share."""
     first = [
         leg
         for leg in legs
@@ -603,7 +630,7 @@ def _effects(
 
 
 def _enough(codes: np.ndarray) -> bool:
-    """Tell whether main effects can be told from noise: in a full grid, or with some to spare."""
+    """Return whether main effects can be separated from noise: in a grid or with enough runs."""
     levels = codes.max(axis=0) + 1
     grid = len(codes) == np.prod(levels) == len(np.unique(codes, axis=0))
     return bool(grid or len(codes) >= 5 + (levels - 1).sum())
@@ -623,18 +650,19 @@ def _axes(
     means: np.ndarray,
     failures: Mapping[str, tuple[tuple[int, int], ...]],
 ) -> list[Axis]:
-    """Return what each hyperparameter does."""
+    """Return the effect of each hyperparameter."""
     top = np.full(len(levels), np.nan)
     if len(means) >= _TOP_NEEDS:
         good = (means >= np.quantile(means, _TOP)).astype(float)
         top = stats.importance(codes, list(good[:, None]), halves=0).main
     axes = []
     for j, (name, each) in enumerate(levels.items()):
+        errors = np.where(parts.errors[j] > 0, parts.errors[j], np.nan)
         best = np.array([means[each.codes == k].max() for k in range(len(each.labels))])
         axes.append(
             Axis(
                 name, each, float(parts.main[j]), float(parts.low[j]), float(parts.high[j]),
-                float(top[j]), parts.effects[j], parts.errors[j], best, failures[name],
+                float(top[j]), parts.effects[j], errors, best, failures[name],
             )
         )  # fmt: skip
     return axes
@@ -646,10 +674,10 @@ def levels_of(values: Sequence[Any], spec: Any = None, most: int | None = None) 
     Args:
         values: one per configuration.
         spec: its line in the sweep file, a list or ``{kind: [low, high]}``, if known.
-        most: the largest number of classes; by default what the number of values allows.
+        most: the largest number of classes; by default it depends on the number of values.
 
     Returns:
-        Its distinct values where they are few or names, else bins of about equally many.
+        Its distinct values if they are few or names, else bins of about equal size.
     """
     numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
     texts = [json.dumps(v) for v in values]
@@ -672,12 +700,12 @@ def levels_of(values: Sequence[Any], spec: Any = None, most: int | None = None) 
 
 
 def _whole(value: float, values: Sequence[Any]) -> Any:
-    """Return a number as the sweep has it: an integer where all are."""
+    """Return a number as the sweep has it: an integer if all are integers."""
     return int(value) if all(isinstance(v, int) for v in values) else value
 
 
 def _binned(numbers: np.ndarray, count: int, log: bool) -> Levels:
-    """Return bins that hold about equally many values; equal values stay together."""
+    """Return bins of about equal size; equal values share a bin."""
     edges = np.unique(np.quantile(numbers, np.linspace(0, 1, count + 1)[1:-1]))
     codes = np.unique(np.searchsorted(edges, numbers, side="right"), return_inverse=True)[1]
     members = [numbers[codes == k] for k in range(codes.max() + 1)]
@@ -703,11 +731,11 @@ def _failures(
         if index is not None and run["status"] != "pending":
             total[index] += 1
             failed[index] += run["status"] == "diverged"
-    found = {}
+    counts_of = {}
     for name, each in levels.items():
         sums = [np.bincount(each.codes, counts).astype(int) for counts in (failed, total)]
-        found[name] = tuple(zip(*(s.tolist() for s in sums), strict=True))
-    return found
+        counts_of[name] = tuple(zip(*(s.tolist() for s in sums), strict=True))
+    return counts_of
 
 
 def _pairs(
@@ -724,7 +752,7 @@ def _pairs(
     chosen.sort(key=lambda pair: -together[pair])
     most = int(np.clip(np.sqrt(len(means) / 3), 3, 8))
     coarse = {name: _coarser(levels[name], swept, name, specs, most) for name in names}
-    found = []
+    pairs = []
     for a, b in chosen[:_PAIRS]:
         first, second = coarse[names[a]], coarse[names[b]]
         shape = (len(first.labels), len(second.labels))
@@ -732,19 +760,19 @@ def _pairs(
         counts = np.bincount(cells, minlength=shape[0] * shape[1])
         with np.errstate(invalid="ignore", divide="ignore"):
             average = np.bincount(cells, means, counts.size) / counts
-        found.append(
+        pairs.append(
             Pair(
                 names[a], names[b], first.labels, second.labels, second.ticks,
                 average.reshape(shape), counts.reshape(shape), float(parts.pairs[a, b]),
             )
         )  # fmt: skip
-    return found
+    return pairs
 
 
 def _coarser(
     each: Levels, swept: Sequence[Mapping[str, Any]], name: str, specs: Mapping[str, Any], most: int
 ) -> Levels:
-    """Return classes few enough that most cells of a pair hold something."""
+    """Return classes few enough that most cells of a pair are not empty."""
     if each.centres is None or (not each.binned and len(each.labels) <= _MOST_LEVELS):
         return each
     spec = specs.get(name)
@@ -757,7 +785,7 @@ def _coarser(
 def _improvements(
     name: str, ranked: Sequence[Configuration], confirmed: Sequence[Confirmed]
 ) -> list[Improvement]:
-    """Compare the winner with what else was confirmed, or with others of the tuning stage."""
+    """Compare the winner with the others confirmed, or with others of the tuning stage."""
     pairs = [(each.name, confirmed[0].configuration, each.configuration) for each in confirmed[1:]]
     full = [c for c in ranked if c.rank is not None and c.rung >= ranked[0].rung]
     if not confirmed and len(full) > 1:
@@ -794,7 +822,7 @@ def _overall(sections: Sequence[Section]) -> list[Improvement]:
 
 
 def _profile(sections: Sequence[Section]) -> Profile | None:
-    """Return the performance profiles of the best, and of the default where it was confirmed."""
+    """Return the performance profiles of the best, and of the default if it was confirmed."""
     lines: dict[str, list[Configuration]] = {}
     for section in sections:
         if section.confirmed:
@@ -816,8 +844,8 @@ def _profile(sections: Sequence[Section]) -> Profile | None:
         return None
     scales = [_scale(section) if len(sections) > 1 else (0.0, 1.0) for section in sections]
     scaled = {
-        label: [(np.array(c.scores) - a) / b for c, (a, b) in zip(found, scales, strict=True)]
-        for label, found in lines.items()
+        label: [(np.array(c.scores) - a) / b for c, (a, b) in zip(own, scales, strict=True)]
+        for label, own in lines.items()
     }
     values = np.concatenate([part for parts in scaled.values() for part in parts])
     margin = 0.03 * (values.max() - values.min() or 1.0)
@@ -843,27 +871,23 @@ def _cross(sections: Sequence[Section]) -> Cross | None:
         return None
     table = [[own[key] for key in shared] for own in by_key]
     normalized = stats.percentile_normalized([[c.iqm for c in row] for row in table])
-    found = stats.sensitivity(normalized)
+    sensitivity = stats.sensitivity(normalized)
     swept = [c.swept for c in table[0]]
     names = [n for n in swept[0] if len({json.dumps(s.get(n)) for s in swept}) > 1]
-    codes = np.stack([_exact(swept, name) for name in names], axis=1)
+    texts = [[json.dumps(each.get(name)) for each in swept] for name in names]
+    codes = np.stack([np.unique(column, return_inverse=True)[1] for column in texts], axis=1)
     grid = len(shared) == np.prod(codes.max(axis=0) + 1) and len(names) <= _AXES
-    both = np.array([normalized.max(axis=1), normalized[:, found.best_cross]])
+    both = np.array([normalized.max(axis=1), normalized[:, sensitivity.best_cross]])
     return Cross(
         environments=tuple(s.environment for s in sections),
         settings=len(shared),
-        sensitivity=found,
+        sensitivity=sensitivity,
         interval=_sensitivity_interval(table),
         dimensionality=stats.effective_dimensionality(normalized, codes) if grid else None,
         names=tuple(names),
-        best_cross=swept[found.best_cross],
+        best_cross=swept[sensitivity.best_cross],
         normalized_best=both,
     )
-
-
-def _exact(swept: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
-    """Return a code for every distinct value."""
-    return np.unique([json.dumps(s.get(name)) for s in swept], return_inverse=True)[1]
 
 
 def _sensitivity_interval(table: Sequence[Sequence[Configuration]]) -> tuple[float, float] | None:
@@ -874,8 +898,8 @@ def _sensitivity_interval(table: Sequence[Sequence[Configuration]]) -> tuple[flo
     scores = np.array([[c.scores for c in row] for row in table])  # [e, h, seeds]
     generator, drawn = np.random.default_rng(0), []
     for _ in range(min(200, max(20, 20_000_000 // scores.size))):
-        again = generator.integers(0, scores.shape[-1], scores.shape)
-        iqms = stats.iqm(np.take_along_axis(scores, again, axis=-1))
+        resampled = generator.integers(0, scores.shape[-1], scores.shape)
+        iqms = stats.iqm(np.take_along_axis(scores, resampled, axis=-1))
         drawn.append(stats.sensitivity(stats.percentile_normalized(iqms)).value)
     low, high = np.quantile(drawn, [0.025, 0.975])
     return float(low), float(high)
@@ -887,18 +911,18 @@ def _sensitivity_interval(table: Sequence[Sequence[Configuration]]) -> tuple[flo
 def _schedules(
     legs: Sequence[dict[str, Any]], sections: Sequence[Section]
 ) -> list[tuple[str, Schedule]]:
-    """Return how the best member of each environment's populations came to be."""
+    """Return the history of the best member of each environment's populations."""
     done = [leg for leg in legs if leg["status"] != "pending"]
     known = {(leg["run_id"], leg["round"]): leg for leg in done}
     latest = {run_id: leg for (run_id, _), leg in known.items()}
-    found = []
+    schedules = []
     for section in sections:
         if section.winner is None:
             continue
         best = latest[section.winner.run_ids[0]]
-        here = [leg for leg in done if ranking.environment_of(leg) == section.environment]
-        found.append((section.environment, _schedule(training.lineage(best, known), here)))
-    return found
+        own_legs = [leg for leg in done if ranking.environment_of(leg) == section.environment]
+        schedules.append((section.environment, _schedule(training.lineage(best, known), own_legs)))
+    return schedules
 
 
 def _schedule(chain: Sequence[dict[str, Any]], legs: Sequence[dict[str, Any]]) -> Schedule:

@@ -28,18 +28,18 @@ class Curve:
 
     @property
     def best(self) -> float:
-        """The highest bin; NaN where no episode ended."""
+        """The highest bin; NaN if no episode ended."""
         return float(np.nanmax(self.returns)) if np.isfinite(self.returns).any() else float("nan")
 
     @property
     def area(self) -> float:
-        """The area under the curve over its length: the mean over the bins that are known."""
+        """The area under the curve over its length: the mean over the known bins."""
         return float(np.nanmean(self.returns)) if np.isfinite(self.returns).any() else float("nan")
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What one leg adds to a curve: sums and counts of episodes between ``edges`` (updates)."""
+    """The part of a curve from one leg: sums and counts of episodes between ``edges`` (updates)."""
 
     edges: np.ndarray
     return_sum: np.ndarray
@@ -52,7 +52,7 @@ def bin_returns(
     """Average the returns of the episodes that ended in each bin of updates.
 
     Every episode weighs the same, however many end in one update. A bin in which no episode ended
-    repeats the one before it in the same run, and is NaN where there is none.
+    repeats the one before it in the same run, and is NaN if there is none.
 
     Args:
         return_sum: sum of the returns of the episodes that ended in an update ``[rows, updates]``.
@@ -79,12 +79,12 @@ def of_runs(
         arrays: the arrays ``METRICS`` of committed units, by unit.
 
     Returns:
-        Curves by run. One that started from another run's state has that run's past.
+        Curves by run. A run that started from another run's state includes the curve up to it.
     """
     facts = {unit["name"]: unit["facts"] or {} for unit in store.ledger.units()}
     known = {(leg["run_id"], leg["round"]): leg for leg in legs if leg["unit"] in arrays}
     latest = {run_id: leg for (run_id, _), leg in known.items()}
-    pieces = {unit: _pieces(found) for unit, found in arrays.items() if len(found) == len(METRICS)}
+    pieces = {unit: _pieces(own) for unit, own in arrays.items() if len(own) == len(METRICS)}
     curves = {}
     for run_id, leg in latest.items():
         chain = lineage(leg, known)
@@ -100,7 +100,7 @@ def of_runs(
 def lineage(
     leg: dict[str, Any], known: dict[tuple[str, int], dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Return the legs that led to a leg, itself last, following parents through the rounds."""
+    """Return the legs that led to a leg, which comes last, following parents through the rounds."""
     chain = [leg]
     while chain[0]["start"] and chain[0]["parent"]:
         before = known.get((chain[0]["parent"], chain[0]["round"] - 1))
@@ -111,7 +111,7 @@ def lineage(
 
 
 def over_seeds(returns: np.ndarray) -> np.ndarray:
-    """Return the IQM over runs ``[runs, bins] -> [bins]``, where at least half of them have one."""
+    """Return the IQM over runs ``[runs, bins] -> [bins]``, if at least half have a value."""
     known = np.isfinite(returns)
     if known.all():
         return np.asarray(stats.iqm(returns, axis=0))
@@ -133,15 +133,15 @@ def interval(returns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def stack(run_ids: Iterable[str], curves: dict[str, Curve]) -> Curve | None:
-    """Return the curves of a configuration's runs, ``returns [runs, bins]``; None: there are none.
+    """Return the curves of a configuration's runs, ``returns [runs, bins]``, if any.
 
     Runs that ended earlier than the longest are left out: they have no values at its steps.
     """
-    found = [curves[run_id] for run_id in run_ids if run_id in curves]
-    if not found:
+    own = [curves[run_id] for run_id in run_ids if run_id in curves]
+    if not own:
         return None
-    longest = max(found, key=lambda curve: (curve.steps[-1], curve.steps.size))
-    same = [c.returns for c in found if np.array_equal(c.steps, longest.steps)]
+    longest = max(own, key=lambda curve: (curve.steps[-1], curve.steps.size))
+    same = [c.returns for c in own if np.array_equal(c.steps, longest.steps)]
     return Curve(longest.steps, np.stack(same))
 
 

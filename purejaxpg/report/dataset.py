@@ -1,28 +1,19 @@
 """The results of a sweep as one labelled dataset, for notebooks.
 
-xarray is imported where it is used: only who asks for a dataset needs it.
+xarray is imported on use, so only callers of `load` need it.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from purejaxpg import extras
-from purejaxpg.report import export, ranking
+from purejaxpg.report import export
 from purejaxpg.sweep.store import Store
 
-_COORDS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "run_id": lambda run: run["run_id"],
-    "stage": lambda run: run["stage"],
-    "env": ranking.environment_of,
-    "status": lambda run: run["status"],
-    "seed": lambda run: run["seed"],
-    "score": lambda run: run["score"],
-    "greedy_score": lambda run: run["greedy_score"],
-    "updates": export.updates,
-}
+_COORDS = ("run_id", "stage", "env", "status", "seed", "score", "greedy_score", "updates")
 
 
 def load(directory: str | os.PathLike[str]) -> Any:
@@ -30,7 +21,7 @@ def load(directory: str | os.PathLike[str]) -> Any:
 
     Every training metric is a variable with dimensions ``(run, update)``, every ``evaluation/*``
     one with ``(run, episode)``: the evaluation after the last update that is committed. Runs of
-    unequal length are padded with NaN; the legs of a run stand one behind the other.
+    unequal length are padded with NaN; the legs of a run are concatenated.
 
     Args:
         directory: a result directory; units may still be pending, and their runs are all NaN.
@@ -55,7 +46,7 @@ def load(directory: str | os.PathLike[str]) -> Any:
             "agent": str(store.ledger.identity.get("agent", "")),
         }
     coords: dict[str, Any] = {
-        name: ("run", _column([read(run) for run in runs])) for name, read in _COORDS.items()
+        name: ("run", _column([export.cell(run, name) for run in runs])) for name in _COORDS
     }
     for name, column in export.swept_columns(runs, (*_COORDS, "run", "update", "episode")).items():
         values = [export.plain(run["swept"].get(name)) for run in runs]
@@ -98,7 +89,7 @@ def _widened(before: np.ndarray | None, dtype: np.dtype, shape: tuple[int, int])
     """Return an array of NaN that holds `before` and has room for `shape`."""
     if before is not None and before.shape[1] >= shape[1]:
         return before
-    # NaN says that there is nothing, so that even whole numbers and truth values are floats.
+    # NaN marks missing values, so integers and booleans become floats, too.
     wide = np.full(shape, np.nan, np.result_type(dtype, np.float32))
     if before is not None:
         wide[:, : before.shape[1]] = before
@@ -106,7 +97,7 @@ def _widened(before: np.ndarray | None, dtype: np.dtype, shape: tuple[int, int])
 
 
 def _column(values: Sequence[Any]) -> np.ndarray:
-    """Return the values of a coordinate: numbers where all are numbers or missing, else objects."""
+    """Return the values of a coordinate: floats if all are numbers or missing, else objects."""
     if any(value is None for value in values):
         known = [value for value in values if value is not None]
         numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in known)

@@ -1,4 +1,4 @@
-"""The results of a sweep as tidy tables, for whatever reads CSV or Parquet.
+"""The results of a sweep as tidy tables in CSV or Parquet.
 
 Nothing here is ranked or averaged: one row is one run, or one update of one run.
 """
@@ -16,7 +16,7 @@ from purejaxpg import contract, disk, extras
 from purejaxpg.report import ranking
 from purejaxpg.sweep.store import Store
 
-EVALUATION = contract.EVALUATION  # begins the names of what has one value an episode, not an update
+EVALUATION = contract.EVALUATION  # prefix of arrays with one value per episode, not per update
 
 
 def write(directory: str | os.PathLike[str], out: Path | None = None, curves: bool = False) -> Path:
@@ -27,7 +27,7 @@ def write(directory: str | os.PathLike[str], out: Path | None = None, curves: bo
         out: the file to write, Parquet if its name ends in ``.parquet`` and CSV otherwise; by
             default ``DIR/export.csv`` or ``DIR/export-curves.csv``.
         curves: write one row per run and update with every metric, instead of one row per run. The
-            legs of a run come in order; other runs may stand between them.
+            legs of a run come in order; legs of other runs may come between them.
 
     Returns:
         The path of the file.
@@ -52,17 +52,17 @@ def write(directory: str | os.PathLike[str], out: Path | None = None, curves: bo
 
 
 def updates(run: dict[str, Any]) -> int:
-    """Return the updates that a run has behind it, committed ones only."""
+    """Return the number of committed updates of a run."""
     return int(run["start"] if run["score"] is None else run["stop"])
 
 
 def plain(value: Any) -> Any:
-    """Return a swept value as one cell: lists as JSON, what is missing as None."""
+    """Return a swept value as one cell: lists as JSON, a missing value as None."""
     return json.dumps(value) if isinstance(value, list | tuple | dict) else value
 
 
 def swept_columns(runs: Sequence[dict[str, Any]], taken: Sequence[str]) -> dict[str, str]:
-    """Return the column of each swept field but the environment, clear of names that are taken."""
+    """Return the column of each swept field but ``env``, with a prefix if its name is taken."""
     fields = dict.fromkeys(name for run in runs for name in run["swept"] if name != "env")
     return {name: f"swept.{name}" if name in taken else name for name in fields}
 
@@ -79,31 +79,23 @@ def _runs(store: Store) -> tuple[list[str], Blocks]:
     """Return one row per run, in planned order."""
     runs = store.ledger.runs()
     swept = swept_columns(runs, (*_BEFORE, *_AFTER))
-    values = [
-        [run[name] for run in runs]
-        if name not in ("env", "updates", "total_updates")
-        else [_special(run, name) for run in runs]
-        for name in (*_BEFORE, *_AFTER)
-    ]
+    before, after = ([[cell(run, n) for run in runs] for n in names] for names in (_BEFORE, _AFTER))
     own = [[plain(run["swept"].get(name)) for run in runs] for name in swept]
-    place = len(_BEFORE)
-    columns = [*values[:place], *own, *values[place:]]
-    return [*_BEFORE, *swept.values(), *_AFTER], iter([columns])
+    return [*_BEFORE, *swept.values(), *_AFTER], iter([[*before, *own, *after]])
 
 
-def _special(run: dict[str, Any], name: str) -> Any:
-    """Return what a run's row has under another name, or not at all, in the ledger."""
+def cell(run: dict[str, Any], name: str) -> Any:
+    """Return a run's value in a column; a few are named otherwise or missing in the ledger."""
     if name == "env":
         return ranking.environment_of(run)
-    return updates(run) if name == "updates" else run["total"]
+    return updates(run) if name == "updates" else run[{"total_updates": "total"}.get(name, name)]
 
 
 def _curves(store: Store) -> tuple[list[str], Blocks]:
     """Return one row per run and update: one block per leg."""
     facts = {unit["name"]: unit["facts"] for unit in store.ledger.units() if unit["done"]}
-    # Agents may log other metrics under other static fields, so all units have a say.
-    found = {name for unit in facts for name in _metrics(store, unit)}
-    names = sorted(found)
+    # Agents may log other metrics under other static fields, so ask all units.
+    names = sorted({name for unit in facts for name in _metrics(store, unit)})
     return ["run_id", "update", "env_steps", *names], _leg_blocks(store, facts, names)
 
 
@@ -123,7 +115,7 @@ def _leg_blocks(store: Store, facts: dict[str, dict[str, Any]], names: Sequence[
 
 
 def env_steps(facts: dict[str, Any], number: np.ndarray) -> np.ndarray:
-    """Return the environment steps after updates with these numbers; NaN where unrecorded."""
+    """Return the environment steps after updates with these numbers; NaN if unrecorded."""
     per_update = facts.get("steps_per_update")
     if per_update is None:
         return np.full(number.shape, np.nan)
@@ -144,7 +136,7 @@ def _write_csv(path: Path, names: Sequence[str], blocks: Blocks) -> None:
         writer = csv.writer(file)
         writer.writerow(names)
         for columns in blocks:
-            # A float32 is written with the digits of a float32: 0.3, and not 0.30000001192.
+            # A float32 is written with the digits of a float32: 0.3 instead of 0.30000001192.
             text = [
                 column.astype(str) if isinstance(column, np.ndarray) else column
                 for column in columns
@@ -157,7 +149,7 @@ def _write_parquet(path: Path, names: Sequence[str], blocks: Blocks) -> None:
     extras.load("pyarrow", "analysis", "A Parquet file")
     frames = [pandas.DataFrame(dict(zip(names, columns, strict=True))) for columns in blocks]
     table = pandas.concat(frames, ignore_index=True) if frames else pandas.DataFrame(columns=names)
-    # A column in which nothing is known yet, such as `diverged_at`, is one of numbers all the same.
+    # A column without any value yet, such as `diverged_at`, still holds numbers.
     unknown = [name for name in names if table[name].isna().all()]
     table = table.astype(dict.fromkeys(unknown, "float64"))
     table.to_parquet(path, engine="pyarrow", index=False)

@@ -1,6 +1,6 @@
 """The figures of the report as files: PNG to look at, SVG to edit and to print.
 
-They are drawn without pyplot, so that no display is asked for and no global figure is kept.
+They are drawn without pyplot, which would need a display and keep global figures.
 """
 
 import warnings
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from purejaxpg.report.analysis import (
-    FEW,
     Analysis,
     Axis,
     Curves,
@@ -36,7 +35,7 @@ def write(data: Analysis, directory: Path) -> list[str]:
     """Write every figure that the results allow as PNG and as SVG.
 
     Args:
-        data: what a sweep says.
+        data: the results.
         directory: an existing directory.
 
     Returns:
@@ -64,7 +63,7 @@ def save(figure: "Figure", path: Path) -> None:
 
     settings: Any = {"svg.hashsalt": "purejaxpg", "svg.fonttype": "none"}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
-        # A letter that the font lacks is drawn as a box, and names too long overlap.
+        # A letter that the font lacks becomes a box, and long names may overlap.
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
         warnings.filterwarnings("ignore", "constrained_layout not applied", UserWarning)
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
@@ -81,7 +80,13 @@ def _figure(width: float, height: float) -> "Figure":
 
 
 def make_panels(count: int, most: int, size: tuple[float, float]) -> tuple["Figure", list["Axes"]]:
-    """Return a figure with so many panels, at most `most` beside each other."""
+    """Return a figure with `count` panels.
+
+    Args:
+        count: how many panels.
+        most: panels in a row, at most.
+        size: width and height of a panel in inches.
+    """
     across = min(most, count)
     down = -(-count // across)
     figure = _figure(size[0] * across, size[1] * down)
@@ -116,7 +121,7 @@ def dress(axes: "Axes", title: str, under: str = "") -> None:
 
 
 def _curves(data: Analysis) -> "Figure | None":
-    """Draw one panel of curves per environment; None where no run recorded any."""
+    """Draw one panel of curves per environment; None if no run recorded any."""
     from matplotlib.ticker import EngFormatter
 
     sections = [(section, section.curves) for section in data.sections if section.curves]
@@ -129,7 +134,7 @@ def _curves(data: Analysis) -> "Figure | None":
         seeds = max(c.finished for c in section.ranked)
         over = f"IQM of {seeds} seeds, shaded: 95% interval" if seeds > 1 else "one seed"
         dress(axes, section.environment or "Training", over)
-        axes.set_xlabel("environment steps", fontsize=11)
+        axes.set_xlabel(plain(data.unit, 40), fontsize=11)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.margins(x=0.01)
         axes.set_xlim(left=0)
@@ -141,8 +146,9 @@ def _curves(data: Analysis) -> "Figure | None":
 
 def _draw_curves(axes: "Axes", curves: Curves) -> None:
     """Draw one environment: the best in colour with intervals, the others in grey."""
-    for steps, centre in curves.others:
-        axes.plot(steps, centre, color=_GREY, linewidth=0.8, zorder=1)
+    if curves.quantiles is None:
+        for _, steps, centre in curves.others:
+            axes.plot(steps, centre, color=_GREY, linewidth=0.8, zorder=1)
     if curves.quantiles is not None and curves.grid is not None:
         q5, q25, q50, q75, q95 = curves.quantiles
         for low, high in ((q5, q95), (q25, q75)):
@@ -155,10 +161,10 @@ def _draw_curves(axes: "Axes", curves: Curves) -> None:
         )
         label = plain(line.label)
         axes.plot(line.steps, line.centre, color=colour, linewidth=2.0, zorder=3, label=label)
-    if curves.count:
-        noun = "other" if curves.count == 1 else "others"
-        what = ": median, middle half, 5% to 95%" if curves.count > FEW else ""
-        axes.plot([], [], color=_GREY, linewidth=1.2, label=f"{curves.count} {noun}{what}")
+    if curves.others:
+        noun = "other" if len(curves.others) == 1 else "others"
+        what = ": median, middle half, 5% to 95%" if curves.quantiles is not None else ""
+        axes.plot([], [], color=_GREY, linewidth=1.2, label=f"{len(curves.others)} {noun}{what}")
 
 
 def _legend(axes: "Axes", coloured: int, roomy: bool) -> None:
@@ -324,20 +330,20 @@ def _sensitivity(data: Analysis) -> "Figure | None":
 def _schedule(schedules: Sequence[tuple[str, Schedule]]) -> "Figure | None":
     """Draw the hyperparameters of the best members over their updates."""
     panels = [
-        (environment, found, name)
-        for environment, found in schedules
-        for name, values in found.values.items()
+        (environment, history, name)
+        for environment, history in schedules
+        for name, values in history.values.items()
         if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
     ]
     if not panels:
         return None
     figure, grid = make_panels(len(panels), 3, (4.8, 3.4))
-    for axes, (environment, found, name) in zip(grid, panels, strict=True):
-        everyone = found.everyone[name]
+    for axes, (environment, history, name) in zip(grid, panels, strict=True):
+        everyone = history.everyone[name]
         for start, stop, value in everyone:
             axes.plot([start, stop], [value, value], color=_GREY, linewidth=0.8)
-        steps = [at for span in found.steps for at in span]
-        values = [value for value in found.values[name] for _ in range(2)]
+        steps = [at for span in history.steps for at in span]
+        values = [value for value in history.values[name] for _ in range(2)]
         axes.plot(steps, values, color=COLOURS[0], linewidth=2)
         if min(v for *_, v in everyone) > 0:
             axes.set_yscale("log")

@@ -1,140 +1,309 @@
 "use strict";
-// Sorting, searching and paging of the table, the choice of an environment, a cross-hair on curves.
-// Everything that comes from results is set as text, never as markup.
+// The table, the choice of an environment, and the charts. Everything that comes from results is
+// set as text, never as markup.
 const root = document.documentElement;
 window.addEventListener("error", (event) => { root.dataset.error = event.message; });
 root.classList.add("js");
-
+const data = JSON.parse(document.getElementById("data").textContent);
+const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 const make = (tag, text, kind) => {
   const node = document.createElement(tag);
   if (text !== undefined) node.textContent = text;
   if (kind) node.className = kind;
   return node;
 };
+const textOf = (cell) => (cell === null ? "–" : Array.isArray(cell) ? cell[1] : String(cell));
+const keyOf = (cell) => (Array.isArray(cell) ? cell[0] : cell === null || Number.isNaN(Number(cell)) ? cell : Number(cell));
+const columnOf = (name) => data.columns.findIndex((column) => column.name.toLowerCase() === name);
+let shown = null;  // rows that the filters leave; null: all of them
+let boxed = null;  // rows in a box drawn over the parallel coordinates
 
-// ---------------------------------------------------------------------------------------- table
+// ---------------------------------------------------------------------------------------- curves
+
+const coloured = new Set();  // rows whose curves are drawn
+const chartOf = new Map();  // row -> the chart that holds its curve
+const PALETTE = 8;
+
+function addPicks(node) {
+  const own = [...node.parentElement.querySelectorAll("[data-row]")];
+  own.forEach((button) => {
+    const row = Number(button.dataset.row);
+    coloured.add(row);
+    chartOf.set(row, node);
+    button.addEventListener("click", () => pick(row));
+  });
+}
+
+function labelOf(row) {
+  const own = data.columns.map((column, i) => [column, data.rows[row][i]]);
+  const fields = own.filter(([column, cell]) => column.group === "hyperparameters" && cell !== null);
+  return `${textOf(data.rows[row][0])}.  ${fields.map(([column, cell]) => `${column.name} ${textOf(cell)}`).join(", ")}`;
+}
+
+function addCurve(row) {
+  const environment = columnOf("environment"), name = data.rows[row][environment];
+  const node = all(".picks").find((each) => environment < 0 || each.closest("[data-of]").dataset.of === name);
+  const traces = data.figures[node.dataset.chart].data;
+  const colour = (new Set(traces.map((trace) => trace.meta)).size - 1) % PALETTE + 1;
+  const [grid, y] = data.curves[row];
+  traces.push({
+    x: data.grids[grid], y, meta: row, mode: "lines", name: `#${textOf(data.rows[row][0])}`,
+    line: { color: `@c${colour}`, width: 2.2 }, hovertemplate: "%{y:.4g}", visible: false,
+  });
+  chartOf.set(row, node);
+  const item = make("li"), button = make("button", labelOf(row));
+  button.type = "button";
+  button.dataset.row = row;
+  button.prepend(make("i", undefined, `k${colour}`));
+  button.addEventListener("click", () => pick(row));
+  item.append(button);
+  const list = node.parentElement.querySelector(".picked");
+  list.insertBefore(item, all("li", list).find((each) => !each.querySelector("button")) || null);
+}
+
+function pick(row) {
+  if (!chartOf.has(row)) addCurve(row);
+  const on = !coloured.has(row), node = chartOf.get(row);
+  if (on) coloured.add(row); else coloured.delete(row);
+  data.figures[node.dataset.chart].data.forEach((trace) => { if (trace.meta === row) trace.visible = on; });
+  all(`[data-row="${row}"]`).forEach((button) => button.setAttribute("aria-pressed", on));
+  if (node.dataset.drawn) draw(node);
+}
+
+// ----------------------------------------------------------------------------------------- table
 
 const PAGE = 25;
+const TESTS = {
+  "<": (a, b) => a < b, ">": (a, b) => a > b, "<=": (a, b) => a <= b, ">=": (a, b) => a >= b, "=": (a, b) => a === b,
+};
+
+/** A condition on a column (`IQM>400`), or a word that any cell may hold -> a test of a row. */
+function condition(word) {
+  const [, name, sign, value] = /^(.+?)(<=|>=|<|>|=)(.+)$/.exec(word) || [];
+  const column = name === undefined ? -1 : columnOf(name.replaceAll("_", " ")) >= 0 ? columnOf(name.replaceAll("_", " ")) : columnOf(name);
+  if (column < 0) return (row, text) => text.includes(word);
+  const number = Number(value);
+  return (row) => {
+    const cell = row[column];
+    if (cell === null) return false;
+    if (sign === "=") return keyOf(cell) === number || textOf(cell).toLowerCase() === value;
+    return typeof keyOf(cell) === "number" && TESTS[sign](keyOf(cell), number);
+  };
+}
 
 function startTable(section) {
-  const data = JSON.parse(section.querySelector("script[type='application/json']").textContent);
-  const body = section.querySelector("tbody");
-  const buttons = [...section.querySelectorAll("thead th[data-column]")];
-  const search = section.querySelector("input");
-  const count = section.querySelector("output");
-  const [back, next] = section.querySelectorAll(".tools button");
-  const texts = data.rows.map((row) => row.map((cell) => data.columns && textOf(cell)).join(" ").toLowerCase());
-  let order = data.rows.map((_, index) => index), shown = order, page = 0, sorted = 0, down = false;
+  const body = section.querySelector("tbody"), heads = all("thead th[data-column]", section);
+  const search = section.querySelector("input"), output = section.querySelector("output");
+  const [back, next] = all(".tools button", section);
+  const texts = data.rows.map((row) => row.slice(0, -1).map(textOf).join(" ").toLowerCase());
+  const failed = new Set(data.failed), environment = columnOf("environment");
+  let order = data.rows.map((_, index) => index), left = order, page = 0, sorted = 0, down = false;
 
-  function textOf(cell) { return cell === null ? "" : Array.isArray(cell) ? String(cell[1]) : String(cell); }
-  function keyOf(cell) { return Array.isArray(cell) ? cell[0] : cell; }
-
-  function cell(value, column, row) {
-    const td = make("td", value === null ? "–" : textOf(value), column.kind);
-    if (column.main !== undefined) td.style.setProperty("--v", `${Math.round(100 * row[row.length - 1])}%`);
-    if (column.kind && column.kind.includes("text")) td.title = td.textContent;
+  function cellOf(value, column, index) {
+    const td = make("td", textOf(value), column.kind);
+    if (column.name === "rank" && (data.curves[index] || chartOf.has(index))) {
+      const button = make("button", textOf(value), "pick");
+      button.type = "button";
+      button.title = "Show or hide the learning curve";
+      button.dataset.row = index;
+      button.setAttribute("aria-pressed", coloured.has(index));
+      td.replaceChildren(button);
+    }
+    if (column.kind === "main") td.style.setProperty("--v", `${Math.round(100 * data.rows[index].at(-1))}%`);
+    if (column.kind.includes("text")) td.title = td.textContent;
     return td;
   }
 
-  function draw() {
-    const pages = Math.max(1, Math.ceil(shown.length / PAGE));
+  function show() {
+    const pages = Math.max(1, Math.ceil(left.length / PAGE));
     page = Math.min(Math.max(page, 0), pages - 1);
-    const rows = shown.slice(page * PAGE, (page + 1) * PAGE).map((index) => {
-      const row = data.rows[index], tr = make("tr");
-      if (data.failed.includes(index)) tr.className = "failed";
-      data.columns.forEach((column, i) => tr.append(cell(row[i], column, row)));
+    body.replaceChildren(...left.slice(page * PAGE, (page + 1) * PAGE).map((index) => {
+      const tr = make("tr", undefined, failed.has(index) ? "failed" : "");
+      tr.append(...data.columns.map((column, i) => cellOf(data.rows[index][i], column, index)));
       return tr;
-    });
-    body.replaceChildren(...rows);
-    const all = shown.length === data.rows.length ? "" : ` of ${data.rows.length}`;
-    const from = shown.length ? page * PAGE + 1 : 0;
-    count.textContent = `${from}–${Math.min((page + 1) * PAGE, shown.length)} of ${shown.length}${all && ` (${data.rows.length} in all)`}`;
+    }));
+    const from = left.length ? page * PAGE + 1 : 0, whole = data.rows.length;
+    const more = left.length === whole ? "" : ` (${whole.toLocaleString("en")} in all)`;
+    output.textContent = `${from}–${Math.min((page + 1) * PAGE, left.length)} of ${left.length.toLocaleString("en")}${more}`;
     back.disabled = page === 0;
     next.disabled = page === pages - 1;
   }
 
   function compare(a, b) {
     const x = keyOf(data.rows[a][sorted]), y = keyOf(data.rows[b][sorted]);
-    if (x === null || y === null) return (x === null) - (y === null);  // unknown last, either way
+    if (x === null || y === null) return (x === null) - (y === null);  // unknown values come last
     const sign = typeof x === "number" && typeof y === "number" ? x - y : String(x).localeCompare(String(y));
     return (down ? -sign : sign) || a - b;
   }
 
   function filter() {
-    const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const tests = search.value.toLowerCase().split(/\s+/).filter(Boolean).map(condition);
     const own = root.dataset.environment;
-    shown = order.filter((index) => words.every((word) => texts[index].includes(word))
-      && (own === undefined || data.environment < 0 || data.rows[index][data.environment] === own));
+    left = order.filter((index) => (boxed === null || boxed.has(index))
+      && tests.every((test) => test(data.rows[index], texts[index]))
+      && (own === undefined || environment < 0 || data.rows[index][environment] === own));
+    const before = shown;
+    shown = tests.length || boxed ? new Set(left) : null;
     page = 0;
-    draw();
+    show();
+    if (shown || before) all(".parallel[data-drawn]").forEach(draw);
   }
 
   function sortBy(column) {
     down = column === sorted ? !down : Boolean(data.columns[column].down);
     sorted = column;
     order = [...order].sort(compare);
-    buttons.forEach((th) => th.removeAttribute("aria-sort"));
-    buttons[column].setAttribute("aria-sort", down ? "descending" : "ascending");
+    heads.forEach((th) => th.removeAttribute("aria-sort"));
+    heads[column].setAttribute("aria-sort", down ? "descending" : "ascending");
     filter();
   }
 
-  buttons.forEach((th, column) => {
+  heads.forEach((th, column) => {
     const button = make("button", th.textContent);
     button.type = "button";
     button.addEventListener("click", () => sortBy(column));
     th.replaceChildren(button);
   });
-  search.addEventListener("input", filter);
-  back.addEventListener("click", () => { page -= 1; draw(); });
-  next.addEventListener("click", () => { page += 1; draw(); });
-  document.addEventListener("environment", filter);
-  buttons[0].setAttribute("aria-sort", "ascending");
+  body.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-row]");
+    if (button) pick(Number(button.dataset.row));
+  });
+  let wait = 0;
+  search.addEventListener("input", () => { clearTimeout(wait); wait = setTimeout(filter, 120); });
+  back.addEventListener("click", () => { page -= 1; show(); });
+  next.addEventListener("click", () => { page += 1; show(); });
+  document.addEventListener("filter", filter);
+  heads[0].setAttribute("aria-sort", "ascending");
   filter();
 }
 
-// --------------------------------------------------------------------------------- environments
-
 function startEnvironments(bar) {
-  const buttons = [...bar.querySelectorAll("button")];
-  const choose = (chosen) => {
+  const buttons = all("button", bar);
+  buttons.forEach((chosen) => chosen.addEventListener("click", () => {
     const own = chosen.dataset.environment;
     if (own === undefined) delete root.dataset.environment; else root.dataset.environment = own;
-    buttons.forEach((button) => button.setAttribute("aria-pressed", String(button === chosen)));
-    document.querySelectorAll("[data-of]").forEach((block) => {
-      block.hidden = own !== undefined && block.dataset.of !== own;
-    });
-    document.dispatchEvent(new Event("environment"));
+    buttons.forEach((button) => button.setAttribute("aria-pressed", button === chosen));
+    all("[data-of]").forEach((block) => { block.hidden = own !== undefined && block.dataset.of !== own; });
+    document.dispatchEvent(new Event("filter"));
+  }));
+}
+
+// ---------------------------------------------------------------------------------------- charts
+
+const dark = matchMedia("(prefers-color-scheme: dark)"), touch = matchMedia("(pointer: coarse)");
+const CHARACTER = 6.9;  // width of an average character at 12 px
+
+/** A copy of a figure in the colours of the page: "@c1 40" is the style's --c1, a quarter opaque. */
+function paint(figure) {
+  const style = getComputedStyle(root);
+  return JSON.parse(JSON.stringify(figure), (key, value) => {
+    const token = /color$/.test(key) && typeof value === "string" && /^@(\w+) ?(\w*)$/.exec(value);
+    return token ? style.getPropertyValue(`--${token[1]}`).trim() + token[2] : value;
+  });
+}
+
+/** Labels of rows, cut in their middles to the room beside the values. */
+function fit(notes, width) {
+  notes.forEach((note) => {
+    if (note.name !== "label") return;
+    const value = notes.find((other) => other.name === "value" && other.y === note.y);
+    const most = Math.max(8, Math.floor((width - 24) / CHARACTER) - (value ? value.text.length - 7 : 0));
+    const letters = note.text.match(/&\w+;|./gsu) || [];  // an entity is one letter
+    if (letters.length <= most) return;
+    const tail = Math.floor(most / 3);
+    note.text = `${letters.slice(0, most - tail - 1).join("")}…${letters.slice(letters.length - tail).join("")}`;
+  });
+}
+
+function layoutOf(own, width) {
+  const axis = {
+    gridcolor: "@rule", zerolinecolor: "@rule", linecolor: "@grey", automargin: true, fixedrange: touch.matches,
+    exponentformat: "power", nticks: Math.max(3, Math.floor(width / 55)), zeroline: false,
   };
-  buttons.forEach((button) => button.addEventListener("click", () => choose(button)));
+  const layout = paint({
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, hovermode: "closest",
+    font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: "@soft" },
+    margin: { l: 44, r: 10, t: 10, b: 36 }, dragmode: touch.matches ? false : "zoom",
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: "@soft", activecolor: "@accent" },
+    hoverlabel: { bgcolor: "@raised", bordercolor: "@grey", font: { color: "@ink" }, namelength: 24 },
+    ...own, xaxis: { ...axis, ...own.xaxis }, yaxis: { ...axis, nticks: 6, ...own.yaxis },
+  });
+  (layout.annotations || []).forEach((note) => { note.font = { color: getComputedStyle(root).getPropertyValue("--ink").trim(), size: 12.5 }; });
+  fit(layout.annotations || [], width);
+  return layout;
 }
 
-// ------------------------------------------------------------------------------------ cross-hair
+// All buttons are named here: others would send data away.
+const BAR = { modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] };
+const BINS = 5;
 
-function startChart(svg) {
-  const lines = JSON.parse(svg.dataset.chart);
-  const outputs = [...svg.closest("figure").querySelectorAll(".legend output")];
-  const box = svg.viewBox.baseVal;
-  const cross = document.createElementNS("http://www.w3.org/2000/svg", "path");
-  cross.setAttribute("class", "cross");
-  svg.append(cross);
-  if (!lines.length) return;
-  svg.addEventListener("pointermove", (event) => {
-    const place = svg.getBoundingClientRect();
-    const x = ((event.clientX - place.left) / place.width) * box.width;
-    lines.forEach((line, i) => {
-      let near = 0;
-      line.x.forEach((at, k) => { if (Math.abs(at - x) < Math.abs(line.x[near] - x)) near = k; });
-      if (i === 0) cross.setAttribute("d", `M${line.x[near]} 10V${box.height - 42}`);
-      if (outputs[i]) outputs[i].textContent = `${line.v[near]} at ${line.s[near]}`;
+/** Parallel coordinates as ordinary lines: plotly's own need WebGL and know no logarithms. */
+function parallel({ axes, lines }) {
+  const gaps = (some) => ({
+    x: some.flatMap(() => [...axes.keys(), null]), y: some.flatMap((line) => [...line.slice(2), null]),
+  });
+  const left = lines.filter(([row]) => shown === null || shown.has(row));
+  const stroke = { mode: "lines", hoverinfo: "skip" };
+  const traces = [{ ...gaps(lines.filter(([row]) => shown !== null && !shown.has(row))), ...stroke, line: { color: "@grey 30", width: 1 } }];
+  const alpha = left.length > 120 ? "66" : "cc";
+  traces.push({ ...gaps(left.filter((line) => line[1])), ...stroke, line: { color: `@c2 ${alpha}`, width: 1, dash: "dash" } });
+  for (let bin = 0; bin < BINS; bin += 1) {
+    const own = left.filter((line) => !line[1] && Math.min(BINS - 1, Math.floor(line.at(-1) * BINS)) === bin);
+    traces.push({ ...gaps(own), ...stroke, line: { color: `@p${bin} ${alpha}`, width: bin === BINS - 1 ? 1.6 : 1.1 } });
+  }
+  const quiet = { marker: { opacity: 0 } };
+  traces.push({
+    x: left.flatMap(() => [...axes.keys()]), y: left.flatMap((line) => line.slice(2)), mode: "markers", ...quiet,
+    selected: quiet, unselected: quiet, customdata: left.flatMap(([row]) => axes.map(() => row)), hovertemplate: "%{text}<extra></extra>",
+    text: left.flatMap(([row]) => axes.map(() => clean(`${labelOf(row)}: ${textOf(data.rows[row][columnOf("iqm")])}`).replaceAll(", ", "<br>"))),
+  });
+  const notes = axes.flatMap((axis, x) => axis.ticks.map(([y, text]) => ({
+    x, y, text, xanchor: x === axes.length - 1 ? "right" : "left", xshift: x === axes.length - 1 ? -4 : 4, showarrow: false, bgcolor: "@paper b0", borderpad: 1,
+  })));
+  return { data: traces, layout: {
+    height: 420, margin: { l: 30, r: 30, t: 34, b: 12 }, annotations: notes, dragmode: touch.matches ? false : "select",
+    xaxis: { side: "top", tickvals: [...axes.keys()], ticktext: axes.map((axis) => axis.name), range: [-0.1, axes.length - 0.9], fixedrange: true, gridcolor: "@grey", automargin: false, tickangle: 0 },
+    yaxis: { visible: false, range: [-0.04, 1.04], fixedrange: true },
+  } };
+}
+
+const clean = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+
+function draw(node) {
+  const raw = data.figures[node.dataset.chart], many = node.classList.contains("parallel");
+  const figure = many ? parallel(raw) : raw;
+  const layout = layoutOf(figure.layout, node.clientWidth);
+  const bar = node.classList.contains("picks") ? BAR : { displayModeBar: false };
+  if (many && node.layout) layout.selections = node.layout.selections;
+  Plotly.react(node, paint(figure.data), layout, { responsive: true, displaylogo: false, ...bar });
+  if (many && !node.dataset.drawn) {
+    node.on("plotly_selected", (event) => box(event && event.points.map((point) => point.customdata)));
+    node.on("plotly_deselect", () => box(null));
+  }
+  node.dataset.drawn = "true";
+}
+
+function box(rows) {
+  boxed = rows && rows.length ? new Set(rows) : null;
+  document.dispatchEvent(new Event("filter"));
+}
+
+function startCharts() {
+  const seen = new IntersectionObserver((entries) => {
+    // One by one, so that the page answers between two charts.
+    entries.filter((entry) => entry.isIntersecting).forEach((entry) => {
+      seen.unobserve(entry.target);
+      setTimeout(() => draw(entry.target));
     });
-  });
-  svg.addEventListener("pointerleave", () => {
-    cross.removeAttribute("d");
-    outputs.forEach((output) => { output.textContent = ""; });
-  });
+    setTimeout(() => { root.dataset.ready = "true"; });
+  }, { rootMargin: "300px" });
+  all(".chart").forEach((node) => seen.observe(node));
+  if (!all(".chart").length) root.dataset.ready = "true";
+  dark.addEventListener("change", () => all(".chart[data-drawn]").forEach(draw));
+  window.addEventListener("beforeprint", () => all(".chart:not([data-drawn])").forEach(draw));
 }
 
-document.querySelectorAll(".ranking").forEach(startTable);
-document.querySelectorAll(".envs").forEach(startEnvironments);
-document.querySelectorAll("svg[data-chart]").forEach(startChart);
-root.dataset.ready = "true";
+all(".picks").forEach(addPicks);
+all(".ranking").forEach(startTable);
+all(".envs").forEach(startEnvironments);
+window.addEventListener("load", startCharts);

@@ -1,8 +1,8 @@
 """Play a trained policy out of its checkpoint: new episodes, and a picture of one.
 
-The code of the agent is needed to act. A built-in agent is found by its name; a file is executed
-only where the caller names it, never because a result directory does, and only if it is the file
-that the runs were trained with.
+Acting needs the code of the agent. A built-in agent is found by its name. A file is executed only
+if the caller names it, never because a result directory does, and only if the runs were trained
+with it.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax import random
 
-from purejaxpg import FaultError, InputError, disk, envs, evaluate, trainers
+from purejaxpg import FaultError, InputError, contract, disk, envs, evaluate, trainers
 from purejaxpg import config as configs
 from purejaxpg.envs import pictures
 from purejaxpg.report import ranking
@@ -35,7 +35,7 @@ Say = Callable[[str], object]
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A run as its checkpoint has it.
+    """A run, loaded from its checkpoint.
 
     Attributes:
         run: as ``Store.runs`` gives it.
@@ -70,7 +70,7 @@ def run(
         greedy: take the most probable actions instead of sampling.
         seed: decides the episodes.
         gif: write one more episode to this file.
-        agent: the agent's file; needed where the agent is not one of the package.
+        agent: the agent's file; needed if the agent is not one of the package.
         say: prints a line.
 
     Raises:
@@ -82,6 +82,7 @@ def run(
     configs.require(0 <= seed < 2**32, f"seed must be in [0, 2**32), but is {seed}.")
     with Store.read(directory) as store:
         chosen = find(store, run)
+        _check_playable(store, chosen)
         if gif is not None:
             _check_gif(gif, ranking.environment_of(chosen))
         trained = load(store, chosen, agent, say)
@@ -93,7 +94,20 @@ def run(
         say(picture(key_picture, trained, greedy, gif))
 
 
-# ------------------------------------------------------------------------------- which run is meant
+def _check_playable(store: Store, run: dict[str, Any]) -> None:
+    """Raise an InputError if a run has no episodes to play."""
+    configs.require(
+        bool(ranking.environment_of(run)),
+        f"The runs of {store.path} play no environment; their scores are in the report.",
+    )
+    configs.require(
+        "given" not in store.ledger.identity,
+        f"The runs of {store.path} were given arrays that are not stored with them, so they cannot "
+        "be played.",
+    )
+
+
+# ---------------------------------------------------------------------------------- choosing a run
 
 
 def find(store: Store, name: str) -> dict[str, Any]:
@@ -125,7 +139,7 @@ def _best(store: Store, runs: dict[str, dict[str, Any]]) -> str:
     raise InputError(f"No run of {store.path} has been trained to its end yet; name one by its id.")
 
 
-# ---------------------------------------------------------------------------------- what is loaded
+# ----------------------------------------------------------------------------------------- loading
 
 
 def load(store: Store, run: dict[str, Any], agent: Path | None, say: Say) -> Trained:
@@ -153,7 +167,8 @@ def load(store: Store, run: dict[str, Any], agent: Path | None, say: Say) -> Tra
         for leg in legs
     ]
     seeds, stacked = compute.stack(rows, len(rows))
-    template = jax.eval_shape(functools.partial(compute.start_rows, module), seeds, stacked)
+    start = functools.partial(compute.start_rows, module)
+    template = jax.eval_shape(start, (seeds, stacked, None), None)
     states = store.state(run["unit"], template)
     state, config = jax.tree.map(lambda x: x[run["row"]], (states, stacked))
     return Trained(run, module, state, config)
@@ -164,8 +179,8 @@ def load_agent(identity: dict[str, Any], given: Path | None, say: Say) -> types.
 
     Args:
         identity: of the sweep.
-        given: the file that the caller trusts; None: there is none.
-        say: prints a line where a built-in agent has changed since.
+        given: a file that the caller trusts, or None.
+        say: prints a line if a built-in agent has changed since.
 
     Raises:
         InputError: the agent is a file and none is given, or it is not the one that was trained.
@@ -197,7 +212,7 @@ def _digest(files: Sequence[Path]) -> str:
         return trainers.digest(files)
 
 
-# ---------------------------------------------------------------------------------- what is played
+# ----------------------------------------------------------------------------------------- playing
 
 
 def play(
@@ -219,17 +234,16 @@ def play(
 def record(
     key: jax.Array, trained: Trained, greedy: bool = False
 ) -> tuple[Any, np.ndarray, np.ndarray]:
-    """Play one episode and keep what happened.
+    """Play one episode and record it.
 
     Returns:
         The environment's own state before each step, leaves ``[T, ...]``; observations
         ``[T + 1, D]``, the last one after the last step; rewards ``[T]``.
     """
-    limit = envs.horizon(envs.from_config(trained.config), trained.config.env_params)
-    steps = min(limit or DRAWN_STEPS, DRAWN_STEPS)
+    steps = min(contract.horizon(trained.config) or DRAWN_STEPS, DRAWN_STEPS)
     episode = jax.jit(functools.partial(_episode, trained.agent, steps, greedy))
-    kept = episode(key, trained.state, trained.config)
-    inner, obs, next_obs, reward, done = jax.tree.map(lambda x: np.asarray(x)[:, 0], kept)
+    steps_taken = episode(key, trained.state, trained.config)
+    inner, obs, next_obs, reward, done = jax.tree.map(lambda x: np.asarray(x)[:, 0], steps_taken)
     length = int(np.argmax(done)) + 1 if done.any() else steps
     states = jax.tree.map(lambda x: x[:length], inner)
     return states, np.concatenate([obs[:length], next_obs[length - 1 : length]]), reward[:length]
@@ -254,7 +268,7 @@ def _episode(
 
 
 def picture(key: jax.Array, trained: Trained, greedy: bool, path: Path) -> str:
-    """Draw one episode into the GIF file `path` -> what to say of it."""
+    """Draw one episode into the GIF file `path` -> a message."""
     states, _, rewards = record(key, trained, greedy)
     env, params = envs.setup(trained.config)
     with disk.faults("write", path):
@@ -264,7 +278,7 @@ def picture(key: jax.Array, trained: Trained, greedy: bool, path: Path) -> str:
 
 
 def _check_gif(path: Path, env_name: str) -> None:
-    """Refuse before anything is computed what could not be drawn or written."""
+    """Raise early if the picture cannot be drawn or written."""
     pictures.require_drawable(env_name)
     configs.require(
         path.suffix.lower() == ".gif", f"The picture must end in .gif, but is {str(path)!r}."
@@ -273,7 +287,7 @@ def _check_gif(path: Path, env_name: str) -> None:
         raise FaultError(f"Cannot write {path}: there is no directory {path.parent}.")
 
 
-# ------------------------------------------------------------------------------------ what is said
+# ---------------------------------------------------------------------------------------- messages
 
 
 def _description(trained: Trained) -> str:

@@ -4,7 +4,7 @@ Runs with equal swept fields are one configuration. The score of a run is its me
 evaluation after its last update; the score of a configuration is the interquartile mean over its
 seeds. A diverged run counts as worse than every other of its environment. A configuration that a
 search stopped early ranks below all that went to a later rung. Runs on fresh seeds, which confirm a
-winner, are ranked by themselves and never mixed with those that chose it.
+winner, are ranked separately and never mixed with those that chose it.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from purejaxpg import stats
+from purejaxpg import contract, stats
 from purejaxpg.sweep.store import Store
 from purejaxpg.text import short
 
@@ -28,7 +28,7 @@ class Configuration:
 
     Attributes:
         rank: from 1, within the environment; None until a run of it is committed.
-        environment: the ``env`` of its runs; empty where they have none.
+        environment: the ``env`` of its runs; empty if they have none.
         swept: the swept fields without the environment.
         scores: final score of each committed run ``[n]``, diverged ones filled in as the worst.
         iqm: interquartile mean of ``scores``.
@@ -39,10 +39,10 @@ class Configuration:
         diverged: how many of the committed runs diverged.
         planned: how many runs the sweep plans for it.
         run_ids: the committed runs, in the order of ``scores``.
-        reached: share of the updates of a whole run that it was trained for; below 1 where a
+        reached: share of the updates of a whole run that it was trained for; below 1 if a
             search stopped it.
-        rung: what it is compared by before its score: equal for all that a search stopped in the
-            same rung, inf for what was trained to the end.
+        rung: compared before the score: equal for all that a search stopped in the same rung, inf
+            for a configuration that was trained to the end.
     """
 
     rank: int | None
@@ -74,7 +74,7 @@ class Configuration:
 
     @property
     def key(self) -> str:
-        """What tells it from other configurations, in every environment and stage."""
+        """Its identity, equal in every environment and stage."""
         return json.dumps(self.swept, sort_keys=True)
 
 
@@ -103,7 +103,7 @@ def rank_runs(
     Args:
         runs: as ``Store.runs`` gives them.
         stage: the stage whose runs count.
-        members: every run is a configuration by itself, as in a population.
+        members: every run is its own configuration, as in a population.
 
     Returns:
         As ``rank``.
@@ -133,21 +133,21 @@ def best_row(store: Store, environment: str | None = None) -> Configuration | No
 
 
 def is_population(identity: dict[str, Any]) -> bool:
-    """Tell whether a sweep trains populations, whose members change their hyperparameters."""
+    """Return whether a sweep trains populations, whose members change their hyperparameters."""
     return bool(identity.get("pbt"))
 
 
 def environment_of(run: dict[str, Any]) -> str:
-    """Return the environment of a run; empty where it has none."""
-    return str(run["config"].get("env", ""))
+    """Return the environment of a run; empty if it has none."""
+    return contract.section(run["config"])
 
 
 def sections(ranked: Iterable[Configuration]) -> dict[str, list[Configuration]]:
     """Return the configurations by environment, in order."""
-    found: dict[str, list[Configuration]] = {}
+    by_environment: dict[str, list[Configuration]] = {}
     for configuration in ranked:
-        found.setdefault(configuration.environment, []).append(configuration)
-    return found
+        by_environment.setdefault(configuration.environment, []).append(configuration)
+    return by_environment
 
 
 def fields(ranked: Iterable[Configuration]) -> list[str]:
@@ -159,7 +159,7 @@ def fields(ranked: Iterable[Configuration]) -> list[str]:
 
 
 def reached(run: dict[str, Any]) -> float:
-    """Return the share of its updates that a run has behind it; 1 where that is not recorded."""
+    """Return the share of its updates that a run has completed; 1 if that is not recorded."""
     stop, total = run["stop"], run["total"]
     return min(1.0, stop / total) if stop and total else 1.0
 
@@ -168,8 +168,8 @@ def rungs(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Return how far each run was trained, as a number that is equal for all runs of one rung.
 
     Runs of different lengths stop in the same rung after different shares of their updates, since
-    updates are whole. Where the round of a run is not recorded, shares that one rounding explains
-    are taken for one rung.
+    updates are whole. If the round of a run is not recorded, shares that differ by rounding count
+    as one rung.
 
     Args:
         runs: as ``Store.runs`` or ``Store.legs`` gives them.
@@ -177,7 +177,7 @@ def rungs(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
     Returns:
         By run id; inf for a run that was trained to its end.
     """
-    found: dict[str, float] = {}
+    rung_of: dict[str, float] = {}
     rung, end = 0.0, -math.inf
     for run in sorted(runs, key=reached):
         half = 0.5 / (run["total"] or 1)
@@ -185,8 +185,8 @@ def rungs(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
             rung, end = reached(run), math.inf
         end = min(end, reached(run) + half)
         stopped = float(run.get("round", rung))
-        found[run["run_id"]] = stopped if reached(run) < 1.0 else math.inf
-    return found
+        rung_of[run["run_id"]] = stopped if reached(run) < 1.0 else math.inf
+    return rung_of
 
 
 def filled_scores(runs: Sequence[dict[str, Any]], field: str = "score") -> dict[str, float]:
@@ -215,11 +215,10 @@ def _rank_environment(name: str, runs: list[dict[str, Any]], members: bool) -> l
         key = run["run_id"] if members else json.dumps(run["swept"], sort_keys=True)
         groups.setdefault(key, []).append(run)
     of_run = rungs(done)
-    found = [_configuration(name, group, filled, of_run) for group in groups.values()]
-    found = _with_intervals(found)
+    ranked = _with_intervals([_configuration(name, own, filled, of_run) for own in groups.values()])
     # A stable sort: ties keep the planned order.
-    found.sort(key=lambda c: (c.finished == 0, *((-c.rung, -c.iqm, -c.mean) if c.scores else ())))
-    return [replace(c, rank=index + 1 if c.finished else None) for index, c in enumerate(found)]
+    ranked.sort(key=lambda c: (c.finished == 0, *((-c.rung, -c.iqm, -c.mean) if c.scores else ())))
+    return [replace(c, rank=index + 1 if c.finished else None) for index, c in enumerate(ranked)]
 
 
 def _configuration(
@@ -228,7 +227,7 @@ def _configuration(
     filled: dict[str, dict[str, float]],
     of_run: dict[str, float],
 ) -> Configuration:
-    """Return the statistics of one configuration, but its interval, from its runs."""
+    """Return the statistics of one configuration, without its interval, from its runs."""
     done = [run for run in runs if run["status"] != "pending"]
     run_ids = tuple(run["run_id"] for run in done)
     scores = tuple(filled["score"][run_id] for run_id in run_ids)
@@ -254,15 +253,15 @@ def _configuration(
     )
 
 
-def _with_intervals(found: list[Configuration]) -> list[Configuration]:
-    """Return configurations with their intervals; those of equally many runs in one go."""
+def _with_intervals(configurations: list[Configuration]) -> list[Configuration]:
+    """Return configurations with their intervals, computed together for equal numbers of runs."""
     by_size: dict[int, list[int]] = {}
-    for index, c in enumerate(found):
+    for index, c in enumerate(configurations):
         if c.finished > 1 and np.isfinite(c.scores).all():
             by_size.setdefault(c.finished, []).append(index)
-    result = list(found)
+    result = list(configurations)
     for indices in by_size.values():
-        low, high = stats.bootstrap_ci(np.array([found[i].scores for i in indices]))
+        low, high = stats.bootstrap_ci(np.array([configurations[i].scores for i in indices]))
         for i, ends in zip(indices, zip(low.tolist(), high.tolist(), strict=True), strict=True):
-            result[i] = replace(found[i], low=ends[0], high=ends[1])
+            result[i] = replace(configurations[i], low=ends[0], high=ends[1])
     return result

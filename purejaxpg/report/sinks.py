@@ -1,9 +1,9 @@
 """Logs of the runs for TensorBoard and, offline, for Weights & Biases.
 
-A log is a view of what is committed, never read back. It is written whole, aside, and put in its
-place with a stamp of the leg up to which it shows its run; what has another stamp or none is
-missing. So it does not matter when a process dies, or how late one asks for logs. A run that goes
-on in another round gets a new log of all its updates, those of the runs it descends from included.
+A log is a view of the committed results and is never read back. It is written in a scratch
+directory and moved into place with a stamp of its run's last leg; a log with another stamp or none
+counts as missing. So a process may die at any time, and logs may be requested late. A run that
+continues in another round gets a new log of all its updates, including those of its ancestors.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ POINTS = 250  # of a curve, at most
 STAMP = "stamp.txt"
 _CACHED_UNITS = 8
 
-Points = list[tuple[int, dict[str, float]]]  # environment steps, and what is known after them
+Points = list[tuple[int, dict[str, float]]]  # environment steps, and the values after them
 
 
 class TensorBoard:
@@ -40,7 +40,7 @@ class TensorBoard:
     name, command, prefix = "tensorboard", "tensorboard --logdir", ""
 
     def __init__(self) -> None:
-        """Raise an InputError where tensorboardX is not installed."""
+        """Raise an InputError if tensorboardX is not installed."""
         self.package = extras.load("tensorboardX", self.name, f"--log {self.name}")
         self.summary = importlib.import_module("tensorboardX.summary")
         self.protos = importlib.import_module("tensorboardX.proto.event_pb2")
@@ -49,10 +49,10 @@ class TensorBoard:
         """Write the log of a run into an empty directory."""
         results = {name: leg[name] for name in ("score", "greedy_score")}
         fields = flat({**leg["config"], "seed": leg["seed"], "stage": leg["stage"]})
-        # Under the hyperparameters, since its table knows only numbers as results.
+        # A hyperparameter, because the table of results takes only numbers.
         hyper = self.summary.hparams({**fields, "status": leg["status"]}, results)
-        # TensorBoard reads the files of a directory in the order of their names. Its own writer
-        # hides a full disk: it writes in a thread. This one raises.
+        # TensorBoard reads the files of a directory in order of their names. Its own writer hides
+        # a full disk because it writes in a thread; this one raises.
         path = directory / f"events.out.tfevents.{leg['stop']:010d}.purejaxpg"
         now, event = time.time(), self.protos.Event
         with contextlib.closing(self.package.RecordWriter(str(path))) as file:
@@ -71,7 +71,7 @@ class WandB:
     name, command, prefix = "wandb", "wandb sync", "offline-run-"
 
     def __init__(self) -> None:
-        """Raise an InputError where wandb is not installed."""
+        """Raise an InputError if wandb is not installed."""
         os.environ["WANDB_ERROR_REPORTING"] = "false"  # it would report errors even when offline
         logging.raiseExceptions = False  # on a full disk, it would print tracebacks of its own log
         self.package = extras.load("wandb", self.name, f"--log {self.name}")
@@ -101,16 +101,16 @@ class WandB:
                 run.log(values, step=step)
             known = ("score", "greedy_score", "status", "diverged_at")
             run.summary.update({name: leg[name] for name in known})
-        (found,) = work.glob("wandb/offline-run-*/*.wandb")
-        # It says nothing of a full disk, but then there is no room for a copy either.
-        shutil.copyfile(found, directory / found.name)
+        (log,) = work.glob("wandb/offline-run-*/*.wandb")
+        # wandb hides a full disk, but then there is no room for a copy either.
+        shutil.copyfile(log, directory / log.name)
 
 
 SINKS: dict[str, Callable[[], Any]] = {sink.name: sink for sink in (TensorBoard, WandB)}
 
 
 class Logs:
-    """The logs that a sweep is to have."""
+    """The logs of a sweep."""
 
     def __init__(self, names: Sequence[str], sweep: str, say: Callable[[str], None]) -> None:
         """Prepare the sinks of these names; `sweep` is the sweep's name.
@@ -121,10 +121,10 @@ class Logs:
         self.sinks = [SINKS[name]() for name in dict.fromkeys(names)]
         self.sweep, self.say = sweep, say
         self.failed: set[str] = set()
-        self.stamps: dict[Path, str] = {}  # as far as they are known without reading
+        self.stamps: dict[Path, str] = {}  # of the logs read or written so far
 
     def write(self, store: Store) -> None:
-        """Write the logs that are missing; a sink that fails is left alone until `finish`."""
+        """Write the logs that are missing; a sink that fails is skipped until `finish`."""
         for sink in self.sinks:
             reason = "" if sink.name in self.failed else self._attempt(store, sink)
             if reason:
@@ -132,7 +132,7 @@ class Logs:
                 self.say(f"Note: --log {sink.name} has to wait for the end of the sweep: {reason}.")
 
     def finish(self, store: Store) -> None:
-        """Write the logs that are missing and say how to look at them, or what is wrong."""
+        """Write the missing logs, and print how to open them or why they are incomplete."""
         for sink in self.sinks:
             reason, path = self._attempt(store, sink), store.path / sink.name
             if reason:
@@ -141,10 +141,10 @@ class Logs:
                 self.say(f"Logs: {sink.command} {path}")
 
     def _attempt(self, store: Store, sink: Any) -> str:
-        """Write what is missing; return what went wrong."""
+        """Write the missing logs; return the reason of a failure."""
         try:
             self._write_missing(store, sink)
-        except Exception as error:  # whatever it is: the results are safe, and the sweep goes on
+        except Exception as error:  # any failure: the results are safe, and the sweep continues
             return " ".join(str(error).split()).rstrip(".") or type(error).__name__
         return ""
 
@@ -159,7 +159,7 @@ class Logs:
         for run_id, leg in {leg["run_id"]: leg for leg in legs}.items():
             target, stamp = store.path / sink.name / f"{sink.prefix}{run_id}", stamp_of(leg)
             chain = curves.lineage(leg, known)
-            # Where a damaged unit is to be computed again, a run may lack its beginning for now.
+            # While a damaged unit waits to be recomputed, a run may lack its beginning.
             if chain[0]["start"] or self._stamp(target) == stamp:
                 continue
             if signals.pending():
@@ -173,7 +173,7 @@ class Logs:
             self.stamps[target] = stamp
 
     def _stamp(self, target: Path) -> str:
-        """Return the stamp of a log; nothing where there is none."""
+        """Return the stamp of a log; empty if there is none."""
         if target not in self.stamps:
             with contextlib.suppress(OSError):
                 self.stamps[target] = (target / STAMP).read_text("utf-8")
@@ -181,14 +181,20 @@ class Logs:
 
 
 def stamp_of(leg: dict[str, Any]) -> str:
-    """Return what tells the log up to this leg from others of the run."""
+    """Return the stamp of the log that ends with this leg."""
     names = ("unit", "stop", "status", "diverged_at", "score", "greedy_score")
     return "".join(f"{name} {leg[name]}\n" for name in names)
 
 
 def put(target: Path, stamp: str, fill: Callable[[Path], None]) -> None:
-    """Replace a directory by one that `fill` has filled, whole or not at all."""
-    # Not beside it: what reads the logs would read this, too.
+    """Replace a directory atomically by one that `fill` fills.
+
+    Args:
+        target: the directory.
+        stamp: written into it as its last file.
+        fill: writes into an empty directory.
+    """
+    # Outside the directory of logs, whose readers would find the scratch directory, too.
     scratch = target.parent.with_name(f".{target.parent.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)
     new = scratch / "new"
@@ -212,20 +218,20 @@ def points_of(
     """Return the training metrics of consecutive legs in at most POINTS bins of updates.
 
     Args:
-        chain: legs, each going on from the one before.
+        chain: legs, each continuing the one before.
         read: gives the arrays of a unit.
         facts: of the first leg's unit.
 
     Returns:
         The means of each bin, at its end. Those of episodes are over the episodes that ended in
-        the bin, and are left out where none did.
+        the bin, and are left out if none did.
     """
     parts = [{name: rows[leg["row"]] for name, rows in read(leg["unit"]).items()} for leg in chain]
     names = [name for name in parts[0] if not name.startswith(export.EVALUATION)]
     updates = sum(leg["stop"] - leg["start"] for leg in chain)
     edges = np.linspace(0, updates, min(POINTS, updates) + 1).round().astype(int)
     steps = export.env_steps(facts, edges[1:])
-    with np.errstate(invalid="ignore"):  # what diverged may add inf to -inf
+    with np.errstate(invalid="ignore"):  # a diverged run may add inf to -inf
         sums = {
             name: np.add.reduceat(np.concatenate([p[name] for p in parts], dtype=float), edges[:-1])
             for name in names
@@ -238,23 +244,23 @@ def points_of(
 
 
 def means(sums: Mapping[str, float], updates: float) -> dict[str, float]:
-    """Return the means over so many updates; sums over episodes become means over episodes."""
-    found, episodes = {}, sums.get(contract.EPISODE_COUNT)
+    """Return the means over `updates`; sums over episodes become means over episodes."""
+    averages, episodes = {}, sums.get(contract.EPISODE_COUNT)
     for name, value in sums.items():
-        of_episodes = name.startswith("episode/") and name.endswith("_sum")
+        of_episodes = name.startswith(contract.EPISODE) and name.endswith("_sum")
         if not of_episodes:
-            found[name] = value / float(updates)
+            averages[name] = value / float(updates)
         elif episodes:
-            found[name.removesuffix("_sum")] = value / episodes
-    return found
+            averages[name.removesuffix("_sum")] = value / episodes
+    return averages
 
 
 def flat(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     """{"hidden": [8], "env_params": {"gravity": 9.8}} -> hidden "[8]", env_params.gravity 9.8."""
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name, value in config.items():
         inner = isinstance(value, dict)
-        found |= flat(value, f"{before}{name}.") if inner else {f"{before}{name}": value}
-    # TensorBoard leaves out a number that is not finite.
-    endless = {name: str(value) for name, value in found.items() if value in (np.inf, -np.inf)}
-    return {name: export.plain(value) for name, value in found.items()} | endless
+        fields |= flat(value, f"{before}{name}.") if inner else {f"{before}{name}": value}
+    # TensorBoard omits numbers that are not finite.
+    endless = {name: str(value) for name, value in fields.items() if value in (np.inf, -np.inf)}
+    return {name: export.plain(value) for name, value in fields.items()} | endless

@@ -1,7 +1,7 @@
 """The report of a sweep: a page, tables and figures, and the short table on the terminal.
 
-What the numbers are is `ranking` (which configuration is best) and `analysis` (all else); `page`
-and `figures` lay them out. This module writes the files.
+`ranking` and `analysis` compute the numbers; `page` and `figures` lay them out. This module writes
+the files.
 """
 
 import csv
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from purejaxpg import disk
-from purejaxpg.report import analysis, figures, page, ranking
+from purejaxpg.report import analysis, export, figures, page, ranking
 from purejaxpg.report.analysis import Analysis
 from purejaxpg.report.ranking import Configuration
 from purejaxpg.sweep.store import Store
-from purejaxpg.text import short
+from purejaxpg.text import count, short
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,8 +36,8 @@ def write(directory: str | os.PathLike[str], console: "Console") -> Path:
         console: where to print; the width of the table adapts to it.
 
     Returns:
-        The path of the report: ``index.html``, the page that says everything; the figures as PNG
-        and SVG, as far as the results allow them; ``table.csv`` with every configuration and full
+        The path of the report: ``index.html``, the page with everything; the figures that the
+        results allow, as PNG and SVG; ``table.csv`` with every configuration and full
         precision, ``table.md`` with the best, ``runs.csv``, ``confirmed.csv``, ``importance.csv``
         and ``curves.csv``.
 
@@ -55,8 +55,7 @@ def write(directory: str | os.PathLike[str], console: "Console") -> Path:
             text = page.render(data, store.path.name)
             (target / "index.html").write_text(text, encoding="utf-8")
             drawn = figures.write(data, target)
-    figure = "figure" if len(drawn) == 1 else "figures"
-    line = f"Wrote index.html, table.csv and {len(drawn)} {figure} to {target}"
+    line = f"Wrote index.html, table.csv and {count(len(drawn), 'figure')} to {target}"
     console.print(line, markup=False, highlight=False, soft_wrap=True)
     return target
 
@@ -73,7 +72,7 @@ def _decimals(section: Sequence[Configuration]) -> int:
 
 @dataclass(frozen=True)
 class _Text:
-    """A table as text: what the terminal and the Markdown file show."""
+    """A table as text, for the terminal and the Markdown file."""
 
     title: str
     headers: list[str]
@@ -108,8 +107,7 @@ _HEADERS = ("IQM", "95% CI", "mean", "greedy", "diverged")
 
 def _title(environment: str, section: Sequence[Configuration]) -> str:
     runs = sum(c.planned for c in section)
-    noun = "configuration" if len(section) == 1 else "configurations"
-    text = f"{len(section)} {noun}, {runs} {'run' if runs == 1 else 'runs'}"
+    text = f"{count(len(section), 'configuration')}, {count(runs, 'run')}"
     return f"{environment}: {text}" if environment else text
 
 
@@ -127,23 +125,23 @@ def _print(data: Analysis, console: "Console") -> None:
 
 
 def _texts(data: Analysis) -> list[_Text]:
-    """Return all tables: of each environment what was confirmed, then the ranking."""
-    found = []
+    """Return the tables of each environment: the confirmed configurations, then the ranking."""
+    texts = []
     for section in data.sections:
-        again = [each.configuration for each in section.confirmed]
-        fields, decimals = ranking.fields(section.ranked), _decimals([*section.ranked, *again])
+        confirmed = [each.configuration for each in section.confirmed]
+        fields, decimals = ranking.fields(section.ranked), _decimals([*section.ranked, *confirmed])
         headers = [*fields, *_HEADERS]
-        if again:
+        if confirmed:
             name = f"{section.environment}: " if section.environment else ""
             rows = [_cells(e.name, e.configuration, fields, decimals) for e in section.confirmed]
-            found.append(_Text(f"{name}on fresh seeds", ["", *headers], rows))
+            texts.append(_Text(f"{name}on fresh seeds", ["", *headers], rows))
         rows = [
             _cells("-" if c.rank is None else str(c.rank), c, fields, decimals)
             for c in section.ranked[:SHOWN]
         ]
         title = _title(section.environment, section.ranked)
-        found.append(_Text(title, ["rank", *headers], rows, _more(section.ranked)))
-    return found
+        texts.append(_Text(title, ["rank", *headers], rows, _more(section.ranked)))
+    return texts
 
 
 def _table(text: _Text) -> "Table":
@@ -152,7 +150,7 @@ def _table(text: _Text) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    # Text objects throughout: swept values such as [64, 64] must not be read as markup.
+    # Text objects, so that rich does not read swept values such as [64, 64] as markup.
     table = Table(
         title=Text(text.title),
         caption=Text(text.caption) if text.caption else None,
@@ -163,7 +161,7 @@ def _table(text: _Text) -> "Table":
         padding=(0, 0, 0, 1),
     )
     for header, *column in zip(text.headers, *text.rows, strict=True):
-        # On a narrow terminal headers may wrap; a value is never squeezed away.
+        # On a narrow terminal headers may wrap, but values stay whole.
         widest = max(len(cell) for cell in column)
         table.add_column(Text(header), justify="right", min_width=min(widest, 24), overflow="fold")
     for i, row in enumerate(text.rows):
@@ -196,11 +194,11 @@ def _write_tables(data: Analysis, target: Path) -> None:
     fields = ranking.fields(data.ranked)
     _write_csv(target / "table.csv", _configuration_rows(data, data.ranked, fields))
     _write_csv(target / "runs.csv", _run_rows(data, fields))
-    again = [c.configuration for section in data.sections for c in section.confirmed]
+    fresh = [c.configuration for section in data.sections for c in section.confirmed]
     roles = [c.role for section in data.sections for c in section.confirmed]
     confirmed = [
         {"role": role, **row}
-        for role, row in zip(roles, _configuration_rows(data, again, fields), strict=True)
+        for role, row in zip(roles, _configuration_rows(data, fresh, fields), strict=True)
     ]
     _write_csv(target / "confirmed.csv", confirmed)
     _write_csv(target / "importance.csv", _importance_rows(data))
@@ -208,7 +206,7 @@ def _write_tables(data: Analysis, target: Path) -> None:
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows of equal keys; without any, remove what an earlier report left."""
+    """Write rows of equal keys; without rows, remove the file of an earlier report."""
     if not rows:
         path.unlink(missing_ok=True)
         return
@@ -218,33 +216,38 @@ def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+# The names of columns, and of the attributes or keys that fill them.
+_SCORES = {
+    "final_iqm": "iqm", "ci95_low": "low", "ci95_high": "high", "final_mean": "mean",
+    "final_greedy_iqm": "greedy_iqm",
+}  # fmt: skip
+_RUNS = {"diverged": "diverged", "runs_done": "finished", "runs_planned": "planned"}
+_OUTCOME = ("seed", "status", "score", "greedy_score", "diverged_at")
+_SHARES = {
+    "hyperparameter": "name", "share": "share", "share_low": "low", "share_high": "high",
+    "share_top_quarter": "top_share",
+}  # fmt: skip
+
+
+def _read(source: Any, names: dict[str, str]) -> dict[str, Any]:
+    return {column: getattr(source, attribute) for column, attribute in names.items()}
+
+
 def _configuration_rows(
     data: Analysis, ranked: Iterable[Configuration], fields: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Return every configuration with full precision."""
     rows = []
     for c in ranked:
-        best, area = page.during_training(c, data)
-        steps, seconds = page.spent(c, data)
+        best, area = data.during_training(c)
+        steps, seconds = data.spent(c)
         rows.append(
-            {
-                "rank": "" if c.rank is None else c.rank,
-                "env": c.environment,
-                **{name: c.swept.get(name, "") for name in fields},
-                "final_iqm": c.iqm,
-                "ci95_low": c.low,
-                "ci95_high": c.high,
-                "final_mean": c.mean,
-                "final_greedy_iqm": c.greedy_iqm,
-                "training_best_iqm": best,
-                "training_auc_iqm": area,
-                "diverged": c.diverged,
-                "runs_done": c.finished,
-                "runs_planned": c.planned,
-                "trained_share": c.reached,
-                "env_steps": int(steps),
-                "device_seconds": seconds,
-            }
+            {"rank": "" if c.rank is None else c.rank, "env": c.environment}
+            | {name: c.swept.get(name, "") for name in fields}
+            | _read(c, _SCORES)
+            | {"training_best_iqm": best, "training_auc_iqm": area}
+            | _read(c, {**_RUNS, "trained_share": "reached"})
+            | {"env_steps": int(steps), "device_seconds": seconds}
         )
     return rows
 
@@ -256,46 +259,27 @@ def _run_rows(data: Analysis, fields: Sequence[str]) -> list[dict[str, Any]]:
         steps, seconds = data.cost.by_run.get(run["run_id"], (0.0, 0.0))
         curve = data.training.get(run["run_id"])
         rows.append(
-            {
-                "run_id": run["run_id"],
-                "stage": run["stage"],
-                "env": ranking.environment_of(run),
-                **{name: run["swept"].get(name, "") for name in fields},
-                "seed": run["seed"],
-                "status": run["status"],
-                "score": run["score"],
-                "greedy_score": run["greedy_score"],
-                "diverged_at": run["diverged_at"],
-                "updates": run["stop"] or "",
-                "training_best": curve.best if curve else "",
-                "training_auc": curve.area if curve else "",
-                "env_steps": int(steps),
-                "device_seconds": seconds,
-            }
+            {name: export.cell(run, name) for name in ("run_id", "stage", "env")}
+            | {name: run["swept"].get(name, "") for name in fields}
+            | {name: run[name] for name in _OUTCOME}
+            | {"updates": run["stop"] or "", "training_best": curve.best if curve else ""}
+            | {"training_auc": curve.area if curve else ""}
+            | {"env_steps": int(steps), "device_seconds": seconds}
         )
     return rows
 
 
 def _importance_rows(data: Analysis) -> list[dict[str, Any]]:
     """Return the main effect of every hyperparameter at every level."""
+    names = ("level", "mean", "ci95_half_width", "best", "diverged", "runs")
     return [
-        {
-            "env": section.environment,
-            "hyperparameter": axis.name,
-            "share": axis.share,
-            "share_low": axis.low,
-            "share_high": axis.high,
-            "share_top_quarter": axis.top_share,
-            "level": label,
-            "mean": axis.effects[index],
-            "ci95_half_width": axis.errors[index],
-            "best": axis.best[index],
-            "diverged": axis.failures[index][0],
-            "runs": axis.failures[index][1],
-        }
+        {"env": section.environment, **_read(axis, _SHARES)}
+        | dict(zip(names, (label, mean, error, best, *failures), strict=True))
         for section in data.sections
         for axis in section.effects.axes
-        for index, label in enumerate(axis.levels.labels)
+        for label, mean, error, best, failures in zip(
+            axis.levels.labels, axis.effects, axis.errors, axis.best, axis.failures, strict=True
+        )
     ]
 
 
@@ -304,7 +288,7 @@ def _curve_rows(data: Analysis) -> list[dict[str, Any]]:
     rows = []
     for section in data.sections:
         drawn = [(ranking.TUNE, section.curves), (ranking.CONFIRM, section.confirmed_curves)]
-        for stage, line in ((s, line) for s, found in drawn if found for line in found.best):
+        for stage, line in ((s, line) for s, curves in drawn if curves for line in curves.best):
             for point in zip(line.steps, line.centre, line.low, line.high, strict=True):
                 names = ("env_steps", "iqm", "ci95_low", "ci95_high")
                 values = dict(zip(names, (float(v) for v in point), strict=True))

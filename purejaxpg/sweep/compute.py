@@ -41,16 +41,17 @@ ROWS = "rows"  # name of the mesh axis
 CPU_ACTIVATIONS = 2**17
 CPU_ROWS = 16  # more rows never helped
 
-Inputs = tuple[np.ndarray, Any]  # seeds and configurations of a batch, [rows of this process]
+# Of a batch, each [rows of this process]: seeds, configurations, and what each row is given.
+Inputs = tuple[Any, Any, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
     """The compiled programs of one group; every array leads with [devices * rows]."""
 
-    start: jax.stages.Compiled  # seeds, configs -> states
-    segment: jax.stages.Compiled  # seeds, configs, states, diverged_at, first, count -> ...
-    score: jax.stages.Compiled  # seeds, configs, states, updates -> evaluation
+    start: jax.stages.Compiled  # inputs, shared -> states
+    segment: jax.stages.Compiled  # inputs, shared, states, diverged_at, first, count -> ...
+    score: jax.stages.Compiled  # inputs, shared, states, updates -> evaluation
     segment_length: int  # updates of a segment, at most
     sharding: NamedSharding
     rows: int  # of a unit
@@ -82,6 +83,7 @@ class Backend:
             None,
             None,
         )  # the inputs of a batch, and the same on its devices
+        self.given: tuple[Any, Any] = None, None  # a mesh, and what all rows are given, on it
         self.save = checkpoint.save
         self.load = checkpoint.load
         self.to_dict = configs.to_dict
@@ -130,13 +132,21 @@ class Backend:
 
     def inputs(self, programs: Programs, batch: Sequence[plans.Unit]) -> Inputs:
         """Return the seeds and configurations of a batch of units, padded."""
-        stacked = [stack([leg.run for leg in unit.legs], programs.rows) for unit in batch]
+        stacked = [inputs_of(self.spec, unit, programs.rows) for unit in batch]
         return jax.tree.map(lambda *x: np.concatenate(x), *stacked)
 
     def start(self, programs: Programs, inputs: Inputs) -> Any:
         """Initialise every row -> states."""
         with out_of_memory(programs.rows):
-            return programs.start(*self.once(programs, inputs))
+            return programs.start(self.once(programs, inputs), self.shared(programs))
+
+    def shared(self, programs: Programs) -> Any:
+        """Put what all rows are given on every device, the first time that it is needed."""
+        mesh = programs.sharding.mesh
+        if self.given[0] is not mesh:
+            everywhere = NamedSharding(mesh, PartitionSpec())
+            self.given = mesh, jax.device_put(self.spec.given.shared(), everywhere)
+        return self.given[1]
 
     def once(self, programs: Programs, inputs: Inputs) -> Any:
         """Return the inputs of a batch on its devices; they are transferred only once."""
@@ -155,10 +165,9 @@ class Backend:
     ) -> tuple[Any, np.ndarray, dict[str, np.ndarray]]:
         """Do updates first, ..., first + count - 1 -> states, diverged_at, metrics."""
         with out_of_memory(programs.rows):
-            seeds, rows = self.once(programs, inputs)
-            at = placed(programs, diverged_at)
+            at, shared = placed(programs, diverged_at), self.shared(programs)
             states, at, metrics = programs.segment(
-                seeds, rows, states, at, np.int32(first), np.int32(count)
+                self.once(programs, inputs), shared, states, at, np.int32(first), np.int32(count)
             )
             filled = {name: own_rows(value)[:, :count] for name, value in metrics.items()}
         return states, own_rows(at), filled
@@ -168,7 +177,9 @@ class Backend:
     ) -> dict[str, np.ndarray]:
         """Evaluate every row after `updates` updates -> arrays [rows, episodes] by name."""
         with out_of_memory(programs.rows):
-            scores = programs.score(*self.once(programs, inputs), states, np.int32(updates))
+            scores = programs.score(
+                self.once(programs, inputs), self.shared(programs), states, np.int32(updates)
+            )
             return {name: own_rows(value) for name, value in scores.items()}
 
     # ------------------------------------------------------------------------------------ states
@@ -190,14 +201,16 @@ class Backend:
 
     def template(self, unit: plans.Unit) -> Any:
         """Return the shapes of a unit's states."""
-        seeds, rows = stack([leg.run for leg in unit.legs], len(unit.legs))
-        return jax.eval_shape(functools.partial(start_rows, self.spec.agent), seeds, rows)
+        inputs = inputs_of(self.spec, unit, len(unit.legs))
+        start = functools.partial(start_rows, self.spec.agent)
+        return jax.eval_shape(start, inputs, self.spec.given.shared())
 
     def metric_names(self, unit: plans.Unit) -> list[str]:
         """Return the names of the agent's metrics."""
-        config = unit.legs[0].run.config
-        state = jax.eval_shape(self.spec.agent.init, random.key(0), config)
-        return sorted(jax.eval_shape(self.spec.agent.update, random.key(0), state, config)[1])
+        inputs, shared = inputs_of(self.spec, unit, 1), self.spec.given.shared()
+        states = jax.eval_shape(functools.partial(start_rows, self.spec.agent), inputs, shared)
+        update = functools.partial(update_rows, self.spec.agent)
+        return sorted(jax.eval_shape(update, inputs, shared, states, np.int32(1))[1])
 
     def facts(self, programs: Programs, group: plans.Group) -> dict[str, Any]:
         """Return the facts to record about the computation of a unit."""
@@ -316,34 +329,42 @@ def trace(
     spec: specs.Spec, group: plans.Group, mesh: Mesh, length: int
 ) -> tuple[jax.stages.Traced, ...]:
     """Trace a group's start, segments of at most `length` updates, and score."""
-    agent, num_devices = spec.agent, mesh.size
-    over_rows, same = PartitionSpec(ROWS), PartitionSpec()
+    agent, over_rows, same = spec.agent, PartitionSpec(ROWS), PartitionSpec()
     shard = functools.partial(jax.shard_map, mesh=mesh, out_specs=over_rows, check_vma=False)
-    start = shard(functools.partial(start_rows, agent), in_specs=(over_rows, over_rows))
+    start = shard(functools.partial(start_rows, agent), in_specs=(over_rows, same))
     segment = shard(
-        functools.partial(segment_rows, agent, length), in_specs=(over_rows,) * 4 + (same, same)
+        functools.partial(segment_rows, agent, length),
+        in_specs=(over_rows, same, over_rows, over_rows, same, same),
     )
     score = shard(
         functools.partial(score_rows, agent, spec.eval_episodes),
-        in_specs=(over_rows,) * 3 + (same,),
+        in_specs=(over_rows, same, over_rows, same),
     )
-    stacked = stack([leg.run for leg in group.units[0].legs], group.rows)
-    seeds, rows = jax.tree.map(lambda x: np.concatenate([x] * num_devices), stacked)
-    states = jax.eval_shape(start, seeds, rows)
+    unit, shared = inputs_of(spec, group.units[0], group.rows), spec.given.shared()
+    inputs = jax.tree.map(lambda x: np.concatenate([x] * mesh.size), unit)
+    states = jax.eval_shape(start, inputs, shared)
     contract.check_state(agent, states)
-    diverged_at, one = np.zeros(len(seeds), np.int32), np.int32(1)
+    diverged_at, one = np.zeros(len(inputs[0]), np.int32), np.int32(1)
     # Shardings are explicit because XLA would otherwise replicate unused arguments.
-    over = NamedSharding(mesh, over_rows)
-    starting = jax.jit(start, in_shardings=over)
-    training = jax.jit(segment, donate_argnums=2, in_shardings=(over,) * 4 + (None, None))
-    scoring = jax.jit(score, in_shardings=(over,) * 3 + (None,))
-    # Only shapes, because values would have to be on the devices of all processes.
-    seeds, rows, diverged_at = jax.eval_shape(lambda *x: x, seeds, rows, diverged_at)
-    return (
-        starting.trace(seeds, rows),
-        training.trace(seeds, rows, states, diverged_at, one, one),
-        scoring.trace(seeds, rows, states, one),
+    over, everywhere = NamedSharding(mesh, over_rows), NamedSharding(mesh, same)
+    starting = jax.jit(start, in_shardings=(over, everywhere))
+    training = jax.jit(
+        segment, donate_argnums=2, in_shardings=(over, everywhere, over, over, None, None)
     )
+    scoring = jax.jit(score, in_shardings=(over, everywhere, over, None))
+    # Values would have to be on the devices of all processes; shapes need not.
+    inputs, shared, diverged_at = jax.eval_shape(lambda *x: x, inputs, shared, diverged_at)
+    return (
+        starting.trace(inputs, shared),
+        training.trace(inputs, shared, states, diverged_at, one, one),
+        scoring.trace(inputs, shared, states, one),
+    )
+
+
+def inputs_of(spec: specs.Spec, unit: plans.Unit, rows: int) -> Inputs:
+    """Return the seeds, the configurations and the given arrays of a unit, padded to `rows`."""
+    seeds, configurations = stack([leg.run for leg in unit.legs], rows)
+    return seeds, configurations, spec.given.of_rows(seeds)
 
 
 def run_keys(seeds: jax.Array, data: Any) -> jax.Array:
@@ -351,16 +372,28 @@ def run_keys(seeds: jax.Array, data: Any) -> jax.Array:
     return jax.vmap(lambda seed: random.fold_in(prng.key(seed), data))(seeds)
 
 
-def start_rows(agent: types.ModuleType, seeds: jax.Array, configs: Any) -> Any:
+def start_rows(agent: types.ModuleType, inputs: Inputs, shared: Any) -> Any:
     """Initialise each row -> states [rows, ...]."""
-    return jax.vmap(agent.init)(run_keys(seeds, 0), configs)
+    seeds, configurations, own = inputs
+    given, axes = contract.arguments(own, shared)
+    return jax.vmap(agent.init, (0, 0, *axes))(run_keys(seeds, 0), configurations, *given)
+
+
+def update_rows(
+    agent: types.ModuleType, inputs: Inputs, shared: Any, states: Any, u: jax.Array
+) -> tuple[Any, dict[str, jax.Array]]:
+    """Do update u of each row -> states [rows, ...], metrics [rows]."""
+    seeds, configurations, own = inputs
+    given, axes = contract.arguments(own, shared)
+    update = jax.vmap(agent.update, (0, 0, 0, *axes))
+    return update(run_keys(seeds, u), states, configurations, *given)
 
 
 def segment_rows(
     agent: types.ModuleType,
     length: int,
-    seeds: jax.Array,
-    configs: Any,
+    inputs: Inputs,
+    shared: Any,
     states: Any,
     diverged_at: jax.Array,
     first: jax.Array,
@@ -370,9 +403,9 @@ def segment_rows(
 
     Args:
         agent: a trainer.
-        length: updates that the metrics have room for; at least `count`.
-        seeds: [rows] uint32.
-        configs: leaves [rows].
+        length: size of the metrics' last axis; at least `count`.
+        inputs: seeds [rows] uint32, configurations with leaves [rows], given arrays [rows, ...].
+        shared: what all rows are given, without an axis for rows.
         states: leaves [rows, ...].
         diverged_at: [rows] int32, the first update with a non-finite number, or 0.
         first: [] int32, 1 in a run's first segment.
@@ -381,15 +414,16 @@ def segment_rows(
     Returns:
         States, diverged_at, and metrics [rows, length] of which the first `count` are filled.
     """
-    update = jax.jit(jax.vmap(agent.update), inline=True)  # traced once instead of twice
-    shapes = jax.eval_shape(update, run_keys(seeds, 1), states, configs)[1]
+    # Inlined, so that it is traced once for both the shapes and the loop.
+    update = jax.jit(functools.partial(update_rows, agent), inline=True)
+    shapes = jax.eval_shape(update, inputs, shared, states, first)[1]
     contract.check_metrics(agent, shapes)
-    metrics = {name: jnp.zeros((len(seeds), length)) for name in shapes}
+    metrics = {name: jnp.zeros((len(inputs[0]), length)) for name in shapes}
 
     def step(i: jax.Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
         states, diverged_at, metrics = carry
         u = first + i
-        states, now = update(run_keys(seeds, u), states, configs)
+        states, now = update(inputs, shared, states, u)
         newly = (diverged_at == 0) & ~finite(states.params, now)
         diverged_at = jnp.where(newly, u, diverged_at)
         return states, diverged_at, {name: metrics[name].at[:, i].set(now[name]) for name in now}
@@ -411,16 +445,20 @@ def finite(params: Any, metrics: dict[str, jax.Array]) -> jax.Array:
 def score_rows(
     agent: types.ModuleType,
     episodes: int,
-    seeds: jax.Array,
-    configs: Any,
+    inputs: Inputs,
+    shared: Any,
     states: Any,
     updates: jax.Array,
 ) -> dict[str, jax.Array]:
-    """Evaluate each row after `updates` updates -> arrays [rows, episodes] by name."""
+    """Score each row after `updates` updates -> arrays [rows, episodes] by name."""
+    seeds, configurations, own = inputs
+    given, axes = contract.arguments(own, shared)
+
+    def score(key: jax.Array, state: Any, config: Any, *given: Any) -> dict[str, jax.Array]:
+        return contract.score(key, agent, state, config, episodes, *given)
+
     keys = run_keys(seeds, np.uint32(2**31) + updates.astype(np.uint32))
-    return jax.vmap(lambda key, state, config: contract.score(key, agent, state, config, episodes))(
-        keys, states, configs
-    )
+    return jax.vmap(score, (0, 0, 0, *axes))(keys, states, configurations, *given)
 
 
 @functools.cache

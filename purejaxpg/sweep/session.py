@@ -52,12 +52,16 @@ class Options:
             raise InputError("--ray-address and --ray-task need --executor ray.")
 
 
-def sweep(path: str | os.PathLike[str], options: Options) -> int:
+DEFAULTS = Options()
+
+
+def sweep(path: str | os.PathLike[str], options: Options = DEFAULTS, given: Any = None) -> int:
     """Run the sweep of a TOML file, or resume it, and write its report.
 
     Args:
         path: the TOML file.
         options: how to run it.
+        given: an instance of the trainer's `Given`, for a trainer that has one.
 
     Returns:
         The exit status: 0, or in a process that follows another, that process's exit status.
@@ -73,7 +77,7 @@ def sweep(path: str | os.PathLike[str], options: Options) -> int:
     devices = find_devices(1 if ray else options.devices, several=not ray)
     from purejaxpg.sweep import spec as specs
 
-    load = functools.partial(specs.load, Path(path))
+    load = functools.partial(specs.load, Path(path), given)
     if len({device.process_index for device in devices}) > 1:
         return _together(load, options, devices)
     run(load(), options, devices)

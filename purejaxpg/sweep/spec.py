@@ -95,6 +95,7 @@ class Spec:
     search: Search
     fixed: Mapping[str, Any]  # the table [config]
     source: str  # hash of the agent's file and of the modules beside it
+    given: contract.Given  # frozen arrays for all runs
 
     @property
     def num_configs(self) -> int:
@@ -107,7 +108,9 @@ class Spec:
         """Return the run of a configuration and a seed, after checking the configuration."""
         config = configs.build(self.agent.Config, _nested(self.fixed, swept))
         self.agent.check(config)
-        content = json.dumps([self.source, configs.to_dict(config), seed], sort_keys=True)
+        parts = [self.source, configs.to_dict(config), seed]
+        digest = self.given.digest
+        content = json.dumps([*parts, digest] if digest else parts, sort_keys=True)
         return plans.Run(_digest(content)[:16], config, seed, swept)
 
     def default_values(self, env: str) -> dict[str, Any]:
@@ -126,8 +129,12 @@ class Spec:
         return values
 
 
-def load(path: Path) -> Spec:
+def load(path: Path, given: Any = None) -> Spec:
     """Read and check the TOML file at `path`.
+
+    Args:
+        path: the file.
+        given: an instance of the trainer's `Given`, for a trainer that has one.
 
     Raises:
         InputError: the file is missing, is not TOML, or has an invalid value.
@@ -141,17 +148,20 @@ def load(path: Path) -> Spec:
         raise InputError(f"{path} is not valid TOML: {error}.") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    return from_dict(raw, path.stem, path.parent, text)
+    return from_dict(raw, path.stem, path.parent, text, given)
 
 
-def from_dict(raw: Mapping[str, Any], name: str, base: Path = Path(), text: str = "") -> Spec:
+def from_dict(
+    raw: Mapping[str, Any], name: str, base: Path = Path(), text: str = "", given: Any = None
+) -> Spec:
     """Check a sweep given as plain values.
 
     Args:
-        raw: the tables and keys of a sweep file; see the module's example.
-        name: of the sweep, and of its default result directory.
-        base: folder that the agent's path is relative to.
-        text: of the sweep file, if there is one.
+        raw: the content of a sweep file, as in the module's example.
+        name: of the sweep.
+        base: the directory that a path in `agent` is relative to.
+        text: of the sweep file, to be kept with the results.
+        given: an instance of the trainer's `Given`, for a trainer that has one.
 
     Raises:
         InputError: a key is unknown, or a value is invalid.
@@ -168,7 +178,7 @@ def from_dict(raw: Mapping[str, Any], name: str, base: Path = Path(), text: str 
     axes = _axes(agent, swept)
     search = _search(agent, raw, axes)
     source = trainers.digest(trainers.files(agent_name, base))
-    rows = raw.get("rows_per_device")
+    rows, seeds = raw.get("rows_per_device"), tuple(_seeds(raw.get("seeds", 1)))
     if rows is not None:
         _positive("rows_per_device", rows)
     spec = Spec(
@@ -181,10 +191,11 @@ def from_dict(raw: Mapping[str, Any], name: str, base: Path = Path(), text: str 
         identity={},
         text=text,
         axes=axes,
-        seeds=tuple(_seeds(raw.get("seeds", 1))),
+        seeds=seeds,
         search=search,
         fixed=fixed,
         source=source,
+        given=contract.give(agent, agent_name, given, seeds),
     )
     runs = tuple(_runs(spec))
     if search.pbt is None:
@@ -209,6 +220,8 @@ def _identity(spec: Spec, raw: Mapping[str, Any], swept: Mapping[str, Any]) -> d
     }
     environments = {env for config in _examples(spec) if (env := contract.environment(config))}
     files = {file for env in environments for file in trainers.of_environment(env.inner)}
+    if spec.given.digest:
+        plain["given"] = spec.given.digest[:16]
     if files:
         plain["env_source"] = trainers.digest(sorted(files))[:16]
     return json.loads(json.dumps(plain))

@@ -19,7 +19,7 @@ import quick
 
 from purejaxpg import FaultError, InputError, checkpoint, signals
 from purejaxpg.cluster import distributed, processes, remote
-from purejaxpg.sweep import compute, engine
+from purejaxpg.sweep import compute, engine, memory
 from purejaxpg.sweep import ledger as ledgers
 from purejaxpg.sweep import search as searches
 from purejaxpg.sweep import spec as specs
@@ -152,7 +152,7 @@ def check_same(left: pathlib.Path, right: pathlib.Path) -> None:
         ]
         assert {unit["facts"]["processes"] for unit in two.ledger.units()} == {2}
         outcome = ("run_id", "round", "status", "score", "greedy_score", "diverged_at")
-        legs = [[{k: leg[k] for k in outcome} for leg in each.legs()] for each in (two, one)]
+        legs = [[{k: leg[k] for k in outcome} for leg in each.ledger.legs()] for each in (two, one)]
         assert legs[0] == legs[1]
         assert any(unit["has_state"] for unit in one.ledger.units())
         for unit, twin in zip(one.ledger.units(), two.ledger.units(), strict=True):

@@ -94,7 +94,9 @@ def policy(
 
 
 TOY = sys.modules[__name__]
-SPEC: Any = types.SimpleNamespace(agent=TOY, eval_episodes=3, rows_per_device=None)
+SPEC: Any = types.SimpleNamespace(
+    agent=TOY, eval_episodes=3, rows_per_device=None, given=contract.Given()
+)
 
 
 def run(number: int, **fields: Any) -> plans.Run:
@@ -219,15 +221,14 @@ SEGMENT = jax.jit(compute.segment_rows, static_argnums=(0, 1), compiler_options=
 
 
 def segment(runs: list[plans.Run], first: int, count: int, states: Any = None, at: Any = None):
-    seeds, batch = compute.stack(runs, ROWS)
-    states = compute.start_rows(TOY, seeds, batch) if states is None else states
+    inputs = (*compute.stack(runs, ROWS), None)
+    states = compute.start_rows(TOY, inputs, None) if states is None else states
     at = np.zeros(ROWS, np.int32) if at is None else at
-    return SEGMENT(TOY, 6, seeds, batch, states, at, np.int32(first), np.int32(count))
+    return SEGMENT(TOY, 6, inputs, None, states, at, np.int32(first), np.int32(count))
 
 
 def test_a_state_starts_from_fold_0() -> None:
-    seeds, batch = compute.stack([run(0), run(1)], 2)
-    states = compute.start_rows(TOY, seeds, batch)
+    states = compute.start_rows(TOY, (*compute.stack([run(0), run(1)], 2), None), None)
     expected = [float(random.uniform(key_of(seed, 0))) for seed in (10, 11)]
     assert states.drawn.tolist() == pytest.approx(expected)
 
@@ -270,9 +271,10 @@ def test_only_parameters_and_losses_count_as_diverged() -> None:
 def test_a_score_is_evaluates_after_that_update() -> None:
     runs = [run(0, env_params={"gravity": 5.0}), run(1, env_params={"gravity": 20.0})]
     seeds, batch = compute.stack(runs, 2)
-    states = compute.start_rows(TOY, seeds, batch)
+    inputs = (seeds, batch, None)
+    states = compute.start_rows(TOY, inputs, None)
     found = jax.jit(compute.score_rows, static_argnums=(0, 1), compiler_options=quick.OPTIONS)(
-        TOY, 5, seeds, batch, states, np.int32(9)
+        TOY, 5, inputs, None, states, np.int32(9)
     )
     for row, each in enumerate(runs):
         state, config = jax.tree.map(lambda x, row=row: x[row], (states, batch))
@@ -451,7 +453,9 @@ def test_an_agent_is_refused_before_anything_is_compiled() -> None:
     without.__file__, without.policy = "without.py", policy
     without.init = lambda key, config: {"w": jnp.zeros(2)}
     without.update = update
-    spec: Any = types.SimpleNamespace(agent=without, eval_episodes=3, rows_per_device=None)
+    spec: Any = types.SimpleNamespace(
+        agent=without, eval_episodes=3, rows_per_device=None, given=contract.Given()
+    )
     backend = compute.Backend(spec, jax.devices()[:1])
     with pytest.raises(InputError, match="agent 'without' must have the attribute params"):
         backend.compile(group(unit(run(0))))

@@ -1,16 +1,18 @@
 """A whole sweep as a Python user starts it, on a trainer that plays no environment."""
 
 import csv
+import dataclasses
 import pathlib
 import shutil
 from typing import Any
 
 import bandit
+import jax
 import numpy as np
 import pytest
 
-from purejaxpg import InputError, cli, contract
-from purejaxpg.sweep import engine, session
+from purejaxpg import InputError, cli, contract, trainers
+from purejaxpg.sweep import compute, engine, search, session
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import store as stores
 
@@ -56,6 +58,13 @@ def test_a_trainer_without_environment_is_swept_and_reported(swept: pathlib.Path
         assert {unit["facts"]["unit"] for unit in store.ledger.units()} == {"pulls"}
 
 
+def test_a_trainer_without_environment_has_no_episodes_to_play(
+    swept: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["eval", str(swept)]) == 2
+    assert "play no environment; their scores are in the report." in capsys.readouterr().err
+
+
 def test_a_trainer_without_environment_is_planned(
     study: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,6 +106,102 @@ def test_a_trainer_without_environment_is_trained_and_logged(
     assert cli.main(words) == 0
     (out,) = pathlib.Path("results").iterdir()
     assert out.name.startswith("bandit-seed0-") and list((out / "tensorboard").rglob("*events*"))
+
+
+# ------------------------------------------------------------------------------------------- given
+
+GIVEN = """
+import jax
+from flax import struct
+
+import bandit
+from bandit import *
+
+
+@struct.dataclass
+class Given:
+    shared: jax.Array  # [arms]
+    own: jax.Array  # [arms] first logits
+
+
+def init(key, config, given):
+    return State(given.own)
+
+
+def update(key, state, config, given):
+    state, metrics = bandit.update(key, state, config)
+    return state, {**metrics, "given/own": given.own[0], "given/shared": given.shared[0]}
+
+
+def score(key, state, config, num_episodes, given):
+    scores = bandit.score(key, state, config, num_episodes)
+    return {"evaluation/return": scores["evaluation/return"] + given.own[0]}
+"""
+
+
+@pytest.fixture(scope="module")
+def receiver(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A sweep file of a trainer that is given arrays."""
+    path = tmp_path_factory.mktemp("given") / "receiver.toml"
+    path.with_suffix(".py").write_text(GIVEN, encoding="utf-8")
+    text = STUDY.partition("[halving]")[0].replace("bandit", "receiver")
+    path.write_text(text.replace("seeds = 3", "seeds = [5, 2]"), encoding="utf-8")
+    return path
+
+
+def arrays_for(path: pathlib.Path, own: Any, shared: Any = 7.0) -> Any:
+    trainer = trainers.load("./receiver.py", path.parent)
+    return trainer.Given(np.full((1, 3), shared), np.asarray(own, np.float32)[:, None] * np.ones(3))
+
+
+def test_a_run_gets_the_shared_arrays_and_those_of_its_seed(receiver: pathlib.Path) -> None:
+    out = receiver.parent / "given"
+    options = session.Options(out=out, devices=1, quiet=True)
+    session.sweep(receiver, options, arrays_for(receiver, [1.0, 10.0]))
+    with stores.Store.read(out) as store:
+        for leg in store.ledger.legs():
+            arrays = {name: x[leg["row"]] for name, x in store.arrays(leg["unit"]).items()}
+            own = {5: 1.0, 2: 10.0}[leg["seed"]]
+            assert (arrays["given/own"] == own).all() and (arrays["given/shared"] == 7.0).all()
+            assert (arrays[contract.RETURN] >= own).all() and leg["score"] < own + 1.5
+        made_with = store.ledger.identity["given"]
+    assert made_with == specs.load(receiver, arrays_for(receiver, [1.0, 10.0])).given.digest[:16]
+    with pytest.raises(InputError, match="belongs to a different sweep: its given is"):
+        session.sweep(receiver, options, arrays_for(receiver, [1.0, 11.0]))
+    with pytest.raises(InputError, match=r"no item for seed 6, only for \(5, 2\)"):
+        confirmed = dataclasses.replace(options, confirm=1)
+        session.sweep(receiver, confirmed, arrays_for(receiver, [1.0, 10.0]))
+
+
+def test_a_shared_array_is_not_batched(receiver: pathlib.Path) -> None:
+    spec = specs.load(receiver, arrays_for(receiver, [1.0, 2.0]))
+    (group,) = compute.Backend(spec, jax.devices()[:1]).groups(0, next(search.rounds(spec)), {})
+    seeds, _, own = compute.inputs_of(spec, group.units[0], group.rows)
+    assert own.shared is None and own.own.shape == (group.rows, 3)
+    assert own.own[:, 0].tolist() == [{5: 1.0, 2: 2.0}[seed] for seed in seeds.tolist()]
+    shared = spec.given.shared()
+    assert shared.own is None and shared.shared.shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        (None, "must be given a Given of shared, own, but is given nothing"),
+        ([1.0, 2.0, 3.0], "given own must have a first axis of 1 or of the 2 seeds, but has 3"),
+    ],
+)
+def test_other_arrays_are_refused(receiver: pathlib.Path, own: Any, words: str) -> None:
+    given = None if own is None else arrays_for(receiver, own)
+    with pytest.raises(InputError, match=words):
+        specs.load(receiver, given)
+
+
+def test_an_agent_that_takes_nothing_is_given_nothing(study: pathlib.Path) -> None:
+    with pytest.raises(InputError, match="must be given nothing, but is given a list"):
+        specs.load(study, [1.0])
+
+
+# ------------------------------------------------------------------------------------- the refused
 
 
 @pytest.mark.parametrize(
