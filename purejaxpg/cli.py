@@ -109,47 +109,26 @@ def make_parser() -> Parser:
 
 
 def add_sweep_commands(add: Any) -> None:
-    """Add the commands on sweeps and their results."""
-    planner = add(plan, "forecast the compilations, memory, disk and time of a sweep")
-    planner.add_argument("spec", type=Path, metavar="SPEC.toml", help="a sweep file")
-    planner.add_argument("--devices", type=int, metavar="N", help="use N devices (all)")
-    planner.add_argument("--confirm", type=int, default=0, metavar="N", help="as for sweep")
-    planner.add_argument("--quick", action="store_true", help="do not compile or time anything")
-    planner.add_argument(
-        "--tune",
-        action="store_true",
-        help="measure sizes of units and write the best into SPEC.toml",
-    )
+    """Add the commands on sweeps."""
+    option = add(plan, "forecast the compilations, memory, disk and time of a sweep").add_argument
+    option("spec", type=Path, metavar="SPEC.toml", help="a sweep file")
+    option("--devices", type=int, metavar="N", help="use N devices (all)")
+    option("--confirm", type=int, default=0, metavar="N", help="as for sweep")
+    option("--quick", action="store_true", help="do not compile or time anything")
+    option("--tune", action="store_true", help="write the best size of a unit into SPEC.toml")
 
     sweeper = add(sweep, "run a sweep, or resume it")
-    sweeper.add_argument("spec", type=Path, metavar="SPEC.toml", help="a sweep file")
+    option = sweeper.add_argument
+    option("spec", type=Path, metavar="SPEC.toml", help="a sweep file")
     add_run_options(sweeper, "results/SPEC", "of each process: all; on a CPU each core is a device")
-    sweeper.add_argument(
-        "--confirm",
-        type=int,
-        default=0,
-        metavar="N",
-        help="run the winner, the runners-up and the default on N fresh seeds afterwards (0; "
-        "must be 0 for [pbt])",
-    )
-    sweeper.add_argument(
-        "--executor",
-        choices=["local", "ray"],
-        default="local",
-        help="compute on this machine, or as tasks of a Ray cluster (local)",
-    )
-    sweeper.add_argument(
-        "--ray-address",
-        metavar="ADDRESS",
-        help="auto, HOST:PORT or ray://HOST:PORT (RAY_ADDRESS, else this machine)",
-    )
-    sweeper.add_argument(
-        "--ray-task",
-        type=resources,
-        default={},
-        metavar="KIND=N,...",
-        help="resources of each task (GPU=1, else TPU=1, else CPU=1, whichever the cluster has)",
-    )
+    confirm = "then run winner, runners-up and default on N fresh seeds (0; must be 0 for [pbt])"
+    option("--confirm", type=int, default=0, metavar="N", help=confirm)
+    where = "compute on this machine, or as tasks of a Ray cluster (local)"
+    option("--executor", choices=session.EXECUTORS, default="local", help=where)
+    address = "auto, HOST:PORT or ray://HOST:PORT (RAY_ADDRESS, else this machine)"
+    option("--ray-address", metavar="ADDRESS", help=address)
+    task = "resources of each task (GPU=1, else TPU=1, else CPU=1, whichever the cluster has)"
+    option("--ray-task", type=resources, default={}, metavar="KIND=N,...", help=task)
 
 
 def resources(text: str) -> dict[str, float]:
@@ -164,71 +143,41 @@ def resources(text: str) -> dict[str, float]:
 
 def add_result_commands(add: Any) -> None:
     """Add the commands on the results of a sweep."""
-    reporter = add(report, "write the report of a sweep again")
-    reporter.add_argument("directory", type=Path, metavar="DIR", help="a result directory")
 
-    exporter = add(export, "write the results as one tidy table with a row per run")
-    exporter.add_argument("directory", type=Path, metavar="DIR", help="a result directory")
-    exporter.add_argument(
-        "--out", type=Path, metavar="FILE", help=".csv or .parquet (DIR/export.csv)"
-    )
-    exporter.add_argument(
-        "--curves", action="store_true", help="the training metrics instead, with a row per update"
-    )
+    def add_for_directory(command: Any, text: str) -> Any:
+        option = add(command, text).add_argument
+        option("directory", type=Path, metavar="DIR", help="a result directory")
+        return option
 
-    player = add(eval_, "play fresh episodes with a trained policy")
-    player.add_argument("directory", type=Path, metavar="DIR", help="a result directory")
-    player.add_argument("--run", default="best", metavar="ID", help="best, or the id of a run")
-    player.add_argument(
-        "--episodes", type=int, default=128, metavar="N", help="number of episodes (128)"
-    )
-    player.add_argument("--greedy", action="store_true", help="take the most probable actions")
-    player.add_argument("--seed", type=int, default=0, help="of the episodes (0)")
-    player.add_argument(
-        "--gif", type=Path, metavar="FILE.gif", help="draw one more episode as an animation"
-    )
-    player.add_argument(
-        "--agent", type=Path, metavar="FILE.py", help="the agent's file, for a fork"
-    )
+    add_for_directory(report, "write the report of a sweep again")
 
-    checker = add(fsck, "check every hash of a result directory")
-    checker.add_argument("directory", type=Path, metavar="DIR", help="a result directory")
-    checker.add_argument(
-        "--repair", action="store_true", help="make the next run compute damaged units again"
-    )
+    option = add_for_directory(export, "write the results as one tidy table with a row per run")
+    option("--out", type=Path, metavar="FILE", help=".csv or .parquet (DIR/export.csv)")
+    option("--curves", action="store_true", help="export training metrics, with a row per update")
+
+    option = add_for_directory(eval_, "play fresh episodes with a trained policy")
+    option("--run", default="best", metavar="ID", help="best, or the id of a run")
+    option("--episodes", type=int, default=128, metavar="N", help="number of episodes (128)")
+    option("--greedy", action="store_true", help="take the most probable actions")
+    option("--seed", type=int, default=0, help="of the episodes (0)")
+    option("--gif", type=Path, metavar="FILE.gif", help="animate one more episode")
+    option("--agent", type=Path, metavar="FILE.py", help="the agent's file, for a fork")
+
+    option = add_for_directory(fsck, "check every hash of a result directory")
+    option("--repair", action="store_true", help="make the next run compute damaged units again")
 
 
 def add_bench_command(add: Any) -> None:
     """Add the command that measures how fast training is here."""
     option = add(bench, "measure how fast training is on this machine").add_argument
     option("--agents", nargs="+", metavar="NAME", help="kinds of agents (ppo)")
-    option(
-        "--num-agents", nargs="+", type=int, metavar="N", help="agents trained at a time (1 16 64)"
-    )
-    option(
-        "--num-envs",
-        nargs="+",
-        type=int,
-        metavar="N",
-        help="environments of each agent (its default)",
-    )
+    option("--num-agents", nargs="+", type=int, metavar="N", help="agents at a time (1 16 64)")
+    option("--num-envs", nargs="+", type=int, metavar="N", help="of each agent (its default)")
     option("--env", metavar="NAME", help="environment (the default of each kind)")
     option("--rows", type=int, metavar="N", help="agents in a unit (as in a sweep)")
-    option(
-        "--full", action="store_true", help="all kinds, 1 to 4096 agents, 1 to 8192 environments"
-    )
-    option(
-        "--accelerator",
-        action="store_true",
-        help="the main numbers of an accelerator, in 10 minutes",
-    )
-    option(
-        "--flags",
-        nargs="+",
-        default=[],
-        metavar="xla_X=V",
-        help="also measure with each of these XLA flags",
-    )
+    option("--full", action="store_true", help="all kinds, 1 to 4096 agents, 1 to 8192 num_envs")
+    option("--accelerator", action="store_true", help="the main numbers of one, in 10 minutes")
+    option("--flags", nargs="+", default=[], metavar="xla_X=V", help="measure with each, too")
     option("--quick", action="store_true", help="small cases, as a test")
     option("--minutes", type=float, metavar="M", help="start no case after M minutes")
     option("--devices", type=int, metavar="N", help="use N devices (all)")
@@ -245,25 +194,20 @@ def add_run_options(parser: argparse.ArgumentParser, out: str, devices: str) -> 
         out: default of --out, as text.
         devices: default of --devices, as text.
     """
-    parser.add_argument("--out", type=Path, metavar="DIR", help=f"result directory ({out})")
-    parser.add_argument("--devices", type=int, metavar="N", help=f"use N devices ({devices})")
-    parser.add_argument("--quiet", action="store_true", help="print results only")
-    parser.add_argument(
-        "--log",
-        action="append",
-        choices=["tensorboard", "wandb"],
-        default=[],
-        help="also log every run for TensorBoard, in DIR/tensorboard, or offline for Weights & "
-        "Biases, in DIR/wandb; may be given twice, and for a finished sweep",
+    option = parser.add_argument
+    option("--out", type=Path, metavar="DIR", help=f"result directory ({out})")
+    option("--devices", type=int, metavar="N", help=f"use N devices ({devices})")
+    option("--quiet", action="store_true", help="print results only")
+    logs = (
+        "also log every run for TensorBoard, in DIR/tensorboard, or offline for Weights & Biases, "
+        "in DIR/wandb; may be given twice, and for a finished sweep"
     )
-    parser.add_argument(
-        "--snapshot-every",
-        type=float,
-        default=30.0,
-        metavar="S",
-        help="minimum seconds between snapshots of runs in progress, from which a killed sweep "
-        "resumes (30); they take at most a twentieth of the time; 0: after every segment",
+    option("--log", action="append", choices=["tensorboard", "wandb"], default=[], help=logs)
+    snapshots = (
+        "minimum seconds between snapshots, from which a killed sweep resumes (30); they take at "
+        "most a twentieth of the time; 0: after every segment"
     )
+    option("--snapshot-every", type=float, default=30.0, metavar="S", help=snapshots)
 
 
 def list_(arguments: argparse.Namespace) -> None:

@@ -188,12 +188,16 @@ class Progress:
         self.bar.update(self.task, description="training")
         self.last_event = time.monotonic()
 
+    @property
+    def speed(self) -> float:
+        """Steps per second of training so far."""
+        return self.done_steps / max(self.training_s, 1e-9)
+
     def status(self) -> str:
         """One line with the speed and the best configuration so far."""
-        speed = self.done_steps / max(self.training_s, 1e-9)
-        words = [f"{speed / 1e3:.0f}k steps/s"]
+        words = [f"{self.speed / 1e3:.0f}k steps/s"]
         if self.run_steps:
-            words.append(f"{short(float(f'{speed / self.run_steps:.2g}'))} agents/s")
+            words.append(f"{short(float(f'{self.speed / self.run_steps:.2g}'))} agents/s")
         if self.latest:
             best, value = self.best()
             words.append(f"best {value:.1f}" + (f" ({best})" if best else ""))
@@ -220,21 +224,21 @@ class Progress:
 
     def write_log(self) -> None:
         """Append a line to the log; an unwritable log does not stop the sweep."""
-        speed = self.done_steps / max(self.training_s, 1e-9)
+        if self.log is None:
+            return
         best, value = self.best() if self.latest else ("", None)
         line = {
             "training_s": round(self.training_s, 3),
             "steps": self.done_steps,
             "steps_to_do": self.total_steps,
-            "steps_per_s": round(speed, 1),
-            "agents_per_s": round(speed / self.run_steps, 4) if self.run_steps else None,
+            "steps_per_s": round(self.speed, 1),
+            "agents_per_s": round(self.speed / self.run_steps, 4) if self.run_steps else None,
             "best": best,
             "best_recent_return": value,
             "diverged": len(self.diverged),
         }
-        if self.log is not None:
-            with contextlib.suppress(OSError), self.log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+        with contextlib.suppress(OSError), self.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
     def say(self, text: Any) -> None:
         """Print above the bar."""
