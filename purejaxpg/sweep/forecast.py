@@ -368,7 +368,4 @@ def write_rows(path: Path, rows: int) -> None:
         table = re.search(r"^\s*\[", text, re.M)
         at = table.start() if table else len(text)
         head, tail = text[:at].rstrip("\n"), text[at:].lstrip("\n")
-        new = f"{head}\nrows_per_device = {rows}  # measured\n\n{tail}"
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(new, encoding="utf-8")
-        temporary.replace(path)
+        disk.write_text(path, f"{head}\nrows_per_device = {rows}  # measured\n\n{tail}")

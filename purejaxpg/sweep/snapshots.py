@@ -5,7 +5,6 @@ can be verified without the ledger, and a damaged one is skipped in favour of an
 snapshots takes at most a twentieth of the time, and each unit keeps two.
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -127,4 +126,4 @@ class Snapshots:
 def name_of(unit: plans.Unit) -> str:
     """Return a unit's name with a hash of its legs, so that a new plan finds no old snapshot."""
     legs = [(leg.run.run_id, leg.start, leg.stop, leg.parent) for leg in unit.legs]
-    return f"{unit.name}.{hashlib.sha256(repr(legs).encode()).hexdigest()[:8]}"
+    return f"{unit.name}.{disk.sha256(repr(legs))[:8]}"

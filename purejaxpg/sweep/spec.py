@@ -19,7 +19,6 @@ Sweep files are TOML because YAML reads `5e-4` as a string.
 """
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import tomllib
@@ -30,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from purejaxpg import InputError, contract, trainers
+from purejaxpg import InputError, contract, disk, trainers
 from purejaxpg import config as configs
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import space
@@ -111,7 +110,7 @@ class Spec:
         parts = [self.source, configs.to_dict(config), seed]
         digest = self.given.digest
         content = json.dumps([*parts, digest] if digest else parts, sort_keys=True)
-        return plans.Run(_digest(content)[:16], config, seed, swept)
+        return plans.Run(disk.sha256(content)[:16], config, seed, swept)
 
     def default_values(self, env: str) -> dict[str, Any]:
         """Return the default values of the swept fields in environment `env`."""
@@ -448,7 +447,3 @@ def _nested(fixed: Mapping[str, Any], swept: Mapping[str, Any]) -> dict[str, Any
         else:
             merged[name] = value
     return merged
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
