@@ -95,6 +95,11 @@ class Backend:
     ) -> list[plans.Group]:
         """Cut a round into groups and units.
 
+        Args:
+            index: of the round, from 0.
+            round_: the round.
+            stored_rows: rows of each unit of an earlier plan, by its name.
+
         Raises:
             InputError: a run could not be scored.
         """
@@ -163,7 +168,19 @@ class Backend:
         first: int,
         count: int,
     ) -> tuple[Any, np.ndarray, dict[str, np.ndarray]]:
-        """Do updates first, ..., first + count - 1 -> states, diverged_at, metrics."""
+        """Do updates first, ..., first + count - 1 of every row.
+
+        Args:
+            programs: of the group.
+            inputs: as `inputs` returns them.
+            states: leaves [devices * rows, ...]; their memory is reused.
+            diverged_at: [devices * rows], the first update with a non-finite number, or 0.
+            first: 1 in a run's first segment.
+            count: at most `programs.segment_length`.
+
+        Returns:
+            States, diverged_at, and metrics [devices * rows, count] by name.
+        """
         with out_of_memory(programs.rows):
             at, shared = placed(programs, diverged_at), self.shared(programs)
             states, at, metrics = programs.segment(

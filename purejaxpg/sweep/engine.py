@@ -297,9 +297,17 @@ def run_batch(
     batch: Sequence[plans.Unit],
     stopping: Callable[[], bool],
 ) -> tuple[Any, np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]] | None:
-    """Train and score `batch`, one unit on each device -> states, diverged_at, metrics, scores.
+    """Train and score a batch.
 
-    Returns None if a signal stopped it after a snapshot.
+    Args:
+        work: of the sweep.
+        group: the group of the batch.
+        programs: of the group.
+        batch: units, one on each device.
+        stopping: returns whether a signal is pending.
+
+    Returns:
+        States, diverged_at, metrics and scores; None if a signal stopped it after a snapshot.
     """
     backend = work.backend
     inputs = backend.inputs(programs, batch)
@@ -376,6 +384,13 @@ def begin(
 
     It starts from snapshots if there are any, else from states of the previous round, else from
     `init`.
+
+    Args:
+        work: of the sweep.
+        group: the group of the batch.
+        programs: of the group.
+        batch: units, one on each device.
+        inputs: of the batch.
     """
     backend, distinct = work.backend, list(dict.fromkeys(batch))
     newest = work.snapshots.newest(distinct, lambda unit, at: shapes(work, group, unit, at))

@@ -193,7 +193,14 @@ def bytes_on_disk(
     backend: compute.Backend,
     devices: int,
 ) -> float:
-    """Return the bytes of arrays, checkpoints and snapshots at their peak."""
+    """Return the bytes of arrays, checkpoints and snapshots at their peak.
+
+    Args:
+        spec: the sweep.
+        planned: its groups, each with the index of its round.
+        backend: computes the shapes of states and metrics.
+        devices: number of devices, which compute one unit each.
+    """
     arrays, snapshot, states, runs = 0.0, 0.0, dict[int, float](), dict[int, set[str]]()
     for index, group in planned:
         unit = plans.Unit("one", group.units[0].legs[:1])

@@ -138,9 +138,14 @@ def unit_name(round_index: int, group: int, unit: int) -> str:
 
 
 def even_rows(num_legs: int, devices: int, most: int) -> int:
-    """Return the rows of a unit: an even share of the legs, at most `most`.
+    """Return the rows of a unit, at most `most`.
 
     Shares are even so that no device is idle while another computes a last unit.
+
+    Args:
+        num_legs: legs of the group.
+        devices: devices that share them.
+        most: the limit.
     """
     share = math.ceil(num_legs / devices)
     return math.ceil(share / math.ceil(share / most))

@@ -151,7 +151,15 @@ class Progress:
         metrics: Mapping[str, np.ndarray],
         diverged_at: np.ndarray,
     ) -> None:
-        """`updates` more updates of `batch` are done; metrics [devices * rows, updates]."""
+        """More updates of a batch are done.
+
+        Args:
+            group: the group of the batch.
+            batch: units, one on each device.
+            updates: the number of them.
+            metrics: [devices * rows, updates] by name.
+            diverged_at: [devices * rows], the first update with a non-finite number, or 0.
+        """
         now = time.monotonic()
         self.training_s += now - self.last_event
         self.last_event = now
