@@ -162,9 +162,7 @@ def updates_at(run: plans.Run, halving: specs.Halving, left: int) -> int:
 # ----------------------------------------------------------------------------------------- optuna
 
 
-def optuna_rounds(
-    spec: specs.Spec,
-) -> Generator[plans.Round, Results, list[list[plans.Run]]]:
+def optuna_rounds(spec: specs.Spec) -> Generator[plans.Round, Results, list[list[plans.Run]]]:
     """Yield a round per batch of optuna's suggestions and return the ranking of all of them.
 
     Each batch gets a new study, made from the results so far, so optuna keeps no state.
@@ -184,10 +182,7 @@ def optuna_rounds(
 
 
 def suggestions(
-    spec: specs.Spec,
-    tried: Mapping[str, Sequence[plans.Run]],
-    results: Results,
-    count: int,
+    spec: specs.Spec, tried: Mapping[str, Sequence[plans.Run]], results: Results, count: int
 ) -> list[dict[str, Any]]:
     """Ask optuna for up to `count` new configurations.
 

@@ -206,7 +206,6 @@ def from_dict(
 
 def _identity(spec: Spec, raw: Mapping[str, Any], swept: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values that distinguish this sweep from others."""
-    searched = {name: raw[name] for name in ("search", "halving", "pbt") if name in raw}
     plain = {
         "agent": spec.agent_name,
         "agent_source": spec.source[:16],
@@ -215,21 +214,17 @@ def _identity(spec: Spec, raw: Mapping[str, Any], swept: Mapping[str, Any]) -> d
         "sweep": swept,
         "eval_episodes": spec.eval_episodes,
         "rows_per_device": spec.rows_per_device,
-        **searched,
+        **{name: raw[name] for name in ("search", "halving", "pbt") if name in raw},
     }
-    environments = {env for config in _examples(spec) if (env := contract.environment(config))}
+    known = [run.config for run in spec.runs]
+    examples = known or [configs.build(spec.agent.Config, _nested(spec.fixed, {}))]
+    environments = {env for config in examples if (env := contract.environment(config))}
     files = {file for env in environments for file in trainers.of_environment(env.inner)}
     if spec.given.digest:
         plain["given"] = spec.given.digest[:16]
     if files:
         plain["env_source"] = trainers.digest(sorted(files))[:16]
     return json.loads(json.dumps(plain))
-
-
-def _examples(spec: Spec) -> list[Any]:
-    """Return the configurations known beforehand, or one with the fixed fields."""
-    known = [run.config for run in spec.runs]
-    return known or [configs.build(spec.agent.Config, _nested(spec.fixed, {}))]
 
 
 def _runs(spec: Spec) -> Iterable[plans.Run]:
@@ -328,10 +323,7 @@ def _check_search(search: Search, axes: Mapping[str, space.Axis]) -> None:
 
 
 def _check_pbt(
-    agent: types.ModuleType,
-    search: Search,
-    pbt: Pbt,
-    axes: Mapping[str, space.Axis],
+    agent: types.ModuleType, search: Search, pbt: Pbt, axes: Mapping[str, space.Axis]
 ) -> Search:
     """Check [pbt] and return the search; members are drawn at random by default."""
     require, hints = configs.require, configs.field_types(agent.Config)
@@ -371,11 +363,11 @@ def _options(cls: Any, table: str, values: Mapping[str, Any], hidden: tuple[str,
 
 def _refuse_repeated(runs: tuple[plans.Run, ...]) -> None:
     """Refuse two runs of one configuration and seed, which mean that an axis repeats a value."""
-    seen: dict[str, plans.Run] = {}
+    seen = set[str]()
     for run in runs:
         if run.run_id in seen:
             raise InputError(f"[sweep] lists a value twice: {dict(run.swept)!r} occurs again.")
-        seen[run.run_id] = run
+        seen.add(run.run_id)
 
 
 def _refuse_equal(spec: Spec, runs: tuple[plans.Run, ...]) -> None:
