@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, FaultError) as error:
         return complain(error, session.exit_status(error))
     except KeyboardInterrupt as error:
-        what = "Terminated" if isinstance(error, signals.Terminated) else "Interrupted"
-        message = f"{what}; finished units are kept, and the same command resumes."
+        cause = "Terminated" if isinstance(error, signals.Terminated) else "Interrupted"
+        message = f"{cause}; finished units are kept, and the same command resumes."
         return complain(message, session.exit_status(error))
 
 
@@ -123,8 +123,8 @@ def add_sweep_commands(add: Any) -> None:
     add_run_options(sweeper, "results/SPEC", "of each process: all; on a CPU each core is a device")
     confirm = "then run winner, runners-up and default on N fresh seeds (0; must be 0 for [pbt])"
     option("--confirm", type=int, default=0, metavar="N", help=confirm)
-    where = "compute on this machine, or as tasks of a Ray cluster (local)"
-    option("--executor", choices=session.EXECUTORS, default="local", help=where)
+    executor = "compute on this machine, or as tasks of a Ray cluster (local)"
+    option("--executor", choices=session.EXECUTORS, default="local", help=executor)
     address = "auto, HOST:PORT or ray://HOST:PORT (RAY_ADDRESS, else this machine)"
     option("--ray-address", metavar="ADDRESS", help=address)
     task = "resources of each task (GPU=1, else TPU=1, else CPU=1, whichever the cluster has)"

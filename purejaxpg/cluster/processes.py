@@ -2,7 +2,7 @@
 
 Three environment variables describe a job: JAX_NUM_PROCESSES, JAX_PROCESS_ID and
 JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0). Without them, the variables of SLURM, Open MPI and
-TPU pods are used. JAX_NUM_PROCESSES=1 makes a process run alone, whatever else is set.
+TPU pods are used. JAX_NUM_PROCESSES=1 makes a process run alone in any case.
 
 **Experimental**: this module uses private names of jax and was never run on a pod. It does not
 import jax unless there are several processes.
@@ -52,7 +52,7 @@ def hosts_of_tpu_pod() -> int:
         for pod in (clusters.GkeTpuCluster, clusters.GceTpuCluster):
             if pod.is_env_present():
                 return pod.get_process_count()
-    except Exception as error:  # whatever `requests` raises for the metadata server
+    except Exception as error:  # any exception that `requests` raises for the metadata server
         raise FaultError(
             f"The number of hosts of this TPU pod is unknown: {text.first_line(error)}."
         ) from error
@@ -156,7 +156,7 @@ def own_devices() -> bool:
     if "JAX_LOCAL_DEVICE_IDS" in os.environ or COUNT in os.environ:
         return False
     alone = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
-    tasks, nodes = (os.environ.get(f"SLURM_STEP_NUM_{what}") for what in ("TASKS", "NODES"))
+    tasks, nodes = (os.environ.get(f"SLURM_STEP_NUM_{unit}") for unit in ("TASKS", "NODES"))
     # SLURM may have bound a task to one device, which is then the only visible one.
     bound = os.environ.get("CUDA_VISIBLE_DEVICES", ",").count(",") == 0
     return alone or bound or (tasks is not None and tasks == nodes)

@@ -38,6 +38,6 @@ def refuse_other_versions(wanted: Mapping[str, str], here: Mapping[str, str]) ->
     for name, version in wanted.items():
         if here[name] != version:
             raise InputError(
-                f"{name} must be {version} on every node, as where the sweep runs, "
+                f"{name} must be {version} on every node, as in the sweep's own process, "
                 f"but is {here[name]} on {socket.gethostname()}."
             )

@@ -41,7 +41,7 @@ ROWS = "rows"  # name of the mesh axis
 CPU_ACTIVATIONS = 2**17
 CPU_ROWS = 16  # more rows never helped
 
-# Of a batch, each [rows of this process]: seeds, configurations, and what each row is given.
+# Of a batch, each [rows of this process]: seeds, configurations, and each row's given arrays.
 Inputs = tuple[Any, Any, Any]
 
 
@@ -83,7 +83,7 @@ class Backend:
             None,
             None,
         )  # the inputs of a batch, and the same on its devices
-        self.given: tuple[Any, Any] = None, None  # a mesh, and what all rows are given, on it
+        self.given: tuple[Any, Any] = None, None  # a mesh, and the shared given arrays on it
         self.save = checkpoint.save
         self.load = checkpoint.load
         self.to_dict = configs.to_dict
@@ -146,7 +146,7 @@ class Backend:
             return programs.start(self.once(programs, inputs), self.shared(programs))
 
     def shared(self, programs: Programs) -> Any:
-        """Put what all rows are given on every device, the first time that it is needed."""
+        """Return the given arrays shared by all rows, on every device; transferred only once."""
         mesh = programs.sharding.mesh
         if self.given[0] is not mesh:
             everywhere = NamedSharding(mesh, PartitionSpec())
@@ -422,7 +422,7 @@ def segment_rows(
         agent: a trainer.
         length: size of the metrics' last axis; at least `count`.
         inputs: seeds [rows] uint32, configurations with leaves [rows], given arrays [rows, ...].
-        shared: what all rows are given, without an axis for rows.
+        shared: given arrays for all rows, without an axis for rows.
         states: leaves [rows, ...].
         diverged_at: [rows] int32, the first update with a non-finite number, or 0.
         first: [] int32, 1 in a run's first segment.

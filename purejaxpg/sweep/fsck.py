@@ -33,7 +33,7 @@ def check(directory: str | os.PathLike[str]) -> list[Problem]:
     """Compare every file of a result directory with its hash.
 
     Args:
-        directory: a result directory; nothing in it is changed.
+        directory: a result directory; it is not changed.
 
     Returns:
         The problems; those of kind "leftover" are harmless files that a killed process left.
@@ -111,7 +111,7 @@ def mend(root: Path, problems: list[Problem], say: Say) -> None:
 
 
 def _reopened(root: Path) -> store.Store:
-    """Open a result directory for writing, whatever sweep it holds."""
+    """Open the result directory of any sweep for writing."""
     with store.Store.read(root) as opened:
         identity = opened.ledger.identity
     return store.Store.open(root, identity, create=False)

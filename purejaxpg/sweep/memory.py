@@ -43,7 +43,7 @@ def limit(devices: Sequence["jax.Device"]) -> int:
 
 
 def free_on_host(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the bytes that this process may still allocate, as far as the system reports."""
+    """Return the bytes that this process may still allocate, as reported by the system."""
     limits = [2**62]
     for line in read(proc / "meminfo").splitlines():
         if line.startswith("MemAvailable:"):

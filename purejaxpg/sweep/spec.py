@@ -41,7 +41,7 @@ KEYS = ("agent", "seeds", "eval_episodes", "rows_per_device", *TABLES)
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """The tables [search], [halving] and [pbt] of a sweep file; None where a table is absent."""
+    """The tables [search], [halving] and [pbt] of a sweep file; None for an absent table."""
 
     method: str = "grid"
     samples: int = 0  # configurations to draw
