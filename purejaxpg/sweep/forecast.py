@@ -5,10 +5,11 @@ which gives a fixed part and a part per row; time is that of one warm segment. N
 """
 
 import dataclasses
+import json
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,6 @@ import jax
 import numpy as np
 
 from purejaxpg import InputError, contract, disk
-from purejaxpg import config as configs
 from purejaxpg.sweep import compute, memory, snapshots
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import search as searches
@@ -139,7 +139,7 @@ def plan(
         for index, round_ in enumerate(rounds)
         for group in backend.groups(index, round_, {})
     ]
-    for line in [*differences([group for _, group in planned]), *notes]:
+    for line in [compilations([group for _, group in planned]), *notes]:
         say(line)
     for index, group in planned:
         say(f"Round {index + 1}, group {group.index}: {size_of(spec, group, devices)}")
@@ -164,27 +164,16 @@ def size_of(spec: specs.Spec, group: plans.Group, devices: Sequence[jax.Device])
     )
 
 
-def differences(groups: Sequence[plans.Group]) -> Iterator[str]:
+def compilations(groups: Sequence[plans.Group]) -> str:
     """Describe how many programs are compiled, and which static fields require it."""
-    distinct = {group.signature: configs.to_dict(group.config) for group in groups}
+    distinct = [json.loads(text)[0] for text in dict.fromkeys(group.signature for group in groups)]
     sizes = {(group.signature, group.rows) for group in groups}
-    differing = {
-        name: sorted({repr(fields.get(name)) for fields in distinct.values()})
-        for name in next(iter(distinct.values()))
-        if name not in traced_fields(groups[0].config)
-    }
-    static = {name: values for name, values in differing.items() if len(values) > 1}
-    reasons = [f"{name} ({', '.join(values[:8])})" for name, values in static.items()]
+    values = {name: sorted({repr(fields[name]) for fields in distinct}) for name in distinct[0]}
+    reasons = [f"{name} ({', '.join(v[:8])})" for name, v in values.items() if len(v) > 1]
     if len(sizes) > len(distinct):
         reasons.append("the number of rows in a unit")
     because = f", because these are static: {'; '.join(reasons)}" if reasons else ""
-    yield f"{len(sizes)} compilation(s){because}."
-
-
-def traced_fields(config: Any) -> set[str]:
-    """Return the names of the fields whose values share one compilation."""
-    hints = configs.field_types(type(config))
-    return {name for name, hint in hints.items() if hint in configs.TRACED}
+    return f"{len(sizes)} compilation(s){because}."
 
 
 def bytes_on_disk(
