@@ -21,6 +21,8 @@ from typing import Any, NoReturn
 from purejaxpg import FaultError, InputError, __version__, contract, signals, streams, trainers
 from purejaxpg.sweep import session
 
+say = functools.partial(print, flush=True)
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one sentence."""
@@ -202,12 +204,20 @@ def add_run_options(parser: argparse.ArgumentParser, out: str, devices: str) -> 
         "also log every run for TensorBoard, in DIR/tensorboard, or offline for Weights & Biases, "
         "in DIR/wandb; may be given twice, and for a finished sweep"
     )
-    option("--log", action="append", choices=["tensorboard", "wandb"], default=[], help=logs)
-    snapshots = (
+    log_choices = ["tensorboard", "wandb"]
+    option("--log", action="append", dest="logs", choices=log_choices, default=[], help=logs)
+    text = (
         "minimum seconds between snapshots, from which a killed sweep resumes (30); they take at "
         "most a twentieth of the time; 0: after every segment"
     )
-    option("--snapshot-every", type=float, default=30.0, metavar="S", help=snapshots)
+    option(
+        "--snapshot-every",
+        dest="snapshot_every_s",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help=text,
+    )
 
 
 def list_(arguments: argparse.Namespace) -> None:
@@ -260,7 +270,7 @@ def plan(arguments: argparse.Namespace) -> None:
     from purejaxpg.sweep import forecast
     from purejaxpg.sweep import spec as specs
 
-    spec, say = specs.load(arguments.spec), functools.partial(print, flush=True)
+    spec = specs.load(arguments.spec)
     if arguments.tune:
         forecast.tune(spec, arguments.spec, devices, say)
     else:
@@ -274,16 +284,8 @@ def sweep(arguments: argparse.Namespace) -> int:
 
 def options_of(arguments: argparse.Namespace) -> session.Options:
     """Return the options of train or sweep."""
-    given = vars(arguments)
-    names = ("confirm", "executor", "ray_address", "ray_task")
-    return session.Options(
-        out=arguments.out,
-        devices=arguments.devices,
-        logs=arguments.log,
-        snapshot_every_s=arguments.snapshot_every,
-        quiet=arguments.quiet,
-        **{name: given[name] for name in names if name in given},
-    )
+    names = {field.name for field in dataclasses.fields(session.Options)}
+    return session.Options(**{k: v for k, v in vars(arguments).items() if k in names})
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -307,23 +309,15 @@ def eval_(arguments: argparse.Namespace) -> None:
     session.find_devices(1)
     from purejaxpg.report import playback
 
-    playback.run(
-        arguments.directory,
-        arguments.run,
-        arguments.episodes,
-        arguments.greedy,
-        arguments.seed,
-        arguments.gif,
-        arguments.agent,
-        functools.partial(print, flush=True),
-    )
+    a = arguments
+    playback.run(a.directory, a.run, a.episodes, a.greedy, a.seed, a.gif, a.agent, say)
 
 
 def fsck(arguments: argparse.Namespace) -> int:
     """Check every hash of a result directory."""
     from purejaxpg.sweep import fsck as checks
 
-    return checks.run(arguments.directory, arguments.repair, functools.partial(print, flush=True))
+    return checks.run(arguments.directory, arguments.repair, say)
 
 
 def fork(arguments: argparse.Namespace) -> None:
@@ -367,7 +361,7 @@ def bench(arguments: argparse.Namespace) -> None:
         arguments.quick,
         minutes if arguments.minutes is None else arguments.minutes,
         session.make_console(),
-        (lambda _: None) if arguments.quiet else functools.partial(print, flush=True),
+        (lambda _: None) if arguments.quiet else say,
     )
 
 
