@@ -49,7 +49,6 @@ PLANNED = (
     "unit", "row", "run_id", "round", "config", "seed", "stage", "start", "stop", "total", "parent",
     "swept",
 )  # fmt: skip
-RESULT = ("status", "score", "greedy_score", "diverged_at")  # the columns of `result`
 
 
 @dataclass(frozen=True)
@@ -218,9 +217,12 @@ class Ledger:
         """
         with self.transaction() as connection:
             connection.executemany(
-                "UPDATE legs SET status = ?, score = ?, greedy_score = ?, diverged_at = ? "
-                "WHERE unit = ? AND row = ?",
-                [(*result(outcome), unit, row) for row, outcome in enumerate(outcomes)],
+                "UPDATE legs SET status = :status, score = :score, greedy_score = :greedy_score, "
+                "diverged_at = :diverged_at WHERE unit = :unit AND row = :row",
+                [
+                    {**outcome_columns(o), "unit": unit, "row": row}
+                    for row, o in enumerate(outcomes)
+                ],
             )
             connection.execute(
                 "UPDATE units SET done = 1, arrays_sha256 = ?, checkpoint_sha256 = ?, facts = ? "
@@ -557,10 +559,14 @@ def identity_at_rest(root: Path) -> dict[str, Any]:
     return json.loads(text)
 
 
-def result(outcome: Outcome) -> tuple[str, float, float, int | None]:
-    """Return an outcome as plain Python numbers, the only ones that SQLite accepts."""
-    update = None if outcome.diverged_at is None else int(outcome.diverged_at)
-    return outcome.status, float(outcome.score), float(outcome.greedy_score), update
+def outcome_columns(outcome: Outcome) -> dict[str, Any]:
+    """Return an outcome's columns as plain Python numbers, the only ones that SQLite accepts."""
+    return {
+        "status": outcome.status,
+        "score": float(outcome.score),
+        "greedy_score": float(outcome.greedy_score),
+        "diverged_at": None if outcome.diverged_at is None else int(outcome.diverged_at),
+    }
 
 
 def _leg_row(unit: str, round_index: int, row: int, run: Run) -> tuple[Any, ...]:

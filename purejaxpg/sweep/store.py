@@ -166,7 +166,7 @@ class Store:
         self._record(
             {**dict(self.ledger.unit_row(unit)), "done": 1, **hashes, "facts": facts_text},
             [
-                {**leg, **dict(zip(ledgers.RESULT, ledgers.result(outcome), strict=True))}
+                {**leg, **ledgers.outcome_columns(outcome)}
                 for leg, outcome in zip(self.ledger.legs_of(unit), outcomes, strict=True)
             ],
         )
