@@ -194,7 +194,7 @@ def test_a_signal_ends_in_one_sentence_that_says_how_to_resume(
     assert cli.main(["train", "ppo", *FLAGS]) == status
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1
-    assert printed.err.startswith(word) and "the same command goes on" in printed.err
+    assert printed.err.startswith(word) and "the same command resumes" in printed.err
     assert signal.getsignal(number) == before
 
 

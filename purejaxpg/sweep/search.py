@@ -224,7 +224,7 @@ def suggestions(
             suggested[key] = swept
     if not suggested:
         raise InputError(
-            f"[search] samples must be at most {len(tried)}, all distinct configurations, "
+            f"[search] samples must be at most {len(tried)}, the number of configurations, "
             f"but is {spec.search.samples}."
         )
     return list(suggested.values())

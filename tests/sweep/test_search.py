@@ -165,7 +165,7 @@ def test_optuna_asks_the_same_after_the_same_results() -> None:
 def test_a_space_smaller_than_the_samples_is_refused() -> None:
     pytest.importorskip("optuna")
     spec = make(sweep={"gamma": [0.9, 0.99]}, search={"method": "optuna", "samples": 3})
-    with pytest.raises(InputError, match="samples must be at most the 2 configurations"):
+    with pytest.raises(InputError, match="samples must be at most 2"):
         play(spec, rate)
 
 
