@@ -93,7 +93,8 @@ def _together(load: Callable[[], Any], options: Options, devices: list[Any]) -> 
     if jax.process_index() > 0:
         return distributed.follow(load, devices)
     if not options.quiet:
-        print("Note: running as several processes is experimental.", flush=True)
+        note = "Note: running as several processes is experimental and was never tried on a pod."
+        print(note, flush=True)
     with distributed.leading(exit_status) as mail:
         run(load(), options, devices, functools.partial(distributed.Leader, mail=mail))
     return 0
