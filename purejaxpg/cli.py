@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from purejaxpg import FaultError, InputError, __version__, contract, signals, streams, trainers
+from purejaxpg import config as configs
 from purejaxpg.sweep import session
 
 say = functools.partial(print, flush=True)
@@ -367,8 +368,6 @@ def bench(arguments: argparse.Namespace) -> None:
 
 def make_train_parser(agent: Any, name: str = "AGENT") -> Parser:
     """Return a parser with the fields of an agent, for the help text of train."""
-    from purejaxpg import config as configs
-
     parser = Parser(
         prog=f"purejaxpg train {name}",
         usage=f"purejaxpg train {name} [--seed N] [--out DIR] [--quiet] [--FIELD VALUE ...]",
@@ -392,8 +391,6 @@ def make_train_parser(agent: Any, name: str = "AGENT") -> Parser:
 
 def parse_fields(cls: type, words: list[str]) -> dict[str, Any]:
     """Read `--learning-rate 1e-3 --hidden 64 64 --env-params.gravity 5` as fields of `cls`."""
-    from purejaxpg import config as configs
-
     hints = configs.field_types(cls)
     fields: dict[str, Any] = {}
     for flag, values in split_flags(words):
@@ -415,8 +412,6 @@ def parse_fields(cls: type, words: list[str]) -> dict[str, Any]:
 
 def parse_scalar(word: str) -> Any:
     """Return a word as a bool, a number or itself."""
-    from purejaxpg import config as configs
-
     return {"true": True, "false": False}.get(word, configs.parse_number(word))
 
 
