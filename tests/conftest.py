@@ -4,6 +4,7 @@ Settings are environment variables and not `jax.config` calls, so that nothing h
 tests that start a fresh interpreter inherit them.
 """
 
+import fnmatch
 import gc
 import os
 import pathlib
@@ -68,28 +69,21 @@ def release_programs() -> Iterator[None]:
 
 
 # Modules whose statements hold however a program is optimised: see quick.py.
-COMPILED_QUICKLY = {
-    "benchmarks/test_accelerator.py",
-    "benchmarks/test_halving.py",
-    "benchmarks/test_peers.py",
-    "cluster/test_distributed.py",
-    "cluster/test_ray_executor.py",
-    "sweep/test_engine.py",
-    "sweep/test_files.py",
-    "sweep/test_forecast.py",
-    "sweep/test_sources.py",
-    "sweep/test_store.py",
-    "test_bench.py",
-    "test_cli.py",
-    "test_readme.py",
-}
+COMPILED_QUICKLY = (
+    "agents/*", "benchmarks/*", "cluster/*", "kernels/*", "report/*", "theory/*",
+    "sweep/test_engine.py", "sweep/test_files.py", "sweep/test_forecast.py",
+    "sweep/test_session.py", "sweep/test_store.py",
+    "test_bench.py", "test_checkpoint.py", "test_cli.py", "test_envs.py", "test_evaluate.py",
+    "test_learning.py", "test_networks.py", "test_normalize.py", "test_own_envs.py",
+    "test_probes.py", "test_readme.py", "test_schedules.py", "test_trainers.py",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True, scope="module")
 def compile_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
     """Compile the programs of some modules, and of processes they start, with few optimisations."""
     name = request.path.relative_to(ROOT / "tests").as_posix()
-    if name not in COMPILED_QUICKLY:
+    if not any(fnmatch.fnmatchcase(name, pattern) for pattern in COMPILED_QUICKLY):
         yield
         return
     import jax

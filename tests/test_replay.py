@@ -304,7 +304,7 @@ def test_a_loop_keeps_no_copy_of_the_buffer(lanes: int) -> None:
 def test_a_single_run_keeps_no_copy_of_the_buffer(agent: Any) -> None:
     """One run, one transition and one gradient step: XLA is tempted to write it twice."""
     config = agent.Config(
-        num_envs=1, num_steps=1, num_gradient_steps=1, batch_size=8, hidden=(8, 8),
+        num_envs=1, num_steps=1, num_gradient_steps=1, batch_size=8, hidden=(8,),
         learning_starts=8, replay_capacity=20_000, orthogonal_init=False,
     )  # fmt: skip
 
@@ -434,7 +434,7 @@ def test_settings_that_fit_are_accepted(change: dict[str, int]) -> None:
         ),
         (
             {"replay_capacity": 499},
-            "replay_capacity must be learning_starts (500) or more, so that all of the warm-up "
+            "replay_capacity must be learning_starts (500) or more, so that the whole warm-up "
             "fits, but is 499.",
         ),
         (

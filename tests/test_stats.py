@@ -32,7 +32,7 @@ def test_iqm_does_not_trim_nan_away():
 
 
 def test_iqm_of_nothing_is_refused():
-    with pytest.raises(InputError, match="0 values"):
+    with pytest.raises(InputError, match="at least 1 value, but there are 0"):
         stats.iqm([])
 
 
@@ -384,7 +384,7 @@ def test_the_intervals_of_importance_cover_about_as_often_as_they_say(seeds):
     first, second = np.array([0.0, 3.0, 5.0, 4.0]), np.array([0.0, 1.0, 0.5])
     noise, inside = (1.0 / seeds if seeds else 1.0), []
     truth = np.array([first.var(), second.var()]) / (first.var() + second.var() + noise)
-    for trial in range(100):
+    for trial in range(60):
         generator = np.random.default_rng(trial)
         codes = grid(4, 3) if seeds else generator.integers(0, [4, 3], (120, 2))
         y = (first[codes[:, 0]] + second[codes[:, 1]])[:, None]

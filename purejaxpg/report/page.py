@@ -63,7 +63,7 @@ def render(data: Analysis, title: str) -> str:
         scripts=[Markup(script) for script in scripts],
         hashes=[_hash(script) for script in scripts],
         sections=[_of_section(section, data, table) for section in data.sections],
-        many=len(data.sections) > 1,
+        many=len(data.sections) > 1, percent=percent,
         **_of_sweep(data),
     )  # fmt: skip
     return text.lstrip()  # the definitions of the template leave empty lines
@@ -179,8 +179,6 @@ def _of_section(section: Section, data: Analysis, table: dict[str, Any]) -> dict
         "name": section.environment,
         "shown": shown,
         "confirmed": confirmed,
-        "standing": _standing(section, data),
-        "headline": _headline(section, shown) if shown else [],
         "over_default": _over_default(section),
         "best": _best_again(section),
         "main": [axis for axis in section.effects.axes if axis.share >= 0.01][:3],
@@ -192,40 +190,6 @@ def _of_section(section: Section, data: Analysis, table: dict[str, Any]) -> dict
         "parallel": None if data.population else charts.parallel(section, own, specs),
         "failures": _failure_figures(section),
     }
-
-
-def _standing(section: Section, data: Analysis) -> tuple[str, str, str]:
-    """Return how good the evidence is: a class of the tag, its text, and a phrase."""
-    confirmed = section.role("winner")
-    if data.population:
-        return "unsure", "one run", "best member at the end of training"
-    if confirmed:
-        what = f"winner of the tuning stage, on {confirmed.configuration.finished} fresh seeds"
-        overtaken = _best_again(section) is not confirmed
-        return ("unsure", "overtaken", what) if overtaken else ("", "confirmed", what)
-    if len(section.ranked) < 2:
-        return "", "nothing selected", "the only configuration"
-    return "unsure", "not confirmed", "winner of the tuning stage"
-
-
-def _headline(section: Section, shown: Configuration) -> list[tuple[str, str, str]]:
-    """Return the large numbers: each with an interval and a description."""
-    several = shown.finished > 1
-    ends = interval(shown.low, shown.high) if several else ""
-    text = f"final return, IQM of {count(shown.finished, 'run')}"
-    items = [(number(shown.iqm), ends, text + ", 95% interval" * several)]
-    confirmed = section.role("winner")
-    default = _over_default(section)
-    if default:
-        text = "probability that a run of it beats a run of the default"
-        items.append((*chance(default).split(" ", 1), text))  # type: ignore[arg-type]
-    if confirmed and confirmed.tuned:
-        gap = confirmed.tuned.iqm - confirmed.configuration.iqm
-        text = "less than its tuning score" if gap >= 0 else "more than its tuning score"
-        items.append((number(abs(gap)), "", f"{text}, {number(confirmed.tuned.iqm)}"))
-    if not confirmed and len(section.first) > 1 and several:
-        items.append((percent(section.first[0]), "", "of resamples of the seeds put it first"))
-    return items
 
 
 def _over_default(section: Section) -> analysis.Improvement | None:

@@ -183,9 +183,8 @@ def test_memory_grows_as_predicted_with_the_environments() -> None:
     def scratch(num_envs: int) -> int:
         config = dataclasses.replace(TINY, num_envs=num_envs, total_timesteps=16 * num_envs)
         state = jax.eval_shape(ppo.init, random.key(0), config)
-        # Fewer optimisations of the machine code, which do not change the buffers.
-        options: Any = {"xla_backend_optimization_level": 0}
-        compiled = jax.jit(ppo.update).lower(random.key(0), state, config).compile(options)
+        lowered = UPDATE.lower(random.key(0), state, config)
+        compiled = lowered.compile(compiler_options=quick.AS_FOR_USERS)
         return compiled.memory_analysis().temp_size_in_bytes
 
     small, middle, large = (scratch(n) for n in (512, 1024, 2048))

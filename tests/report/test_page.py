@@ -449,7 +449,8 @@ async function use() {
   document.querySelector('.picked [data-row="0"]').click();
   state.hidden = visible();
   state.pressed = all('[data-row="0"]').map((each) => each.getAttribute("aria-pressed")).join(" ");
-  Plotly.Fx.hover(chart, [{ curveNumber: chart.data.length - 2, pointNumber: 9 }]);
+  Plotly.Fx.hover(chart, [{ curveNumber: chart.data.length - 4, pointNumber: 9 }]);
+  await pause(200);
   state.hover = chart.querySelectorAll(".hoverlayer text").length;
   box([2, 5]);
   state.boxed = column().join(" ");
