@@ -70,12 +70,11 @@ def release_programs() -> Iterator[None]:
 
 # Modules whose statements hold however a program is optimised: see quick.py.
 COMPILED_QUICKLY = (
-    "agents/*", "benchmarks/*", "cluster/*", "kernels/*", "report/*", "theory/*",
+    "agents/*", "benchmarks/*", "cluster/*", "report/*", "theory/*",
     "sweep/test_engine.py", "sweep/test_files.py", "sweep/test_forecast.py",
     "sweep/test_session.py", "sweep/test_store.py",
-    "test_bench.py", "test_checkpoint.py", "test_cli.py", "test_envs.py", "test_evaluate.py",
-    "test_learning.py", "test_networks.py", "test_normalize.py", "test_own_envs.py",
-    "test_probes.py", "test_readme.py", "test_schedules.py", "test_trainers.py",
+    "test_bench.py", "test_cli.py", "test_envs.py", "test_own_envs.py", "test_readme.py",
+    "test_trainers.py",
 )  # fmt: skip
 
 
