@@ -61,7 +61,7 @@ def verify(path: str | os.PathLike[str], sha256: str | None = None) -> None:
 
     Args:
         path: the directory that ``save`` wrote.
-        sha256: what ``save`` returned; None leaves the manifest itself unchecked.
+        sha256: the hash that ``save`` returned; None leaves the manifest itself unchecked.
 
     Raises:
         FaultError: a file is missing, damaged or not listed.
@@ -78,7 +78,7 @@ def load(path: str | os.PathLike[str], template: Any, sha256: str | None = None)
         path: the directory that ``save`` wrote.
         template: pytree with the structure, shapes and dtypes of the saved state; leaves may be
             ``jax.ShapeDtypeStruct``. NumPy leaves come back as NumPy, all others as jax arrays.
-        sha256: what ``save`` returned; None leaves the manifest itself unchecked.
+        sha256: the hash that ``save`` returned; None leaves the manifest itself unchecked.
 
     Returns:
         The state, with the template's tree structure.
@@ -106,7 +106,7 @@ def remove(path: str | os.PathLike[str]) -> None:
 
 
 def is_key(leaf: Any) -> bool:
-    """Tell whether a leaf is an array of typed PRNG keys, or the shape of one."""
+    """Return whether a leaf is an array of typed PRNG keys, or the shape of one."""
     import jax
 
     return jax.dtypes.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key)

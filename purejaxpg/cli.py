@@ -1,7 +1,7 @@
 """The command line: list, train, plan, sweep, report, export, eval, fsck, fork, bench.
 
-Nothing here imports jax until a command needs it, so that help answers at once, and so that the
-number of CPU devices can still be chosen.
+jax is imported only when a command needs it, so that help is fast and the number of CPU devices can
+still be chosen.
 """
 
 import argparse
@@ -19,14 +19,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from purejaxpg import FaultError, InputError, __version__, contract, signals, streams, trainers
+from purejaxpg import config as configs
 from purejaxpg.sweep import session
+
+say = functools.partial(print, flush=True)
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one sentence."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage and leaving."""
+        """Raise an InputError instead of printing the usage and exiting."""
         raise InputError(f"{message[:1].upper()}{message[1:]} (see {self.prog} --help).")
 
 
@@ -39,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with signals.as_exceptions():
             status = dispatch(list(sys.argv[1:] if argv is None else argv))
-            sys.stdout.flush()  # while somebody can be told that it is not possible
+            sys.stdout.flush()  # while a failure can still be reported
             return status
     except BrokenPipeError:
         streams.discard_output()
@@ -52,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, FaultError) as error:
         return complain(error, session.exit_status(error))
     except KeyboardInterrupt as error:
-        what = "Terminated" if isinstance(error, signals.Terminated) else "Interrupted"
-        message = f"{what}; what is finished is kept, and the same command goes on from there."
+        cause = "Terminated" if isinstance(error, signals.Terminated) else "Interrupted"
+        message = f"{cause}; finished units are kept, and the same command resumes."
         return complain(message, session.exit_status(error))
 
 
@@ -75,7 +78,7 @@ def complain(message: object, status: int) -> int:
 
 
 def make_parser() -> Parser:
-    """Return the parser of everything but an agent's own fields."""
+    """Return the parser of everything except the fields of an agent."""
     parser = Parser(
         prog="purejaxpg",
         description="Policy-gradient methods in JAX: train one run, or sweep thousands.",
@@ -95,13 +98,13 @@ def make_parser() -> Parser:
 
     trainer = add(train, "train one run of an agent", add_help=False)
     trainer.add_argument("agent", nargs="?", help="a name, or the path of an agent file")
-    trainer.add_argument("-h", "--help", action="store_true", help="show the agent's fields, too")
+    trainer.add_argument("-h", "--help", action="store_true", help="also show the agent's fields")
     trainer.add_argument("--seed", type=int, default=0, help="decides all randomness (0)")
     add_run_options(trainer, "results/AGENT-ENV-seedN-HASH", "1")
 
     add_sweep_commands(add)
     add_result_commands(add)
-    forker = add(fork, "copy an agent's file, to be changed and swept by its path")
+    forker = add(fork, "copy an agent's file, to change and sweep it")
     forker.add_argument("agent", help="a name from `purejaxpg list agents`")
     forker.add_argument("file", type=Path, metavar="FILE.py", help="the new file")
     add_bench_command(add)
@@ -109,132 +112,112 @@ def make_parser() -> Parser:
 
 
 def add_sweep_commands(add: Any) -> None:
-    """Add the commands on sweeps and their results."""
-    planner = add(plan, "show what a sweep will compile and take: memory, disk, time")
-    planner.add_argument("spec", type=Path, metavar="SPEC.toml", help="what to sweep")
-    planner.add_argument("--devices", type=int, metavar="N", help="use N devices (all)")
-    planner.add_argument("--confirm", type=int, default=0, metavar="N", help="as for sweep")
-    planner.add_argument("--quick", action="store_true", help="compile and time nothing")
-    planner.add_argument(
-        "--tune", action="store_true", help="measure sizes of units, write the best into SPEC.toml"
-    )
+    """Add the commands on sweeps."""
+    option = add(plan, "forecast the compilations, memory, disk and time of a sweep").add_argument
+    option("spec", type=Path, metavar="SPEC.toml", help="a sweep file")
+    option("--devices", type=int, metavar="N", help="use N devices (all)")
+    option("--confirm", type=int, default=0, metavar="N", help="as for sweep")
+    option("--quick", action="store_true", help="do not compile or time anything")
+    option("--tune", action="store_true", help="write the best size of a unit into SPEC.toml")
 
-    sweeper = add(sweep, "run a sweep, or go on with one")
-    sweeper.add_argument("spec", type=Path, metavar="SPEC.toml", help="what to sweep")
-    add_run_options(sweeper, "results/SPEC", "of each process: all; a core of a CPU is one, too")
-    sweeper.add_argument(
-        "--confirm",
-        type=int,
-        default=0,
-        metavar="N",
-        help="then run the winner, the runners-up and the default on N fresh seeds (0: do not; "
-        "a population has no configuration to confirm)",
-    )
-    sweeper.add_argument(
-        "--executor",
-        choices=["local", "ray"],
-        default="local",
-        help="where units are computed: on this machine, or as tasks of a Ray cluster (local)",
-    )
-    sweeper.add_argument(
-        "--ray-address",
-        metavar="ADDRESS",
-        help="auto, HOST:PORT or ray://HOST:PORT (RAY_ADDRESS; else Ray on this machine alone)",
-    )
-    sweeper.add_argument(
-        "--ray-task",
-        type=resources,
-        default={},
-        metavar="KIND=N,...",
-        help="what each task takes (GPU=1, else TPU=1, else CPU=1, whichever the cluster has)",
-    )
+    sweeper = add(sweep, "run a sweep, or resume it")
+    option = sweeper.add_argument
+    option("spec", type=Path, metavar="SPEC.toml", help="a sweep file")
+    add_run_options(sweeper, "results/SPEC", "of each process: all; on a CPU each core is a device")
+    confirm = "then run winner, runners-up and default on N fresh seeds (0; must be 0 for [pbt])"
+    option("--confirm", type=int, default=0, metavar="N", help=confirm)
+    executor = "compute on this machine, or as tasks of a Ray cluster (local)"
+    option("--executor", choices=session.EXECUTORS, default="local", help=executor)
+    address = "auto, HOST:PORT or ray://HOST:PORT (RAY_ADDRESS, else this machine)"
+    option("--ray-address", metavar="ADDRESS", help=address)
+    task = "resources of each task (GPU=1, else TPU=1, else CPU=1, whichever the cluster has)"
+    option("--ray-task", type=resources, default={}, metavar="KIND=N,...", help=task)
 
 
 def resources(text: str) -> dict[str, float]:
     """Read "GPU=1,highmem=0.5"."""
     pairs = [pair.partition("=") for pair in text.split(",")]
     with contextlib.suppress(ValueError):
-        found = {kind.strip(): float(amount) for kind, _, amount in pairs}
-        if all(found) and all(0 < amount < math.inf for amount in found.values()):
-            return found
+        amounts = {kind.strip(): float(amount) for kind, _, amount in pairs}
+        if all(amounts) and all(0 < amount < math.inf for amount in amounts.values()):
+            return amounts
     raise argparse.ArgumentTypeError(f"must look like GPU=1 or CPU=2, but is {text!r}")
 
 
 def add_result_commands(add: Any) -> None:
-    """Add the commands on what a sweep has left."""
-    reporter = add(report, "write the report of a sweep again")
-    reporter.add_argument("directory", type=Path, metavar="DIR", help="a result directory")
+    """Add the commands on the results of a sweep."""
 
-    exporter = add(export, "write the results as one tidy table, a run a row")
-    exporter.add_argument("directory", type=Path, metavar="DIR", help="a result directory")
-    exporter.add_argument(
-        "--out", type=Path, metavar="FILE", help=".csv, or .parquet (DIR/export.csv)"
-    )
-    exporter.add_argument(
-        "--curves", action="store_true", help="the training metrics instead, an update a row"
-    )
+    def add_for_directory(command: Any, text: str) -> Any:
+        option = add(command, text).add_argument
+        option("directory", type=Path, metavar="DIR", help="a result directory")
+        return option
 
-    player = add(eval_, "play fresh episodes with a trained policy")
-    player.add_argument("directory", type=Path, metavar="DIR", help="a result directory")
-    player.add_argument("--run", default="best", metavar="ID", help="best, or the id of a run")
-    player.add_argument("--episodes", type=int, default=128, metavar="N", help="how many (128)")
-    player.add_argument("--greedy", action="store_true", help="take the most probable actions")
-    player.add_argument("--seed", type=int, default=0, help="of the episodes (0)")
-    player.add_argument("--gif", type=Path, metavar="FILE.gif", help="draw one more episode")
-    player.add_argument(
-        "--agent", type=Path, metavar="FILE.py", help="the agent's file, where it is a fork"
-    )
+    add_for_directory(report, "write the report of a sweep again")
 
-    checker = add(fsck, "check every hash of a result directory")
-    checker.add_argument("directory", type=Path, metavar="DIR", help="a result directory")
-    checker.add_argument(
-        "--repair", action="store_true", help="let the next run compute again what is damaged"
-    )
+    option = add_for_directory(export, "write the results as one tidy table with a row per run")
+    option("--out", type=Path, metavar="FILE", help=".csv or .parquet (DIR/export.csv)")
+    option("--curves", action="store_true", help="export training metrics, with a row per update")
+
+    option = add_for_directory(eval_, "play fresh episodes with a trained policy")
+    option("--run", default="best", metavar="ID", help="best, or the id of a run")
+    option("--episodes", type=int, default=128, metavar="N", help="number of episodes (128)")
+    option("--greedy", action="store_true", help="take the most probable actions")
+    option("--seed", type=int, default=0, help="of the episodes (0)")
+    option("--gif", type=Path, metavar="FILE.gif", help="animate one more episode")
+    option("--agent", type=Path, metavar="FILE.py", help="the agent's file, for a fork")
+
+    option = add_for_directory(fsck, "check every hash of a result directory")
+    option("--repair", action="store_true", help="make the next run compute damaged units again")
 
 
 def add_bench_command(add: Any) -> None:
     """Add the command that measures how fast training is here."""
     option = add(bench, "measure how fast training is on this machine").add_argument
     option("--agents", nargs="+", metavar="NAME", help="kinds of agents (ppo)")
-    option("--num-agents", nargs="+", type=int, metavar="N", help="trained at a time (1 16 64)")
-    option("--num-envs", nargs="+", type=int, metavar="N", help="of each agent (its own number)")
-    option("--env", metavar="NAME", help="environment (that of each kind)")
-    option("--rows", type=int, metavar="N", help="agents in a unit (as a sweep chooses)")
-    option(
-        "--full", action="store_true", help="all kinds, 1 to 4096 agents, 1 to 8192 environments"
-    )
-    option(
-        "--accelerator", action="store_true", help="what to know of an accelerator, in 10 minutes"
-    )
-    option("--flags", nargs="+", default=[], metavar="xla_X=V", help="measure each of them, too")
-    option("--quick", action="store_true", help="small cases, which show that it works")
-    option("--minutes", type=float, metavar="M", help="begin no case after so long")
+    option("--num-agents", nargs="+", type=int, metavar="N", help="agents at a time (1 16 64)")
+    option("--num-envs", nargs="+", type=int, metavar="N", help="of each agent (its default)")
+    option("--env", metavar="NAME", help="environment (the default of each kind)")
+    option("--rows", type=int, metavar="N", help="agents in a unit (as in a sweep)")
+    option("--full", action="store_true", help="all kinds, 1 to 4096 agents, 1 to 8192 num_envs")
+    option("--accelerator", action="store_true", help="cases for an accelerator (10 minutes)")
+    option("--flags", nargs="+", default=[], metavar="xla_X=V", help="also measure with each")
+    option("--quick", action="store_true", help="small cases, as a test")
+    option("--minutes", type=float, metavar="M", help="start no case after M minutes")
     option("--devices", type=int, metavar="N", help="use N devices (all)")
     option("--out", type=Path, metavar="DIR", default=Path("results/bench"), help="(results/bench)")
     option("--quiet", action="store_true", help="print results only")
-    option("--task", help=argparse.SUPPRESS)  # what a process that measures one case is told
+    option("--task", help=argparse.SUPPRESS)  # for a process that measures one case
 
 
 def add_run_options(parser: argparse.ArgumentParser, out: str, devices: str) -> None:
-    """Add what train and sweep share, with their defaults in words."""
-    parser.add_argument("--out", type=Path, metavar="DIR", help=f"result directory ({out})")
-    parser.add_argument("--devices", type=int, metavar="N", help=f"use N devices ({devices})")
-    parser.add_argument("--quiet", action="store_true", help="print results only")
-    parser.add_argument(
-        "--log",
-        action="append",
-        choices=["tensorboard", "wandb"],
-        default=[],
-        help="also log every run for TensorBoard, in DIR/tensorboard, or offline for Weights & "
-        "Biases, in DIR/wandb; may be given twice, and later for a sweep that is finished",
+    """Add the options that train and sweep share.
+
+    Args:
+        parser: of a command.
+        out: default of --out, as text.
+        devices: default of --devices, as text.
+    """
+    option = parser.add_argument
+    option("--out", type=Path, metavar="DIR", help=f"result directory ({out})")
+    option("--devices", type=int, metavar="N", help=f"use N devices ({devices})")
+    option("--quiet", action="store_true", help="print results only")
+    logs = (
+        "also log every run for TensorBoard, in DIR/tensorboard, or offline for Weights & Biases, "
+        "in DIR/wandb; may be given twice, and for a finished sweep"
     )
-    parser.add_argument(
+    log_choices = ["tensorboard", "wandb"]
+    option("--log", action="append", dest="logs", choices=log_choices, default=[], help=logs)
+    text = (
+        "minimum seconds between snapshots, from which a killed sweep resumes (30); they take at "
+        "most a twentieth of the time; 0: after every segment"
+    )
+    option(
         "--snapshot-every",
+        dest="snapshot_every_s",
         type=float,
         default=30.0,
         metavar="S",
-        help="least seconds between snapshots of runs in progress, which a killed sweep goes on "
-        "from (30); they take at most a twentieth of the time, but for 0: after every segment",
+        help=text,
     )
 
 
@@ -274,7 +257,7 @@ def train(arguments: argparse.Namespace, words: list[str]) -> None:
     }
     stem = Path(arguments.agent).stem
     spec = specs.from_dict(raw, stem)
-    run = spec.runs[0]
+    (run,) = spec.runs
     parts = [stem, contract.section(run.config), f"seed{run.seed}", run.run_id[:6]]
     options = options_of(arguments)
     out = options.out or Path("results") / "-".join(filter(None, parts))
@@ -282,13 +265,13 @@ def train(arguments: argparse.Namespace, words: list[str]) -> None:
 
 
 def plan(arguments: argparse.Namespace) -> None:
-    """Show what a sweep will take, or measure how it is done best."""
+    """Forecast a sweep, or tune the size of its units."""
     session.Options(confirm=arguments.confirm).check()
     devices = session.find_devices(arguments.devices)
     from purejaxpg.sweep import forecast
     from purejaxpg.sweep import spec as specs
 
-    spec, say = specs.load(arguments.spec), functools.partial(print, flush=True)
+    spec = specs.load(arguments.spec)
     if arguments.tune:
         forecast.tune(spec, arguments.spec, devices, say)
     else:
@@ -301,17 +284,9 @@ def sweep(arguments: argparse.Namespace) -> int:
 
 
 def options_of(arguments: argparse.Namespace) -> session.Options:
-    """Return the options that train and sweep share, and those of sweep where they are given."""
-    given = vars(arguments)
-    names = ("confirm", "executor", "ray_address", "ray_task")
-    return session.Options(
-        out=arguments.out,
-        devices=arguments.devices,
-        logs=arguments.log,
-        snapshot_every_s=arguments.snapshot_every,
-        quiet=arguments.quiet,
-        **{name: given[name] for name in names if name in given},
-    )
+    """Return the options of train or sweep."""
+    names = {field.name for field in dataclasses.fields(session.Options)}
+    return session.Options(**{k: v for k, v in vars(arguments).items() if k in names})
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -335,23 +310,15 @@ def eval_(arguments: argparse.Namespace) -> None:
     session.find_devices(1)
     from purejaxpg.report import playback
 
-    playback.run(
-        arguments.directory,
-        arguments.run,
-        arguments.episodes,
-        arguments.greedy,
-        arguments.seed,
-        arguments.gif,
-        arguments.agent,
-        functools.partial(print, flush=True),
-    )
+    a = arguments
+    playback.run(a.directory, a.run, a.episodes, a.greedy, a.seed, a.gif, a.agent, say)
 
 
 def fsck(arguments: argparse.Namespace) -> int:
     """Check every hash of a result directory."""
     from purejaxpg.sweep import fsck as checks
 
-    return checks.run(arguments.directory, arguments.repair, functools.partial(print, flush=True))
+    return checks.run(arguments.directory, arguments.repair, say)
 
 
 def fork(arguments: argparse.Namespace) -> None:
@@ -362,7 +329,7 @@ def fork(arguments: argparse.Namespace) -> None:
     if target.suffix != ".py":
         raise InputError(f"The new file must end in .py, but is {str(target)!r}.")
     if os.path.lexists(target):
-        raise InputError(f"{target} exists already; choose another name.")
+        raise InputError(f"{target} already exists; choose another name.")
     try:
         shutil.copyfile(source, target)
     except OSError as error:
@@ -395,14 +362,12 @@ def bench(arguments: argparse.Namespace) -> None:
         arguments.quick,
         minutes if arguments.minutes is None else arguments.minutes,
         session.make_console(),
-        (lambda _: None) if arguments.quiet else functools.partial(print, flush=True),
+        (lambda _: None) if arguments.quiet else say,
     )
 
 
 def make_train_parser(agent: Any, name: str = "AGENT") -> Parser:
-    """Return a parser that knows the fields of an agent called `name`, for its help text."""
-    from purejaxpg import config as configs
-
+    """Return a parser with the fields of an agent, for the help text of train."""
     parser = Parser(
         prog=f"purejaxpg train {name}",
         usage=f"purejaxpg train {name} [--seed N] [--out DIR] [--quiet] [--FIELD VALUE ...]",
@@ -426,8 +391,6 @@ def make_train_parser(agent: Any, name: str = "AGENT") -> Parser:
 
 def parse_fields(cls: type, words: list[str]) -> dict[str, Any]:
     """Read `--learning-rate 1e-3 --hidden 64 64 --env-params.gravity 5` as fields of `cls`."""
-    from purejaxpg import config as configs
-
     hints = configs.field_types(cls)
     fields: dict[str, Any] = {}
     for flag, values in split_flags(words):
@@ -440,8 +403,8 @@ def parse_fields(cls: type, words: list[str]) -> dict[str, Any]:
         configs.require(bool(values), f"--{flag} needs a value.")
         if name in contract.TABLES:
             configs.require(bool(inner), f"--{flag} must name one value, as --{flag}.NAME VALUE.")
-            read = [parse_scalar(value) for value in values]
-            fields.setdefault(name, {})[inner] = read[0] if len(read) == 1 else read
+            scalars = [parse_scalar(value) for value in values]
+            fields.setdefault(name, {})[inner] = scalars[0] if len(scalars) == 1 else scalars
         else:
             fields[name] = configs.parse(name, hints[name], values)
     return fields
@@ -449,8 +412,6 @@ def parse_fields(cls: type, words: list[str]) -> dict[str, Any]:
 
 def parse_scalar(word: str) -> Any:
     """Return a word as a bool, a number or itself."""
-    from purejaxpg import config as configs
-
     return {"true": True, "false": False}.get(word, configs.parse_number(word))
 
 

@@ -160,7 +160,7 @@ def parse_number(word: str) -> float | int | str:
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether `value` is an int or float that is not NaN (and not a bool).
+    """Return whether `value` is an int or float that is not NaN (and not a bool).
 
     A whole number too large for a float does not count: no program can hold it.
     """

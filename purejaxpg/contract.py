@@ -41,6 +41,7 @@ ENV_PARAMS, ENV_KWARGS = "env_params", "env_kwargs"
 TABLES = (ENV_PARAMS, ENV_KWARGS)
 
 # Sums over the episodes that ended in an update; without any, the mean is undefined and not 0.
+EPISODE = "episode/"
 EPISODE_RETURN, EPISODE_COUNT = "episode/return_sum", "episode/count"
 CURVE = (EPISODE_RETURN, EPISODE_COUNT)
 WATCHED = "loss/"  # prefix of the metrics that mark a run as diverged when they are not finite
@@ -114,14 +115,14 @@ def check_metrics(trainer: types.ModuleType, metrics: Mapping[str, Any]) -> None
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-    """What a sweep gives to its runs: frozen arrays that no run trains.
+    """The arrays that a sweep gives to its runs; no run trains them.
 
     Attributes:
         arrays: an instance of the trainer's `Given`; each array has a leading axis of length 1, to
             be shared by all runs, or of the number of seeds, one item for the runs of each seed.
-            None: nothing is given.
+            None: no arrays.
         seeds: of the sweep, in the order of that axis.
-        digest: SHA-256 of all arrays; "" if nothing is given.
+        digest: SHA-256 of all arrays; "" without arrays.
     """
 
     arrays: Any = None
@@ -155,11 +156,11 @@ class Given:
 
 
 def give(trainer: types.ModuleType, name: str, arrays: Any, seeds: tuple[int, ...]) -> Given:
-    """Check what a sweep gives to its runs.
+    """Check the arrays that a sweep gives to its runs.
 
     Args:
         trainer: a module.
-        name: what the user calls it.
+        name: the name the user gave, for messages.
         arrays: an instance of the trainer's `Given`, or None.
         seeds: of the sweep.
 
@@ -201,14 +202,14 @@ def _fields(dataclass: Any) -> list[str]:
 
 
 def arguments(own: Any, shared: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Return what is given as the last argument of a vmapped function, and its in_axes.
+    """Return the given arrays as the last argument of a vmapped function, and its in_axes.
 
     Args:
         own: as `Given.of_rows` returns it, arrays [rows, ...].
         shared: as `Given.shared` returns it.
 
     Returns:
-        Two tuples of length 1, or of length 0 if nothing is given.
+        Two tuples of length 1, or of length 0 without given arrays.
     """
     import jax
 
@@ -359,7 +360,7 @@ def score(
         state: the run's state.
         config: its configuration.
         num_episodes: E.
-        given: what the run is given, if anything.
+        given: the run's given arrays, if there are any.
 
     Returns:
         Arrays [E] by name, `evaluation/return` among them.

@@ -404,7 +404,7 @@ class _Design:
 
 
 def _is_grid(codes: NDArray[np.int64]) -> bool:
-    """Tell whether every combination of levels occurs exactly once."""
+    """Return whether every combination of levels occurs exactly once."""
     distinct = len(np.unique(codes, axis=0))
     combinations = math.prod(len(np.unique(column)) for column in codes.T)
     return distinct == combinations == len(codes)

@@ -45,7 +45,7 @@ def discard_output() -> None:
 
 
 def on_terminal(stream: Any) -> bool:
-    """Tell whether a stream is a terminal; a replacement may lack the method."""
+    """Return whether a stream is a terminal; a replacement may lack the method."""
     return bool(getattr(stream, "isatty", bool)())
 
 

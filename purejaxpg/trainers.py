@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import os
 import pkgutil
+import re
 import sys
 import types
 from collections.abc import Iterable, Iterator
@@ -57,6 +58,7 @@ def load(name: str, base: Path = Path()) -> types.ModuleType:
         return importlib.import_module(f"purejaxpg.agents.{path.stem}")
     if not os.path.isfile(path):  # Path.is_file raises if the name is too long
         raise InputError(f"agent {name!r} is not a file: {path} does not exist.")
+    _refuse_old_names(path, name)
     module = execute(path, name)
     contract.check_trainer(module, name)
     return module
@@ -188,6 +190,18 @@ def _files_of_class(cls: type) -> list[Path]:
         return []
     path = Path(file or "").resolve()
     return local_files(path) if path.is_file() else []
+
+
+def _refuse_old_names(path: Path, name: str) -> None:
+    """Refuse a file that uses distributions by the names of an earlier version."""
+    used = re.findall(r"\bdistributions\.([A-Z]\w*)", path.read_text("utf-8", errors="replace"))
+    if used:
+        from purejaxpg.kernels import distributions
+    for each in used:
+        try:
+            getattr(distributions, each)
+        except AttributeError as error:
+            raise InputError(f"agent {name!r} is for an earlier version: {error}.") from error
 
 
 def _refuse_shadowed(path: Path, name: str) -> None:

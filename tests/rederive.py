@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import quick
 from flax import struct
 from gymnax.environments import environment, spaces
 from jax import flatten_util, lax, random
@@ -160,13 +161,9 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-# Programs that run for a millisecond are not worth seconds of LLVM.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
-
 def in_64_bits(function: Callable[..., Any], static: tuple[int, ...] = ()) -> Callable[..., Any]:
     """Compile `function` in float64, from and to NumPy arrays."""
-    compiled = jax.jit(function, static_argnums=static, compiler_options=QUICK)
+    compiled = jax.jit(function, static_argnums=static, compiler_options=quick.OPTIONS)
 
     def double(x: Any) -> Any:
         return np.asarray(x, np.float64) if np.asarray(x).dtype.kind == "f" else np.asarray(x)
@@ -585,7 +582,7 @@ class NaturalGradient(OnPolicy):
 # --- the agent, and comparing --------------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3), compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=(0, 3), compiler_options=quick.OPTIONS)
 def _trained(agent: types.ModuleType, key: jax.Array, config: Any, updates: int) -> Any:
     def step(state: Any, u: jax.Array) -> Any:
         state, metrics = agent.update(random.fold_in(key, u), state, config)
@@ -643,7 +640,7 @@ def assert_acts(agent: types.ModuleType, state: Any, rederived: Any) -> None:
     actor, config = rederived.params["actor"], rederived.config
     own = policy_in_64_bits(actor, rederived.normalizers.seen(obs), config.activation)
     best = own.output.argmax(-1) if own.log_std is None else own.output
-    acts = jax.jit(agent.policy, static_argnums=4, compiler_options=QUICK)
+    acts = jax.jit(agent.policy, static_argnums=4, compiler_options=quick.OPTIONS)
     for greedy, wanted in (((), sample(random.key(4), own)), ((True,), best)):
         got = acts(random.key(4), state, jnp.asarray(obs), config, *greedy)
         np.testing.assert_allclose(got, wanted, 1e-5, 1e-5, err_msg=f"greedy: {greedy}")
@@ -670,7 +667,7 @@ def assert_initial(
     for name, module, own in (
         ("actor", agent.Actor, key_actor), ("critic", agent.Critic, key_critic),
     ):  # fmt: skip
-        start = jax.jit(module(config).init, compiler_options=QUICK)(own, jnp.zeros((1, 3)))
+        start = jax.jit(module(config).init, compiler_options=quick.OPTIONS)(own, jnp.zeros((1, 3)))
         assert_close(flat(params[name]), flat(start), f"{name}: initial parameters")
     actor, critic = params["actor"]["params"], params["critic"]["params"]
     for layers, scale in ((actor, 0.01), (critic, 1.0)):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import quick
 import rederive
 from jax import lax, random
 
@@ -174,7 +175,7 @@ class OffPolicy:
         rederive.assert_close(got, wanted, f"{what}: targets")
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4), compiler_options=rederive.QUICK)
+@functools.partial(jax.jit, static_argnums=(0, 4), compiler_options=quick.OPTIONS)
 def _played(agent: types.ModuleType, key: jax.Array, config: Any, given: Any, updates: int) -> Any:
     def step(state: Any, u: jax.Array) -> Any:
         state, metrics = agent.update(random.fold_in(key, u), state, config)
@@ -228,7 +229,7 @@ def network(generator: np.random.Generator, *widths: int) -> Any:
 def assert_new(state: Any, given: dict[str, Any], gains: dict[str, float], actor: Any) -> None:
     """Check the result of `init`: an actor from its own key, the given shapes, fresh optimisers."""
     _, key_actor, _, _ = random.split(random.fold_in(random.key(SEED), 0), 4)
-    drawn = jax.jit(actor.init, compiler_options=rederive.QUICK)(
+    drawn = jax.jit(actor.init, compiler_options=quick.OPTIONS)(
         key_actor, np.zeros((1, 3), np.float32)
     )
     rederive.assert_close(rederive.flat(state.params["actor"]), rederive.flat(drawn), "actor")

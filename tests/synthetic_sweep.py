@@ -1,6 +1,6 @@
-"""Result directories with made-up results, for what only reads them: the report.
+"""Result directories with made-up results, to test the report.
 
-python tests/synthetic_sweep.py DIR   # writes one of each kind below DIR, and its report
+python tests/synthetic_sweep.py DIR [KIND ...]   # write one of each kind below DIR, with its report
 """
 
 import itertools
@@ -38,7 +38,7 @@ DEFAULT = {"learning_rate": 3e-4, "clip_eps": 0.2, "gae_lambda": 0.95, "ent_coef
 
 
 def quality(config: Mapping[str, Any]) -> float:
-    """How well a configuration learns, from 0 to 1; planted, so that a report has to find it."""
+    """How well a configuration learns, from 0 to 1; planted for the report to find."""
     best = {"CartPole-v1": -2.9, "Acrobot-v1": -2.4, "Pendulum-v1": -3.2}[config["env"]]
     rate = math.log10(config.get("learning_rate", 1e-3))
     value = math.exp(-1.1 * (rate - best) ** 2)
@@ -50,7 +50,7 @@ def quality(config: Mapping[str, Any]) -> float:
 
 
 def curve(config: Mapping[str, Any], seed: int, generator: np.random.Generator) -> np.ndarray:
-    """A training curve `[UPDATES]`, and with it the run's final level."""
+    """A training curve `[UPDATES]`, which ends at the run's final level."""
     low, high = SPANS[config["env"]]
     level = np.clip(quality(config) + 0.08 * generator.standard_normal(), 0.0, 1.0)
     if generator.random() < 0.08:
@@ -76,7 +76,7 @@ def write(
     sweep: Mapping[str, Any] | None = None,
     rows: int = 96,
 ) -> pathlib.Path:
-    """Write a sweep of swept fields, and a confirmation stage of others on fresh seeds."""
+    """Write a sweep, and a confirmation stage of some configurations on fresh seeds."""
     generator = np.random.default_rng(0)
     identity = {"agent": "ppo", "seeds": seeds, "sweep": dict(sweep or {})}
     text = 'agent = "ppo"\nseeds = 8\n\n[sweep]\n' + "\n".join(
@@ -171,7 +171,7 @@ def small_grid(path: pathlib.Path) -> pathlib.Path:
 
 
 def large_random(path: pathlib.Path, count: int = 1000, seeds: int = 2) -> pathlib.Path:
-    """A random search and a confirmation of what it would have chosen."""
+    """A random search and a confirmation of its choices."""
     swept = random_search(count)
     probe = path.with_name(f"{path.name}-probe")
     from purejaxpg.report import ranking
@@ -198,7 +198,7 @@ def environments(path: pathlib.Path) -> pathlib.Path:
 
 
 def halving(path: pathlib.Path, count: int = 27, rungs: int = 3) -> pathlib.Path:
-    """Successive halving: a rung trains the best third of the rung before on."""
+    """Successive halving: each rung continues the best third of the one before."""
     generator, left = np.random.default_rng(0), random_search(count)
     identity = {"agent": "ppo", "seeds": 2, "sweep": RANDOM, "halving": {"eta": 3, "rungs": rungs}}
     with Store.open(path, identity) as store:

@@ -241,7 +241,7 @@ def test_a_template_that_does_not_fit_is_refused_by_name(saved, change, message)
         checkpoint.load(saved[0], template)
 
 
-def test_what_is_not_an_array_is_refused_before_anything_is_written(tmp_path):
+def test_a_leaf_that_is_not_an_array_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(TypeError, match=r"\['name'\] of a checkpoint is a str"):
         checkpoint.save(tmp_path / "c", {"name": "ppo"})
     with pytest.raises(TypeError, match="Python objects"):
@@ -253,7 +253,7 @@ def test_what_is_not_an_array_is_refused_before_anything_is_written(tmp_path):
 
 
 class Crash(BaseException):
-    """Stands for the end of the process: nothing in the code may catch it and go on."""
+    """Simulates the end of the process: no code may catch it and continue."""
 
 
 def test_a_crash_at_any_step_leaves_the_old_or_the_new_checkpoint(tmp_path, monkeypatch):

@@ -194,7 +194,7 @@ def test_a_signal_ends_in_one_sentence_that_says_how_to_resume(
     assert cli.main(["train", "ppo", *FLAGS]) == status
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1
-    assert printed.err.startswith(word) and "the same command goes on" in printed.err
+    assert printed.err.startswith(word) and "the same command resumes" in printed.err
     assert signal.getsignal(number) == before
 
 
@@ -217,14 +217,14 @@ def test_a_terminated_sweep_resumes_from_its_snapshot(capsys: pytest.CaptureFixt
     assert process.returncode == 143, said
     assert said.startswith("Terminated;") and said.count("\n") == 1
     assert cli.main(words) == 0
-    assert "Going on from a snapshot after update" in capsys.readouterr().out
+    assert "Resuming from a snapshot after update" in capsys.readouterr().out
 
 
 def test_fork_train_and_sweep_the_fork(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["fork", "ppo", "mine.py"]) == 0
     assert pathlib.Path("mine.py").read_text().startswith('"""Proximal policy')
     assert cli.main(["fork", "ppo", "mine.py"]) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     spec = SPEC.replace('"ppo"', '"./mine.py"').replace("seeds = 2", "seeds = 1")
     pathlib.Path("mine.toml").write_text(spec, encoding="utf-8")
     assert cli.main(["sweep", "mine.toml", "--devices", "1", "--quiet"]) == 0

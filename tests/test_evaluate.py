@@ -274,7 +274,7 @@ COIN.policy = coin  # type: ignore[attr-defined]
 
 
 def tossed(key: jax.Array, num_episodes: int) -> np.ndarray:
-    """What `coin` earns in 23 steps, whose keys are folded out of one half of the evaluation's."""
+    """The return of `coin` over 23 steps, with keys folded from one half of the evaluation's."""
     _, key_steps = random.split(key)
     total = np.zeros(num_episodes)
     for t in range(23):

@@ -9,11 +9,11 @@ from purejaxpg import InputError, extras
 pytestmark = pytest.mark.fast
 
 
-def test_what_is_installed_is_returned() -> None:
+def test_an_installed_package_is_returned() -> None:
     assert extras.load("json", "analysis", "This") is json
 
 
-def test_what_is_not_installed_is_named() -> None:
+def test_a_missing_package_is_named() -> None:
     with pytest.raises(InputError) as caught:
         extras.load("no_such_module", "analysis", "A Parquet file")
     wanted = "A Parquet file needs the extra `analysis`: pip install 'purejaxpg[analysis]'."

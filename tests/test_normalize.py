@@ -217,7 +217,7 @@ def test_discounted_sum_goes_on_across_calls() -> None:
 
 
 def test_discounted_sum_by_hand() -> None:
-    # gamma = 1/2; the first episode ends with the third step, the second goes on:
+    # gamma = 1/2; the first episode ends with the third step, the second continues:
     # R_0 = 1                    nothing before
     # R_1 = 2 + 1/2 * 1 = 2.5
     # R_2 = 4 + 1/2 * 2.5 = 5.25   the last reward of an episode belongs to it
@@ -355,7 +355,7 @@ def test_sums_that_vary_by_a_tenth_of_their_size_are_scaled_by_their_deviation()
 
 
 @pytest.mark.parametrize(("size", "finite"), [(1e-3, True), (1e18, True), (1e20, False)])
-def test_what_is_too_large_for_a_variance_is_not_a_number(size: float, finite: bool) -> None:
+def test_a_value_too_large_for_a_variance_gives_nan(size: float, finite: bool) -> None:
     """Zero, which the quotient would be, looks like learning; NaN marks a run as diverged."""
     noise = size * random.normal(random.key(0), (8, 2))
     done = jnp.zeros((8, 2), bool)

@@ -1,6 +1,6 @@
-"""Environments of one's own: what gymnax accepts works, and what cannot work is one sentence.
+"""A user's own environments: those that gymnax accepts work, others are refused in one sentence.
 
-Each environment here pays 1 a step and ends after 5, if nothing else is said; so the right return
+Unless noted, each environment here pays 1 a step and ends after 5 steps, so that the right return
 of every policy is known.
 """
 
@@ -391,7 +391,7 @@ REFUSED: list[tuple[Any, list[str]]] = [
 
 
 @pytest.mark.parametrize(("cls", "words"), REFUSED, ids=[words[0] for _, words in REFUSED])
-def test_what_cannot_work_is_one_sentence_with_class_and_member(cls: Any, words: list[str]) -> None:
+def test_a_broken_environment_is_refused_with_class_and_member(cls: Any, words: list[str]) -> None:
     envs.register("mine", cls)
     with pytest.raises(InputError) as caught:
         ppo.check(settings())
@@ -571,7 +571,7 @@ def test_a_name_alone_derives_nothing() -> None:
     assert float(envs.params(env, {"goal": 2.0}).goal) == 2.0
 
 
-def test_what_cannot_be_derived_is_refused() -> None:
+def test_a_source_whose_rule_does_not_hold_is_refused() -> None:
     """Its default contradicts the rule, so nobody can say what a new mass makes of it."""
 
     @struct.dataclass
@@ -590,14 +590,14 @@ def test_what_cannot_be_derived_is_refused() -> None:
 
 
 class Endless(Base):
-    """Never ends by itself."""
+    """Never terminates."""
 
     def terminated(self, state: State) -> Any:
         return jnp.bool_(False)
 
 
 class NeverTruncated(Base):
-    """What its parameters inherit as a limit, 1, is not used."""
+    """Its parameters inherit a limit of 1, which is not used."""
 
     @property
     def default_params(self) -> Any:

@@ -42,9 +42,8 @@ def test_one_of_each_kind_is_drawn_and_saved(name, tmp_path):
     pictures.save_gif(path, *episode(name, 2), np.ones(2))
     first, second = frames(path)
     assert first.shape == second.shape == (500, 600, 3)
-    below = first[60:]  # of the title
-    assert below.std() > 5  # neither blank nor axes alone
-    assert (first[:60] != second[:60]).any()  # another step and another return
+    assert first[130:470, 150:450].min() < 200  # empty axes are white there
+    assert (first != second).any()  # at least the title
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.gif"]
 
 
@@ -65,7 +64,7 @@ def test_an_environment_without_a_picture_is_refused_with_those_that_have_one():
         pictures.require_drawable("FrozenLake-misc")
 
 
-def test_ones_own_environment_under_a_name_of_gymnax_has_no_picture(tmp_path, monkeypatch):
+def test_ones_own_environment_under_a_name_of_gymnax_has_no_picture(tmp_path):
     env, params, states = episode("Catch-bsuite", 2)
     own = type("Catch", (type(env.inner),), {"__module__": "mine"})()
     with pytest.raises(InputError, match="'Catch-bsuite' is not gymnax's own"):

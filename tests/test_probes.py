@@ -20,6 +20,8 @@ def registered() -> None:
 
 
 GAMMAS = {"Discounted": 0.7, "Endless": 0.9}
+# These programs run for a second: full optimisation would take longer than it saves.
+LESS = {"xla_backend_optimization_level": 1}
 
 
 @functools.cache
@@ -42,7 +44,7 @@ def solved(agent: types.ModuleType, kind: str) -> tuple[Any, Any]:
         rows.append(config)
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *rows)
     keys = random.split(random.key(0), len(rows))
-    states, _ = jax.jit(jax.vmap(agent.train))(keys, stacked)
+    states, _ = jax.jit(jax.vmap(agent.train), compiler_options=LESS)(keys, stacked)
     return states, stacked
 
 

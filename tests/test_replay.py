@@ -304,7 +304,7 @@ def test_a_loop_keeps_no_copy_of_the_buffer(lanes: int) -> None:
 def test_a_single_run_keeps_no_copy_of_the_buffer(agent: Any) -> None:
     """One run, one transition and one gradient step: XLA is tempted to write it twice."""
     config = agent.Config(
-        num_envs=1, num_steps=1, num_gradient_steps=1, batch_size=8, hidden=(8, 8),
+        num_envs=1, num_steps=1, num_gradient_steps=1, batch_size=8, hidden=(8,),
         learning_starts=8, replay_capacity=20_000, orthogonal_init=False,
     )  # fmt: skip
 
@@ -355,7 +355,7 @@ def results(jaxpr: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
 @pytest.mark.parametrize("lanes", [0, 3])
 @pytest.mark.parametrize(("name", "allowed"), [("add", {"scatter"}), ("sample", set())])
 def test_only_the_write_touches_the_whole_storage(name: str, allowed: set[str], lanes: int) -> None:
-    """Whatever the compiler makes of it: one scatter per field, and nothing else of that size."""
+    """The compiled program has one scatter per field, and nothing else of that size."""
     capacity = 4999
     function, args = ways(lanes, capacity)[name]
     computed = list(results(jax.make_jaxpr(function)(*args).jaxpr))
@@ -415,7 +415,7 @@ CONFIG = {
         {"total_timesteps": 2147483647},
     ],
 )
-def test_what_fits_is_accepted(change: dict[str, int]) -> None:
+def test_settings_that_fit_are_accepted(change: dict[str, int]) -> None:
     replay.check(types.SimpleNamespace(**CONFIG | change))
 
 
@@ -434,7 +434,7 @@ def test_what_fits_is_accepted(change: dict[str, int]) -> None:
         ),
         (
             {"replay_capacity": 499},
-            "replay_capacity must be learning_starts (500) or more, so that all of the warm-up "
+            "replay_capacity must be learning_starts (500) or more, so that the whole warm-up "
             "fits, but is 499.",
         ),
         (
@@ -462,7 +462,7 @@ def test_what_fits_is_accepted(change: dict[str, int]) -> None:
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_in_a_sentence(change: dict[str, int], sentence: str) -> None:
+def test_settings_that_do_not_fit_are_refused(change: dict[str, int], sentence: str) -> None:
     with pytest.raises(InputError) as error:
         replay.check(types.SimpleNamespace(**CONFIG | change))
     assert str(error.value) == sentence

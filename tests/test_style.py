@@ -37,7 +37,7 @@ OUTER = {*INNER, "sweep", "cluster", "report"}
 # Group of a module -> groups that it may import. Every module of the package has its group here.
 MAY_IMPORT: dict[str, set[str]] = {
     "root": set(),
-    "kernels": set(),
+    "kernels": {"kernels"},
     "config": {"root"},
     **dict.fromkeys(SHARED, CORE),
     "checkpoint": {"root", "config", "disk", "text"},
@@ -52,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "text": set(),
     "contract": {*CORE, *SHARED, "evaluate"},
     "signals": set(),
-    "trainers": {"root", "config", "contract"},
+    "trainers": {*CORE, "contract"},
     "sweep": {*INNER, "sweep"},
     "cluster": {*INNER, "sweep", "cluster"},
     "report": {*INNER, "sweep", "report"},
@@ -333,6 +333,24 @@ def forbidden_names(path: str, source: str) -> list[str]:
     return complaints
 
 
+# Of a trainer's metrics and fields; `contract.py` has names for them.
+OF_A_TRAINER = re.compile(r"(episode|evaluation)/\w*")
+FIELDS_OF_A_TRAINER = {"env", "env_params", "env_kwargs", "num_envs", "learning_starts"}
+
+
+def trainer_unseen(path: str, source: str) -> list[str]:
+    """Only `contract.py` looks inside a trainer."""
+    complaints = []
+    for node in ast.walk(ast.parse(source)):
+        text = node.value if isinstance(node, ast.Constant) else None
+        if isinstance(text, str) and OF_A_TRAINER.fullmatch(text):
+            complaints.append(f"{path}:{node.lineno}: {text!r}; ask contract.py for the name")
+        of_config = isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("config")
+        if of_config and node.attr in FIELDS_OF_A_TRAINER:
+            complaints.append(f"{path}:{node.lineno}: config.{node.attr}; ask contract.py")
+    return complaints
+
+
 CODE = (
     ast.Assign,
     ast.AugAssign,
@@ -413,6 +431,7 @@ CHECKS = {
     unsafe_loading: PACKAGE,
     forbidden_jax: PACKAGE,
     forbidden_names: PACKAGE,
+    trainer_unseen: [f"purejaxpg/{part}/*.py" for part in ("sweep", "cluster", "report")],
     commented_out_code: EVERYTHING,
     unreasoned_todo: EVERYTHING,
 }
@@ -532,6 +551,10 @@ BAD = [
     (forbidden_names, "", "rng, key = split(key)"),
     (forbidden_names, "", "def f(_rng): pass"),
     (forbidden_names, "", "lambda rng: 0"),
+    (trainer_unseen, "", "metrics['episode/count']"),
+    (trainer_unseen, "", "EVALUATION = 'evaluation/'"),
+    (trainer_unseen, "", "leg.run.config.env"),
+    (trainer_unseen, "", "getattr(x, 'y') or config.learning_starts"),
     (commented_out_code, "", "# x = gae(reward)\n"),
     (commented_out_code, "", "x = 1\n# print(x)\ny = 2\n"),
     (commented_out_code, "", "# The old way:\n#     return x + 1\n"),
@@ -589,6 +612,7 @@ GOOD = [
     (unsafe_loading, "", SAFE_LOADING),
     (forbidden_jax, "", GOOD_JAX),
     (forbidden_names, "", "key_env = 0\nf(rng=key)\nrngs = 1"),
+    (trainer_unseen, "", "'the metrics episode/count and so on'; config.num_updates; self.env"),
     (commented_out_code, "", PROSE),
     (unreasoned_todo, "", "# TODO: share this at the third identical copy\n"),
 ]

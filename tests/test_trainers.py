@@ -14,7 +14,7 @@ import tiny_sweep
 from gymnax.wrappers import purerl
 
 import purejaxpg.agents
-from purejaxpg import InputError, envs, trainers
+from purejaxpg import InputError, cli, envs, trainers
 from purejaxpg.sweep import spec as specs
 
 PPO = pathlib.Path(purejaxpg.agents.__path__[0]) / "ppo.py"
@@ -272,7 +272,7 @@ def test_a_module_of_another_place_does_not_stand_in_for_one_beside(
         fork(tmp_path / name, "import twin_of_mine")
         write(tmp_path / name / "twin_of_mine.py", f"NAME = {name!r}")
     assert trainers.load("./mine.py", tmp_path / "a").twin_of_mine.NAME == "a"
-    with pytest.raises(InputError, match=r"'twin_of_mine'.*loaded already"):
+    with pytest.raises(InputError, match=r"'twin_of_mine'.*already loaded"):
         trainers.load("./mine.py", tmp_path / "b")
     del sys.modules["twin_of_mine"]
 
@@ -283,3 +283,16 @@ def test_registering_needs_no_agent(monkeypatch: pytest.MonkeyPatch) -> None:
     envs.register("a", lambda: gymnax.make("CartPole-v1"))
     assert trainers.of_environment(envs.make("a").inner) == []
     envs.make.cache_clear()
+
+
+def test_a_fork_with_the_distributions_of_an_earlier_version_is_told_the_new_names(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = trainers.path_of("a2c").read_text("utf-8")
+    old = text.replace("distributions.categorical(", "distributions.Categorical(")
+    assert old != text
+    (tmp_path / "old.py").write_text(old, "utf-8")
+    assert cli.main(["train", str(tmp_path / "old.py"), "--quiet"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "write distributions.categorical(logits)" in told and told.endswith("(policy, x).\n")

@@ -1,11 +1,11 @@
-"""Computes units as Ray tasks, on as many machines as a Ray cluster has.
+"""Compute units as Ray tasks on the machines of a Ray cluster.
 
-The process that runs the sweep plans, keeps the ledger and commits; a task computes one unit on one
-device and sends back what came out. Where a node is lost, Ray computes its tasks again elsewhere,
-from their beginning: a unit is committed once, by one process, whatever happened on the way.
+The sweep's own process plans, keeps the ledger and commits. A task computes one unit on one device
+and returns its results. If a node is lost, Ray restarts its tasks on other nodes; a unit is still
+committed only once, by one process.
 
-A task is plain values and arrays, so that a worker needs this package, the versions that the sweep
-has, and nothing else: the source of a forked agent travels with it.
+A task consists of plain values and arrays, including the source of a forked agent, so a worker only
+needs this package with the same versions.
 """
 
 import collections
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from purejaxpg import FaultError, InputError, checkpoint, extras, signals, trainers
+from purejaxpg import FaultError, InputError, checkpoint, extras, signals, text, trainers
 from purejaxpg.cluster import remote
 from purejaxpg.sweep import engine
 from purejaxpg.sweep import ledger as ledgers
@@ -30,40 +30,40 @@ from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import spec as specs
 
 RETRIES = 10  # of a task whose worker or node is lost
-QUEUED = 2  # tasks submitted for each that can run: enough to keep all busy, few states in flight
+QUEUED = 2  # tasks submitted per slot: enough to keep all busy, with few states in flight
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A unit, and all that a worker has to know to compute it."""
+    """A unit, and everything a worker needs to compute it."""
 
-    agent: str  # name of a built-in agent, or of one of the files that `source` is written to
-    source: tuple[tuple[str, str], ...]  # names and texts
+    agent: str  # name of a built-in agent, or of a file in `source`
+    source: tuple[tuple[str, str], ...]  # names and texts of files
     eval_episodes: int
     group: int
     signature: str
     rows: int
     unit: str
     legs: tuple[ledgers.Run, ...]
-    states: list[np.ndarray] | None  # leaves, of the legs' parents; None: they start anew
+    states: list[np.ndarray] | None  # leaves, of the legs' parents; None: start from `init`
     diverged_at: np.ndarray
     versions: Mapping[str, str]
 
 
 class Ray:
-    """An executor: computes the units of a group wherever the cluster has room."""
+    """An executor that computes the units of a group on a Ray cluster."""
 
     def __init__(self, spec: specs.Spec, address: str | None, resources: Mapping[str, float]):
         """Join the cluster at `address`, or start one on this machine.
 
         Args:
-            spec: of the sweep.
+            spec: the sweep.
             address: "auto", HOST:PORT or ray://HOST:PORT; None: RAY_ADDRESS, else this machine.
-            resources: what each task takes, as {"GPU": 1}; empty: one GPU, else one TPU chip, else
-                one CPU, whichever the cluster has.
+            resources: of each task, such as {"GPU": 1}; empty: one GPU, else one TPU chip, else one
+                CPU, whichever the cluster has.
 
         Raises:
-            InputError: the extra is not installed, or no node has such resources.
+            InputError: the extra is not installed, or the cluster lacks the resources.
             FaultError: there is no cluster at `address`.
         """
         self.ray = extras.load("ray", "ray", "--executor ray")
@@ -74,39 +74,39 @@ class Ray:
         path = Path(str(spec.agent.__file__)).resolve()
         self.source = () if built_in else trainers.texts(path)
         self.join(address)
-        there = self.ray.cluster_resources()
-        best = next((kind for kind in ("GPU", "TPU") if there.get(kind, 0) >= 1), "CPU")
+        total = self.ray.cluster_resources()
+        best = next((kind for kind in ("GPU", "TPU") if total.get(kind, 0) >= 1), "CPU")
         self.resources = dict(resources) or {best: 1.0}
-        self.slots = min(math.floor(there.get(k, 0) / n) for k, n in self.resources.items())
+        self.slots = min(math.floor(total.get(k, 0) / n) for k, n in self.resources.items())
         if self.slots < 1:
             needed = ",".join(f"{kind}={amount:g}" for kind, amount in self.resources.items())
-            has = ", ".join(f"{there.get(kind, 0):g} {kind}" for kind in self.resources)
+            has = ", ".join(f"{total.get(kind, 0):g} {kind}" for kind in self.resources)
             raise InputError(f"--ray-task must fit the cluster, which has {has}, but is {needed}.")
         self.on_cpu = not {"GPU", "TPU"} & set(self.resources)
 
     def join(self, address: str | None) -> None:
-        """Connect to the cluster, quietly."""
+        """Connect to the cluster without printing."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
-            with signals.handlers_restored():  # at SIGTERM Ray would end the process without a word
+            with signals.handlers_restored():  # Ray's own would end the process without a message
                 self.ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0].rstrip(".")
+            reason = text.first_line(error)
             raise FaultError(f"There is no Ray cluster at {address}: {reason}.") from error
 
     def __call__(
         self, work: engine.Work, group: plans.Group, units: Sequence[plans.Unit]
     ) -> Iterator[engine.Computed]:
-        """Yield units as they are done, in whatever order."""
+        """Yield units as they finish, in any order."""
         tasks = f"{len(units)} tasks of {group.rows} rows, {self.slots} at a time"
         work.progress.say(f"Group {group.index}: {tasks}, on the Ray cluster.")
         remote = self.ray.remote(compute_unit).options(**self.options())
-        waiting = collections.deque(units)
+        queue = collections.deque(units)
         running: dict[Any, plans.Unit] = {}
         try:
-            while waiting or running:
-                while waiting and len(running) < QUEUED * self.slots:
-                    unit = waiting.popleft()
+            while queue or running:
+                while queue and len(running) < QUEUED * self.slots:
+                    unit = queue.popleft()
                     running[remote.remote(self.task(work, group, unit))] = unit
                 done, _ = self.ray.wait(list(running), timeout=1.0)
                 for reference in done:
@@ -116,14 +116,14 @@ class Ray:
                 self.ray.cancel(reference, force=True)
 
     def options(self) -> dict[str, Any]:
-        """Return what Ray is told of every task."""
+        """Return the options of every task for Ray."""
         names = {"CPU": "num_cpus", "GPU": "num_gpus"}
         known = {names[k]: n for k, n in self.resources.items() if k in names}
         others = {k: n for k, n in self.resources.items() if k not in names}
-        # The process that runs the sweep computes on its CPU only; a worker must not inherit that.
+        # The sweep's own process uses only its CPU; a worker must not inherit that.
         platform = "cpu" if self.on_cpu else ""
         devices = "--xla_force_host_platform_device_count"
-        # The other flags decide the bits.
+        # The other flags affect results.
         flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if not f.startswith(devices)]
         environment = {"JAX_PLATFORMS": platform, "XLA_FLAGS": " ".join([*flags, f"{devices}=1"])}
         return {
@@ -135,7 +135,7 @@ class Ray:
         }
 
     def task(self, work: engine.Work, group: plans.Group, unit: plans.Unit) -> Task:
-        """Describe a unit to a worker."""
+        """Return a unit as a task for a worker."""
         states, diverged_at = None, np.zeros(len(unit.legs), np.int32)
         if group.start:
             (tree,), (diverged_at,) = engine.inherited(work, [unit])
@@ -157,17 +157,17 @@ class Ray:
     def received(
         self, work: engine.Work, group: plans.Group, unit: plans.Unit, reference: Any
     ) -> engine.Computed:
-        """Return what a task computed, or raise what stopped it."""
+        """Return the results of a task, or raise its failure."""
         try:
-            found = self.ray.get(reference)
+            results = self.ray.get(reference)
         except self.ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[-1].rstrip(".")
             raise FaultError(
-                f"Ray could not compute {unit.name}: {reason}; what is done is kept."
+                f"Ray could not compute {unit.name}: {reason}; finished units are kept."
             ) from error
-        if isinstance(found, remote.Failure):
-            raise remote.as_exception(found)
-        leaves, *others = found
+        if isinstance(results, remote.Failure):
+            raise remote.as_exception(results)
+        leaves, *others = results
         states = checkpoint.like(work.backend.template(unit), leaves)
         computed = engine.Computed([unit], group.rows, states, *others)
         updates = group.stop - group.start
@@ -233,7 +233,7 @@ def first_states(
 
 
 def leaves_of(tree: Any) -> list[np.ndarray]:
-    """Copy the leaves of a pytree to the host: its classes may be a fork's, unknown there."""
+    """Copy the leaves of a pytree to the host: a worker may not know the classes of a fork."""
     import jax
 
     return [checkpoint.to_numpy(leaf) for leaf in jax.tree.leaves(tree)]
@@ -241,16 +241,16 @@ def leaves_of(tree: Any) -> list[np.ndarray]:
 
 @functools.lru_cache(maxsize=1)  # programs take memory, and memory maps
 def backend_of(agent: str, source: tuple[tuple[str, str], ...], eval_episodes: int) -> Any:
-    """Return what computes units of an agent in this process, with its compiled programs."""
+    """Return this process's backend for an agent, with its compiled programs."""
     import jax
 
     from purejaxpg.sweep import compute
 
     with tempfile.TemporaryDirectory(prefix="purejaxpg-") as base:
-        for name, text in source:
+        for name, content in source:
             file = Path(base) / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text, "utf-8")
+            file.write_text(content, "utf-8")
         raw = {"agent": agent, "eval_episodes": eval_episodes}
         spec = specs.from_dict(raw, "task", Path(base))
     return compute.Backend(spec, jax.devices()[:1])

@@ -1,8 +1,8 @@
 """Environments: N side by side, with flat float32 observations [N, D].
 
 Every step reports `terminated` and `truncated` separately, and `next_obs`, the observation before
-any reset. `interface` has the types, `gymnax` adapts that library, `parameters` and `tracing` look
-after what a sweep may change and what an environment of one's own must do, and `pictures` draws.
+any reset. `interface` has the types and `gymnax` adapts that library. `parameters` checks the
+parameters that a sweep changes, `tracing` tries out a user's environment, `pictures` draws.
 """
 
 import dataclasses

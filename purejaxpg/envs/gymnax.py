@@ -134,7 +134,7 @@ def _flag(value: jax.Array) -> jax.Array:
 
 
 def _over(env: Env, state: EnvState) -> jax.Array | bool:
-    """Tell whether the step after `state` is the last that `register` allows -> [N]."""
+    """Return whether the step after `state` is the last that `register` allows -> [N]."""
     return state.episode_length + 1 >= env.added_limit if env.added_limit else False
 
 
@@ -270,16 +270,16 @@ def reason(error: Exception) -> str:
     return text if type(error) is ValueError and text else f"{type(error).__name__}: {text}"
 
 
-# --- what a class of gymnax does on its own ------------------------------------------------------
+# --- whether a class keeps a method of gymnax -----------------------------------------------------
 
 
 def has_own_step(inner: Any) -> bool:
-    """Tell whether an environment replaces gymnax's own `step`."""
+    """Return whether an environment replaces gymnax's own `step`."""
     return getattr(type(inner), "step", None) is not environment.Environment.step
 
 
 def has_own_truncation(inner: Any) -> bool:
-    """Tell whether an environment, without its wrappers, replaces gymnax's `is_truncated`."""
+    """Return whether an environment, without its wrappers, replaces gymnax's `is_truncated`."""
     rule = getattr(type(_layers(inner)[-1]), "is_truncated", None)
     return rule is not environment.Environment.is_truncated
 
@@ -294,7 +294,7 @@ def reset_of(inner: Any) -> Callable[..., Any]:
 
 
 def is_from_gymnax(inner: Any) -> bool:
-    """Tell whether an environment and all of its wrappers are gymnax's own."""
+    """Return whether an environment and all of its wrappers are gymnax's own."""
     return all(type(layer).__module__.split(".")[0] == "gymnax" for layer in _layers(inner))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -88,7 +89,7 @@ class Step:
         return self.terminated | self.truncated
 
 
-def horizon(env: Env, overrides: Any) -> int | None:
+def horizon(env: Env, overrides: Mapping[str, Any]) -> int | None:
     """Return the number of steps within which every episode ends, if it is known.
 
     It is known if episodes are truncated after `max_steps_in_episode` steps or by the limit given

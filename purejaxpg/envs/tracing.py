@@ -32,32 +32,30 @@ def try_out(env: Env) -> None:
     inner, key, defaults = env.inner, random.key(0), env.default_params
     reset, own = gymnax.reset_of(inner), gymnax.has_own_step(inner)
     first = _traced(env, reset.__name__, lambda key: reset(key, defaults), key)
-    if not isinstance(first, tuple) or len(first) != 2:
-        raise _refusal(env, reset.__name__, "must return (obs, state)")
+    pair = isinstance(first, tuple) and len(first) == 2
+    _require(pair, env, reset.__name__, "must return (obs, state)")
     obs, state = first
     _check_obs(env, reset.__name__, obs)
     member, wanted = ("step", STEP) if own else ("step_env", STEP_ENV)
     call, action = getattr(inner, member), jax.ShapeDtypeStruct(env.action_shape, env.action_dtype)
     step = _traced(env, member, lambda *x: tuple(call(*x, defaults)), key, state, action)
-    if len(step) != len(wanted.split(",")):
-        problem = f"returns {len(step)} values, but gymnax 1.0 expects {wanted}"
-        raise _refusal(env, member, problem)
-    if own and "final_observation" not in step[-1]:
-        problem = "must put 'final_observation' into info, as every wrapper of gymnax does"
-        raise _refusal(env, member, problem)
+    problem = f"returns {len(step)} values, but gymnax 1.0 expects {wanted}"
+    _require(len(step) == len(wanted.split(",")), env, member, problem)
+    problem = "must put 'final_observation' into info, as every wrapper of gymnax does"
+    _require(not own or "final_observation" in step[-1], env, member, problem)
     _check_obs(env, member, step[-1]["final_observation"] if own else step[0])
     for value, name in zip(step[2:-1], wanted.strip("()").split(", ")[2:-1], strict=True):
-        if getattr(value, "size", 0) != 1:
-            raise _refusal(env, member, f"must return one number as {name}")
+        _require(getattr(value, "size", 0) == 1, env, member, f"must return one number as {name}")
     _check_state(env, member, state, step[1])
     if not own:
         rule = _traced(env, "is_truncated", lambda s: inner.is_truncated(s, defaults), state)
-        if getattr(rule, "size", 0) != 1:
-            raise _refusal(env, "is_truncated", "must return one true or false")
+        single = getattr(rule, "size", 0) == 1
+        _require(single, env, "is_truncated", "must return one true or false")
 
 
-def _refusal(env: Env, member: str, problem: str) -> InputError:
-    return gymnax.refusal(env.name, env.inner, member, problem)
+def _require(condition: bool, env: Env, member: str, problem: str) -> None:
+    if not condition:
+        raise gymnax.refusal(env.name, env.inner, member, problem)
 
 
 def _traced(env: Env, member: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -65,39 +63,32 @@ def _traced(env: Env, member: str, function: Callable[..., Any], *arguments: Any
     try:
         return jax.eval_shape(function, *arguments)
     except Exception as error:
-        raise _refusal(env, member, f"fails with {gymnax.reason(error)}") from error
+        problem = f"fails with {gymnax.reason(error)}"
+        raise gymnax.refusal(env.name, env.inner, member, problem) from error
 
 
 def _check_obs(env: Env, member: str, obs: Any) -> None:
     """Raise unless an observation is one array of the size that the observation space says."""
-    is_array = hasattr(obs, "shape")
-    if not is_array or obs.size != (1 if env.index_observed else env.obs_size):
-        raise _refusal(
-            env,
-            member,
-            f"must return observations of shape {list(env.obs_shape)} as observation_space says, "
-            f"but returns {list(obs.shape) if is_array else f'a {type(obs).__name__}'}",
-        )
+    wanted = f"must return observations of shape {list(env.obs_shape)} as observation_space says"
+    is_array, size = hasattr(obs, "shape"), 1 if env.index_observed else env.obs_size
+    returned = list(obs.shape) if is_array else f"a {type(obs).__name__}"
+    fits = is_array and obs.size == size
+    _require(fits, env, member, f"{wanted}, but returns {returned}")
 
 
 def _check_state(env: Env, member: str, before: Any, after: Any) -> None:
     """Raise unless a step keeps the structure and the types of a state."""
     starts, ends = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (before, after))
-    if starts.keys() != ends.keys():
-        raise _refusal(env, member, "must return a state of the structure that a reset returns")
+    problem = "must return a state of the structure that a reset returns"
+    _require(starts.keys() == ends.keys(), env, member, problem)
     for path, old in starts.items():
-        new = ends[path]
-        if (old.shape, old.dtype) != (new.shape, new.dtype):
-            raise _refusal(
-                env,
-                member,
-                f"must leave state{jax.tree_util.keystr(path)} {old.dtype}{list(old.shape)} as a "
-                f"reset returns it, but makes it {new.dtype}{list(new.shape)}",
-            )
+        was, new = f"{old.dtype}{list(old.shape)}", f"{ends[path].dtype}{list(ends[path].shape)}"
+        leaf = f"must leave state{jax.tree_util.keystr(path)} {was} as a reset returns it"
+        _require(was == new, env, member, f"{leaf}, but makes it {new}")
 
 
 def truncation(env: Env) -> tuple[bool, bool]:
-    """Tell whether an environment ever truncates, and whether it does so by gymnax's own rule.
+    """Return whether an environment ever truncates, and whether it does so by gymnax's own rule.
 
     An environment that never truncates does not read its state to decide. gymnax's rule is in
     force if it is not overridden and its limit reaches the outcome.
@@ -129,7 +120,7 @@ def truncation(env: Env) -> tuple[bool, bool]:
 
 @functools.cache
 def changes_transitions(env: Env, name: str) -> bool:
-    """Tell whether any observation, reward or end of an episode depends on the parameter `name`.
+    """Return whether any observation, reward or end of an episode depends on the parameter `name`.
 
     A parameter that matters only in rare states counts, because nothing is run.
 
@@ -169,6 +160,6 @@ def _default(env: Env, name: str) -> jax.Array:
 
 
 def _used(program: Any) -> list[bool]:
-    """Tell of each input of a traced program whether an output depends on it."""
+    """Return for each input of a traced program whether an output depends on it."""
     _, used = partial_eval.dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars))
     return used

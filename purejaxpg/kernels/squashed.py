@@ -6,8 +6,6 @@ import distrax
 import jax
 import jax.numpy as jnp
 
-from purejaxpg.kernels import distributions
-
 _NEWTON_STEPS = 32
 
 
@@ -25,7 +23,8 @@ class TanhGaussian(distrax.Transformed):
     """
 
     def __init__(self, mean: jax.Array, log_std: jax.Array):
-        gaussian = distributions.diag_gaussian(mean, log_std)
+        normal = distrax.Normal(mean, jnp.broadcast_to(jnp.exp(log_std), mean.shape))
+        gaussian = distrax.Independent(normal, reinterpreted_batch_ndims=1)
         super().__init__(gaussian, distrax.Block(distrax.Tanh(), 1))
 
     def log_prob(self, value: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ only lay it out.
 import json
 import math
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from purejaxpg import stats
+from purejaxpg import contract, stats
 from purejaxpg.report import curves as training
 from purejaxpg.report import ranking
 from purejaxpg.report.ranking import Configuration
@@ -31,8 +32,8 @@ _MOST_LEVELS = 12  # distinct values before they are put into bins
 _TOP = 0.75  # quantile above which a configuration is among the best
 _TOP_NEEDS = 20  # configurations, before there is a best quarter to speak of
 _GRID_POINTS = 60
-_UNKNOWN = (math.nan, math.nan)
-_EVALUATION = ("evaluation/return", "evaluation/finished")
+_SPENT = ("wall_s", "compile_s", "env_steps")
+_EVALUATION = (contract.RETURN, contract.FINISHED)
 
 
 @dataclass(frozen=True)
@@ -305,6 +306,7 @@ class Analysis:
     overall: list[Improvement]  # averaged over environments
     schedules: list[tuple[str, Schedule]]
     cost: Cost
+    unit: str  # of progress, in the plural
     facts: dict[str, str]
     notes: list[str]
 
@@ -321,9 +323,11 @@ class Analysis:
     def during_training(self, c: Configuration) -> tuple[float, float]:
         """Return the best bin of the training curves and the area under them, IQM over runs."""
         own = [self.training[run_id] for run_id in c.run_ids if run_id in self.training]
-        values = np.array([(curve.best, curve.area) for curve in own]).reshape(-1, 2)
-        known = values[np.isfinite(values).all(axis=1)]
-        return tuple(np.asarray(stats.iqm(known, axis=0)).tolist()) if known.size else _UNKNOWN
+        known = [curve for curve in own if math.isfinite(curve.best)]
+        if not known:
+            return math.nan, math.nan
+        best, area = stats.iqm([[c.best for c in known], [c.area for c in known]]).tolist()
+        return best, area
 
     def spent(self, c: Configuration) -> tuple[float, float]:
         """Return environment steps and device seconds of all runs of a configuration."""
@@ -370,6 +374,7 @@ def of_store(store: Store) -> Analysis:
         overall=_overall(sections),
         schedules=_schedules(legs, sections) if population else [],
         cost=_cost(store, legs),
+        unit=_unit(store),
         facts=_facts(store),
         notes=_notes(ranked, bool(confirmed), episodes, cut, store.ledger.notes()),
     )
@@ -450,10 +455,16 @@ def _notes(
     return notes + recorded
 
 
+def _unit(store: Store) -> str:
+    """Return the unit of the trainer's progress, such as environment steps."""
+    facts = (unit["facts"] or {} for unit in store.ledger.units())
+    return next((str(each["unit"]) for each in facts if "unit" in each), contract.ENV_STEPS)
+
+
 def _facts(store: Store) -> dict[str, str]:
     """Return the hardware and versions that the runs used; several values if they differ."""
     values: dict[str, list[str]] = {}
-    skipped = {"wall_s", "compile_s", "env_steps", "steps_before", "steps_per_update"}
+    skipped = {"wall_s", "compile_s", "env_steps", "steps_before", "steps_per_update", "unit"}
     for unit in store.ledger.units():
         for name, value in (unit["facts"] or {}).items():
             text = value if isinstance(value, str) else json.dumps(value)
@@ -464,23 +475,21 @@ def _facts(store: Store) -> dict[str, str]:
 
 def _cost(store: Store, legs: Iterable[dict[str, Any]]) -> Cost:
     """Return the cost of all committed legs; units that were computed together count once."""
-    rows: dict[tuple[int, float, float], int] = {}
-    keys, steps = {}, {}
-    for unit in store.ledger.units():
-        facts = unit["facts"] or {}
-        if not unit["done"]:
-            continue
-        seconds = [float(facts.get(name) or 0.0) for name in ("wall_s", "compile_s")]
-        key = (unit["round"], seconds[0], seconds[1])
-        keys[unit["name"]], steps[unit["name"]] = key, float(facts.get("env_steps") or 0.0)
-        rows[key] = rows.get(key, 0) + unit["rows"]
+    units = {unit["name"]: unit for unit in store.ledger.units() if unit["done"]}
+    spent = {
+        name: tuple(float((unit["facts"] or {}).get(key) or 0.0) for key in _SPENT)
+        for name, unit in units.items()
+    }
+    rows: Counter[tuple[float, ...]] = Counter()
+    for name, unit in units.items():
+        rows[unit["round"], *spent[name][:2]] += unit["rows"]
     by_run: dict[str, tuple[float, float]] = {}
     for leg in legs:
-        if leg["unit"] in keys:
+        if leg["unit"] in units:
+            wall_s, compile_s, steps = spent[leg["unit"]]
             before = by_run.get(leg["run_id"], (0.0, 0.0))
-            key = keys[leg["unit"]]
-            share = key[1] / rows[key]
-            by_run[leg["run_id"]] = (before[0] + steps[leg["unit"]], before[1] + share)
+            share = wall_s / rows[units[leg["unit"]]["round"], wall_s, compile_s]
+            by_run[leg["run_id"]] = (before[0] + steps, before[1] + share)
     return Cost(
         env_steps=int(sum(done for done, _ in by_run.values())),
         wall_s=sum(wall_s for _, wall_s, _ in rows),

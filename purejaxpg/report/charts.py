@@ -63,11 +63,12 @@ def _band(x: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str, **more:
 # ----------------------------------------------------------------------------------------- curves
 
 
-def curves(data: Curves, rows: Sequence[int] | None = None) -> Figure:
+def curves(data: Curves, unit: str, rows: Sequence[int] = ()) -> Figure:
     """Draw training curves: the best in colour with bands, the others as lines or quantiles.
 
     Args:
-        data: what to draw.
+        data: the curves.
+        unit: of their steps.
         rows: the table row of each of the best; the script finds their traces by it.
 
     Returns:
@@ -82,16 +83,15 @@ def curves(data: Curves, rows: Sequence[int] | None = None) -> Figure:
     else:
         traces = [_trace(x, y, "grey 80", width=1) for _, x, y in data.others]
     for index, line in reversed(list(enumerate(data.best, 1))):
-        tag = {"meta": rows[index - 1]} if rows else {}
-        ends = (line.steps, line.low, line.high)
-        traces.append(_band(*ends, f"c{index}", **tag))
-        hover = {"name": clean(line.name), "hovertemplate": "%{y:.4g}"}
+        tag: Figure = {"meta": rows[index - 1]} if rows else {}
+        traces.append(_band(line.steps, line.low, line.high, f"c{index}", **tag))
+        hover: Figure = {"name": clean(line.name), "hovertemplate": "%{y:.4g}"}
         traces.append(_trace(line.steps, line.centre, f"c{index}", **hover, **tag))
     return _figure(
         traces,
         440,
         hovermode="x unified",
-        xaxis={"title": {"text": "environment steps"}, "tickformat": "~s", "rangemode": "tozero"},
+        xaxis={"title": {"text": clean(unit)}, "tickformat": "~s", "rangemode": "tozero"},
     )
 
 
@@ -149,7 +149,7 @@ def forest(
             dot["error_x"] = bar | {"width": 0}
         traces.append(dot)
         notes += _labels(row.label, shown, place)
-    axis = {"title": {"text": title}, "tickformat": ".0%" if form is percent else "~g"}
+    axis: Figure = {"title": {"text": title}, "tickformat": ".0%" if form is percent else "~g"}
     lines = [] if middle is None else [_line_at(middle)]
     if middle is not None:
         axis["range"] = [-0.02, 1.02]
@@ -243,7 +243,7 @@ def marginal(axis: Axis, scores: np.ndarray, limits: tuple[float, float]) -> Fig
     if np.isfinite(axis.errors).any():
         mean["error_y"] = {"type": "data", "array": rounded(axis.errors), "color": "@c1"}
         mean["error_y"] |= {"width": 0, "thickness": 2.2}
-    place = {"type": "log", "dtick": _decades(x)} if levels.log else {}
+    place: Figure = {"type": "log", "dtick": _decades(x)} if levels.log else {}
     if named or (not levels.binned and len(levels.labels) <= _LABELLED):
         place = {"tickvals": rounded(x), "ticktext": _ticks(levels.labels)} | {
             key: value for key, value in place.items() if key == "type"
@@ -318,12 +318,12 @@ def parallel(
     scores = np.array([c.iqm for _, c in scored])
     if not names or np.ptp(scores) == 0:
         return None
-    axes, places = zip(*(_coordinate(values[n], specs.get(n)) for n in names), strict=True)
-    *drawn, score = [*places, (scores - scores.min()) / np.ptp(scores)]
+    drawn = [_coordinate(values[name], specs.get(name)) for name in names]
+    named = [{"name": clean(n), "ticks": t} for n, (t, _) in zip(names, drawn, strict=True)]
     ends = [(float(p), number(scores.min() + p * np.ptp(scores))) for p in np.linspace(0, 1, 5)]
-    named = [{"name": clean(n), "ticks": ticks} for n, ticks in zip(names, axes, strict=True)]
+    score = (scores - scores.min()) / np.ptp(scores)
     picked = np.linspace(0, len(scored) - 1, min(len(scored), _LINES)).round().astype(int)
-    places = np.stack([*drawn, score], axis=1).round(3).tolist()
+    places = np.stack([*(at for _, at in drawn), score], axis=1).round(3).tolist()
     lines = [[scored[i][0], int(scored[i][1].diverged > 0), *places[i]] for i in picked.tolist()]
     return {"axes": [*named, {"name": "final return", "ticks": ends}], "lines": lines}
 
@@ -357,7 +357,7 @@ def profile(data: Profile) -> Figure:
         traces.append(_band(data.thresholds, low, high, f"c{index}"))
         traces.append(_trace(data.thresholds, share, f"c{index}", **hover))
     title = "normalised final return τ" if data.normalized else "final return τ"
-    axes = {"xaxis": {"title": {"text": title}, "tickformat": "~g"}}
+    axes: Figure = {"xaxis": {"title": {"text": title}, "tickformat": "~g"}}
     axes["yaxis"] = {"tickformat": ".0%", "range": [-0.01, 1.03]}
     return _figure(traces, 320, hovermode="x unified", **axes)
 

@@ -134,7 +134,7 @@ def _curves(data: Analysis) -> "Figure | None":
         seeds = max(c.finished for c in section.ranked)
         over = f"IQM of {seeds} seeds, shaded: 95% interval" if seeds > 1 else "one seed"
         dress(axes, section.environment or "Training", over)
-        axes.set_xlabel("environment steps", fontsize=11)
+        axes.set_xlabel(plain(data.unit, 40), fontsize=11)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.margins(x=0.01)
         axes.set_xlim(left=0)

@@ -218,7 +218,7 @@ function fit(notes, width) {
 function layoutOf(own, width) {
   const axis = {
     gridcolor: "@rule", zerolinecolor: "@rule", linecolor: "@grey", automargin: true, fixedrange: touch.matches,
-    exponentformat: "power", nticks: Math.max(3, Math.floor(width / 75)), zeroline: false,
+    exponentformat: "power", nticks: Math.max(3, Math.floor(width / 55)), zeroline: false,
   };
   const layout = paint({
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, hovermode: "closest",

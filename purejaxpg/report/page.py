@@ -6,6 +6,7 @@ script but the two whose hashes it states.
 """
 
 import base64
+import functools
 import hashlib
 import itertools
 import math
@@ -39,22 +40,9 @@ def render(data: Analysis, title: str) -> str:
     Returns:
         A complete HTML document.
     """
-    import jinja2
     from markupsafe import Markup
     from plotly import offline
 
-    loader = jinja2.FileSystemLoader(_HERE)
-    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True}
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, **options
-    )
-    # The filter `tojson` also escapes what could end a script element.
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    environment.filters |= {
-        "number": number, "percent": percent, "short": short, "engineering": engineering,
-        "interval": interval, "chance": chance, "duration": duration, "counted": counted,
-    }  # fmt: skip
-    environment.tests["finite"] = math.isfinite
     scripts = [(_HERE / "page.js").read_text(encoding="utf-8"), offline.get_plotlyjs()]
     figures: list[Figure] = []
 
@@ -69,16 +57,33 @@ def render(data: Analysis, title: str) -> str:
         return Markup(text).format(kind, len(figures) - 1, label, height)
 
     table = _table(data)
-    text = environment.get_template("page.html.j2").render(
+    text = _environment().get_template("page.html.j2").render(
         data=data, title=title, chart=chart, charts=charts, figures=figures, table=table,
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         scripts=[Markup(script) for script in scripts],
         hashes=[_hash(script) for script in scripts],
         sections=[_of_section(section, data, table) for section in data.sections],
-        many=len(data.sections) > 1,
+        many=len(data.sections) > 1, percent=percent,
         **_of_sweep(data),
     )  # fmt: skip
     return text.lstrip()  # the definitions of the template leave empty lines
+
+
+def _environment() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    # The filter `tojson` also escapes what could end a script element.
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    environment.filters |= {
+        "number": number, "percent": percent, "short": short, "engineering": engineering,
+        "interval": interval, "chance": chance, "duration": duration, "counted": counted,
+    }  # fmt: skip
+    environment.tests["finite"] = math.isfinite
+    return environment
 
 
 def _hash(script: str) -> str:
@@ -174,8 +179,6 @@ def _of_section(section: Section, data: Analysis, table: dict[str, Any]) -> dict
         "name": section.environment,
         "shown": shown,
         "confirmed": confirmed,
-        "standing": _standing(section, data),
-        "headline": _headline(section, shown) if shown else [],
         "over_default": _over_default(section),
         "best": _best_again(section),
         "main": [axis for axis in section.effects.axes if axis.share >= 0.01][:3],
@@ -187,40 +190,6 @@ def _of_section(section: Section, data: Analysis, table: dict[str, Any]) -> dict
         "parallel": None if data.population else charts.parallel(section, own, specs),
         "failures": _failure_figures(section),
     }
-
-
-def _standing(section: Section, data: Analysis) -> tuple[str, str, str]:
-    """Return how good the evidence is: a class of the tag, its text, and a phrase."""
-    confirmed = section.role("winner")
-    if data.population:
-        return "unsure", "one run", "best member at the end of training"
-    if confirmed:
-        what = f"winner of the tuning stage, on {confirmed.configuration.finished} fresh seeds"
-        overtaken = _best_again(section) is not confirmed
-        return ("unsure", "overtaken", what) if overtaken else ("", "confirmed", what)
-    if len(section.ranked) < 2:
-        return "", "nothing selected", "the only configuration"
-    return "unsure", "not confirmed", "winner of the tuning stage"
-
-
-def _headline(section: Section, shown: Configuration) -> list[tuple[str, str, str]]:
-    """Return the large numbers: each with an interval and a description."""
-    several = shown.finished > 1
-    ends = interval(shown.low, shown.high) if several else ""
-    text = f"final return, IQM of {count(shown.finished, 'run')}"
-    items = [(number(shown.iqm), ends, text + ", 95% interval" * several)]
-    confirmed = section.role("winner")
-    default = _over_default(section)
-    if default:
-        text = "probability that a run of it beats a run of the default"
-        items.append((*chance(default).split(" ", 1), text))  # type: ignore[arg-type]
-    if confirmed and confirmed.tuned:
-        gap = confirmed.tuned.iqm - confirmed.configuration.iqm
-        text = "less than its tuning score" if gap >= 0 else "more than its tuning score"
-        items.append((number(abs(gap)), "", f"{text}, {number(confirmed.tuned.iqm)}"))
-    if not confirmed and len(section.first) > 1 and several:
-        items.append((percent(section.first[0]), "", "of resamples of the seeds put it first"))
-    return items
 
 
 def _over_default(section: Section) -> analysis.Improvement | None:
@@ -334,7 +303,7 @@ def _columns(data: Analysis) -> list[tuple[dict[str, Any], Callable[[Configurati
         column(final, "IQM", lambda c: _cell(c.iqm, _score), "main"),
         column(final, "95% CI", _interval_cell),
         *(
-            column("hyperparameters", name, lambda c, name=name: _value(c.swept.get(name)), "text")
+            column("hyperparameters", name, functools.partial(_value, name), "text")
             for name in ranking.fields(data.ranked)
         ),
         column("final return, too", "mean", lambda c: _cell(c.mean, _score)),
@@ -343,7 +312,11 @@ def _columns(data: Analysis) -> list[tuple[dict[str, Any], Callable[[Configurati
         column("during training", "AUC", lambda c: _cell(data.during_training(c)[1], _score)),
         *[column(cost, "trained", lambda c: _cell(c.reached, percent))] * stops,
         column(cost, "diverged", _failed_cell, "fail"),
-        column(cost, "env steps", lambda c: _cell(data.spent(c)[0] or math.nan, engineering)),
+        column(
+            cost,
+            data.unit.replace("environment", "env"),
+            lambda c: _cell(data.spent(c)[0] or math.nan, engineering),
+        ),
         column(cost, "seconds", lambda c: _cell(data.spent(c)[1] or math.nan, number)),
     ]
 
@@ -369,8 +342,9 @@ def _cell(value: float, form: Callable[[float], str]) -> Any:
     return key if text == f"{key:g}" else [key, text]
 
 
-def _value(value: Any) -> Any:
+def _value(name: str, c: Configuration) -> Any:
     """Return a swept value as a cell; the script sorts a text that is a number by the number."""
+    value = c.swept.get(name)
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53:
         return value
     return None if value is None else short(value)

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax import random
 
-from purejaxpg import FaultError, InputError, disk, envs, evaluate, trainers
+from purejaxpg import FaultError, InputError, contract, disk, envs, evaluate, trainers
 from purejaxpg import config as configs
 from purejaxpg.envs import pictures
 from purejaxpg.report import ranking
@@ -82,6 +82,7 @@ def run(
     configs.require(0 <= seed < 2**32, f"seed must be in [0, 2**32), but is {seed}.")
     with Store.read(directory) as store:
         chosen = find(store, run)
+        _check_playable(store, chosen)
         if gif is not None:
             _check_gif(gif, ranking.environment_of(chosen))
         trained = load(store, chosen, agent, say)
@@ -91,6 +92,19 @@ def run(
     say(_summary(played, greedy))
     if gif is not None:
         say(picture(key_picture, trained, greedy, gif))
+
+
+def _check_playable(store: Store, run: dict[str, Any]) -> None:
+    """Raise an InputError if a run has no episodes to play."""
+    configs.require(
+        bool(ranking.environment_of(run)),
+        f"The runs of {store.path} play no environment; their scores are in the report.",
+    )
+    configs.require(
+        "given" not in store.ledger.identity,
+        f"The runs of {store.path} were given arrays that are not stored with them, so they cannot "
+        "be played.",
+    )
 
 
 # ---------------------------------------------------------------------------------- choosing a run
@@ -226,8 +240,7 @@ def record(
         The environment's own state before each step, leaves ``[T, ...]``; observations
         ``[T + 1, D]``, the last one after the last step; rewards ``[T]``.
     """
-    limit = envs.horizon(envs.from_config(trained.config), trained.config.env_params)
-    steps = min(limit or DRAWN_STEPS, DRAWN_STEPS)
+    steps = min(contract.horizon(trained.config) or DRAWN_STEPS, DRAWN_STEPS)
     episode = jax.jit(functools.partial(_episode, trained.agent, steps, greedy))
     steps_taken = episode(key, trained.state, trained.config)
     inner, obs, next_obs, reward, done = jax.tree.map(lambda x: np.asarray(x)[:, 0], steps_taken)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from purejaxpg import stats
+from purejaxpg import contract, stats
 from purejaxpg.sweep.store import Store
 from purejaxpg.text import short
 
@@ -139,7 +139,7 @@ def is_population(identity: dict[str, Any]) -> bool:
 
 def environment_of(run: dict[str, Any]) -> str:
     """Return the environment of a run; empty if it has none."""
-    return str(run["config"].get("env", ""))
+    return contract.section(run["config"])
 
 
 def sections(ranked: Iterable[Configuration]) -> dict[str, list[Configuration]]:

@@ -247,7 +247,7 @@ def means(sums: Mapping[str, float], updates: float) -> dict[str, float]:
     """Return the means over `updates`; sums over episodes become means over episodes."""
     averages, episodes = {}, sums.get(contract.EPISODE_COUNT)
     for name, value in sums.items():
-        of_episodes = name.startswith("episode/") and name.endswith("_sum")
+        of_episodes = name.startswith(contract.EPISODE) and name.endswith("_sum")
         if not of_episodes:
             averages[name] = value / float(updates)
         elif episodes:

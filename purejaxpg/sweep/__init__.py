@@ -1,1 +1,1 @@
-"""Sweeps: what to compute (ask), computing it (run), and results on disk (keep)."""
+"""Sweeps: read and plan them (ask), compute them (run), and store the results (keep)."""

@@ -1,7 +1,7 @@
-"""The programs of a sweep: vmapped updates in compiled segments, over all devices.
+"""The programs of a sweep: vmapped updates in compiled segments on all devices.
 
-Nothing inside a segment talks to the host, and a run of a sweep is `train(key, config)` cut into
-pieces: the same folded keys, so the same random numbers. `engine.py` is the loop around this.
+A segment never talks to the host. A run of a sweep is `train(key, config)` cut into segments: it
+folds the same keys, so it draws the same random numbers. `engine.py` is the loop around this.
 """
 
 import concurrent.futures
@@ -32,16 +32,16 @@ from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import spec as specs
 
 SEGMENTS = 60  # per run: the steps of the progress bar
-# Groups whose programs stay in memory. On the CPU one group takes more than a thousand memory maps
-# of the 65,530 that Linux grants a process, and XLA does not survive the last of them.
-KEPT = 8
+# Number of groups whose programs stay in memory. On the CPU one group takes more than a thousand of
+# the 65,530 memory maps that Linux grants a process, and XLA crashes when they run out.
+MAX_GROUPS = 8
 ROWS = "rows"  # name of the mesh axis
-# Activations of a network, in one gradient step of all rows, up to which more rows make a core
-# of a CPU faster. Beyond, they leave its cache and products in batches are the slower ones.
+# Up to this many activations in one gradient step of all rows, more rows make a CPU core faster.
+# Beyond, they no longer fit into its cache, and batched products become slower.
 CPU_ACTIVATIONS = 2**17
-CPU_ROWS = 16  # more never helped
+CPU_ROWS = 16  # more rows never helped
 
-# Of a batch, each [rows of this process]: seeds, configurations, and what each row is given.
+# Of a batch, each [rows of this process]: seeds, configurations, and each row's given arrays.
 Inputs = tuple[Any, Any, Any]
 
 
@@ -52,13 +52,13 @@ class Programs:
     start: jax.stages.Compiled  # inputs, shared -> states
     segment: jax.stages.Compiled  # inputs, shared, states, diverged_at, first, count -> ...
     score: jax.stages.Compiled  # inputs, shared, states, updates -> evaluation
-    segment_length: int  # room for so many updates
+    segment_length: int  # updates of a segment, at most
     sharding: NamedSharding
     rows: int  # of a unit
-    compile_s: float  # all of it
-    trace_s: float  # of that, running Python
-    lower_s: float  # of that, writing StableHLO; XLA has the rest
-    bytes_per_device: int  # at the peak, as XLA plans it
+    compile_s: float  # the total
+    trace_s: float  # the part spent in Python
+    lower_s: float  # the part spent writing StableHLO; the rest is XLA's
+    bytes_per_device: int  # at the peak, as planned by XLA
 
     @property
     def units(self) -> int:
@@ -67,17 +67,23 @@ class Programs:
 
 
 class Backend:
-    """Computes units of `spec` on `devices`, one unit a device."""
+    """Computes units of a sweep on jax devices, one unit per device.
+
+    The engine knows nothing else about the computation, so tests can replace this class.
+    """
 
     def __init__(self, spec: specs.Spec, devices: Sequence[jax.Device]) -> None:
-        """Compute on `devices`."""
+        """Compute the runs of `spec` on `devices`."""
         self.spec = spec
         self.devices = list(devices)
         self.slots = len(self.devices)  # units computed at a time
         self.on_cpu = self.devices[0].platform == "cpu"
-        self.compiled: dict[tuple[Any, ...], Programs] = {}  # of the last KEPT groups
-        self.last: tuple[Any, Any] = None, None  # the inputs of a batch, and where they were put
-        self.given: tuple[Any, Any] = None, None  # a mesh, and what all rows are given, on it
+        self.compiled: dict[tuple[Any, ...], Programs] = {}  # of the last MAX_GROUPS groups
+        self.last: tuple[Any, Any] = (
+            None,
+            None,
+        )  # the inputs of a batch, and the same on its devices
+        self.given: tuple[Any, Any] = None, None  # a mesh, and the shared given arrays on it
         self.save = checkpoint.save
         self.load = checkpoint.load
         self.to_dict = configs.to_dict
@@ -89,6 +95,11 @@ class Backend:
     ) -> list[plans.Group]:
         """Cut a round into groups and units.
 
+        Args:
+            index: of the round, from 0.
+            round_: the round.
+            stored_rows: rows of each unit of an earlier plan, by its name.
+
         Raises:
             InputError: a run could not be scored.
         """
@@ -97,29 +108,29 @@ class Backend:
         return plans.groups(index, round_, signature, self.rows, stored_rows)
 
     def rows(self, config: Any, num_legs: int) -> int:
-        """Return the rows of a unit where a group like `config` has `num_legs` legs."""
+        """Return the rows of a unit for a group of `num_legs` legs with the sizes of `config`."""
         if self.spec.rows_per_device:
             return self.spec.rows_per_device
         return plans.even_rows(num_legs, self.slots, cpu_rows(config) if self.on_cpu else 2**31)
 
     def compile(self, group: plans.Group) -> Programs:
-        """Compile the programs of a group, or find those of an earlier round.
+        """Compile the programs of a group, or reuse those of an earlier round.
 
         Raises:
-            OutOfMemory: its units will not fit.
+            OutOfMemory: its units do not fit.
             InputError: the agent breaks the contract.
         """
-        used = self.devices[: len(group.units)]  # not of the pending ones: resuming keeps it
+        used = self.devices[: len(group.units)]  # of all units, so that resuming does not change it
         key = (group.signature, group.rows, len(used))
         programs = self.compiled.pop(key, None)
         if programs is None:
-            while len(self.compiled) >= KEPT:
+            while len(self.compiled) >= MAX_GROUPS:
                 del self.compiled[next(iter(self.compiled))]
             with out_of_memory(group.rows):
                 programs = build(self.spec, group, used)
             own = [device for device in used if device.process_index == jax.process_index()]
             refuse_too_large(programs, memory.limit(own))
-        self.compiled[key] = programs  # the last used comes last
+        self.compiled[key] = programs  # the most recently used comes last
         return programs
 
     # --------------------------------------------------------------------------------- computing
@@ -135,7 +146,7 @@ class Backend:
             return programs.start(self.once(programs, inputs), self.shared(programs))
 
     def shared(self, programs: Programs) -> Any:
-        """Put what all rows are given on every device, the first time that it is needed."""
+        """Return the given arrays shared by all rows, on every device; transferred only once."""
         mesh = programs.sharding.mesh
         if self.given[0] is not mesh:
             everywhere = NamedSharding(mesh, PartitionSpec())
@@ -143,7 +154,7 @@ class Backend:
         return self.given[1]
 
     def once(self, programs: Programs, inputs: Inputs) -> Any:
-        """Put the inputs of a batch on its devices, the first time that they are given."""
+        """Return the inputs of a batch on its devices; they are transferred only once."""
         if self.last[0] is not inputs:
             self.last = inputs, placed(programs, inputs)
         return self.last[1]
@@ -157,19 +168,31 @@ class Backend:
         first: int,
         count: int,
     ) -> tuple[Any, np.ndarray, dict[str, np.ndarray]]:
-        """Do updates first, ..., first + count - 1 -> states, diverged_at, metrics."""
+        """Do updates first, ..., first + count - 1 of every row.
+
+        Args:
+            programs: of the group.
+            inputs: as `inputs` returns them.
+            states: leaves [devices * rows, ...]; their memory is reused.
+            diverged_at: [devices * rows], the first update with a non-finite number, or 0.
+            first: 1 in a run's first segment.
+            count: at most `programs.segment_length`.
+
+        Returns:
+            States, diverged_at, and metrics [devices * rows, count] by name.
+        """
         with out_of_memory(programs.rows):
             at, shared = placed(programs, diverged_at), self.shared(programs)
             states, at, metrics = programs.segment(
                 self.once(programs, inputs), shared, states, at, np.int32(first), np.int32(count)
             )
-            found = {name: own_rows(value)[:, :count] for name, value in metrics.items()}
-        return states, own_rows(at), found
+            filled = {name: own_rows(value)[:, :count] for name, value in metrics.items()}
+        return states, own_rows(at), filled
 
     def score(
         self, programs: Programs, inputs: Inputs, states: Any, updates: int
     ) -> dict[str, np.ndarray]:
-        """Evaluate every row after so many updates."""
+        """Evaluate every row after `updates` updates -> arrays [rows, episodes] by name."""
         with out_of_memory(programs.rows):
             scores = programs.score(
                 self.once(programs, inputs), self.shared(programs), states, np.int32(updates)
@@ -183,13 +206,13 @@ class Backend:
         return jax.tree.map(lambda x: x[rows], states)
 
     def join(self, programs: Programs, trees: Sequence[Any]) -> Any:
-        """Put the states of a batch of units together, padded, on their devices."""
+        """Concatenate the states of a batch of units, padded, on their devices."""
         padded = [jax.tree.map(lambda x: pad(x, programs.rows), tree) for tree in trees]
         states = jax.tree.map(lambda *x: jnp.concatenate(x), *padded)
         return jax.device_put(states, programs.sharding)
 
     def pick(self, parts: Sequence[tuple[Any, int]]) -> Any:
-        """Make the states of one unit out of rows of others: (states, row) for each leg."""
+        """Assemble the states of one unit from a pair (states, row) for each leg."""
         rows = [jax.tree.map(lambda x, row=row: x[row : row + 1], tree) for tree, row in parts]
         return jax.tree.map(lambda *x: jnp.concatenate(x), *rows)
 
@@ -207,7 +230,7 @@ class Backend:
         return sorted(jax.eval_shape(update, inputs, shared, states, np.int32(1))[1])
 
     def facts(self, programs: Programs, group: plans.Group) -> dict[str, Any]:
-        """Return what is to be known about the computation of a unit."""
+        """Return the facts to record about the computation of a unit."""
         device = programs.sharding.mesh.devices.flat[0]
         return {
             "compile_s": programs.compile_s,
@@ -222,18 +245,18 @@ class Backend:
         }
 
     def versions(self) -> dict[str, str]:
-        """Return the versions of what the numbers depend on."""
+        """Return the versions of everything the numbers depend on."""
         return versions()
 
 
 def placed(programs: Programs, rows: Any) -> Any:
-    """Put the rows of this process on its devices, a unit on each."""
+    """Put the rows of this process on its devices, one unit on each."""
     put = functools.partial(jax.make_array_from_process_local_data, programs.sharding)
     return jax.tree.map(put, rows)
 
 
 def own_rows(array: jax.Array) -> np.ndarray:
-    """Copy the rows that the devices of this process hold."""
+    """Copy the rows on the devices of this process to the host."""
     if array.is_fully_addressable:
         return np.asarray(array)
     shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
@@ -242,18 +265,18 @@ def own_rows(array: jax.Array) -> np.ndarray:
 
 @contextlib.contextmanager
 def out_of_memory(rows: int) -> Iterator[None]:
-    """Turn what jax raises inside the block: OutOfMemory, for units of so many rows, or a fault."""
+    """Turn errors of jax inside the block into OutOfMemory, for units of `rows`, or a fault."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         text = str(error).splitlines()[0].rstrip(".")
         if "RESOURCE_EXHAUSTED" in text:
             raise memory.OutOfMemory(f"{rows} rows ran out of memory", rows // 2) from error
-        raise FaultError(f"jax failed: {text}; what is done is kept.") from error
+        raise FaultError(f"jax failed: {text}; finished units are kept.") from error
 
 
 def refuse_too_large(programs: Programs, limit: int) -> None:
-    """Raise OutOfMemory where XLA plans with more bytes than a device has."""
+    """Raise OutOfMemory if XLA plans to use more bytes than a device has."""
     needed = programs.bytes_per_device
     if needed > limit:
         fits = int(0.9 * programs.rows * limit / needed)
@@ -262,7 +285,7 @@ def refuse_too_large(programs: Programs, limit: int) -> None:
 
 
 def signature(config: Any) -> str:
-    """Return what decides the compiled program: the static fields and the names in env_params."""
+    """Return the static fields and the names in env_params, which determine the program."""
     hints = configs.field_types(type(config))
     values = configs.to_dict(config)
     static = {name: values[name] for name, hint in hints.items() if hint not in configs.TRACED}
@@ -273,7 +296,7 @@ def stack(runs: Sequence[plans.Run], rows: int) -> tuple[np.ndarray, Any]:
     """Batch runs for vmap, padded to `rows` with copies of the last one.
 
     Returns:
-        Seeds [rows], and a Config whose leaves are [rows], each of the type it is computed with.
+        Seeds [rows], and a Config whose leaves are [rows] in the dtypes of the programs.
     """
     padded = [*runs, *([runs[-1]] * (rows - len(runs)))]
     seeds = np.array([run.seed for run in padded], np.uint32)
@@ -289,7 +312,7 @@ def pad(array: jax.Array, rows: int) -> jax.Array:
 
 
 def cpu_rows(config: Any) -> int:
-    """Return the rows beyond which a core of a CPU takes longer for each."""
+    """Return the number of rows beyond which a CPU core needs more time per row."""
     return min(max(round(CPU_ACTIVATIONS / contract.activations(config)), 1), CPU_ROWS)
 
 
@@ -300,23 +323,22 @@ def build(spec: specs.Spec, group: plans.Group, devices: Sequence[jax.Device]) -
     mesh = Mesh(np.array(devices), (ROWS,))
     traced = trace(spec, group, mesh, length)
     traced_at = time.monotonic()
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # XLA compiles without Python's lock
-        # One is compiled, or read from the cache, while the next is lowered.
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # XLA releases Python's lock
+        # One program is compiled, or read from the cache, while the next is lowered.
         compiling = [pool.submit(program.lower().compile) for program in traced]
         lowered_at = time.monotonic()
-        programs = [program.result() for program in compiling]
-    starts, trains, scores = programs
+        start, segment, score = (program.result() for program in compiling)
     return Programs(
-        start=starts,
-        segment=trains,
-        score=scores,
+        start=start,
+        segment=segment,
+        score=score,
         segment_length=length,
         sharding=NamedSharding(mesh, PartitionSpec(ROWS)),
         rows=group.rows,
         compile_s=time.monotonic() - began,
         trace_s=traced_at - began,
         lower_s=lowered_at - traced_at,
-        bytes_per_device=max(map(memory.needed, programs)),
+        bytes_per_device=max(map(memory.needed, (start, segment, score))),
     )
 
 
@@ -363,7 +385,7 @@ def inputs_of(spec: specs.Spec, unit: plans.Unit, rows: int) -> Inputs:
 
 
 def run_keys(seeds: jax.Array, data: Any) -> jax.Array:
-    """Fold `data` into the key of each run; a run's key is its seed's and is never split."""
+    """Fold `data` into the key of each run. A run's key comes from its seed; it is never split."""
     return jax.vmap(lambda seed: random.fold_in(prng.key(seed), data))(seeds)
 
 
@@ -397,10 +419,10 @@ def segment_rows(
     """Do updates first, ..., first + count - 1 of each row.
 
     Args:
-        agent: the module.
+        agent: a trainer.
         length: size of the metrics' last axis; at least `count`.
         inputs: seeds [rows] uint32, configurations with leaves [rows], given arrays [rows, ...].
-        shared: what all rows are given, without an axis for rows.
+        shared: given arrays for all rows, without an axis for rows.
         states: leaves [rows, ...].
         diverged_at: [rows] int32, the first update with a non-finite number, or 0.
         first: [] int32, 1 in a run's first segment.
@@ -409,7 +431,7 @@ def segment_rows(
     Returns:
         States, diverged_at, and metrics [rows, length] of which the first `count` are filled.
     """
-    # Inlined: traced once for the shapes and once for the loop would take twice the time.
+    # Inlined, so that it is traced once for both the shapes and the loop.
     update = jax.jit(functools.partial(update_rows, agent), inline=True)
     shapes = jax.eval_shape(update, inputs, shared, states, first)[1]
     contract.check_metrics(agent, shapes)
@@ -427,9 +449,9 @@ def segment_rows(
 
 
 def finite(params: Any, metrics: dict[str, jax.Array]) -> jax.Array:
-    """Tell of each row whether its parameters and losses are finite -> [rows] bool.
+    """Return whether the parameters and losses of each row are finite -> [rows] bool.
 
-    Returns of episodes do not tell: a policy whose parameters are NaN still collects reward.
+    Returns of episodes prove nothing: a policy with NaN parameters still collects reward.
     """
     watched = [value for name, value in metrics.items() if name.startswith(contract.WATCHED)]
     leaves = [*jax.tree.leaves(params), *watched]
@@ -445,7 +467,7 @@ def score_rows(
     states: Any,
     updates: jax.Array,
 ) -> dict[str, jax.Array]:
-    """Score each row after so many updates -> arrays [rows, episodes]."""
+    """Score each row after `updates` updates -> arrays [rows, episodes] by name."""
     seeds, configurations, own = inputs
     given, axes = contract.arguments(own, shared)
 
@@ -458,10 +480,10 @@ def score_rows(
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Return the versions of what the numbers depend on, the package's own source included."""
+    """Return the versions of everything the numbers depend on, including our own source."""
     packages = ("jax", "jaxlib", "gymnax", "optax", "flax", "numpy")
-    found = {name: importlib.metadata.version(name) for name in packages}
+    versions = {name: importlib.metadata.version(name) for name in packages}
     source = hashlib.sha256()
     for path in sorted(Path(purejaxpg.__file__).parent.rglob("*.py")):
         source.update(path.read_bytes())
-    return {**found, "purejaxpg": purejaxpg.__version__, "source": source.hexdigest()[:16]}
+    return {**versions, "purejaxpg": purejaxpg.__version__, "source": source.hexdigest()[:16]}

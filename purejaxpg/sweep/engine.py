@@ -1,21 +1,23 @@
-"""Runs a sweep: round by round, unit by unit, segment by segment, storing as it goes.
+"""Run a sweep: round by round, unit by unit, segment by segment.
 
-What is computed is the backend's business (`compute.py`); this module decides in which order, what
-is kept, and what happens when something goes wrong. It does not import jax.
+The backend (`compute.py`) computes. This module decides on the order, stores the results and
+handles failures. It does not import jax.
 
-Whatever moment the process dies at, the same command ends with the same arrays: units are committed
-whole, those in progress leave snapshots, and the rounds of a search follow from what is committed.
+A process may be killed at any moment and the same command ends with the same arrays: units are
+committed whole, units in progress leave snapshots, and the rounds of a search follow from the
+committed results.
 """
 
+import contextlib
 import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from purejaxpg import FaultError, contract, signals
+from purejaxpg import FaultError, contract, signals, text
 from purejaxpg.sweep import ledger as ledgers
 from purejaxpg.sweep import memory, snapshots
 from purejaxpg.sweep import plan as plans
@@ -23,73 +25,18 @@ from purejaxpg.sweep import progress as progresses
 from purejaxpg.sweep import search as searches
 from purejaxpg.sweep import store as stores
 
-SNAPSHOT_EVERY_S = 30.0
-
-
-class Backend(Protocol):
-    """What computes: `compute.Backend`, or a stand-in."""
-
-    def groups(
-        self, index: int, round_: plans.Round, stored_rows: Mapping[str, int]
-    ) -> list[plans.Group]:
-        """Cut a round into groups and units."""
-
-    def compile(self, group: plans.Group) -> Any:
-        """Return programs with `rows`, `units` and `segment_length`, or raise OutOfMemory."""
-
-    def inputs(self, programs: Any, batch: Sequence[plans.Unit]) -> Any:
-        """Return what every program takes first."""
-
-    def start(self, programs: Any, inputs: Any) -> Any:
-        """Initialise every row -> states."""
-
-    def segment(
-        self, programs: Any, inputs: Any, states: Any, diverged_at: Any, first: int, count: int
-    ) -> tuple[Any, np.ndarray, dict[str, np.ndarray]]:
-        """Do updates first, ..., first + count - 1 -> states, diverged_at, metrics."""
-
-    def score(self, programs: Any, inputs: Any, states: Any, updates: int) -> dict[str, np.ndarray]:
-        """Evaluate every row after so many updates."""
-
-    def cut(self, states: Any, rows: slice) -> Any:
-        """Return the states of some rows."""
-
-    def join(self, programs: Any, trees: Sequence[Any]) -> Any:
-        """Put the states of a batch of units together, padded."""
-
-    def pick(self, parts: Sequence[tuple[Any, int]]) -> Any:
-        """Make the states of one unit out of (states, row) for each leg."""
-
-    def template(self, unit: plans.Unit) -> Any:
-        """Return the shapes of a unit's states."""
-
-    def metric_names(self, unit: plans.Unit) -> list[str]:
-        """Return the names of the agent's metrics."""
-
-    def facts(self, programs: Any, group: plans.Group) -> dict[str, Any]:
-        """Return what is to be known about the computation of a unit."""
-
-    def versions(self) -> dict[str, str]:
-        """Return the versions of what the numbers depend on."""
-
-    def save(self, path: Any, tree: Any) -> str:
-        """Write a checkpoint and return the hash of its manifest."""
-
-    def load(self, path: Any, template: Any, sha256: str | None = None) -> Any:
-        """Read a checkpoint that has this hash."""
-
-    def to_dict(self, config: Any) -> dict[str, Any]:
-        """Return a configuration as plain values."""
+if TYPE_CHECKING:
+    from purejaxpg.sweep import compute
 
 
 @dataclasses.dataclass
 class Computed:
-    """What came out of units that were computed side by side."""
+    """The results of units that were computed side by side."""
 
     units: list[plans.Unit]
     rows: int  # of each, padding included
     states: Any
-    diverged_at: np.ndarray  # [units * rows], as the arrays below
+    diverged_at: np.ndarray  # [units * rows], like the arrays below
     metrics: dict[str, np.ndarray]
     scores: dict[str, np.ndarray]
     facts: dict[str, Any]
@@ -97,10 +44,10 @@ class Computed:
 
 @dataclasses.dataclass
 class Work:
-    """All that the functions below share."""
+    """The objects that the functions below share."""
 
     store: stores.Store
-    backend: Backend
+    backend: "compute.Backend"
     progress: progresses.Progress
     snapshots: snapshots.Snapshots
     executor: "Executor"
@@ -109,29 +56,29 @@ class Work:
 
 Position = tuple[int, Any, np.ndarray]  # of a batch: updates done, states, diverged_at
 
-# Computes some units of a group, here or elsewhere, and yields them as they are done.
+# Computes some units of a group, on any machine, and yields them as they finish.
 Executor = Callable[[Work, plans.Group, Sequence[plans.Unit]], Iterator[Computed]]
 
 
 def run(
     rounds: searches.Rounds,
     store: stores.Store,
-    backend: Backend,
+    backend: "compute.Backend",
     progress: progresses.Progress,
-    snapshot_every_s: float = SNAPSHOT_EVERY_S,
+    snapshot_every_s: float = 30.0,
     executor: Executor | None = None,
     after_commit: Callable[[], None] = lambda: None,
 ) -> None:
-    """Compute what is not committed yet, round by round.
+    """Compute everything that is not committed yet, round by round.
 
     Args:
-        rounds: what to compute; `search.rounds` of a spec.
-        store: where results go; units it already holds are not computed again.
+        rounds: the rounds to compute; `search.rounds` of a spec.
+        store: receives the results; its committed units are not computed again.
         backend: computes.
-        progress: told what happens.
-        snapshot_every_s: least time between two snapshots of the units in progress.
+        progress: reports to the user.
+        snapshot_every_s: minimum time between two snapshots of the units in progress.
         executor: computes units; None: this process does.
-        after_commit: called when units have been committed. A signal may be waiting for its end.
+        after_commit: called after each commit. A signal may be pending until it returns.
     """
     shots = snapshots.Snapshots(
         store.path / "progress", backend.save, backend.load, snapshot_every_s
@@ -140,17 +87,15 @@ def run(
     requeue_damaged(work)
     warn_of_other_versions(work)
     known: list[plans.Round] = []
-    try:
+    with contextlib.suppress(StopIteration):
         known.append(next(rounds))
         while True:
             run_round(work, known)
             known.append(rounds.send(results(store, len(known) - 1)))
-    except StopIteration:
-        return
 
 
 def unfinished(rounds: searches.Rounds, store: stores.Store) -> bool:
-    """Tell whether anything of `rounds` is not committed, no longer intact, or to be released."""
+    """Return whether any unit of `rounds` is uncommitted or damaged, or a state can be released."""
     if store.ledger.pending() or store.damaged():
         return True
     planned_rounds = {unit["round"] for unit in store.ledger.units()}
@@ -164,7 +109,7 @@ def unfinished(rounds: searches.Rounds, store: stores.Store) -> bool:
 
 
 def results(store: stores.Store, index: int) -> searches.Results:
-    """Return how the legs of a round ended."""
+    """Return the results of the legs of a round."""
     return {
         leg["run_id"]: searches.Result(leg["score"], leg["status"] == "diverged")
         for leg in store.ledger.legs()
@@ -173,7 +118,7 @@ def results(store: stores.Store, index: int) -> searches.Results:
 
 
 def requeue_damaged(work: Work) -> None:
-    """Compute again what is committed and no longer intact."""
+    """Make damaged committed units pending again."""
     damaged = work.store.damaged()
     work.store.ledger.reset(damaged)
     for unit, reason in damaged.items():
@@ -181,7 +126,7 @@ def requeue_damaged(work: Work) -> None:
 
 
 def warn_of_other_versions(work: Work) -> None:
-    """Say so where units were computed by other versions than those that go on now."""
+    """Warn if committed units were computed with other versions than those in use now."""
     now = work.backend.versions()
     for unit in work.store.ledger.units():
         facts = unit["facts"] or {}
@@ -194,26 +139,22 @@ def warn_of_other_versions(work: Work) -> None:
 
 
 def run_round(work: Work, known: Sequence[plans.Round]) -> None:
-    """Plan the last of the rounds that are `known`, and compute what is pending of it.
+    """Plan the last of the `known` rounds and compute its pending units.
 
-    With fewer rows where memory runs out.
+    If memory runs out, the group is planned again with fewer rows.
     """
     index, round_ = len(known) - 1, known[-1]
     sizes = {unit["name"]: unit["size"] for unit in work.store.ledger.units()}
     while True:
         groups = work.backend.groups(index, round_, sizes)
-        plan = {
-            unit.name: planned(work.backend, unit, round_.stage)
-            for group in groups
-            for unit in group.units
-        }
+        every_unit = [unit for group in groups for unit in group.units]
+        plan = {unit.name: planned(work.backend, unit, round_.stage) for unit in every_unit}
         padded = {unit.name: group.rows for group in groups for unit in group.units}
         work.store.ledger.plan(plan, index, padded)
         bring_back(work, known)
         pending = set(work.store.ledger.pending(index))
-        # A process may have been killed between a commit and the end of its snapshots.
-        everything = [unit for group in groups for unit in group.units]
-        work.snapshots.discard(unit for unit in everything if unit.name not in pending)
+        # A process may have been killed after a commit and before it removed the snapshots.
+        work.snapshots.discard(unit for unit in every_unit if unit.name not in pending)
         work.progress.round_begins(index, round_, groups, pending)
         for group in groups:
             units = [unit for unit in group.units if unit.name in pending]
@@ -224,35 +165,32 @@ def run_round(work: Work, known: Sequence[plans.Round]) -> None:
                 sizes |= shrink(work, index, group, error)
                 break
         else:
-            # The states of the round before, as far as no run ends there, have had their use.
+            # Nothing needs the states of the previous round any more, unless a run ended there.
             work.store.release(work.store.superseded(index - 1))
             return
 
 
 def bring_back(work: Work, known: Sequence[plans.Round]) -> None:
-    """Compute released states again that what is pending of the last round starts from.
+    """Compute again the released states that pending units of the last round start from.
 
-    That happens only after damage, or where memory runs out in a group that was damaged.
+    They are needed only after damage, or if memory runs out in a group that was damaged.
     """
     index = len(known) - 1
     needed = work.store.ledger.released_parents(work.store.ledger.pending(index))
     if not needed:
         return
     work.store.ledger.reset(needed)
-    number = "a unit of earlier rounds is"
-    if len(needed) > 1:
-        number = f"{len(needed)} units of earlier rounds are"
     work.progress.say(
-        f"Note: what is pending in round {index + 1} starts from states that were released, so "
-        f"{number} computed again."
+        f"Note: pending units of round {index + 1} start from states that were released; "
+        f"computing {text.count(len(needed), 'unit')} of earlier rounds again."
     )
     for earlier in range(1, index + 1):
         if work.store.ledger.pending(earlier - 1):
             run_round(work, known[:earlier])
 
 
-def planned(backend: Backend, unit: plans.Unit, stage: str) -> list[ledgers.Run]:
-    """Describe a unit's legs in plain values."""
+def planned(backend: "compute.Backend", unit: plans.Unit, stage: str) -> list[ledgers.Run]:
+    """Return a unit's legs as plain values for the ledger."""
     return [
         ledgers.Run(
             run_id=leg.run.run_id,
@@ -270,15 +208,15 @@ def planned(backend: Backend, unit: plans.Unit, stage: str) -> list[ledgers.Run]
 
 
 def shrink(work: Work, index: int, group: plans.Group, error: memory.OutOfMemory) -> dict[str, int]:
-    """Choose fewer rows for a group that does not fit, and give up what was computed with more.
+    """Choose fewer rows for a group that does not fit, and discard its results with more rows.
 
-    The size of a unit is part of the numerics, so a group never mixes two.
+    Results depend on the size of a unit, so a group never mixes two sizes.
     """
     rows = min(error.fits, group.rows - 1)
     if rows < 1:
         raise FaultError(
-            f"Out of memory: {error}, and a unit cannot be smaller; "
-            f"{contract.smaller(group.config)} would need less."
+            f"Out of memory: {error}, and a unit cannot be smaller; use "
+            f"{contract.smaller(group.config)}."
         ) from error
     done = [unit.name for unit in group.units if unit.name not in work.store.ledger.pending(index)]
     work.store.ledger.reset(done)
@@ -293,7 +231,7 @@ def shrink(work: Work, index: int, group: plans.Group, error: memory.OutOfMemory
 
 
 def run_group(work: Work, group: plans.Group, units: Sequence[plans.Unit]) -> None:
-    """Compute `units` and commit them as they come."""
+    """Compute `units` and commit each as it finishes."""
     for computed in work.executor(work, group, units):
         facts = computed.facts
         before = 0 if group.start else facts["steps_before"]
@@ -304,8 +242,8 @@ def run_group(work: Work, group: plans.Group, units: Sequence[plans.Unit]) -> No
         }
         for i, unit in enumerate(computed.units):
             rows = slice(i * computed.rows, i * computed.rows + len(unit.legs))
-            found = {**computed.metrics, **computed.scores}
-            arrays = {name: value[rows] for name, value in found.items()}
+            every_row = {**computed.metrics, **computed.scores}
+            arrays = {name: value[rows] for name, value in every_row.items()}
             state = work.backend.cut(computed.states, rows)
             ended = outcomes(unit, arrays, computed.diverged_at[rows])
             note_unfinished(work, unit, arrays.get(contract.FINISHED))
@@ -316,14 +254,14 @@ def run_group(work: Work, group: plans.Group, units: Sequence[plans.Unit]) -> No
 
 
 def note_unfinished(work: Work, unit: plans.Unit, finished: np.ndarray | None) -> None:
-    """Say of which runs `finished` [rows, episodes] leaves no score, and why."""
+    """Warn about runs without a score: not all episodes of `finished` [rows, episodes] ended."""
     if finished is None or finished.all():
         return
     rows = zip(unit.legs, finished, strict=True)
     runs = [leg.run.run_id for leg, ended in rows if not ended.all()]
     note = (
-        f"Note: {(~finished).sum()} evaluation episodes of {', '.join(runs)} did not end in time, "
-        "so there is no score and these runs rank last; give the environment a lower time limit."
+        f"Note: {(~finished).sum()} evaluation episodes of {', '.join(runs)} did not end in time; "
+        "these runs have no score and rank last; give the environment a lower time limit."
     )
     work.store.ledger.note(note)
     work.progress.say(note)
@@ -332,22 +270,21 @@ def note_unfinished(work: Work, unit: plans.Unit, finished: np.ndarray | None) -
 def on_this_machine(
     work: Work, group: plans.Group, units: Sequence[plans.Unit]
 ) -> Iterator[Computed]:
-    """Compute as many units at a time as the programs take, one a device."""
+    """Compute units in this process, one on each device."""
     work.progress.compiling(group)
     programs = work.backend.compile(group)
     work.progress.compiled(group, programs.compile_s)
     for batch in batched(units, programs.units):
         with signals.deferred() as stopping:
             began = time.monotonic()
-            found = run_batch(work, group, programs, batch, stopping)
-            if found is not None:  # committed before a signal that arrived on the way is heeded
-                took = {"wall_s": time.monotonic() - began}
-                facts = {**work.backend.facts(programs, group), **took}
-                yield Computed(list(dict.fromkeys(batch)), programs.rows, *found, facts)
+            results = run_batch(work, group, programs, batch, stopping)
+            if results is not None:  # committed before a pending signal is raised
+                facts = {**work.backend.facts(programs, group), "wall_s": time.monotonic() - began}
+                yield Computed(list(dict.fromkeys(batch)), programs.rows, *results, facts)
 
 
 def batched(units: Sequence[plans.Unit], size: int) -> Iterator[list[plans.Unit]]:
-    """Yield lists of exactly `size` units, the last one filled up with copies."""
+    """Yield lists of exactly `size` units; the last list repeats its last unit."""
     for cut in range(0, len(units), size):
         batch = list(units[cut : cut + size])
         yield batch + [batch[-1]] * (size - len(batch))
@@ -360,9 +297,17 @@ def run_batch(
     batch: Sequence[plans.Unit],
     stopping: Callable[[], bool],
 ) -> tuple[Any, np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]] | None:
-    """Train and score `batch`, one unit a device -> states, diverged_at, metrics, scores.
+    """Train and score a batch.
 
-    None: it was to stop, and a snapshot says how far it came.
+    Args:
+        work: of the sweep.
+        group: the group of the batch.
+        programs: of the group.
+        batch: units, one on each device.
+        stopping: returns whether a signal is pending.
+
+    Returns:
+        States, diverged_at, metrics and scores; None if a signal stopped it after a snapshot.
     """
     backend = work.backend
     inputs = backend.inputs(programs, batch)
@@ -383,19 +328,19 @@ def run_batch(
 
 
 def segments(
-    backend: Backend, programs: Any, inputs: Any, at: Position, stop: int
+    backend: "compute.Backend", programs: Any, inputs: Any, at: Position, stop: int
 ) -> Iterator[tuple[Position, dict[str, np.ndarray]]]:
-    """Train on to update `stop`, and yield where that is after each segment.
+    """Train to update `stop`, segment by segment.
 
     Args:
         backend: computes.
         programs: of the group.
         inputs: of the batch.
-        at: where the batch is.
+        at: the position of the batch.
         stop: the last update.
 
     Yields:
-        Where the batch is then, and the metrics of the segment.
+        The position of the batch after each segment, and the segment's metrics.
     """
     done, states, diverged_at = at
     while done < stop:
@@ -408,14 +353,14 @@ def segments(
 
 
 def joined(pieces: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Put metrics of consecutive segments together -> [rows, updates]."""
+    """Concatenate the metrics of consecutive segments -> [rows, updates]."""
     return {name: np.concatenate([p[name] for p in pieces], axis=1) for name in pieces[0]}
 
 
 def outcomes(
     unit: plans.Unit, arrays: Mapping[str, np.ndarray], diverged_at: np.ndarray
 ) -> list[ledgers.Outcome]:
-    """Say how each leg of a unit ended."""
+    """Return the outcome of each leg of a unit."""
     greedy = arrays.get(contract.GREEDY_RETURN)
     return [
         ledgers.Outcome(
@@ -435,23 +380,28 @@ def outcomes(
 def begin(
     work: Work, group: plans.Group, programs: Any, batch: Sequence[plans.Unit], inputs: Any
 ) -> tuple[int, Any, np.ndarray, list[dict[str, np.ndarray]]]:
-    """Return where a batch starts: updates done, states, diverged_at, metrics so far.
+    """Return the start of a batch: updates done, states, diverged_at, metrics so far.
 
-    From snapshots where there are any, else from the states of the round before, else anew.
+    It starts from snapshots if there are any, else from states of the previous round, else from
+    `init`.
+
+    Args:
+        work: of the sweep.
+        group: the group of the batch.
+        programs: of the group.
+        batch: units, one on each device.
+        inputs: of the batch.
     """
     backend, distinct = work.backend, list(dict.fromkeys(batch))
-    found = work.snapshots.newest(distinct, lambda unit, at: shapes(work, group, unit, at))
-    if found is not None:
-        updates, trees = found
-        # A batch that is filled up repeats its last unit.
+    newest = work.snapshots.newest(distinct, lambda unit, at: shapes(work, group, unit, at))
+    if newest is not None:
+        updates, trees = newest
+        # The last batch may repeat its last unit.
         trees += [trees[-1]] * (len(batch) - len(trees))
         states = backend.join(programs, [tree["states"] for tree in trees])
         diverged_at = stacked([tree["diverged_at"] for tree in trees], programs.rows)
-        names = trees[0]["metrics"]
-        metrics = {
-            name: stacked([tree["metrics"][name] for tree in trees], programs.rows)
-            for name in names
-        }
+        pieces = [tree["metrics"] for tree in trees]
+        metrics = {name: stacked([p[name] for p in pieces], programs.rows) for name in pieces[0]}
         work.progress.resumed(group, batch, updates)
         return updates, states, diverged_at, [metrics]
     if group.start:
@@ -463,14 +413,14 @@ def begin(
 
 
 def stacked(parts: Sequence[np.ndarray], rows: int) -> np.ndarray:
-    """Put the rows of a batch's units together, each padded with its last one."""
+    """Concatenate the rows of a batch's units, each padded with its last row."""
     return np.concatenate([np.concatenate([x, *([x[-1:]] * (rows - len(x)))]) for x in parts])
 
 
 def snapshot(
     work: Work, programs: Any, batch: Sequence[plans.Unit], updates: int, at: tuple[Any, ...]
 ) -> None:
-    """Write down where a batch is."""
+    """Write a snapshot of a batch after `updates` updates."""
     began = time.monotonic()
     states, diverged_at, pieces = at
     metrics, trees, units = joined(pieces), [], list(dict.fromkeys(batch))
@@ -487,7 +437,7 @@ def snapshot(
 
 
 def shapes(work: Work, group: plans.Group, unit: plans.Unit, updates: int) -> dict[str, Any]:
-    """Return a pytree of what `snapshot` wrote."""
+    """Return the template of the pytree that `snapshot` wrote."""
     rows, names = len(unit.legs), work.backend.metric_names(unit)
     done = np.zeros((rows, updates - group.start), np.float32)
     return {
@@ -498,7 +448,7 @@ def shapes(work: Work, group: plans.Group, unit: plans.Unit, updates: int) -> di
 
 
 def inherited(work: Work, units: Sequence[plans.Unit]) -> tuple[list[Any], list[np.ndarray]]:
-    """Return the states and diverged_at with which the legs of each unit go on."""
+    """Return the states and diverged_at that the legs of each unit resume from."""
     legs = {(leg["run_id"], leg["stop"]): leg for leg in work.store.ledger.legs()}
     loaded: dict[str, Any] = {}
     trees, diverged_at = [], []
@@ -515,5 +465,5 @@ def inherited(work: Work, units: Sequence[plans.Unit]) -> tuple[list[Any], list[
 
 
 def first_rows(unit: plans.Unit, rows: int) -> plans.Unit:
-    """Return a unit of so many rows whose states have the shapes of `unit`'s."""
+    """Return a unit with `rows` rows whose states have the shapes of `unit`'s."""
     return plans.Unit(unit.name, (unit.legs[0],) * rows)

@@ -1,37 +1,37 @@
-"""What a sweep will take, before anything is spent: compilations, memory, disk and time.
+"""Forecast the compilations, memory, disk and time of a sweep.
 
-Numbers come from the programs themselves. Memory is what XLA plans for two sizes of a unit, which
-gives a fixed part and a part per row; time is that of one warm segment. Nothing is stored.
+The numbers come from the programs themselves. Memory is what XLA plans for two sizes of a unit,
+which gives a fixed part and a part per row; time is that of one warm segment. Nothing is stored.
 """
 
 import dataclasses
+import json
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from purejaxpg import InputError, contract, disk
-from purejaxpg import config as configs
 from purejaxpg.sweep import compute, memory, snapshots
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import search as searches
 from purejaxpg.sweep import spec as specs
 from purejaxpg.text import duration, engineering
 
-MEASURED = 4  # programs that are compiled and timed; the others are estimated from these
-ENOUGH_S, SEGMENTS_TIMED = 1.0, 20  # when a segment has been timed long enough
-WORSE = 1.1  # a row that costs so much more than in half as many rows calls for a warning
+MEASURED = 4  # programs that are compiled and timed; others are estimated from these
+ENOUGH_S, SEGMENTS_TIMED = 1.0, 20  # either ends the timing of a segment
+WORSE = 1.1  # warn if a row costs this much more than in a unit of half the rows
 Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """What one program was seen to take."""
+    """The measured cost of one program."""
 
     rows: int
     devices: int
@@ -39,16 +39,15 @@ class Measurement:
     start_s: float
     update_s: float  # of all rows on all devices, one update
     score_s: float
-    bytes_per_device: int  # as XLA plans it
-    seen_bytes: int  # by which the process's memory rose, on a CPU; 0: not known
+    bytes_per_device: int  # as planned by XLA
+    seen_bytes: int  # growth of the process's memory, on a CPU; 0: not known
 
     def seconds(self, batches: int, updates: int, fresh: bool = True) -> float:
-        """Return the time of so many batches of units, compilation apart."""
+        """Return the time of `batches` batches of units, without compilation."""
         return batches * (fresh * self.start_s + updates * self.update_s + self.score_s)
 
 
-@dataclasses.dataclass(frozen=True)
-class Fit:
+class Fit(NamedTuple):
     """Bytes on a device as a straight line: fixed + per_row * rows."""
 
     fixed: float
@@ -66,7 +65,7 @@ def fit(small: Measurement, large: Measurement) -> Fit:
 def measure(
     spec: specs.Spec, group: plans.Group, rows: int, devices: Sequence[jax.Device]
 ) -> Measurement:
-    """Compile a group with so many rows, and time warm segments of it.
+    """Compile a group with units of `rows` rows, and time warm segments of it.
 
     Raises:
         OutOfMemory: it does not fit.
@@ -105,7 +104,7 @@ def measure(
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    """Return what `call` returns once it is computed, and the seconds that took."""
+    """Return the computed result of `call`, and the seconds it took."""
     began = time.perf_counter()
     result = jax.block_until_ready(call())
     return result, time.perf_counter() - began
@@ -117,21 +116,21 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
 def plan(
     spec: specs.Spec, devices: Sequence[jax.Device], confirm: int, say: Say, quick: bool = False
 ) -> None:
-    """Print what the sweep will do and take.
+    """Print the forecast of a sweep.
 
     Args:
         spec: the sweep.
-        devices: those it would run on.
-        confirm: seeds of a confirmation, 0 for none.
+        devices: the devices it would run on.
+        confirm: seeds of a confirmation; 0: none.
         say: prints a line.
-        quick: compile and time nothing.
+        quick: do not compile or time anything.
     """
     rounds = searches.rehearse(searches.rounds(spec, confirm))
     backend = compute.Backend(spec, devices)
     notes = [note for round_ in rounds for note in round_.notes]
     legs = [leg for round_ in rounds for leg in round_.legs]
     runs = len({leg.run.run_id for leg in legs})
-    steps = sum((leg.stop - leg.start) * leg.run.config.steps_per_update for leg in legs)
+    steps = sum(leg.steps for leg in legs)
     kind, unit = devices[0].device_kind, contract.unit(spec.agent)
     say(f"{spec.name}: {spec.agent_name}, {runs} runs in {len(rounds)} round(s), "
         f"{engineering(steps)} {unit}, on {len(devices)} x {kind}.")  # fmt: skip
@@ -140,19 +139,18 @@ def plan(
         for index, round_ in enumerate(rounds)
         for group in backend.groups(index, round_, {})
     ]
-    for line in [*differences([group for _, group in planned]), *notes]:
+    for line in [compilations([group for _, group in planned]), *notes]:
         say(line)
     for index, group in planned:
         say(f"Round {index + 1}, group {group.index}: {size_of(spec, group, devices)}")
     say(f"Disk: about {bytes_on_disk(spec, planned, backend, len(devices)) / 2**20:.1f} MiB.")
     if quick:
         return
-    found = measurements(spec, planned, devices, say)
-    report_time(planned, found, devices, say)
+    report_time(planned, measurements(spec, planned, devices, say), devices, say)
 
 
 def size_of(spec: specs.Spec, group: plans.Group, devices: Sequence[jax.Device]) -> str:
-    """Say how a group is cut up, and why so."""
+    """Describe how a group is cut into units, and why."""
     if spec.rows_per_device:
         why = "rows_per_device in the sweep file"
     elif devices[0].platform == "cpu" and group.num_legs > group.rows * len(devices):
@@ -166,27 +164,16 @@ def size_of(spec: specs.Spec, group: plans.Group, devices: Sequence[jax.Device])
     )
 
 
-def differences(groups: Sequence[plans.Group]) -> Iterator[str]:
-    """Say how many programs are compiled, and which static fields make them differ."""
-    distinct = {group.signature: configs.to_dict(group.config) for group in groups}
+def compilations(groups: Sequence[plans.Group]) -> str:
+    """Describe how many programs are compiled, and which static fields require it."""
+    distinct = [json.loads(text)[0] for text in dict.fromkeys(group.signature for group in groups)]
     sizes = {(group.signature, group.rows) for group in groups}
-    differing = {
-        name: sorted({repr(fields.get(name)) for fields in distinct.values()})
-        for name in next(iter(distinct.values()))
-        if name not in traced_fields(groups[0].config)
-    }
-    static = {name: values for name, values in differing.items() if len(values) > 1}
-    reasons = [f"{name} ({', '.join(values[:8])})" for name, values in static.items()]
+    values = {name: sorted({repr(fields[name]) for fields in distinct}) for name in distinct[0]}
+    reasons = [f"{name} ({', '.join(v[:8])})" for name, v in values.items() if len(v) > 1]
     if len(sizes) > len(distinct):
         reasons.append("the number of rows in a unit")
     because = f", because these are static: {'; '.join(reasons)}" if reasons else ""
-    yield f"{len(sizes)} compilation(s){because}."
-
-
-def traced_fields(config: Any) -> set[str]:
-    """Return the names of the fields that need no compilation of their own."""
-    hints = configs.field_types(type(config))
-    return {name for name, hint in hints.items() if hint in configs.TRACED}
+    return f"{len(sizes)} compilation(s){because}."
 
 
 def bytes_on_disk(
@@ -195,28 +182,34 @@ def bytes_on_disk(
     backend: compute.Backend,
     devices: int,
 ) -> float:
-    """Return the bytes of arrays, checkpoints and snapshots, when they are most."""
+    """Return the bytes of arrays, checkpoints and snapshots at their peak.
+
+    Args:
+        spec: the sweep.
+        planned: its groups, each with the index of its round.
+        backend: computes the shapes of states and metrics.
+        devices: number of devices, which compute one unit each.
+    """
     arrays, snapshot, states, runs = 0.0, 0.0, dict[int, float](), dict[int, set[str]]()
     for index, group in planned:
         unit = plans.Unit("one", group.units[0].legs[:1])
-        state = sum(
-            leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backend.template(unit))
-        )
+        leaves = jax.tree.leaves(backend.template(unit))
+        state = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
         metrics = 4 * len(backend.metric_names(unit)) * (group.stop - group.start)
         evaluation = 13 * spec.eval_episodes  # two returns, a length and a flag for each episode
         arrays += group.num_legs * (metrics + evaluation)
         states[index] = states.get(index, 0.0) + group.num_legs * state
-        ids = {leg.run.run_id for each in group.units for leg in each.legs}
+        ids = {leg.run.run_id for unit in group.units for leg in unit.legs}
         runs[index] = runs.get(index, set()) | ids
-        at_work = group.rows * min(devices, len(group.units))
-        snapshot = max(snapshot, snapshots.KEPT * at_work * state)
+        rows = group.rows * min(devices, len(group.units))
+        snapshot = max(snapshot, snapshots.PER_UNIT * rows * state)
     return arrays + snapshot + most_at_once(states, runs)
 
 
 def most_at_once(states: Mapping[int, float], runs: Mapping[int, set[str]]) -> float:
-    """Return the most bytes of states there are at a time.
+    """Return the most bytes of states that exist at a time.
 
-    Those of a round are released once all its runs have been through the next.
+    The states of a round are released once all its runs have passed the next round.
 
     Args:
         states: bytes by round.
@@ -238,33 +231,33 @@ def measurements(
     say: Say,
 ) -> dict[tuple[str, int], Measurement]:
     """Measure the first programs of a plan -> by signature and rows."""
-    found: dict[tuple[str, int], Measurement] = {}
+    measured: dict[tuple[str, int], Measurement] = {}
     for _, group in planned:
         key = (group.signature, group.rows)
-        if key in found or len(found) == MEASURED:
+        if key in measured or len(measured) == MEASURED:
             continue
         say(f"Compiling and timing {group.rows} rows ...")
         try:
             full = measure(spec, group, group.rows, devices)
         except memory.OutOfMemory as error:
-            say(f"Memory: {error}; the sweep will choose {error.fits} rows by itself.")
+            say(f"Memory: {error}; the sweep will use {error.fits} rows instead.")
             continue
-        found[key] = full
+        measured[key] = full
         half = measure(spec, group, group.rows // 2, devices) if group.rows > 1 else full
         say(memory_line(half, full, devices))
         if half.rows < full.rows:
-            say(worth(half, full))
-    return found
+            say(row_cost(half, full))
+    return measured
 
 
 def memory_line(half: Measurement, full: Measurement, devices: Sequence[jax.Device]) -> str:
-    """Say what memory a unit takes, and how many rows would fit."""
+    """Describe the memory of a unit, and how many rows would fit."""
     line, limit = fit(half, full), memory.limit(devices[: full.devices])
     most = int((limit - line.fixed) / line.per_row) if line.per_row > 0 else full.rows
     planned = full.devices * full.bytes_per_device
-    # XLA does not know what the convolutions of a CPU take for themselves.
+    # XLA does not count the memory that convolutions on a CPU allocate.
     more = full.seen_bytes > 1.15 * planned + 64 * 2**20
-    seen = f"; {full.seen_bytes / 2**20:.0f} MiB were seen to be taken" if more else ""
+    seen = f"; the process used {full.seen_bytes / 2**20:.0f} MiB" if more else ""
     return (
         f"Memory: {full.bytes_per_device / 2**20:.1f} MiB a device ({line.per_row / 2**20:.2f} "
         f"for each row), {planned / 2**20:.0f} MiB on "
@@ -272,8 +265,8 @@ def memory_line(half: Measurement, full: Measurement, devices: Sequence[jax.Devi
     )
 
 
-def worth(half: Measurement, full: Measurement) -> str:
-    """Say what a row costs in a full and in a half-full unit."""
+def row_cost(half: Measurement, full: Measurement) -> str:
+    """Describe the cost of a row in units of two sizes, and warn if the larger one is worse."""
     costs = [m.update_s / (m.rows * m.devices) * 1e3 for m in (half, full)]
     line = (
         f"A row's update costs {costs[1]:.2f} ms in units of {full.rows} rows "
@@ -286,19 +279,19 @@ def worth(half: Measurement, full: Measurement) -> str:
 
 def report_time(
     planned: Sequence[tuple[int, plans.Group]],
-    found: Mapping[tuple[str, int], Measurement],
+    measured: Mapping[tuple[str, int], Measurement],
     devices: Sequence[jax.Device],
     say: Say,
 ) -> None:
-    """Print the predicted time; what was not measured costs as much a step as what was."""
-    if not found:
+    """Print the predicted time, assuming the same cost per step for unmeasured programs."""
+    if not measured:
         return
-    compile_s, work_s, known_steps, unknown_steps = 0.0, 0.0, 0, 0
-    for key in dict.fromkeys((group.signature, group.rows) for _, group in planned):
-        mean = sum(m.compile_s for m in found.values()) / len(found)
-        compile_s += found[key].compile_s if key in found else mean
+    work_s, known_steps, unknown_steps = 0.0, 0, 0
+    mean = sum(m.compile_s for m in measured.values()) / len(measured)
+    keys = dict.fromkeys((group.signature, group.rows) for _, group in planned)
+    compile_s = sum(measured[key].compile_s if key in measured else mean for key in keys)
     for _, group in planned:
-        seen = found.get((group.signature, group.rows))
+        seen = measured.get((group.signature, group.rows))
         if seen is None:
             unknown_steps += group.steps
             continue
@@ -319,20 +312,19 @@ def tune(spec: specs.Spec, path: Path, devices: Sequence[jax.Device], say: Say) 
     Args:
         spec: the sweep, without rows_per_device.
         path: its file.
-        devices: those it will run on.
+        devices: the devices it will run on.
         say: prints a line.
 
     Returns:
-        The rows that are best for the first round's largest group.
+        The best number of rows for the first round's largest group.
 
     Raises:
-        InputError: the sweep file already says rows_per_device.
+        InputError: the sweep file already sets rows_per_device.
         FaultError: it cannot be written.
     """
     if spec.rows_per_device is not None:
         raise InputError(
-            f"{path} already has rows_per_device = {spec.rows_per_device}; take that line out to "
-            "tune it."
+            f"{path} already has rows_per_device = {spec.rows_per_device}; remove it to tune it."
         )
     (first, *_) = searches.rehearse(searches.rounds(spec))
     groups = compute.Backend(spec, devices).groups(0, first, {})
@@ -350,7 +342,7 @@ def tune(spec: specs.Spec, path: Path, devices: Sequence[jax.Device], say: Say) 
         say(f"{rows:5d} rows: {cost:.3f} ms a row and update, {duration(seconds)} in all.")
         if seconds < least:
             best, least = rows, seconds
-        elif seconds > 2 * least:  # it only gets worse from here
+        elif seconds > 2 * least:  # larger units only get worse
             break
     write_rows(path, best)
     say(f"Wrote rows_per_device = {best} to {path}.")
@@ -358,21 +350,18 @@ def tune(spec: specs.Spec, path: Path, devices: Sequence[jax.Device], say: Say) 
 
 
 def sizes(num_legs: int, devices: int) -> list[int]:
-    """Return the sizes worth trying: powers of two, and an even share."""
+    """Return the sizes to try: powers of two, and an even share."""
     share = math.ceil(num_legs / devices)
     powers = [2**i for i in range(share.bit_length()) if 2**i < share]
     return [*powers, share]
 
 
 def write_rows(path: Path, rows: int) -> None:
-    """Put `rows_per_device` at the head of a sweep file, comments and all else kept."""
+    """Add `rows_per_device` to a sweep file, without changing the rest of it."""
     with disk.faults("write", path):
         text = path.read_text(encoding="utf-8")
-        # Behind the last key at the top level, which ends where the first table begins.
+        # After the last key at the top level, which ends where the first table begins.
         table = re.search(r"^\s*\[", text, re.M)
         at = table.start() if table else len(text)
         head, tail = text[:at].rstrip("\n"), text[at:].lstrip("\n")
-        new = f"{head}\nrows_per_device = {rows}  # measured\n\n{tail}"
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(new, encoding="utf-8")
-        temporary.replace(path)
+        disk.write_text(path, f"{head}\nrows_per_device = {rows}  # measured\n\n{tail}")

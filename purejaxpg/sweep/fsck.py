@@ -1,7 +1,7 @@
-"""Check every hash of a result directory, and repair what can be repaired.
+"""Check every hash of a result directory, and repair damage.
 
-To repair is to make the next run compute again what is damaged: nothing is guessed. Results are
-functions of the spec, so what is computed again is what was there.
+Repairing makes the next run compute damaged units again. Results are functions of the spec, so the
+new files equal the lost ones.
 """
 
 import dataclasses
@@ -21,22 +21,22 @@ Say = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Something that is not as it should be."""
+    """Damage, or a file that a killed process left."""
 
-    what: str  # one sentence
+    text: str  # one sentence
     kind: str  # "ledger", "unit", "record", "text", "snapshot" or "leftover"
     unit: str = ""
     path: Path | None = None
 
 
 def check(directory: str | os.PathLike[str]) -> list[Problem]:
-    """Compare everything in a result directory with its hash.
+    """Compare every file of a result directory with its hash.
 
     Args:
-        directory: a result directory; nothing in it is changed.
+        directory: a result directory; it is not changed.
 
     Returns:
-        What is wrong; of kind "leftover" is what a killed process leaves and does no harm.
+        The problems; those of kind "leftover" are harmless files that a killed process left.
 
     Raises:
         InputError: there is no result directory at this path.
@@ -44,80 +44,81 @@ def check(directory: str | os.PathLike[str]) -> list[Problem]:
     root = Path(os.path.abspath(directory))
     if not any((root / name).exists() for name in (ledgers.LEDGER, "identity.json")):
         raise InputError(f"{root} is not a result directory: it holds no {ledgers.LEDGER}.")
-    found = _texts(root)
+    problems = _texts(root)
     try:
         with store.Store.read(root) as opened:
-            found += [Problem(text, "unit", unit) for unit, text in opened.damaged().items()]
+            problems += [Problem(text, "unit", unit) for unit, text in opened.damaged().items()]
             units = {unit["name"]: unit for unit in opened.ledger.units()}
     except (FaultError, InputError) as error:
-        return [*found, Problem(str(error), "ledger"), *_snapshots(root)]
-    found += [
+        return [*problems, Problem(str(error), "ledger"), *_snapshots(root)]
+    problems += [
         Problem(f"{_record(root, unit)} is missing or damaged.", "record", unit)
         for unit, about in units.items()
         if about["done"] and not _intact(_record(root, unit))
     ]
-    return [*found, *_snapshots(root), *_leftovers(root, units)]
+    return [*problems, *_snapshots(root), *_leftovers(root, units)]
 
 
 def run(directory: str | os.PathLike[str], repair: bool, say: Say) -> int:
-    """Check a result directory, repair it where asked, and say what was found.
+    """Check a result directory, repair it if asked, and print the problems.
 
     Args:
         directory: a result directory.
-        repair: make the next run compute again what is damaged.
+        repair: make the next run compute damaged units again.
         say: prints a line.
 
     Returns:
-        The exit status: 0 where all is intact or repaired, 1 where damage is left.
+        The exit status: 0 if everything is intact or repaired, 1 if damage is left.
 
     Raises:
         InputError: there is no result directory at this path.
-        FaultError: the ledger and what it could be rebuilt from are both damaged, or the
-            directory cannot be written.
+        FaultError: the ledger and the files it is rebuilt from are both damaged, or the directory
+            cannot be written.
     """
-    root, found = Path(os.path.abspath(directory)), check(directory)
-    for problem in found:
-        say(problem.what if problem.kind != "leftover" else f"Left over: {problem.what}")
-    damage = [problem for problem in found if problem.kind != "leftover"]
+    root, problems = Path(os.path.abspath(directory)), check(directory)
+    for problem in problems:
+        say(problem.text if problem.kind != "leftover" else f"Left over: {problem.text}")
+    damage = [problem for problem in problems if problem.kind != "leftover"]
     if not repair:
-        hint = "; --repair makes the next run compute it again" if damage else ""
-        say(f"{len(damage)} damaged, {len(found) - len(damage)} left over{hint}.")
+        hint = "; with --repair the next run computes it again" if damage else ""
+        say(f"{len(damage)} damaged, {len(problems) - len(damage)} left over{hint}.")
         return 1 if damage else 0
-    mend(root, found, say)
+    mend(root, problems, say)
     left = [problem for problem in check(root) if problem.kind != "leftover"]
     for problem in left:
-        say(f"Not repaired: {problem.what}")
-    say("Repaired; the same sweep command computes what is missing." if found else "All is intact.")
+        say(f"Not repaired: {problem.text}")
+    repaired = "Repaired; the same sweep command computes the missing units."
+    say(repaired if problems else "All is intact.")
     return 1 if left else 0
 
 
-def mend(root: Path, found: list[Problem], say: Say) -> None:
-    """Repair what `check` found."""
-    if any(problem.kind == "ledger" for problem in found):
+def mend(root: Path, problems: list[Problem], say: Say) -> None:
+    """Repair the problems that `check` returned."""
+    if any(problem.kind == "ledger" for problem in problems):
         say(f"The ledger is rebuilt with {len(store.rebuild(root))} units from their records.")
-        found = check(root)
-    # Under the directory's lock: what is left over may be what a running sweep is just writing.
+        problems = check(root)
+    # With the directory's lock, because a running sweep may be writing a file that looks left over.
     with _reopened(root) as opened:
-        for problem in found:
+        for problem in problems:
             if problem.path is not None:
                 _remove(problem.path)
-        opened.ledger.reset(p.unit for p in found if p.kind == "unit")
-        for problem in found:
+        opened.ledger.reset(p.unit for p in problems if p.kind == "unit")
+        for problem in problems:
             if problem.kind == "record" and problem.unit not in opened.ledger.pending():
                 opened.write_record(problem.unit)
-        if any(problem.kind == "text" for problem in found):
+        if any(problem.kind == "text" for problem in problems):
             opened.write_texts()
 
 
 def _reopened(root: Path) -> store.Store:
-    """Open a result directory for writing, whatever sweep it holds."""
+    """Open the result directory of any sweep for writing."""
     with store.Store.read(root) as opened:
         identity = opened.ledger.identity
     return store.Store.open(root, identity, create=False)
 
 
 def _texts(root: Path) -> list[Problem]:
-    """Check the files that say what the sweep is."""
+    """Check the files that identify the sweep."""
     try:
         about = disk.read_hashed(root / "identity.json")
         same = (root / "spec.toml").read_text(encoding="utf-8") == about["spec"]
@@ -129,36 +130,36 @@ def _texts(root: Path) -> list[Problem]:
 
 
 def _snapshots(root: Path) -> list[Problem]:
-    """Check the snapshots; a damaged one is no loss, only a longer way."""
-    folder, found = root / "progress", []
+    """Check the snapshots; without a damaged one a unit restarts from an older state."""
+    folder, problems = root / "progress", []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         match = snapshots.NAME.fullmatch(path.name)
         if match is None:
-            found.append(Problem(f"{path} was not finished.", "leftover", path=path))
+            problems.append(Problem(f"{path} was not finished.", "leftover", path=path))
             continue
         try:
             checkpoint.verify(path, match["sha256"])
         except FaultError as error:
-            found.append(Problem(str(error), "snapshot", path=path))
-    return found
+            problems.append(Problem(str(error), "snapshot", path=path))
+    return problems
 
 
 def _leftovers(root: Path, units: dict[str, dict[str, Any]]) -> list[Problem]:
-    """Return files of which the ledger knows nothing, or no longer."""
-    found = []
+    """Return files that belong to no committed unit."""
+    leftovers = []
     folders = (
         ("arrays", ".npz", "done"), ("checkpoints", "", "has_state"), ("records", ".json", "done"),
     )  # fmt: skip
-    for folder, suffix, there in folders:
-        known = {f"{unit}{suffix}" for unit, about in units.items() if about[there]}
+    for folder, suffix, flag in folders:
+        known = {f"{unit}{suffix}" for unit, about in units.items() if about[flag]}
         for path in sorted((root / folder).iterdir()) if (root / folder).is_dir() else []:
-            # Set aside during its replacement, a checkpoint may be the only copy.
+            # A checkpoint that was renamed during its replacement may be the only copy.
             aside = re.fullmatch(r"\.(.+)\.previous", path.name)
             name = aside[1] if aside and not (root / folder / aside[1]).exists() else path.name
             if name not in known:
                 text = f"{path} belongs to no finished unit."
-                found.append(Problem(text, "leftover", path=path))
-    return found
+                leftovers.append(Problem(text, "leftover", path=path))
+    return leftovers
 
 
 def _record(root: Path, unit: str) -> Path:

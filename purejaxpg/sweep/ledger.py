@@ -1,6 +1,6 @@
-"""The ledger of a sweep: a SQLite file that says what is planned and what is committed.
+"""The ledger of a sweep: a SQLite file that records which units are planned and committed.
 
-The ledger is the only truth about a result directory. A unit, a batch of runs that is computed and
+The ledger is the only authority on a result directory. A unit, a batch of runs that is computed and
 committed together, is either pending or committed: one transaction records the hashes of its files
 and the outcomes of its runs.
 
@@ -49,7 +49,6 @@ PLANNED = (
     "unit", "row", "run_id", "round", "config", "seed", "stage", "start", "stop", "total", "parent",
     "swept",
 )  # fmt: skip
-RESULT = ("status", "score", "greedy_score", "diverged_at")  # the columns of `result`
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ class Ledger:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes the sweep this sweep."""
+        """The values that distinguish this sweep from others."""
         return json.loads(self.query("SELECT value FROM meta WHERE key = 'identity'")[0]["value"])
 
     @property
@@ -133,19 +132,18 @@ class Ledger:
         round_index: int = 0,
         sizes: Mapping[str, int] | None = None,
     ) -> None:
-        """Make the ledger's plan of a round equal to this one; planning it twice changes nothing.
+        """Replace the ledger's plan of a round; planning the same round twice changes nothing.
 
-        Pending units that the new plan lacks are forgotten (a smaller unit size renames them);
+        Pending units that are not in the new plan are removed (a smaller unit size renames them);
         committed ones must be in it with the same runs. Other rounds do not change.
 
         Args:
             units: the runs of each unit in row order, by unit name, in the order of execution.
-            round_index: the round that they make up, from 0.
+            round_index: the round of these units, from 0.
             sizes: rows of each unit with its padding; by default the number of its runs.
 
         Raises:
-            InputError: a name is not usable, a run occurs twice, or committed results would be
-                lost.
+            InputError: a name is invalid, a run occurs twice, or committed results would be lost.
             FaultError: the ledger cannot be written.
         """
         _check_plan(units)
@@ -184,7 +182,7 @@ class Ledger:
 
     @property
     def finished(self) -> bool:
-        """Whether something is planned and all that is planned is committed."""
+        """Whether at least one unit is planned and all of them are committed."""
         row = self.query("SELECT COUNT(*) AS n, COALESCE(SUM(done), 0) AS done FROM units")[0]
         return row["n"] > 0 and row["n"] == row["done"]
 
@@ -219,9 +217,12 @@ class Ledger:
         """
         with self.transaction() as connection:
             connection.executemany(
-                "UPDATE legs SET status = ?, score = ?, greedy_score = ?, diverged_at = ? "
-                "WHERE unit = ? AND row = ?",
-                [(*result(outcome), unit, row) for row, outcome in enumerate(outcomes)],
+                "UPDATE legs SET status = :status, score = :score, greedy_score = :greedy_score, "
+                "diverged_at = :diverged_at WHERE unit = :unit AND row = :row",
+                [
+                    {**outcome_columns(o), "unit": unit, "row": row}
+                    for row, o in enumerate(outcomes)
+                ],
             )
             connection.execute(
                 "UPDATE units SET done = 1, arrays_sha256 = ?, checkpoint_sha256 = ?, facts = ? "
@@ -254,19 +255,18 @@ class Ledger:
         return len(planned)
 
     def forget_state(self, unit: str) -> None:
-        """Record that a committed unit has no checkpoint any more."""
+        """Record that the checkpoint of a committed unit was deleted."""
         with self.transaction() as connection:
             connection.execute("UPDATE units SET checkpoint_sha256 = NULL WHERE name = ?", (unit,))
             _seal(connection, unit)
 
     def superseded(self, round_index: int) -> list[sqlite3.Row]:
-        """Return the committed units of a round whose states nothing needs any more.
+        """Return the committed units of a round whose states are no longer needed.
 
-        These are the units all of whose runs continued in the next round, once nothing of that
-        round is pending.
+        All of their runs continued in the next round, and no unit of that round is pending.
 
         Args:
-            round_index: of a round.
+            round_index: the round, from 0.
 
         Returns:
             Rows with name and checkpoint_sha256.
@@ -281,14 +281,14 @@ class Ledger:
         )
 
     def released_parents(self, units: Iterable[str]) -> list[str]:
-        """Return the committed units whose released states `units` would need.
+        """Return the committed units whose released states `units` need.
 
         Args:
-            units: names of units that are to be computed.
+            units: names of units to compute.
 
         Returns:
-            Names in planned order: units from whose states those start, units from whose states
-            these start in turn, and so on.
+            Names in planned order: the units that `units` start from, the units that those start
+            from, and so on.
         """
         usable = {unit["name"]: unit["has_state"] or not unit["done"] for unit in self.units()}
         legs = [] if all(usable.values()) else self.legs()
@@ -296,19 +296,21 @@ class Ledger:
         parents: dict[str, set[str]] = {}
         for leg in legs:
             parent = unit_of.get((leg["parent"], leg["round"] - 1))
-            if parent is not None:  # otherwise it starts from init, or its parents are replanned
+            if (
+                parent is not None
+            ):  # otherwise it starts from `init`, or its parents are planned again
                 parents.setdefault(leg["unit"], set()).add(parent)
-        released, waiting = set[str](), list(units)
-        while waiting:
-            new = {p for p in parents.get(waiting.pop(), ()) if not usable[p]} - released
+        released, queue = set[str](), list(units)
+        while queue:
+            new = {p for p in parents.get(queue.pop(), ()) if not usable[p]} - released
             released |= new
-            waiting += new
+            queue += new
         return [name for name in usable if name in released]
 
     def reset(self, units: Iterable[str]) -> None:
         """Make committed units pending again, because of damage or a change of unit size.
 
-        The files stay until the next commit replaces them.
+        Their files remain until the next commit replaces them.
 
         Args:
             units: names of planned units.
@@ -332,14 +334,13 @@ class Ledger:
                 )
 
     def restore(self, content: Mapping[str, Any]) -> None:
-        """Enter the record of a committed unit, as the store wrote it."""
+        """Insert the record of a committed unit, as the store wrote it."""
         with self.transaction() as connection:
             for table, rows in (("units", [content["unit"]]), ("legs", content["legs"])):
                 for row in rows:
-                    names = ", ".join(row)
-                    marks = ", ".join("?" * len(row))
-                    values = list(row.values())
-                    connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", values)
+                    names, marks = ", ".join(row), ", ".join("?" * len(row))
+                    insert = f"INSERT INTO {table} ({names}) VALUES ({marks})"
+                    connection.execute(insert, list(row.values()))
             _seal(connection, content["unit"]["name"])
 
     # ------------------------------------------------------------------------------------ reading
@@ -352,13 +353,13 @@ class Ledger:
         """Return every run in planned order, each as its latest leg.
 
         Returns:
-            Dicts as in ``legs``; the status of a run that a search did not train to its end is
-            ``"stopped"`` instead of ``"done"``.
+            Dicts as in ``legs``; the status is ``"stopped"`` instead of ``"done"`` if a search
+            stopped the run early.
         """
         latest: dict[str, dict[str, Any]] = {}
         for leg in self.legs():
             before = latest.get(leg["run_id"])
-            # A leg that is planned but not committed does not hide the score of the previous one.
+            # A pending leg does not hide the score of the previous one.
             if before is not None and leg["status"] == "pending":
                 leg = {**before, "status": "pending"}
             latest[leg["run_id"]] = leg
@@ -389,19 +390,16 @@ class Ledger:
             with padding; the facts of a pending unit are None.
         """
         rows = self.query(
-            "SELECT u.name, u.round, u.size, u.done, u.facts, u.checkpoint_sha256, "
-            "COUNT(l.run_id) AS n FROM units u "
+            "SELECT u.name, u.round, u.size, u.done, u.facts, "
+            "u.checkpoint_sha256 IS NOT NULL AS has_state, COUNT(l.run_id) AS rows FROM units u "
             "LEFT JOIN legs l ON l.unit = u.name GROUP BY u.name ORDER BY u.round, u.position"
         )
         return [
             {
-                "name": row["name"],
-                "round": row["round"],
+                **dict(row),
                 "done": bool(row["done"]),
-                "rows": row["n"],
-                "size": row["size"],
+                "has_state": bool(row["has_state"]),
                 "facts": json.loads(row["facts"]) if row["facts"] else None,
-                "has_state": row["checkpoint_sha256"] is not None,
             }
             for row in rows
         ]
@@ -457,7 +455,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Run the block as one transaction: at its end all of it is durable, or none of it."""
+        """Run the block as one transaction, which is durable as a whole or not at all."""
         self.refuse_read_only()
         with disk.faults("write the ledger", self.path):
             self.connection.execute("BEGIN IMMEDIATE")
@@ -477,7 +475,7 @@ class Ledger:
 
     def _refuse_lost(self, unit: str, planned: list[tuple[Any, ...]] | None) -> None:
         """Refuse a plan in which a committed unit is absent or has other runs."""
-        columns = PLANNED[:-1]  # without the swept fields, which the config includes
+        columns = PLANNED[:-1]  # without the swept fields, which are part of the config
         stored = [tuple(leg[column] for column in columns) for leg in self.legs_of(unit)]
         if planned is None or [row[: len(columns)] for row in planned] != stored:
             raise InputError(
@@ -490,7 +488,7 @@ class Ledger:
 
 
 def create(root: Path, identity: dict[str, Any], spec_text: str) -> Path:
-    """Make a new ledger beside its place; renaming it makes `root` a result directory.
+    """Make a new ledger under a temporary name; renaming it makes `root` a result directory.
 
     Returns:
         The path of the new file.
@@ -502,8 +500,8 @@ def create(root: Path, identity: dict[str, Any], spec_text: str) -> Path:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.executescript(SCHEMA)
         text = disk.json_text(identity)
-        meta = {"format": str(FORMAT), "identity": text, "identity_sha256": disk.sha256(text)}
-        meta["spec"] = spec_text
+        hashed = {"identity": text, "identity_sha256": disk.sha256(text)}
+        meta = {"format": str(FORMAT), "spec": spec_text, **hashed}
         connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
     disk.sync(new)
     return new
@@ -519,14 +517,14 @@ def connect(root: Path) -> sqlite3.Connection:
 
 
 def connect_read_only(root: Path) -> sqlite3.Connection:
-    """Open the ledger for reading, also on a file system that cannot be written."""
+    """Open the ledger for reading, even on a read-only file system."""
     uri = (root / LEDGER).as_uri() + "?mode=ro"
     connection = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
     try:
         connection.execute("SELECT * FROM meta")
     except sqlite3.OperationalError:
-        # A reader of a WAL ledger needs an index file beside it. Where none can be made, nobody
-        # writes either, and the ledger alone is complete unless a crash left a log behind.
+        # A reader of a WAL ledger needs an index file beside it. If none can be made, nobody can
+        # write either, and the ledger is complete unless a crash left a log behind.
         connection.close()
         log = Path(f"{root / LEDGER}-wal")
         if log.exists() and log.stat().st_size:
@@ -537,10 +535,10 @@ def connect_read_only(root: Path) -> sqlite3.Connection:
 
 
 def identity_at_rest(root: Path) -> dict[str, Any]:
-    """Return the ledger's identity from a copy, so that a refused directory does not change.
+    """Return the ledger's identity from a copy, so that a rejected directory stays unchanged.
 
     Raises:
-        InputError: another version of the format.
+        InputError: the ledger has another format.
         FaultError: the identity is damaged.
     """
     faults = disk.faults("read the ledger", root / LEDGER)
@@ -561,10 +559,14 @@ def identity_at_rest(root: Path) -> dict[str, Any]:
     return json.loads(text)
 
 
-def result(outcome: Outcome) -> tuple[str, float, float, int | None]:
-    """Return an outcome as plain Python numbers, which is all that SQLite takes."""
-    update = None if outcome.diverged_at is None else int(outcome.diverged_at)
-    return outcome.status, float(outcome.score), float(outcome.greedy_score), update
+def outcome_columns(outcome: Outcome) -> dict[str, Any]:
+    """Return an outcome's columns as plain Python numbers, the only ones that SQLite accepts."""
+    return {
+        "status": outcome.status,
+        "score": float(outcome.score),
+        "greedy_score": float(outcome.greedy_score),
+        "diverged_at": None if outcome.diverged_at is None else int(outcome.diverged_at),
+    }
 
 
 def _leg_row(unit: str, round_index: int, row: int, run: Run) -> tuple[Any, ...]:
@@ -588,8 +590,8 @@ def _leg_dict(row: sqlite3.Row) -> dict[str, Any]:
 
 def _schema(connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
     """Return the definitions of all tables and indexes."""
-    rows = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name")
-    return [tuple(row) for row in rows]
+    query = "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name"
+    return list(map(tuple, connection.execute(query)))
 
 
 def _expected_schema() -> list[tuple[Any, ...]]:
@@ -599,9 +601,9 @@ def _expected_schema() -> list[tuple[Any, ...]]:
 
 
 def _records(connection: sqlite3.Connection, unit: str | None = None) -> dict[str, str]:
-    """Return a hash over everything the ledger says about each unit, or about one.
+    """Return a hash of the ledger's rows for each unit, or for one.
 
-    SQLite notices a broken structure, but not a flipped bit inside a number.
+    SQLite detects a broken structure, but not a flipped bit inside a number.
     """
     condition, parameters = ("", ()) if unit is None else (" WHERE u.name = ?", (unit,))
     rows = connection.execute(
@@ -612,7 +614,7 @@ def _records(connection: sqlite3.Connection, unit: str | None = None) -> dict[st
     )
     digests: dict[str, Any] = {}
     for row in rows:
-        text = json.dumps(list(row), default=repr) + "\n"  # a damaged text may come as bytes
+        text = json.dumps(list(row), default=repr) + "\n"  # a damaged text may be bytes
         digests.setdefault(row["name"], hashlib.sha256()).update(text.encode())
     return {name: digest.hexdigest() for name, digest in digests.items()}
 
@@ -626,12 +628,12 @@ def _seal(connection: sqlite3.Connection, unit: str | None = None) -> None:
 
 
 def _check_plan(units: Mapping[str, Sequence[Run]]) -> None:
-    """Refuse unit names that are no safe file names, empty units, and runs that occur twice."""
+    """Refuse unit names that are unsafe as file names, empty units, and runs planned twice."""
     seen: dict[str, str] = {}
     for name, runs in units.items():
         if not UNIT_NAME.fullmatch(name):
             raise InputError(
-                f"The unit name {name!r} is not usable: it must be 1 to 128 letters, digits, "
+                f"The unit name {name!r} is invalid: it must be 1 to 128 letters, digits, "
                 "'.', '_' or '-', and not start with '.'."
             )
         if not runs:

@@ -1,4 +1,4 @@
-"""How much memory a program needs, and how much there is."""
+"""Return how much memory a program needs, and how much is free."""
 
 import os
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import jax
 
-SHARE = 0.9  # of what is free; the rest is left to the host's copies and to others
+SHARE = 0.9  # of free memory; the rest is for copies on the host and other processes
 
 
 class OutOfMemory(Exception):
     """A unit does not fit on its device; `fits` rows may."""
 
     def __init__(self, reason: str, fits: int) -> None:
-        """Say why, and how many rows to try."""
+        """Give the reason, and how many rows to try."""
         super().__init__(reason)
         self.fits = fits
 
@@ -23,62 +23,54 @@ class OutOfMemory(Exception):
 def needed(compiled: Any) -> int:
     """Return the bytes on one device while a compiled program runs.
 
-    Arguments, outputs and temporaries, less what outputs share with arguments. XLA's own "peak" was
-    seen to leave the temporaries out on the CPU.
+    These are arguments, outputs and temporaries, minus the memory that outputs share with
+    arguments. XLA's own "peak" left the temporaries out on the CPU.
     """
-    found = compiled.memory_analysis()
-    if found is None:
+    sizes = compiled.memory_analysis()
+    if sizes is None:
         return 0
-    return int(
-        found.temp_size_in_bytes
-        + found.argument_size_in_bytes
-        + found.output_size_in_bytes
-        - found.alias_size_in_bytes
-    )
+    held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    return int(held + sizes.temp_size_in_bytes)
 
 
 def limit(devices: Sequence["jax.Device"]) -> int:
     """Return the bytes that a program may use on each of `devices`."""
-    if devices[0].platform == "cpu":  # they share the memory of the machine
+    if devices[0].platform == "cpu":  # all share the machine's memory
         return int(SHARE * free_on_host() / len(devices))
     stats = [device.memory_stats() or {} for device in devices]
-    known = [each["bytes_limit"] for each in stats if "bytes_limit" in each]
-    return int(SHARE * min(known, default=2**62))
+    limits = [known["bytes_limit"] for known in stats if "bytes_limit" in known]
+    return int(SHARE * min(limits, default=2**62))
 
 
 def free_on_host(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the bytes that this process may still allocate, as far as the system tells."""
-    found = [2**62]
-    meminfo = read(proc / "meminfo")
-    for line in meminfo.splitlines():
+    """Return the bytes that this process may still allocate, as reported by the system."""
+    limits = [2**62]
+    for line in read(proc / "meminfo").splitlines():
         if line.startswith("MemAvailable:"):
-            found.append(int(line.split()[1]) * 1024)
-    # Version 2 of control groups, then version 1; "max" means that there is no limit.
+            limits.append(int(line.split()[1]) * 1024)
+    # Version 2 of control groups, then version 1; "max" means no limit.
     for top, used in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
         most, now = read(cgroup / top).strip(), read(cgroup / used).strip()
         if most.isdigit() and now.isdigit():
-            found.append(int(most) - int(now))
-    return max(min(found), 0)
+            limits.append(int(most) - int(now))
+    return max(min(limits), 0)
 
 
 def resident(proc: Path = Path("/proc/self")) -> tuple[int, int]:
     """Return the bytes of memory that this process holds now, and held at its peak.
 
-    Zeros where the system does not tell.
+    Both are 0 if the system does not report them.
     """
-    found = dict.fromkeys(("VmRSS", "VmHWM"), 0)
-    for line in read(proc / "status").splitlines():
-        name, _, value = line.partition(":")
-        if name in found:
-            found[name] = int(value.split()[0]) * 1024
-    return found["VmRSS"], found["VmHWM"]
+    fields = dict(line.split(":", 1) for line in read(proc / "status").splitlines() if ":" in line)
+    now, peak = (int(fields.get(name, "0").split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
+    return now, peak
 
 
 def forget_peak() -> bool:
-    """Let the peak start anew from what is held now; False where that cannot be done."""
+    """Reset the peak to the memory held now; return False if the system does not allow it."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError:
@@ -87,7 +79,7 @@ def forget_peak() -> bool:
 
 
 def read(path: Path) -> str:
-    """Return a file's text, or nothing where it cannot be read."""
+    """Return a file's text, or "" if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8") if os.path.isfile(path) else ""
     except OSError:

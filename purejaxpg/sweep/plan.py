@@ -1,14 +1,14 @@
-"""What a sweep computes, in which pieces.
+"""The pieces in which a sweep is computed.
 
-A **leg** is a stretch of a run: some of its updates, from its own beginning or from a stored state.
+A **leg** is a part of a run: some of its updates, from its beginning or from a stored state.
 A **round** is the legs that can be computed without knowing each other's results; a plain sweep is
 one round, a search several. Legs of a round whose static fields agree share one compiled program: a
 **group**. A group is cut into **units** of a fixed number of rows, one leg a row, the last unit
 padded. A device computes one unit at a time.
 
-The size of a unit is part of the numerics, because XLA's results depend on the size of a batch,
-but at a fixed size a row does not depend on its neighbours. So a unit's results are the same
-whatever the order of the units and the number of devices.
+Results depend on the size of a unit, because XLA's results depend on the size of a batch. At a
+fixed size a row does not depend on its neighbours, so neither the order of the units nor the number
+of devices changes a unit's results.
 
 Nothing here imports jax.
 """
@@ -36,16 +36,21 @@ class Leg:
     run: Run
     start: int
     stop: int
-    parent: str | None = None  # id of the run whose state it starts from; None: it starts anew
+    parent: str | None = None  # id of the run whose state it starts from; None: `init`
+
+    @property
+    def steps(self) -> int:
+        """Steps of its updates, in the trainer's unit."""
+        return (self.stop - self.start) * int(self.run.config.steps_per_update)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Round:
-    """Legs that do not wait for each other."""
+    """Legs that do not depend on each other's results."""
 
     legs: tuple[Leg, ...]
     stage: str = "tune"  # or "confirm"
-    notes: tuple[str, ...] = ()  # what the user is told when it begins
+    notes: tuple[str, ...] = ()  # printed when it begins
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,19 +82,18 @@ class Group:
 
     @property
     def start(self) -> int:
-        """Updates that its legs have behind them."""
+        """Updates before its legs."""
         return self.units[0].legs[0].start
 
     @property
     def stop(self) -> int:
-        """Updates that its legs have behind them afterwards."""
+        """Updates after its legs."""
         return self.units[0].legs[0].stop
 
     @property
     def steps(self) -> int:
         """Steps of all its legs, in the trainer's unit."""
-        updates = self.stop - self.start
-        return self.num_legs * updates * int(self.config.steps_per_update)
+        return sum(leg.steps for unit in self.units for leg in unit.legs)
 
 
 def groups(
@@ -103,11 +107,11 @@ def groups(
 
     Args:
         index: of the round, from 0.
-        round_: what is to be cut up.
+        round_: the round to cut up.
         signature: a configuration's compile signature.
         rows: a configuration of the group and its number of legs -> rows of a unit.
-        stored_rows: legs in each unit of an earlier plan of this sweep, which keeps its sizes
-            even where the number of devices has changed.
+        stored_rows: rows in each unit of an earlier plan of this sweep; sizes are kept even if the
+            number of devices has changed.
 
     Returns:
         The groups, in the order of their first leg.
@@ -129,14 +133,19 @@ def groups(
 
 
 def unit_name(round_index: int, group: int, unit: int) -> str:
-    """Return the name under which the store knows a unit."""
+    """Return the name of a unit in the store."""
     return f"round{round_index}-group{group}-unit{unit}"
 
 
 def even_rows(num_legs: int, devices: int, most: int) -> int:
-    """Return the rows of a unit: an even share of the legs, at most `most`.
+    """Return the rows of a unit, at most `most`.
 
-    The share is made even, so that no device idles while another works off a last unit.
+    Shares are even so that no device is idle while another computes a last unit.
+
+    Args:
+        num_legs: legs of the group.
+        devices: devices that share them.
+        most: the limit.
     """
     share = math.ceil(num_legs / devices)
     return math.ceil(share / math.ceil(share / most))

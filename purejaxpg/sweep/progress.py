@@ -1,7 +1,7 @@
-"""What a person sees while a sweep runs: a live bar on a terminal, plain lines elsewhere.
+"""Report the progress of a sweep: a live bar on a terminal, plain lines otherwise.
 
-The same numbers go into ``DIR/progress.jsonl``, a line every second at most, for other programs to
-follow. It is a log and not a result: nothing reads it back.
+The same numbers go into ``DIR/progress.jsonl``, at most one line per second, for other programs to
+follow. It is only a log: the package never reads it.
 """
 
 import contextlib
@@ -13,15 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import (
-    Progress as Bar,
-)
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 from rich.table import Column
 
 from purejaxpg import contract
@@ -36,10 +29,10 @@ LOG_EVERY_S = 1.0  # between lines of the log
 
 
 class Progress:
-    """Reports a sweep to `console`; says nothing where `quiet`."""
+    """Reports the progress of a sweep; one object per sweep."""
 
     def __init__(self, console: Console, quiet: bool = False, log: Path | None = None) -> None:
-        """Report to `console` and into the file `log`; `quiet` keeps even the bar away."""
+        """Report to `console` and the file `log`; `quiet` prints nothing, not even the bar."""
         self.console = console
         self.log = log
         self.last_log = 0.0
@@ -51,7 +44,7 @@ class Progress:
         self.latest: dict[str, float] = {}  # run id -> recent return
         self.labels: dict[str, str] = {}  # run id -> configuration
         self.diverged: set[str] = set()
-        self.counted: set[str] = set()  # units that are in done_steps or no longer in total_steps
+        self.counted: set[str] = set()  # units in done_steps, or taken out of total_steps
         self.known: set[tuple[str, int]] = set()  # compiled programs: signature, rows
         self.last_line = self.last_event = time.monotonic()
         self.bar = Bar(
@@ -61,7 +54,7 @@ class Progress:
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
-            # What is left of the line; the other columns keep their width.
+            # This column gets the rest of the line; the others keep their width.
             TextColumn(
                 "{task.fields[status]}",
                 markup=False,
@@ -84,9 +77,9 @@ class Progress:
         self.bar.stop()
 
     def begin(self, spec: "specs.Spec", rounds: Sequence[plans.Round]) -> None:
-        """The sweep begins; it will have such rounds."""
+        """The sweep begins; `rounds` are its rounds with made-up results."""
         legs = [leg for round_ in rounds for leg in round_.legs]
-        self.total_steps = sum(steps_of(leg) for leg in legs)
+        self.total_steps = sum(leg.steps for leg in legs)
         self.run_steps = self.total_steps / len({leg.run.run_id for leg in legs})
         self.bar.update(self.task, total=self.total_steps)
         sides = f"{count(spec.num_configs, 'configuration')} x {count(len(spec.seeds), 'seed')}"
@@ -104,39 +97,37 @@ class Progress:
         groups: Sequence[plans.Group],
         pending: Collection[str],
     ) -> None:
-        """A round begins, of which the units in `pending` are not computed yet."""
+        """A round begins; its units in `pending` are not computed yet."""
         self.labels |= {leg.run.run_id: label(leg.run.swept) for leg in round_.legs}
         units = [(unit, group) for group in groups for unit in group.units]
         done = [unit for unit, _ in units if unit.name not in pending]
-        # A round is planned again after running out of memory: what counted once is not news.
-        stored = sum(
-            steps_of(leg) for unit in done if unit.name not in self.counted for leg in unit.legs
-        )
+        # After running out of memory a round is planned again: count each unit only once.
+        stored = [unit for unit in done if unit.name not in self.counted]
         again = [unit for unit, _ in units if unit.name in pending and unit.name in self.counted]
         self.counted |= {unit.name for unit in done}
         self.counted -= {unit.name for unit in again}
-        self.total_steps += sum(steps_of(leg) for unit in again for leg in unit.legs) - stored
+        self.total_steps += steps_of(again) - steps_of(stored)
         self.bar.update(self.task, total=self.total_steps)
         if pending:
             stage = "confirming" if round_.stage == "confirm" else f"round {index + 1}"
-            kept = f", {len(done)} of {len(units)} units are done" if done else ""
+            progress = f", {len(done)} of {len(units)} units are done" if done else ""
             self.say(
                 f"{stage.capitalize()}: {count(len(round_.legs), 'run')} in "
-                f"{count(len(groups), 'compilation')}{kept}."
+                f"{count(len(groups), 'compilation')}{progress}."
             )
             for note in round_.notes:
                 self.say(note)
 
     def resumed(self, group: plans.Group, batch: Sequence[plans.Unit], updates: int) -> None:
-        """`batch` goes on from a snapshot after so many updates."""
+        """`batch` resumes from a snapshot after `updates` updates."""
         for unit in dict.fromkeys(batch):
-            done = sum(steps_of(leg) for leg in unit.legs)
-            self.total_steps -= round(done * (updates - group.start) / (group.stop - group.start))
+            share = (updates - group.start) / (group.stop - group.start)
+            self.total_steps -= round(steps_of([unit]) * share)
         self.bar.update(self.task, total=self.total_steps)
-        self.say(f"Going on from a snapshot after update {updates} of {group.stop}.")
+        self.say(f"Resuming from a snapshot after update {updates} of {group.stop}.")
 
     def compiling(self, group: plans.Group) -> None:
-        """The programs of `group` are being compiled, unless an earlier round had them."""
+        """The programs of `group` are being compiled, unless an earlier round compiled them."""
         if (group.signature, group.rows) in self.known:
             return
         self.bar.update(self.task, description="compiling")
@@ -145,7 +136,7 @@ class Progress:
         )
 
     def compiled(self, group: plans.Group, seconds: float) -> None:
-        """They are compiled; training begins."""
+        """The programs of `group` are compiled; training begins."""
         self.bar.update(self.task, description="training")
         if (group.signature, group.rows) not in self.known:
             self.known.add((group.signature, group.rows))
@@ -160,7 +151,15 @@ class Progress:
         metrics: Mapping[str, np.ndarray],
         diverged_at: np.ndarray,
     ) -> None:
-        """`updates` more updates of `batch` are done; metrics [devices * rows, updates]."""
+        """More updates of a batch are done.
+
+        Args:
+            group: the group of the batch.
+            batch: units, one on each device.
+            updates: the number of them.
+            metrics: [devices * rows, updates] by name.
+            diverged_at: [devices * rows], the first update with a non-finite number, or 0.
+        """
         now = time.monotonic()
         self.training_s += now - self.last_event
         self.last_event = now
@@ -197,12 +196,16 @@ class Progress:
         self.bar.update(self.task, description="training")
         self.last_event = time.monotonic()
 
+    @property
+    def speed(self) -> float:
+        """Steps per second of training so far."""
+        return self.done_steps / max(self.training_s, 1e-9)
+
     def status(self) -> str:
-        """One line on speed and the best configuration so far."""
-        speed = self.done_steps / max(self.training_s, 1e-9)
-        words = [f"{speed / 1e3:.0f}k steps/s"]
+        """One line with the speed and the best configuration so far."""
+        words = [f"{self.speed / 1e3:.0f}k steps/s"]
         if self.run_steps:
-            words.append(f"{short(float(f'{speed / self.run_steps:.2g}'))} agents/s")
+            words.append(f"{short(float(f'{self.speed / self.run_steps:.2g}'))} agents/s")
         if self.latest:
             best, value = self.best()
             words.append(f"best {value:.1f}" + (f" ({best})" if best else ""))
@@ -228,22 +231,22 @@ class Progress:
         self.say(f"{share:4.0%}, about {left:.0f} s left, {self.status()}")
 
     def write_log(self) -> None:
-        """Append a line to the log; a log that cannot be written stops nothing."""
-        speed = self.done_steps / max(self.training_s, 1e-9)
+        """Append a line to the log; an unwritable log does not stop the sweep."""
+        if self.log is None:
+            return
         best, value = self.best() if self.latest else ("", None)
         line = {
             "training_s": round(self.training_s, 3),
             "steps": self.done_steps,
             "steps_to_do": self.total_steps,
-            "steps_per_s": round(speed, 1),
-            "agents_per_s": round(speed / self.run_steps, 4) if self.run_steps else None,
+            "steps_per_s": round(self.speed, 1),
+            "agents_per_s": round(self.speed / self.run_steps, 4) if self.run_steps else None,
             "best": best,
             "best_recent_return": value,
             "diverged": len(self.diverged),
         }
-        if self.log is not None:
-            with contextlib.suppress(OSError), self.log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+        with contextlib.suppress(OSError), self.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
     def say(self, text: Any) -> None:
         """Print above the bar."""
@@ -251,6 +254,6 @@ class Progress:
             self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
-def steps_of(leg: plans.Leg) -> int:
-    """Environment steps of a leg."""
-    return (leg.stop - leg.start) * int(leg.run.config.steps_per_update)
+def steps_of(units: Sequence[plans.Unit]) -> int:
+    """Steps of all legs of units."""
+    return sum(leg.steps for unit in units for leg in unit.legs)

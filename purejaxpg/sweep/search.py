@@ -1,13 +1,14 @@
-"""How a search goes from one round of runs to the next.
+"""Searches: how the results of one round decide on the runs of the next.
 
-`rounds` is a generator: it yields a `plan.Round` and is sent the results of that round. What it
-yields depends on the spec and on those results alone, so a sweep that was killed finds its way back
-by being told the stored results again, and a plan is the same generator fed with made-up ones.
+`rounds` is a generator: it yields a `plan.Round` and is sent the results of that round. The rounds
+depend only on the spec and those results, so a killed sweep resumes by sending the stored results
+again, and a forecast sends made-up ones.
 
-A search ranks by what the report ranks by: the interquartile mean, over seeds, of the evaluation
-after the last update so far; a diverged run counts as worse than every other of its environment.
+A search ranks like the report: by the interquartile mean, over seeds, of the evaluation after the
+last update so far. A diverged run counts as worse than all others of its environment.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -25,7 +26,7 @@ RUNNERS_UP = 2  # confirmed beside the winner and the default
 
 
 class Result(NamedTuple):
-    """How a leg ended."""
+    """The result of a leg."""
 
     score: float
     diverged: bool
@@ -36,18 +37,17 @@ Rounds = Generator[plans.Round, Results, None]
 
 
 def rounds(spec: specs.Spec, confirm: int = 0) -> Rounds:
-    """Yield the rounds of a sweep; each is to be answered with its results.
+    """Yield the rounds of a sweep; send each round's results back.
 
     Args:
         spec: the sweep.
-        confirm: fresh seeds on which the winner, the runners-up and the default are run again;
-            0: none.
+        confirm: number of fresh seeds for the winner, the runners-up and the default; 0: none.
     """
     if spec.search.pbt is not None:
         if confirm:
             raise InputError(
                 f"--confirm must be 0 for [pbt], but is {confirm}: a population has schedules and "
-                "no configuration to run again; more seeds are more populations."
+                "no configuration to run again; use more seeds, which are more populations."
             )
         yield from pbt_rounds(spec, spec.search.pbt)
         return
@@ -63,19 +63,19 @@ def rounds(spec: specs.Spec, confirm: int = 0) -> Rounds:
 
 
 def rehearse(rounds: Rounds) -> list[plans.Round]:
-    """Return all rounds of a search without computing any: results are made up.
+    """Return all rounds of a search with made-up results.
 
-    Which configurations go on is made up too, so only numbers and sizes mean something.
+    The surviving configurations are made up too, so only counts and sizes are meaningful.
     """
-    found, generator = [], np.random.default_rng(0)
-    try:
-        found.append(next(rounds))
+    generator = np.random.default_rng(0)
+    rehearsed: list[plans.Round] = []
+    with contextlib.suppress(StopIteration):
+        rehearsed.append(next(rounds))
         while True:
-            ids = [leg.run.run_id for leg in found[-1].legs]
+            ids = [leg.run.run_id for leg in rehearsed[-1].legs]
             made_up = {name: Result(float(generator.random()), False) for name in ids}
-            found.append(rounds.send(made_up))
-    except StopIteration:
-        return found
+            rehearsed.append(rounds.send(made_up))
+    return rehearsed
 
 
 def whole(run: plans.Run) -> plans.Leg:
@@ -84,7 +84,7 @@ def whole(run: plans.Run) -> plans.Leg:
 
 
 def config_key(run: plans.Run) -> str:
-    """Return what tells configurations apart: all swept fields."""
+    """Return a text of all swept fields, which identifies a configuration."""
     return json.dumps(dict(run.swept), sort_keys=True)
 
 
@@ -98,15 +98,19 @@ def ranked(runs: Iterable[plans.Run], results: Results) -> list[list[plans.Run]]
 
 def _ranked(runs: Sequence[plans.Run], results: Results) -> list[plans.Run]:
     """Rank the configurations of one environment; ties keep their order."""
-    outcomes = [results[run.run_id] for run in runs]
-    filled = stats.worst_filled([o.score for o in outcomes], [o.diverged for o in outcomes])
     scores: dict[str, list[float]] = {}
     first: dict[str, plans.Run] = {}
-    for run, score in zip(runs, filled.tolist(), strict=True):
+    for run, score in zip(runs, filled_scores(runs, results).tolist(), strict=True):
         scores.setdefault(config_key(run), []).append(score)
         first.setdefault(config_key(run), run)
     worth = {key: (stats.iqm(values), np.mean(values)) for key, values in scores.items()}
     return [first[key] for key in sorted(first, key=lambda key: worth[key], reverse=True)]
+
+
+def filled_scores(runs: Iterable[plans.Run], results: Results) -> np.ndarray:
+    """Return the scores of runs of one environment; a diverged run gets the worst."""
+    outcomes = [results[run.run_id] for run in runs]
+    return stats.worst_filled([o.score for o in outcomes], [o.diverged for o in outcomes])
 
 
 # ---------------------------------------------------------------------------------------- halving
@@ -115,7 +119,7 @@ def _ranked(runs: Sequence[plans.Run], results: Results) -> list[plans.Run]:
 def halving_rounds(
     spec: specs.Spec, halving: specs.Halving
 ) -> Generator[plans.Round, Results, list[list[plans.Run]]]:
-    """Yield a round per rung -> the ranking of the last one."""
+    """Yield a round per rung and return the ranking of the last one."""
     runs, started = list(spec.runs), False
     tried: list[list[plans.Run]] = []
     for rung in range(halving.rungs):
@@ -132,48 +136,44 @@ def halving_rounds(
         refuse_empty(legs)
         results = yield plans.Round(tuple(legs))
         tried, started = ranked(runs, results), True
-        keep = {
-            config_key(run)
-            for section in tried
-            for run in section[: math.ceil(len(section) / halving.eta)]
-        }
-        runs = [run for run in runs if config_key(run) in keep]
+        best = [
+            run for section in tried for run in section[: math.ceil(len(section) / halving.eta)]
+        ]
+        survivors = set(map(config_key, best))
+        runs = [run for run in runs if config_key(run) in survivors]
     return tried
 
 
 def refuse_empty(legs: Iterable[plans.Leg]) -> None:
-    """Raise an InputError where a leg has nothing to do."""
+    """Raise an InputError if a leg has no updates."""
     for leg in legs:
         if leg.stop <= leg.start:
             raise InputError(
-                f"total_timesteps must be enough for updates in every rung or generation, but "
-                f"{leg.run.config.total_timesteps} makes {leg.run.config.num_updates} updates."
+                f"total_timesteps must be enough for an update in every rung or generation, but "
+                f"{leg.run.config.total_timesteps} gives {leg.run.config.num_updates} updates."
             )
 
 
 def updates_at(run: plans.Run, halving: specs.Halving, left: int) -> int:
-    """Return the updates that a run has behind it when `left` rungs remain."""
+    """Return the updates of a run that are done when `left` rungs remain."""
     return max(1, round(run.config.num_updates / halving.eta**left))
 
 
 # ----------------------------------------------------------------------------------------- optuna
 
 
-def optuna_rounds(
-    spec: specs.Spec,
-) -> Generator[plans.Round, Results, list[list[plans.Run]]]:
-    """Yield a round per batch of optuna's suggestions -> the ranking of all of them.
+def optuna_rounds(spec: specs.Spec) -> Generator[plans.Round, Results, list[list[plans.Run]]]:
+    """Yield a round per batch of optuna's suggestions and return the ranking of all of them.
 
-    The study is made anew for every batch out of the results so far: optuna keeps no state.
+    Each batch gets a new study, made from the results so far, so optuna keeps no state.
     """
     search = spec.search
     tried: dict[str, list[plans.Run]] = {}
     known: dict[str, Result] = {}
     while len(tried) < search.samples:
         count = min(search.batch, search.samples - len(tried))
-        fresh: list[plans.Run] = []
-        for swept in suggestions(spec, tried, known, count):
-            fresh += [spec.make_run(swept, seed) for seed in spec.seeds]
+        suggested = suggestions(spec, tried, known, count)
+        fresh = [spec.make_run(swept, seed) for swept in suggested for seed in spec.seeds]
         results = yield plans.Round(tuple(whole(run) for run in fresh))
         known |= results
         for run in fresh:
@@ -182,12 +182,22 @@ def optuna_rounds(
 
 
 def suggestions(
-    spec: specs.Spec,
-    tried: Mapping[str, Sequence[plans.Run]],
-    results: Results,
-    count: int,
+    spec: specs.Spec, tried: Mapping[str, Sequence[plans.Run]], results: Results, count: int
 ) -> list[dict[str, Any]]:
-    """Ask optuna for `count` configurations that were not tried yet."""
+    """Ask optuna for up to `count` new configurations.
+
+    Args:
+        spec: the sweep.
+        tried: runs so far, by `config_key`.
+        results: of these runs.
+        count: configurations of the next batch.
+
+    Returns:
+        Swept values by field name, for each configuration.
+
+    Raises:
+        InputError: all configurations were tried.
+    """
     optuna = extras.load("optuna", "optuna", "[search] method 'optuna'")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     spaces = {name: distribution(optuna, axis) for name, axis in spec.axes.items()}
@@ -197,32 +207,31 @@ def suggestions(
             seed=spec.search.seed + len(tried), n_startup_trials=spec.search.batch
         ),
     )
-    outcomes = [results[run.run_id] for runs in tried.values() for run in runs]
-    filled = stats.worst_filled([o.score for o in outcomes], [o.diverged for o in outcomes])
+    filled = filled_scores((run for runs in tried.values() for run in runs), results)
     scores = iter(np.where(np.isfinite(filled), filled, -1e30).tolist())
     for runs in tried.values():
         value = float(stats.iqm([next(scores) for _ in runs]))
         params = {name: choice(spec.axes[name], value) for name, value in runs[0].swept.items()}
         study.add_trial(optuna.trial.create_trial(params=params, distributions=spaces, value=value))
-    found: dict[str, dict[str, Any]] = {}
-    for _ in range(20 * count):  # a small space may hold fewer configurations than asked for
-        if len(found) == count:
+    suggested: dict[str, dict[str, Any]] = {}
+    for _ in range(20 * count):  # a small space may hold fewer configurations
+        if len(suggested) == count:
             break
         params = study.ask(spaces).params
         swept = {name: chosen(axis, params[name]) for name, axis in spec.axes.items()}
         key = json.dumps(swept, sort_keys=True)
         if key not in tried:
-            found[key] = swept
-    if not found:
+            suggested[key] = swept
+    if not suggested:
         raise InputError(
-            f"[search] samples must be at most the {len(tried)} configurations that there are, "
+            f"[search] samples must be at most {len(tried)}, the number of configurations, "
             f"but is {spec.search.samples}."
         )
-    return list(found.values())
+    return list(suggested.values())
 
 
 def distribution(optuna: Any, axis: space.Axis) -> Any:
-    """Return an axis as optuna describes it; a list by its places, whatever it holds."""
+    """Return an axis as a distribution of optuna; a list as the indices of its values."""
     if axis.kind == "list":
         return optuna.distributions.CategoricalDistribution(list(range(len(axis.values))))
     kinds = optuna.distributions
@@ -232,12 +241,12 @@ def distribution(optuna: Any, axis: space.Axis) -> Any:
 
 
 def choice(axis: space.Axis, value: Any) -> Any:
-    """Return a value of an axis as optuna knows it."""
+    """Return optuna's representation of a value of an axis."""
     return axis.values.index(value) if axis.kind == "list" else value
 
 
 def chosen(axis: space.Axis, value: Any) -> Any:
-    """Return what optuna suggests as a value of the axis."""
+    """Return the value of an axis for a suggestion of optuna."""
     return axis.values[value] if axis.kind == "list" else axis.inside(value)
 
 
@@ -245,7 +254,7 @@ def chosen(axis: space.Axis, value: Any) -> Any:
 
 
 def pbt_rounds(spec: specs.Spec, pbt: specs.Pbt) -> Rounds:
-    """Yield a round per generation; every seed of the sweep has a population of its own."""
+    """Yield a round per generation; each seed of the sweep has its own population."""
     members = [
         spec.make_run(dict(run.swept), seed)
         for seeds in member_seeds(spec.seeds, pbt.population)
@@ -275,24 +284,22 @@ def pbt_rounds(spec: specs.Spec, pbt: specs.Pbt) -> Rounds:
 def member_seeds(seeds: Sequence[int], population: int) -> list[list[int]]:
     """Return a seed for each member of each population, all of them distinct and below 2^32.
 
-    Member i of the population with seed s has s * population + i. Where that passes 2^32 it begins
-    again at 0, and takes the next seed that is free.
+    Member i of the population with seed s has s * population + i, modulo 2^32, or the next free
+    seed.
     """
-    found: list[list[int]] = []
-    used: set[int] = set()
+    used: dict[int, None] = {}
     for seed in seeds:
-        found.append([])
         for number in range(population):
-            wanted = (seed * population + number) % 2**32
-            while wanted in used:
-                wanted = (wanted + 1) % 2**32
-            used.add(wanted)
-            found[-1].append(wanted)
-    return found
+            candidate = (seed * population + number) % 2**32
+            while candidate in used:
+                candidate = (candidate + 1) % 2**32
+            used[candidate] = None
+    distinct = list(used)
+    return [distinct[i : i + population] for i in range(0, len(distinct), population)]
 
 
 def boundary(run: plans.Run, pbt: specs.Pbt, generation: int) -> int:
-    """Return the updates behind a member when `generation` begins."""
+    """Return the updates of a member that are done when `generation` begins."""
     return round(run.config.num_updates * generation / pbt.generations)
 
 
@@ -303,13 +310,23 @@ def next_generation(
     results: Results,
     generator: np.random.Generator,
 ) -> tuple[list[plans.Run], list[str | None]]:
-    """Replace the worst by perturbed copies of the best -> members, and whose state each has."""
-    outcomes = [results[run.run_id] for run in members]
-    filled = stats.worst_filled([o.score for o in outcomes], [o.diverged for o in outcomes])
-    order = np.argsort(-filled, kind="stable")
+    """Replace the worst members by perturbed copies of the best.
+
+    Args:
+        spec: the sweep.
+        pbt: its table [pbt].
+        members: of one population.
+        results: of their last legs.
+        generator: draws the copies and perturbations.
+
+    Returns:
+        The members of the next generation, and the id of the run whose state each starts from.
+    """
+    order = np.argsort(-filled_scores(members, results), kind="stable")
     count = int(len(members) * pbt.replace)
-    failed = [o.diverged or not math.isfinite(o.score) for o in outcomes]
-    best = [members[place] for place in order[:count] if not failed[place]]
+    outcomes = [results[members[place].run_id] for place in order[:count]]
+    healthy = [not o.diverged and math.isfinite(o.score) for o in outcomes]
+    best = [members[place] for place, good in zip(order, healthy, strict=False) if good]
     new, parents = list(members), [run.run_id for run in members]
     for place in order[len(members) - count :] if best else ():
         source = best[generator.integers(len(best))]
@@ -324,7 +341,7 @@ def next_generation(
 
 
 def perturbed(axis: space.Axis, value: Any, pbt: specs.Pbt, generator: np.random.Generator) -> Any:
-    """Return a hyperparameter of a copy: drawn afresh, or a little beside the original's."""
+    """Return a hyperparameter of a copy: a fresh draw, or the original's perturbed."""
     fresh, quantile, up = generator.random(), generator.random(), int(generator.integers(2))
     if fresh < pbt.resample:
         return axis.at(quantile)
@@ -337,21 +354,19 @@ def perturbed(axis: space.Axis, value: Any, pbt: specs.Pbt, generator: np.random
 def confirmation(
     spec: specs.Spec, tried: Sequence[Sequence[plans.Run]], num_seeds: int
 ) -> plans.Round:
-    """Return the round that runs winner, runners-up and default on seeds not used before."""
-    first = max(spec.seeds) + 1
-    used = set(spec.seeds)
-    last = range(first, min(first + num_seeds, 2**32))
-    fresh = [*last, *(s for s in range(num_seeds + len(used)) if s not in used)][:num_seeds]
-    legs = []
-    notes = []
+    """Return the round that runs winner, runners-up and default on unused seeds."""
+    first, used = max(spec.seeds) + 1, set(spec.seeds)
+    higher = range(first, min(first + num_seeds, 2**32))
+    fresh = [*higher, *(s for s in range(num_seeds + len(used)) if s not in used)][:num_seeds]
+    legs, notes = [], []
     for section in tried:
         candidates = [run.swept for run in section[: 1 + RUNNERS_UP]]
         default = spec.default_values(contract.section(section[0].config))
         try:
             spec.make_run(default, fresh[0])
             candidates.append(default)
-        except InputError as error:  # nobody asked for it
-            notes.append(f"Note: the default is not confirmed, since it is invalid here: {error}")
+        except InputError as error:  # the user did not ask for the default
+            notes.append(f"Note: the default is not confirmed because it is invalid here: {error}")
         distinct = {json.dumps(dict(c), sort_keys=True): c for c in candidates}
         legs += [whole(spec.make_run(c, seed)) for c in distinct.values() for seed in fresh]
     return plans.Round(tuple(legs), stage="confirm", notes=tuple(notes))

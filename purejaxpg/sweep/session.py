@@ -1,10 +1,10 @@
-"""One whole sweep: devices, search, engine, logs and report, put together.
+"""Run one whole sweep: devices, search, engine, logs and report.
 
     from purejaxpg.sweep import session
     session.sweep("study.toml", session.Options(confirm=8))
 
-This is what the command line calls. Nothing here imports jax before `find_devices`, which has to
-set the number of CPU devices first.
+The command line calls these functions. Nothing imports jax before `find_devices`, which has to set
+the number of CPU devices first.
 """
 
 import dataclasses
@@ -18,17 +18,17 @@ from typing import Any
 from purejaxpg import FaultError, InputError, signals, streams
 from purejaxpg.cluster import processes
 
-# The first is worth a tenth of PPO's speed on a processor with registers of 512 bits and nothing on
-# others. The second keeps devices that are cores from taking each other's time.
+# The first makes PPO a tenth faster on a processor with 512-bit registers and does nothing on
+# others. The second keeps each device, which is a core, from using the others.
 CPU_FLAGS = {"--xla_cpu_prefer_vector_width": 512, "--xla_cpu_multi_thread_eigen": "false"}
-PROGRAMS_BYTES = 2**30  # of compiled programs on disk; beyond, the least recently used are deleted
+PROGRAMS_BYTES = 2**30  # size of the cache of programs; the least recently used are deleted
 EXIT_FAULT, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 EXECUTORS = ("local", "ray")
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How to run a sweep. None of this changes its results, except for `confirm`."""
+    """How to run a sweep. Only `confirm` changes its results."""
 
     out: Path | None = None  # result directory; None: results/NAME
     devices: int | None = None  # of each process; None: all
@@ -37,7 +37,7 @@ class Options:
     ray_address: str | None = None
     ray_task: Mapping[str, float] = dataclasses.field(default_factory=dict)
     logs: Sequence[str] = ()  # "tensorboard", "wandb"
-    snapshot_every_s: float = 30.0  # least time between snapshots; 0: after every segment
+    snapshot_every_s: float = 30.0  # minimum time between snapshots; 0: after every segment
     quiet: bool = False
 
     def check(self) -> None:
@@ -47,12 +47,15 @@ class Options:
         if self.executor not in EXECUTORS:
             raise InputError(f"--executor must be local or ray, but is {self.executor!r}.")
         if self.executor == "ray" and self.devices is not None:
-            raise InputError("--devices is for one machine; with --executor ray, see --ray-task.")
+            raise InputError("--devices is for one machine; with --executor ray, use --ray-task.")
         if self.executor != "ray" and (self.ray_address or self.ray_task):
             raise InputError("--ray-address and --ray-task need --executor ray.")
 
 
-def sweep(path: str | os.PathLike[str], options: Options, given: Any = None) -> int:
+DEFAULTS = Options()
+
+
+def sweep(path: str | os.PathLike[str], options: Options = DEFAULTS, given: Any = None) -> int:
     """Run the sweep of a TOML file, or resume it, and write its report.
 
     Args:
@@ -61,15 +64,15 @@ def sweep(path: str | os.PathLike[str], options: Options, given: Any = None) -> 
         given: an instance of the trainer's `Given`, for a trainer that has one.
 
     Returns:
-        The exit status: 0, or in a process that follows another, the exit status of that one.
+        The exit status: 0, or in a process that follows another, that process's exit status.
 
     Raises:
-        InputError: the file or the options ask for something that cannot be done.
-        FaultError: the surroundings failed; what was committed is kept.
+        InputError: the file or the options are invalid.
+        FaultError: a device, a disk or another process failed; committed units are kept.
     """
     options.check()
     ray = options.executor == "ray"
-    if ray:  # this process only plans and commits: the accelerator is for the tasks
+    if ray:  # this process only plans and commits, and leaves accelerators to the tasks
         os.environ["JAX_PLATFORMS"] = "cpu"
     devices = find_devices(1 if ray else options.devices, several=not ray)
     from purejaxpg.sweep import spec as specs
@@ -89,6 +92,9 @@ def _together(load: Callable[[], Any], options: Options, devices: list[Any]) -> 
 
     if jax.process_index() > 0:
         return distributed.follow(load, devices)
+    if not options.quiet:
+        note = "Note: running as several processes is experimental and was never tried on a pod."
+        print(note, flush=True)
     with distributed.leading(exit_status) as mail:
         run(load(), options, devices, functools.partial(distributed.Leader, mail=mail))
     return 0
@@ -106,14 +112,14 @@ def run(
         spec: as `spec.load` or `spec.from_dict` returns it.
         options: how to run it.
         devices: jax devices, as `find_devices` returns them.
-        make_backend: (spec, devices) -> what computes; by default this process does.
+        make_backend: (spec, devices) -> a backend; None: `compute.Backend`.
 
     Returns:
         The directory of the report.
 
     Raises:
         InputError: the result directory belongs to a different sweep.
-        FaultError: the surroundings failed; what was committed is kept.
+        FaultError: a device, a disk or another process failed; committed units are kept.
     """
     from purejaxpg.report import sinks, writer
     from purejaxpg.sweep import engine
@@ -144,7 +150,7 @@ def _compute(
     logs: Any,
     console: Any,
 ) -> None:
-    """Compute what a result directory lacks."""
+    """Compute the missing results of a result directory."""
     from purejaxpg.sweep import compute, engine
     from purejaxpg.sweep import progress as progresses
     from purejaxpg.sweep import search as searches
@@ -179,7 +185,7 @@ def exit_status(error: BaseException) -> int:
 
 
 def make_console() -> Any:
-    """Return the console to print on; in a file or a pipe it is as wide as a table needs."""
+    """Return the console to print on; for a file or a pipe it is wide enough for tables."""
     from rich.console import Console
 
     return Console(width=None if streams.on_terminal(sys.stdout) else 120)
@@ -191,7 +197,7 @@ def make_console() -> Any:
 def find_devices(wanted: int | None = None, several: bool = False) -> list[Any]:
     """Return the devices to use. Call this before anything else imports jax.
 
-    XLA computes a batch of small matrix products on one core only, so each core of a CPU becomes a
+    XLA uses only one core for a batch of small matrix products, so each core of a CPU becomes a
     device.
 
     Args:
@@ -199,9 +205,8 @@ def find_devices(wanted: int | None = None, several: bool = False) -> list[Any]:
         several: if this process is one of several of a job, return the devices of all of them.
 
     Raises:
-        InputError: fewer than one device is asked for, or more than there are.
-        FaultError: jax finds no device of the kind that JAX_PLATFORMS asks for, or the other
-            processes do not start.
+        InputError: `wanted` is less than 1, or more than there are.
+        FaultError: jax finds no device for JAX_PLATFORMS, or the other processes do not start.
     """
     if wanted is not None and wanted < 1:
         raise InputError(f"--devices must be 1 or more, but is {wanted}.")
@@ -214,14 +219,16 @@ def find_devices(wanted: int | None = None, several: bool = False) -> list[Any]:
     cache_programs()
     count = processes.how_many() if several else 1
     if count > 1:
-        processes.put_together(count)
+        processes.connect(count)
     import jax
 
     try:
         devices = jax.devices()
     except (RuntimeError, AssertionError) as error:
-        wish, reason = os.environ.get("JAX_PLATFORMS", ""), str(error) or "no such device"
-        raise FaultError(f"jax finds no device for JAX_PLATFORMS={wish!r}: {reason}.") from error
+        platforms, reason = os.environ.get("JAX_PLATFORMS", ""), str(error) or "no such device"
+        raise FaultError(
+            f"jax finds no device for JAX_PLATFORMS={platforms!r}: {reason}."
+        ) from error
     own = len(jax.local_devices())
     if wanted is not None and wanted > own:
         limit = f"{own} here (XLA_FLAGS may limit them)"
@@ -233,7 +240,7 @@ def find_devices(wanted: int | None = None, several: bool = False) -> list[Any]:
 def cache_programs() -> None:
     """Turn on jax's persistent cache of compiled programs, unless the user has configured it.
 
-    It lies in the user's cache directory. Its keys cover all that was traced, jax's version and the
+    It is in the user's cache directory. Its keys cover the traced program, jax's version and the
     processor. JAX_ENABLE_COMPILATION_CACHE=false turns it off.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
@@ -249,7 +256,7 @@ def cache_programs() -> None:
                 break
             excess -= sizes[path].st_size
             path.unlink()
-    except (OSError, RuntimeError):  # no home, read-only, or another process cleans up as well
+    except (OSError, RuntimeError):  # no home, read-only, or another process deletes files too
         return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(programs)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")

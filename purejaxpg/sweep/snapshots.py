@@ -1,11 +1,10 @@
-"""Snapshots of units that are being computed, so that a killed process loses little.
+"""Snapshots of units in progress, so that a killed process loses little.
 
-A snapshot is a checkpoint in ``DIR/progress`` whose name ends in the hash of its manifest: it needs
-no entry in the ledger to be trusted, and a damaged one is passed over in favour of the one before.
-Writing them takes at most a twentieth of the time, and each unit keeps two.
+A snapshot is a checkpoint in ``DIR/progress`` whose name ends in the hash of its manifest, so it
+can be verified without the ledger, and a damaged one is skipped in favour of an older one. Writing
+snapshots takes at most a twentieth of the time, and each unit keeps two.
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -17,8 +16,8 @@ from typing import Any
 from purejaxpg import FaultError, disk
 from purejaxpg.sweep import plan as plans
 
-KEPT = 2
-SHARE = 20.0  # at most one part in so many of the time goes into snapshots
+PER_UNIT = 2
+SHARE = 20.0  # snapshots take at most 1 / SHARE of the time
 NAME = re.compile(r"(?P<unit>.+)\.(?P<updates>[0-9]+)-(?P<sha256>[0-9a-f]{64})")
 
 
@@ -32,7 +31,14 @@ class Snapshots:
         load: Callable[..., Any],
         every_s: float,
     ) -> None:
-        """Keep snapshots in `directory`, written at most every `every_s` seconds; 0: always."""
+        """Keep snapshots in `directory`.
+
+        Args:
+            directory: made when needed.
+            save: writes a pytree into a directory and returns the hash of its manifest.
+            load: reads what `save` wrote.
+            every_s: minimum seconds between two; 0: no minimum.
+        """
         self.directory = directory
         self.save = save
         self.load = load
@@ -42,7 +48,7 @@ class Snapshots:
 
     @property
     def due(self) -> bool:
-        """Whether it is time for the next."""
+        """Whether the next snapshot is due."""
         if self.every_s == 0:
             return True
         return time.monotonic() - self.last >= max(self.every_s, SHARE * self.cost_s)
@@ -50,13 +56,13 @@ class Snapshots:
     def write(
         self, units: Sequence[plans.Unit], updates: int, trees: Sequence[Any], began: float
     ) -> None:
-        """Write a snapshot of each unit after so many updates of its runs.
+        """Write a snapshot of each unit after `updates` updates of its runs.
 
         Args:
             units: computed side by side.
-            updates: that their runs have behind them.
-            trees: what is to be written of each.
-            began: when these began to be fetched, which may come from other machines.
+            updates: updates done by their runs.
+            trees: the pytree to write for each unit.
+            began: monotonic time at which fetching the trees began, perhaps from other machines.
 
         Raises:
             FaultError: it cannot be written.
@@ -69,7 +75,7 @@ class Snapshots:
                 shutil.rmtree(target, ignore_errors=True)
                 os.replace(temporary, target)
                 disk.sync(self.directory)
-            for _, _, old in sorted(self.of(unit), reverse=True)[KEPT:]:
+            for _, _, old in sorted(self.of(unit), reverse=True)[PER_UNIT:]:
                 shutil.rmtree(old, ignore_errors=True)
         self.last = time.monotonic()
         self.cost_s = self.last - began
@@ -77,26 +83,26 @@ class Snapshots:
     def newest(
         self, units: Sequence[plans.Unit], template: Callable[[plans.Unit, int], Any]
     ) -> tuple[int, list[Any]] | None:
-        """Read the newest intact snapshots that all `units` have after the same number of updates.
+        """Read the newest intact snapshots of all `units` after the same number of updates.
 
         Args:
             units: computed side by side, hence at the same update.
-            template: unit and number of updates -> pytree of what `write` was given.
+            template: (unit, updates) -> template of the pytree given to `write`.
 
         Returns:
-            The number of updates, and a tree per unit; None where there is none.
+            The number of updates and a tree per unit; None if there are none.
         """
-        found = [
+        stored = [
             {updates: (digest, path) for updates, digest, path in self.of(unit)} for unit in units
         ]
-        common = set.intersection(*(set(each) for each in found)) if found else set()
+        common = set.intersection(*map(set, stored)) if stored else set()
         for updates in sorted(common, reverse=True):
             try:
                 return updates, [
-                    self.load(each[updates][1], template(unit, updates), sha256=each[updates][0])
-                    for unit, each in zip(units, found, strict=True)
+                    self.load(of[updates][1], template(unit, updates), sha256=of[updates][0])
+                    for unit, of in zip(units, stored, strict=True)
                 ]
-            except FaultError:  # damaged, or of another version: there may be an older one
+            except FaultError:  # damaged, or of another version: try an older one
                 continue
         return None
 
@@ -110,7 +116,7 @@ class Snapshots:
                 yield int(match["updates"]), match["sha256"], path
 
     def discard(self, units: Iterable[plans.Unit]) -> None:
-        """Remove all that there is of `units`, of their earlier plans too."""
+        """Remove all snapshots of `units`, including those of earlier plans."""
         names = {unit.name for unit in units}
         for path in self.directory.iterdir() if names and self.directory.is_dir() else ():
             if path.name.lstrip(".").partition(".")[0] in names:
@@ -118,6 +124,6 @@ class Snapshots:
 
 
 def name_of(unit: plans.Unit) -> str:
-    """Return a unit's name with a hash of what it computes: a new plan finds no old snapshot."""
+    """Return a unit's name with a hash of its legs, so that a new plan finds no old snapshot."""
     legs = [(leg.run.run_id, leg.start, leg.stop, leg.parent) for leg in unit.legs]
-    return f"{unit.name}.{hashlib.sha256(repr(legs).encode()).hexdigest()[:8]}"
+    return f"{unit.name}.{disk.sha256(repr(legs))[:8]}"

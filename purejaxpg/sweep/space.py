@@ -1,4 +1,4 @@
-"""The axes of a search: lists of values and distributions, and how to draw from them.
+"""The axes of a search: lists of values, distributions, and samplers.
 
 In a sweep file an axis is a list, or one of::
 
@@ -6,7 +6,7 @@ In a sweep file an axis is a list, or one of::
     clip_eps = { uniform = [0.1, 0.4] }
     num_epochs = { int_uniform = [1, 10] }          # both ends included
 
-Every draw is a quantile of one number in [0, 1), so that all samplers share this module.
+Every value is a quantile at a number in [0, 1), so all samplers share one implementation.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ KINDS = ("uniform", "log_uniform", "int_uniform", "log_int_uniform")
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """The values that one swept field may take."""
+    """The possible values of one swept field."""
 
     name: str
     kind: str  # "list", or one of KINDS
@@ -33,12 +33,12 @@ class Axis:
 
     @property
     def integer(self) -> bool:
-        """Whether its values are whole numbers by definition."""
+        """Whether its values are whole numbers."""
         return "int" in self.kind
 
     @property
     def log(self) -> bool:
-        """Whether its values are spread evenly in their logarithm."""
+        """Whether its values are uniform in their logarithm."""
         return self.kind.startswith("log")
 
     def at(self, quantile: float) -> Any:
@@ -53,15 +53,15 @@ class Axis:
         return self.inside(math.floor(value) if self.integer else value)
 
     def inside(self, value: float) -> Any:
-        """Return a number moved into the axis's range, floats with six significant digits."""
+        """Return a number clipped to the axis's range, floats with six significant digits."""
         short = value if self.integer else float(f"{value:.6g}")
         bounded = min(max(short, self.low), self.high)
         return int(bounded) if self.integer else bounded
 
     def perturbed(self, value: Any, factor: float, step: int) -> Any:
-        """Return a value near `value`: times `factor`, or `step` places on in a list.
+        """Return a value near `value`: times `factor`, or `step` places further in a list.
 
-        A list of numbers is kept in its order in the sweep file; its ends hold.
+        A list keeps its order in the sweep file, and a step does not leave it.
         """
         if self.kind != "list":
             return self.inside(value * factor)
@@ -69,7 +69,7 @@ class Axis:
         return self.values[min(max(place, 0), len(self.values) - 1)]
 
     def examples(self) -> list[Any]:
-        """Return values whose type stands for all: the whole list, or both ends."""
+        """Return values to check types with: the whole list, or both ends."""
         if self.kind == "list":
             return list(self.values)
         return [int(x) if self.integer else float(x) for x in (self.low, self.high)]
@@ -90,12 +90,8 @@ def axis(name: str, value: Any) -> Axis:
         )
     ((kind, bounds),) = value.items()
     numbers = isinstance(bounds, list) and all(type(x) in (int, float) for x in bounds)
-    if (
-        not numbers
-        or len(bounds) != 2
-        or not all(map(math.isfinite, bounds))
-        or not bounds[0] < bounds[1]
-    ):
+    finite = numbers and len(bounds) == 2 and all(map(math.isfinite, bounds))
+    if not finite or bounds[0] >= bounds[1]:
         raise InputError(f"[sweep] {name} must have bounds [low, high], but has {bounds!r}.")
     if kind.startswith("log") and bounds[0] <= 0:
         raise InputError(f"[sweep] {name} must have a low end above 0, but it is {bounds[0]!r}.")
@@ -110,7 +106,7 @@ def sample(axes: Mapping[str, Axis], method: str, samples: int, seed: int) -> li
     Args:
         axes: by field name; at least one.
         method: "random", "sobol" (scrambled) or "lhs" (Latin hypercube).
-        samples: how many to draw; lists of values may give one twice.
+        samples: number of configurations; lists of values may give one twice.
         seed: the only source of randomness.
 
     Returns:
@@ -118,20 +114,20 @@ def sample(axes: Mapping[str, Axis], method: str, samples: int, seed: int) -> li
     """
     quantiles = _quantiles(method, samples, len(axes), seed)
     return [
-        {name: each.at(float(u)) for (name, each), u in zip(axes.items(), row, strict=True)}
+        {name: axes[name].at(float(u)) for name, u in zip(axes, row, strict=True)}
         for row in quantiles
     ]
 
 
 def _quantiles(method: str, samples: int, dimensions: int, seed: int) -> np.ndarray:
-    """Return points in the unit cube ``[samples, dimensions]``."""
+    """Return points in the unit cube, ``[samples, dimensions]``."""
     if method == "random":
         return np.random.default_rng(seed).random((samples, dimensions))
     from scipy.stats import qmc
 
     if method == "lhs":
         return qmc.LatinHypercube(dimensions, rng=seed).random(samples)
-    # Drawn up to a power of two, at which the points are balanced, and cut.
+    # Points are balanced at powers of two, so draw up to the next one and cut.
     points = qmc.Sobol(dimensions, rng=seed).random_base2(max(0, math.ceil(math.log2(samples))))
     return points[:samples]
 

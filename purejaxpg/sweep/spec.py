@@ -7,7 +7,7 @@
     [sweep]                           # axes; their product times the seeds are the runs
     learning_rate = [3e-4, 1e-3]
 
-and for a search, `space.py` has the distributions that an axis may be, `search.py` the meaning of::
+For a search, `space.py` lists the distributions of an axis, and `search.py` implements::
 
     [search]  # grid (the default), random, sobol, lhs or optuna
     method = "sobol"
@@ -15,11 +15,10 @@ and for a search, `space.py` has the distributions that an axis may be, `search.
     [halving]  # stop the worse configurations early
     [pbt]  # or let a population adapt its hyperparameters
 
-TOML, because YAML reads `5e-4` as a string.
+Sweep files are TOML because YAML reads `5e-4` as a string.
 """
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import tomllib
@@ -30,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from purejaxpg import InputError, contract, trainers
+from purejaxpg import InputError, contract, disk, trainers
 from purejaxpg import config as configs
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import space
@@ -42,38 +41,38 @@ KEYS = ("agent", "seeds", "eval_episodes", "rows_per_device", *TABLES)
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """The tables [search], [halving] and [pbt] of a sweep file; None where a table is absent."""
+    """The tables [search], [halving] and [pbt] of a sweep file; None for an absent table."""
 
     method: str = "grid"
     samples: int = 0  # configurations to draw
     seed: int = 0
-    batch: int = 16  # configurations that optuna is asked for at a time
+    batch: int = 16  # configurations per batch of optuna
     halving: "Halving | None" = None
     pbt: "Pbt | None" = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Halving:
-    """Successive halving: a rung trains the best of the rung before on.
+    """Successive halving: each rung continues the best configurations of the one before.
 
     Jamieson and Talwalkar 2016, arXiv:1502.07943; a rung is a prefix of the same run.
     """
 
     rungs: int = 3
-    eta: float = 3.0  # one in eta configurations goes on, with eta times the updates
+    eta: float = 3.0  # one in eta configurations continues, with eta times the updates
 
 
 @dataclasses.dataclass(frozen=True)
 class Pbt:
-    """Population-based training: the worst copy the best and perturb what they copied.
+    """Population-based training: the worst members copy the best and perturb the copies.
 
     Jaderberg et al. 2017, arXiv:1711.09846: truncation selection, perturbation by a factor.
     """
 
     population: int = 16
     generations: int = 10
-    replace: float = 0.25  # share of the population that is replaced by copies of as many best
-    factors: tuple[float, float] = (0.8, 1.25)  # one of them, at random, for each hyperparameter
+    replace: float = 0.25  # share of the population replaced by copies of the best
+    factors: tuple[float, float] = (0.8, 1.25)  # one is drawn for each hyperparameter
     resample: float = 0.25  # probability of a fresh draw instead
 
 
@@ -84,11 +83,11 @@ class Spec:
     name: str
     agent_name: str
     agent: types.ModuleType
-    # Those known beforehand: all but optuna's, and one seed of a population's.
+    # Runs known beforehand: none of optuna's, and one seed of a population.
     runs: tuple[plans.Run, ...]
     eval_episodes: int
-    rows_per_device: int | None  # None: decided when the sweep is planned
-    identity: Mapping[str, Any]  # JSON-able; equal for equal sweeps only
+    rows_per_device: int | None  # None: chosen when the sweep is planned
+    identity: Mapping[str, Any]  # JSON-able; differs between different sweeps
     text: str
     axes: Mapping[str, space.Axis]
     seeds: tuple[int, ...]
@@ -105,16 +104,16 @@ class Spec:
         return len(self.runs) // len(self.seeds) or self.search.samples
 
     def make_run(self, swept: Mapping[str, Any], seed: int) -> plans.Run:
-        """Return the run of a configuration and a seed; the configuration is checked."""
+        """Return the run of a configuration and a seed, after checking the configuration."""
         config = configs.build(self.agent.Config, _nested(self.fixed, swept))
         self.agent.check(config)
         parts = [self.source, configs.to_dict(config), seed]
         digest = self.given.digest
         content = json.dumps([*parts, digest] if digest else parts, sort_keys=True)
-        return plans.Run(_digest(content)[:16], config, seed, swept)
+        return plans.Run(disk.sha256(content)[:16], config, seed, swept)
 
     def default_values(self, env: str) -> dict[str, Any]:
-        """Return what the swept fields are by default, in environment `env`."""
+        """Return the default values of the swept fields in environment `env`."""
         plain = configs.to_dict(self.agent.Config())
         values: dict[str, Any] = {}
         for name in self.axes:
@@ -137,10 +136,10 @@ def load(path: Path, given: Any = None) -> Spec:
         given: an instance of the trainer's `Given`, for a trainer that has one.
 
     Raises:
-        InputError: the file is missing, is not TOML, or asks for something that cannot be done.
+        InputError: the file is missing, is not TOML, or has an invalid value.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors put a mark at the beginning
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
         raw = tomllib.loads(text)
     except FileNotFoundError:
         raise InputError(f"There is no sweep file {str(path)!r}.") from None
@@ -164,7 +163,7 @@ def from_dict(
         given: an instance of the trainer's `Given`, for a trainer that has one.
 
     Raises:
-        InputError: something is asked for that cannot be done.
+        InputError: a key is unknown, or a value is invalid.
     """
     for key in raw:
         configs.require_known(key, KEYS, "key in a sweep file named")
@@ -174,7 +173,7 @@ def from_dict(
     agent = trainers.load(agent_name, base)
     fixed, swept = _table(raw, "config"), _flat(_table(raw, "sweep"))
     both = ", ".join(sorted(set(_flat(fixed)) & set(swept)))
-    configs.require(not both, f"{both} must stand in [config] or in [sweep], not in both.")
+    configs.require(not both, f"{both} must be in [config] or in [sweep], not in both.")
     axes = _axes(agent, swept)
     search = _search(agent, raw, axes)
     source = trainers.digest(trainers.files(agent_name, base))
@@ -206,8 +205,7 @@ def from_dict(
 
 
 def _identity(spec: Spec, raw: Mapping[str, Any], swept: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what makes this sweep this sweep."""
-    searched = {name: raw[name] for name in ("search", "halving", "pbt") if name in raw}
+    """Return the values that distinguish this sweep from others."""
     plain = {
         "agent": spec.agent_name,
         "agent_source": spec.source[:16],
@@ -216,9 +214,11 @@ def _identity(spec: Spec, raw: Mapping[str, Any], swept: Mapping[str, Any]) -> d
         "sweep": swept,
         "eval_episodes": spec.eval_episodes,
         "rows_per_device": spec.rows_per_device,
-        **searched,
+        **{name: raw[name] for name in ("search", "halving", "pbt") if name in raw},
     }
-    environments = {env for config in _examples(spec) if (env := contract.environment(config))}
+    known = [run.config for run in spec.runs]
+    examples = known or [configs.build(spec.agent.Config, _nested(spec.fixed, {}))]
+    environments = {env for config in examples if (env := contract.environment(config))}
     files = {file for env in environments for file in trainers.of_environment(env.inner)}
     if spec.given.digest:
         plain["given"] = spec.given.digest[:16]
@@ -227,17 +227,11 @@ def _identity(spec: Spec, raw: Mapping[str, Any], swept: Mapping[str, Any]) -> d
     return json.loads(json.dumps(plain))
 
 
-def _examples(spec: Spec) -> list[Any]:
-    """Return the configurations of a sweep that are known beforehand, or at least one."""
-    known = [run.config for run in spec.runs]
-    return known or [configs.build(spec.agent.Config, _nested(spec.fixed, {}))]
-
-
 def _runs(spec: Spec) -> Iterable[plans.Run]:
-    """Yield the runs that are known before anything is computed."""
+    """Yield the runs that are known beforehand."""
     search, names = spec.search, list(spec.axes)
     if search.method == "optuna":
-        for end in (0.0, 0.999):  # a mistake is better found now than after hours
+        for end in (0.0, 0.999):  # report mistakes now, not after hours
             spec.make_run({name: axis.at(end) for name, axis in spec.axes.items()}, spec.seeds[0])
         return
     if search.method == "grid":
@@ -263,9 +257,9 @@ def _axes(agent: types.ModuleType, swept: Mapping[str, Any]) -> dict[str, space.
             f"[sweep] {name} must name one value, as {name}.NAME = [...], but is {value!r}.",
         )
         axes[name] = space.axis(name, value)
-        for example in axes[name].examples():  # its type, before anything is done with it
+        for example in axes[name].examples():  # check types first
             configs.build(agent.Config, _nested({}, {name: example}))
-        values = tuple(configs.canonical(agent.Config, name, each) for each in axes[name].values)
+        values = tuple(configs.canonical(agent.Config, name, v) for v in axes[name].values)
         axes[name] = dataclasses.replace(axes[name], values=values)
     return axes
 
@@ -280,13 +274,10 @@ def _search(
         f"[search] method must be one of {', '.join(map(repr, METHODS))}, "
         f"but is {search.method!r}.",
     )
-    halving = _options(Halving, "halving", _table(raw, "halving"))
-    pbt = _options(Pbt, "pbt", _table(raw, "pbt"))
-    search = dataclasses.replace(
-        search,
-        halving=halving if "halving" in raw else None,
-        pbt=pbt if "pbt" in raw else None,
-    )
+    for table, cls in (("halving", Halving), ("pbt", Pbt)):
+        if table in raw:
+            options = _options(cls, table, _table(raw, table))
+            search = dataclasses.replace(search, **{table: options})
     if search.pbt is not None:
         search = _check_pbt(agent, search, search.pbt, axes)
     _check_search(search, axes)
@@ -294,7 +285,7 @@ def _search(
 
 
 def _check_search(search: Search, axes: Mapping[str, space.Axis]) -> None:
-    """Refuse what does not go together."""
+    """Refuse invalid options, and options that contradict each other."""
     drawn = search.method != "grid"
     require = configs.require
     for axis in axes.values():
@@ -313,14 +304,14 @@ def _check_search(search: Search, axes: Mapping[str, space.Axis]) -> None:
     staged = search.halving is not None or search.pbt is not None
     require(
         not (staged and search.method == "optuna"),
-        "[search] method 'optuna' must stand alone, without [halving] and [pbt].",
+        "[search] method 'optuna' cannot be combined with [halving] or [pbt].",
     )
     require(
         search.method != "optuna" or contract.ENV not in axes,
-        "[sweep] env must be one environment for optuna: scores of two are not comparable.",
+        "[sweep] env must be one environment for optuna: scores of several are not comparable.",
     )
     if search.halving is not None:
-        require(search.pbt is None, "[halving] and [pbt] must not stand in one sweep.")
+        require(search.pbt is None, "[halving] and [pbt] cannot be combined in one sweep.")
         require(
             search.halving.rungs > 1,
             f"[halving] rungs must be 2 or more, but is {search.halving.rungs}.",
@@ -332,12 +323,9 @@ def _check_search(search: Search, axes: Mapping[str, space.Axis]) -> None:
 
 
 def _check_pbt(
-    agent: types.ModuleType,
-    search: Search,
-    pbt: Pbt,
-    axes: Mapping[str, space.Axis],
+    agent: types.ModuleType, search: Search, pbt: Pbt, axes: Mapping[str, space.Axis]
 ) -> Search:
-    """Refuse a population that cannot be; a population is drawn, at random unless said."""
+    """Check [pbt] and return the search; members are drawn at random by default."""
     require, hints = configs.require, configs.field_types(agent.Config)
     for name in axes:
         outer = name.partition(".")[0]
@@ -364,28 +352,26 @@ def _check_pbt(
 
 
 def _options(cls: Any, table: str, values: Mapping[str, Any], hidden: tuple[str, ...] = ()) -> Any:
-    """Read a table of options as a dataclass, each of its field's type."""
+    """Read a table of options as a dataclass with fields of the right types."""
     hints = {name: h for name, h in configs.field_types(cls).items() if name not in hidden}
-    for name in values:
+    options = {}
+    for name, value in values.items():
         configs.require_known(name, hints, f"key in [{table}] named")
-    read = {
-        name: configs.coerce(f"[{table}] {name}", hints[name], value)
-        for name, value in values.items()
-    }
-    return cls(**read)
+        options[name] = configs.coerce(f"[{table}] {name}", hints[name], value)
+    return cls(**options)
 
 
 def _refuse_repeated(runs: tuple[plans.Run, ...]) -> None:
-    """Refuse two runs of one configuration and seed: an axis lists a value twice."""
-    seen: dict[str, plans.Run] = {}
+    """Refuse two runs of one configuration and seed, which mean that an axis repeats a value."""
+    seen = set[str]()
     for run in runs:
         if run.run_id in seen:
             raise InputError(f"[sweep] lists a value twice: {dict(run.swept)!r} occurs again.")
-        seen[run.run_id] = run
+        seen.add(run.run_id)
 
 
 def _refuse_equal(spec: Spec, runs: tuple[plans.Run, ...]) -> None:
-    """Refuse two values of an axis that are one number in the precision of the programs."""
+    """Refuse two values of an axis that are equal in the precision of the programs."""
     hints = configs.field_types(spec.agent.Config)
     for axis in spec.axes.values():
         outer, _, inner = axis.name.partition(".")
@@ -399,8 +385,7 @@ def _refuse_equal(spec: Spec, runs: tuple[plans.Run, ...]) -> None:
             first = seen.setdefault(np.asarray(value, dtype).item(), value)
             configs.require(
                 first is value,
-                f"[sweep] {axis.name} lists {first!r} and {value!r}, which are one number as "
-                f"{dtype.name}.",
+                f"[sweep] {axis.name} lists {first!r} and {value!r}, equal as {dtype.name}.",
             )
 
 
@@ -454,7 +439,3 @@ def _nested(fixed: Mapping[str, Any], swept: Mapping[str, Any]) -> dict[str, Any
         else:
             merged[name] = value
     return merged
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,18 +1,18 @@
 """The result directory of a sweep: the ledger, and one array file and one checkpoint per unit.
 
 The files of a unit are written and synced first, under names that the ledger does not know yet. One
-transaction of the ledger then records their hashes and the outcomes. An interruption leaves the
-unit either committed or pending, never in between.
+transaction of the ledger then records their hashes and the outcomes. An interrupted commit leaves
+the unit either committed or pending, never in between.
 
 Layout::
 
-    DIR/ledger.sqlite           what is planned, what is committed, every file's SHA-256
+    DIR/ledger.sqlite           planned and committed units, every file's SHA-256
     DIR/arrays/<unit>.npz       metrics and evaluations, one row per run
     DIR/checkpoints/<unit>/     the whole training state of the unit, until no run ends there
-    DIR/progress/<unit>.*/      the same for units that are being computed
+    DIR/progress/<unit>.*/      the same for units in progress
     DIR/records/<unit>.json     the ledger's rows of a committed unit, in case the ledger is lost
     DIR/identity.json           the ledger's rows about the sweep
-    DIR/spec.toml               the text of the spec, for the reader
+    DIR/spec.toml               the text of the sweep file
     DIR/lock                    held by the process that runs the sweep
 """
 
@@ -32,7 +32,7 @@ from purejaxpg import FaultError, InputError, checkpoint, disk
 from purejaxpg.sweep import ledger as ledgers
 
 REPAIR = "`purejaxpg fsck DIR --repair` rebuilds it from the records of its units"
-MEMBER = "metric."  # np.savez has parameters of its own, which a bare metric name could hit
+MEMBER = "metric."  # a bare metric name could clash with a parameter of np.savez
 
 
 class Store:
@@ -56,8 +56,8 @@ class Store:
 
         Args:
             path: the result directory.
-            identity: what makes this sweep this sweep, as JSON-able values: the canonical spec, the
-                hash of the agent's source, and so on.
+            identity: JSON-able values that distinguish this sweep from others: the canonical spec,
+                the hash of the agent's source, and so on.
             spec_text: copied to ``spec.toml`` in a new directory.
             create: False refuses to make a new directory.
 
@@ -66,8 +66,8 @@ class Store:
 
         Raises:
             InputError: the directory belongs to a different sweep or is not a result directory; it
-                has not changed.
-            FaultError: another process is running the sweep, or the surroundings failed.
+                is unchanged.
+            FaultError: another process is running the sweep, or a file operation failed.
         """
         root = Path(os.path.abspath(path))
         wanted = json.loads(disk.json_text(identity))
@@ -90,20 +90,20 @@ class Store:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "Store":
-        """Open an existing result directory for reading, also while a sweep runs in it.
+        """Open an existing result directory for reading, even while a sweep runs in it.
 
         Args:
             path: the result directory.
 
         Returns:
-            The store; everything that would change it raises an InputError.
+            The store; methods that would change it raise an InputError.
 
         Raises:
             InputError: there is no result directory at this path.
             FaultError: the ledger is damaged or cannot be read.
         """
         root = Path(os.path.abspath(path))
-        if not os.path.isfile(root / ledgers.LEDGER):  # Path.is_file raises for a name too long
+        if not os.path.isfile(root / ledgers.LEDGER):  # Path.is_file raises if the name is too long
             raise InputError(f"{root} is not a result directory: it holds no {ledgers.LEDGER}.")
         with disk.faults("read the ledger", root / ledgers.LEDGER):
             return cls(root, ledgers.Ledger(root, writable=False), None)._checked()
@@ -153,32 +153,27 @@ class Store:
 
         Raises:
             InputError: the unit is not pending, or rows, arrays and outcomes do not match.
-            FaultError: something could not be written; the unit is still pending.
+            FaultError: a file could not be written; the unit is still pending.
         """
         rows = self.ledger.check_commit(unit, outcomes)
         for name, array in arrays.items():
             _check_array(unit, name, array, rows)
         facts_text = disk.json_text(facts)
         arrays_sha256 = self._write_arrays(unit, arrays)
-        checkpoint_sha256 = None
-        if state is not None:
-            checkpoint_sha256 = save(self._checkpoint_path(unit), state)
+        path = self._checkpoint_path(unit)
+        checkpoint_sha256 = None if state is None else save(path, state)
         hashes = {"arrays_sha256": arrays_sha256, "checkpoint_sha256": checkpoint_sha256}
         self._record(
             {**dict(self.ledger.unit_row(unit)), "done": 1, **hashes, "facts": facts_text},
             [
-                {**leg, **dict(zip(ledgers.RESULT, ledgers.result(outcome), strict=True))}
+                {**leg, **ledgers.outcome_columns(outcome)}
                 for leg, outcome in zip(self.ledger.legs_of(unit), outcomes, strict=True)
             ],
         )
         self.ledger.commit(unit, arrays_sha256, checkpoint_sha256, facts_text, outcomes)
 
     def write_record(self, unit: str) -> None:
-        """Write the record of a committed unit again.
-
-        Raises:
-            FaultError: it cannot be written.
-        """
+        """Write the record of a committed unit again."""
         self._record(dict(self.ledger.committed(unit)), self.ledger.legs_of(unit))
 
     def write_texts(self) -> None:
@@ -186,7 +181,7 @@ class Store:
         _write_about(self.path, self.ledger.identity, self.ledger.spec_text)
 
     def superseded(self, round_index: int) -> list[str]:
-        """Return the units of a round whose states, or remains of them, can be deleted."""
+        """Return the units of a round whose states, or partly deleted states, can be deleted."""
         return [
             row["name"]
             for row in self.ledger.superseded(round_index)
@@ -201,11 +196,11 @@ class Store:
             FaultError: the ledger cannot be written.
         """
         for unit in units:
-            # The record and the ledger change first: neither may claim a state that is gone.
+            # The record and the ledger change first: neither may refer to a deleted state.
             row = {**dict(self.ledger.committed(unit)), "checkpoint_sha256": None}
             self._record(row, self.ledger.legs_of(unit))
             self.ledger.forget_state(unit)
-            # The next run tries again to remove what cannot be removed now.
+            # If this fails, the next run tries again.
             checkpoint.remove(self._checkpoint_path(unit))
 
     # ------------------------------------------------------------------------------------ reading
@@ -214,7 +209,7 @@ class Store:
         """Check every file of every committed unit against its hash.
 
         Returns:
-            What is wrong, by unit; empty if all is intact.
+            The damage as one sentence, by unit; empty if every file is intact.
         """
         problems = {}
         for row in self.ledger.committed_units():
@@ -270,7 +265,7 @@ class Store:
     # ---------------------------------------------------------------------------------- internals
 
     def _record(self, unit: dict[str, Any], legs: list[dict[str, Any]]) -> None:
-        """Write the ledger's rows of a unit to a file, so that a lost ledger can be rebuilt."""
+        """Write a unit's rows in the ledger to a file, so that a lost ledger can be rebuilt."""
         content = {"unit": {**unit, "record_sha256": None}, "legs": legs}
         disk.write_hashed(self.path / "records" / f"{unit['name']}.json", content)
 
@@ -281,7 +276,7 @@ class Store:
         """Return the path of a unit's array file after checking its hash."""
         path = self._arrays_path(unit)
         if not path.is_file():
-            raise FaultError(f"{path} is missing, and the ledger says that it was written.")
+            raise FaultError(f"{path} is missing, but the ledger records it as written.")
         with disk.faults("read", path):
             if disk.sha256_of(path) != digest:
                 raise FaultError(f"{path} is damaged: its SHA-256 is not the one in the ledger.")
@@ -324,7 +319,7 @@ class Store:
 
 
 def _check_array(unit: str, name: str, array: np.ndarray, rows: int) -> None:
-    """Refuse an array that has not one row per run, or that NumPy would have to pickle."""
+    """Refuse an array without one row per run, or that NumPy would have to pickle."""
     if array.dtype.kind not in "biufc":
         raise InputError(
             f"The array {name} of the unit {unit} has type {array.dtype}; it must be numeric."
@@ -348,7 +343,7 @@ def _read_npz(path: Path, names: Iterable[str] | None) -> dict[str, np.ndarray]:
 
 
 def _lock(root: Path, create: bool) -> int | None:
-    """Take the directory's lock or raise; None: there is no lock file and none may be made."""
+    """Take the directory's lock or raise; return None if there is no lock file to take."""
     try:
         descriptor = os.open(root / "lock", os.O_RDWR | (os.O_CREAT if create else 0), 0o666)
     except FileNotFoundError:
@@ -379,20 +374,16 @@ def _refuse_foreign(root: Path, create: bool) -> None:
         return
     if not root.is_dir():
         raise InputError(
-            f"{root} is a file; the output directory must be a directory, new or empty."
+            f"{root} is a file; the output directory must be a new or empty directory."
         )
     names = {entry.name for entry in root.iterdir()}
-    # Our own creation, interrupted before the ledger got its name, may start again.
+    # A creation that was interrupted before the ledger got its name may start again.
     unfinished = names == {"lock"} or ("lock" in names and ledgers.NEW_LEDGER in names)
     if names and not unfinished:
         raise InputError(
             f"{root} is not empty and is not a result directory: it holds no {ledgers.LEDGER}; "
             "choose another with --out."
         )
-
-
-def _records_of(root: Path) -> list[Path]:
-    return sorted((root / "records").glob("*.json")) if (root / "records").is_dir() else []
 
 
 def _refuse_other_sweep(root: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -408,7 +399,7 @@ def _refuse_other_sweep(root: Path, stored: dict[str, Any], wanted: dict[str, An
 
 
 def _unequal(old: str, new: str) -> bool:
-    """Tell whether two JSON texts hold different values; 1 and 1.0 are one."""
+    """Return whether two JSON texts hold different values; 1 equals 1.0."""
     return "absent" in (old, new) or json.loads(old) != json.loads(new)
 
 
@@ -426,13 +417,13 @@ def _short(text: str) -> str:
 
 
 def _write_about(root: Path, identity: dict[str, Any], spec_text: str) -> None:
-    """Write the files that say which sweep this is."""
+    """Write the files that identify the sweep."""
     disk.write_text(root / "spec.toml", spec_text)
     disk.write_hashed(root / "identity.json", {"identity": identity, "spec": spec_text})
 
 
 def _create(root: Path, identity: dict[str, Any], spec_text: str) -> None:
-    """Fill a new directory; renaming the ledger comes last and makes it a result directory."""
+    """Fill a new directory; renaming the ledger, at the end, makes it a result directory."""
     new = ledgers.create(root, identity, spec_text)
     (root / "arrays").mkdir(exist_ok=True)
     (root / "checkpoints").mkdir(exist_ok=True)
@@ -449,7 +440,7 @@ def rebuild(root: Path) -> list[str]:
         root: a result directory whose ledger cannot be used.
 
     Returns:
-        The units that are committed in the new ledger. The next run plans everything else again.
+        The committed units of the new ledger. The next run plans everything else again.
 
     Raises:
         FaultError: the identity is damaged too, another process holds the directory, or the new
@@ -459,25 +450,21 @@ def rebuild(root: Path) -> list[str]:
     lock = _lock(root, create=True)
     try:
         with disk.faults("rebuild the ledger of", root):
-            aside = root / "ledger.damaged"
-            aside.mkdir(exist_ok=True)
-            for suffix in ("", "-wal", "-shm"):
-                if (root / f"{ledgers.LEDGER}{suffix}").exists():
-                    os.replace(
-                        root / f"{ledgers.LEDGER}{suffix}", aside / f"{ledgers.LEDGER}{suffix}"
-                    )
+            damaged = root / "ledger.damaged"
+            damaged.mkdir(exist_ok=True)
+            for name in (f"{ledgers.LEDGER}{suffix}" for suffix in ("", "-wal", "-shm")):
+                if (root / name).exists():
+                    os.replace(root / name, damaged / name)
             _create(root, about["identity"], about["spec"])
-            ledger = ledgers.Ledger(root, writable=True)
-            try:
-                return [path.stem for path in _records_of(root) if _restored(ledger, path)]
-            finally:
-                ledger.close()
+            with contextlib.closing(ledgers.Ledger(root, writable=True)) as ledger:
+                records = sorted((root / "records").glob("*.json"))
+                return [path.stem for path in records if _restored(ledger, path)]
     finally:
         _unlock(lock)
 
 
 def _restored(ledger: ledgers.Ledger, record: Path) -> bool:
-    """Enter a record into a ledger; False if it is damaged."""
+    """Insert a record into a ledger; return False if it is damaged."""
     try:
         content = disk.read_hashed(record)
     except FaultError:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 import rederive
 import rederive_replay
 from jax import random
@@ -37,7 +38,7 @@ SMALL = ddpg.Config(
     total_timesteps=400, num_envs=4, num_steps=8, batch_size=16, replay_capacity=200,
     learning_starts=80,
 )  # fmt: skip
-POLICY = jax.jit(ddpg.policy, static_argnames="greedy", compiler_options=rederive.QUICK)
+POLICY = jax.jit(ddpg.policy, static_argnames="greedy", compiler_options=quick.OPTIONS)
 
 
 def given() -> dict[str, Any]:
@@ -156,7 +157,7 @@ def test_no_gradient_reaches_the_target_networks() -> None:
     """An update never needs this gradient, but a fork may differentiate more than the critic."""
     networks, steps = given(), np.ones(7, np.float32)
     batch = ddpg.Transition(np.ones((7, 3)), np.ones((7, 2)), steps, steps > 1.0, np.ones((7, 3)))
-    gradient = jax.jit(jax.grad(ddpg.critic_loss, argnums=1), compiler_options=rederive.QUICK)(
+    gradient = jax.jit(jax.grad(ddpg.critic_loss, argnums=1), compiler_options=quick.OPTIONS)(
         networks["params"]["critic"], networks["target_params"], batch, PLAIN
     )
     assert not any(np.any(x) for x in jax.tree.leaves(gradient))

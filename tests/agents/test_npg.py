@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 import rederive
 from jax import flatten_util, random
 
@@ -64,7 +65,7 @@ def test_train_folds_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
 FIELDS: dict[str, Any] = {"total_timesteps": 256, "num_envs": 4, "num_steps": 16, "hidden": (6,)}
 BOTH = pytest.mark.parametrize("agent", [npg, trpo], ids=["npg", "trpo"])
 STEPS = {
-    agent: jax.jit(step, compiler_options=rederive.QUICK)
+    agent: jax.jit(step, compiler_options=quick.OPTIONS)
     for agent, step in ((npg, npg.natural_step), (trpo, trpo.constrained_step))
 }
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import quick
-import rederive
 from jax import random
 
 from purejaxpg import InputError, envs
@@ -21,7 +20,7 @@ TINY = ppo.Config(
 
 
 # Compiled quickly, because these tests do not depend on optimisations.
-QUICK = functools.partial(jax.jit, compiler_options=rederive.QUICK)
+QUICK = functools.partial(jax.jit, compiler_options=quick.OPTIONS)
 INIT, UPDATE = QUICK(ppo.init), QUICK(ppo.update)
 LOSS = jax.jit(ppo.loss)
 GRADIENT = QUICK(jax.grad(lambda *args: ppo.loss(*args)[0]))

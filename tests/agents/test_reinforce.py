@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import probes
 import pytest
+import quick
 import rederive
 from jax import random
 
@@ -180,8 +181,8 @@ def test_short_episodes_do_not_count_more() -> None:
         TINY, env="Lottery", num_envs=4000, max_steps=10, env_params={}, total_timesteps=40_000
     )
     reinforce.check(config)
-    state = jax.jit(reinforce.init, compiler_options=rederive.QUICK)(random.key(0), config)
-    transition, metrics = jax.jit(reinforce.rollout, compiler_options=rederive.QUICK)(
+    state = jax.jit(reinforce.init, compiler_options=quick.OPTIONS)(random.key(0), config)
+    transition, metrics = jax.jit(reinforce.rollout, compiler_options=quick.OPTIONS)(
         random.key(1), state, config
     )
     mean = float(metrics["episode/return_sum"] / metrics["episode/count"])

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 import rederive
 import rederive_replay
 from jax import random
@@ -39,7 +40,7 @@ SMALL = sac.Config(
     total_timesteps=400, num_envs=4, num_steps=8, batch_size=16, replay_capacity=200,
     learning_starts=80, hidden=(8, 8),
 )  # fmt: skip
-POLICY = jax.jit(sac.policy, static_argnames="greedy", compiler_options=rederive.QUICK)
+POLICY = jax.jit(sac.policy, static_argnames="greedy", compiler_options=quick.OPTIONS)
 
 
 def given(config: sac.Config) -> dict[str, Any]:
@@ -261,7 +262,7 @@ def test_the_critics_loss_moves_nothing_else() -> None:
     networks, steps = given(CONTINUOUS), np.ones(7, np.float32)
     batch = sac.Transition(np.ones((7, 3)), np.ones((7, 2)), steps, steps > 1.0, np.ones((7, 3)))
     params = networks["params"]
-    gradient = jax.jit(jax.grad(sac.critic_loss, argnums=(2, 3)), compiler_options=rederive.QUICK)(
+    gradient = jax.jit(jax.grad(sac.critic_loss, argnums=(2, 3)), compiler_options=quick.OPTIONS)(
         params["critic"], random.key(2), params, networks["target_critic"], batch, CONTINUOUS
     )
     assert not any(np.any(x) for x in jax.tree.leaves(gradient))

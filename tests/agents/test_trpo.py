@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 import rederive
 from jax import random
 
@@ -119,7 +120,7 @@ def step(key: jax.Array, config: trpo.Config, gain: float = 1.0) -> tuple[Any, A
     return state.params["actor"], moved, metrics, batch
 
 
-STEP = jax.jit(step, compiler_options=rederive.QUICK)
+STEP = jax.jit(step, compiler_options=quick.OPTIONS)
 
 
 def equal(a: Any, b: Any) -> bool:
@@ -159,7 +160,7 @@ def test_lanes_of_a_batch_backtrack_each_for_itself() -> None:
     def lane(key: jax.Array, max_kl: jax.Array) -> Any:
         return step(key, dataclasses.replace(DECIDED, max_kl=max_kl), 100.0)[:3]
 
-    old, new, metrics = jax.jit(jax.vmap(lane), compiler_options=rederive.QUICK)(keys, bounds)
+    old, new, metrics = jax.jit(jax.vmap(lane), compiler_options=quick.OPTIONS)(keys, bounds)
     fractions = np.asarray(metrics["policy/step_fraction"], np.float64).round(3).tolist()
     assert {0.0, 0.8, 1.0} <= set(fractions)
     for i, fraction in enumerate(fractions):

@@ -19,7 +19,7 @@ import quick
 
 from purejaxpg import FaultError, InputError, checkpoint, signals
 from purejaxpg.cluster import distributed, processes, remote
-from purejaxpg.sweep import compute, engine
+from purejaxpg.sweep import compute, engine, memory
 from purejaxpg.sweep import ledger as ledgers
 from purejaxpg.sweep import search as searches
 from purejaxpg.sweep import spec as specs
@@ -112,11 +112,11 @@ def test_two_processes_end_with_the_bits_of_one(directory: pathlib.Path) -> None
         process.terminate()
     statuses, outputs = job.end()
     assert statuses == [143, 143], outputs
-    assert outputs[0].count("Terminated; what is finished is kept") == 1 and outputs[1] == ""
+    assert outputs[0].count("Terminated; finished units are kept") == 1 and outputs[1] == ""
 
     statuses, outputs = Job(directory, quick.FLAGS).end()
     assert statuses == [0, 0], outputs
-    assert "Going on from a snapshot" in outputs[0] and outputs[1] == ""
+    assert "Resuming from a snapshot" in outputs[0] and outputs[1] == ""
     check_same_as_one(directory, quick.FLAGS)
 
 
@@ -146,14 +146,16 @@ def check_same_as_one(directory: pathlib.Path, flags: str) -> None:
 
 def check_same(left: pathlib.Path, right: pathlib.Path) -> None:
     with stores.Store.read(left) as two, stores.Store.read(right) as one:
-        assert two.finished and not two.damaged()
-        assert [unit["name"] for unit in two.units()] == [unit["name"] for unit in one.units()]
-        assert {unit["facts"]["processes"] for unit in two.units()} == {2}
+        assert two.ledger.finished and not two.damaged()
+        assert [unit["name"] for unit in two.ledger.units()] == [
+            unit["name"] for unit in one.ledger.units()
+        ]
+        assert {unit["facts"]["processes"] for unit in two.ledger.units()} == {2}
         outcome = ("run_id", "round", "status", "score", "greedy_score", "diverged_at")
-        legs = [[{k: leg[k] for k in outcome} for leg in each.legs()] for each in (two, one)]
+        legs = [[{k: leg[k] for k in outcome} for leg in each.ledger.legs()] for each in (two, one)]
         assert legs[0] == legs[1]
-        assert any(unit["has_state"] for unit in one.units())
-        for unit, twin in zip(one.units(), two.units(), strict=True):
+        assert any(unit["has_state"] for unit in one.ledger.units())
+        for unit, twin in zip(one.ledger.units(), two.ledger.units(), strict=True):
             pair = [dict(each.arrays(unit["name"])) for each in (two, one)]
             assert pair[0].keys() == pair[1].keys()
             for name in pair[0]:
@@ -224,7 +226,7 @@ def test_a_half_set_environment_is_refused(
 ) -> None:
     set_only(monkeypatch, environment)
     with pytest.raises(InputError, match=message):
-        processes.described(processes.how_many())
+        processes.initialise_arguments(processes.how_many())
 
 
 @pytest.mark.fast
@@ -283,7 +285,7 @@ def test_a_job_that_does_not_come_up_is_a_fault() -> None:
         timeout=300,
     )
     assert result.returncode == 1, result.stderr
-    assert "The 2 processes of this job did not all come up within 1 s" in result.stderr
+    assert "The 2 processes of this job did not all start within 1 s" in result.stderr
 
 
 # --------------------------------------------------------------------------------- in one process
@@ -367,7 +369,7 @@ def make_leader(*answers: dict[str, Any]) -> distributed.Leader:
 @pytest.mark.fast
 def test_each_process_gets_its_rows() -> None:
     leader = make_leader({}, {})
-    leader.together(devices_of(0, 1, 1, 2), 2, {}, [np.arange(8)])
+    leader.call_all(devices_of(0, 1, 1, 2), 2, {}, [np.arange(8)])
     (first,), (second,) = leader.mail.sent  # type: ignore[attr-defined]
     assert first.tolist() == [2, 3, 4, 5] and second.tolist() == [6, 7]
 
@@ -377,22 +379,22 @@ def test_a_failure_in_any_process_is_raised() -> None:
     def own() -> None:
         raise memory.OutOfMemory("here", 5)
 
-    memory = {"failure": ["memory", "there", 3]}
+    full = {"failure": ["memory", "there", 3]}
     with pytest.raises(memory.OutOfMemory, match="there") as caught:
-        make_leader(memory, {}).together(devices_of(0, 1, 2), 1, {}, own=own)
+        make_leader(full, {}).call_all(devices_of(0, 1, 2), 1, {}, own=own)
     assert caught.value.fits == 3
     fault = {"failure": ["fault", "jax failed", 0]}
     with pytest.raises(FaultError, match="jax failed"):
-        make_leader(memory, fault).together(devices_of(0, 1, 2), 1, {}, own=own)
+        make_leader(full, fault).call_all(devices_of(0, 1, 2), 1, {}, own=own)
 
 
 @pytest.mark.fast
 def test_a_signal_to_a_follower_stops_the_leader_once() -> None:
     leader, waited = make_leader({"signal": signal.SIGTERM}), False
     with signals.as_exceptions(), pytest.raises(signals.Terminated), signals.deferred() as stopping:
-        leader.together(devices_of(0, 1), 1, {})
+        leader.call_all(devices_of(0, 1), 1, {})
         assert stopping()
-        leader.together(devices_of(0, 1), 1, {})  # a second one would not wait
+        leader.call_all(devices_of(0, 1), 1, {})  # a second one would not wait
         waited = True
     assert waited
 

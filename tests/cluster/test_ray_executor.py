@@ -103,7 +103,7 @@ def test_a_terminated_sweep_resumes_and_a_lost_node_loses_no_run(
     process.terminate()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143, output
-    assert "Terminated; what is finished is kept" in output
+    assert "Terminated; finished units are kept" in output
 
     process = sweep(spec, out, *options)
     left = wait_for_commits(out, process, more_than=units_of(out)[0])
@@ -118,15 +118,19 @@ def test_a_terminated_sweep_resumes_and_a_lost_node_loses_no_run(
 def check_same(ray: pathlib.Path, local: pathlib.Path) -> None:
     """Compare the results of two directories, bit for bit."""
     with stores.Store.read(ray) as far, stores.Store.read(local) as near:
-        assert far.finished and not far.damaged()
-        assert [unit["name"] for unit in far.units()] == [unit["name"] for unit in near.units()]
-        for unit in near.units():
+        assert far.ledger.finished and not far.damaged()
+        assert [unit["name"] for unit in far.ledger.units()] == [
+            unit["name"] for unit in near.ledger.units()
+        ]
+        for unit in near.ledger.units():
             pairs = dict(far.arrays(unit["name"])), dict(near.arrays(unit["name"]))
             assert pairs[0].keys() == pairs[1].keys()
             for name, value in pairs[1].items():
                 np.testing.assert_array_equal(pairs[0][name], value)
         outcome = ("run_id", "round", "status", "score", "greedy_score", "diverged_at")
-        legs = [[{k: leg[k] for k in outcome} for leg in each.legs()] for each in (far, near)]
+        legs = [
+            [{k: leg[k] for k in outcome} for leg in each.ledger.legs()] for each in (far, near)
+        ]
         assert legs[0] == legs[1]
 
 

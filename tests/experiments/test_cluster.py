@@ -79,7 +79,7 @@ def test_the_pods_find_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     for entry in container()["env"]:
         monkeypatch.setenv(entry["name"], entry.get("value", "1"))
     assert processes.how_many() == size
-    host, _, _ = processes.described(size)["coordinator_address"].partition(":")
+    host, _, _ = processes.initialise_arguments(size)["coordinator_address"].partition(":")
     assert host == f"{job['metadata']['name']}-0.{pod['subdomain']}"
 
     (volume,), (mount,) = pod["volumes"], container()["volumeMounts"]

@@ -282,7 +282,7 @@ def digest(script):
 
 def test_the_policy_allows_the_two_scripts_of_the_page_and_no_other(small):
     _, text = small
-    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text).group(1)
+    policy = re.search(r'http-equiv="Content-Security-Policy"\s+content="([^"]*)"', text).group(1)
     own = [digest(content) for attrs, content in check(text).scripts if not attrs]
     assert policy == (
         f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{own[0]}' "
@@ -426,7 +426,7 @@ const bright = () => many.data.at(-1).x.length;
 async function use() {
   await pause(500);
   window.dispatchEvent(new Event("beforeprint"));
-  state.charts = all(".chart .main-svg .plot").length;
+  state.charts = all(".chart").filter((node) => node.querySelector(".cartesianlayer path")).length;
   button("mean").click();
   state.mean = column().slice(0, 3).join(" ");
   button("mean").click();
@@ -449,7 +449,8 @@ async function use() {
   document.querySelector('.picked [data-row="0"]').click();
   state.hidden = visible();
   state.pressed = all('[data-row="0"]').map((each) => each.getAttribute("aria-pressed")).join(" ");
-  Plotly.Fx.hover(chart, [{ curveNumber: chart.data.length - 2, pointNumber: 9 }]);
+  Plotly.Fx.hover(chart, [{ curveNumber: chart.data.length - 4, pointNumber: 9 }]);
+  await pause(200);
   state.hover = chart.querySelectorAll(".hoverlayer text").length;
   box([2, 5]);
   state.boxed = column().join(" ");

@@ -201,7 +201,7 @@ def test_a_waiting_signal_is_not_kept_waiting(
 ) -> None:
     stand_in.run(tmp_path / "out", "plain")
     asked: list[None] = []
-    monkeypatch.setattr(signals, "waiting", lambda: asked.append(None) or len(asked) > 3)
+    monkeypatch.setattr(signals, "pending", lambda: asked.append(None) or len(asked) > 3)
     finish(tmp_path / "out")
     assert len(logged(tmp_path / "out")) == 3
 

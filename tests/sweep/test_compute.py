@@ -382,7 +382,7 @@ def test_programs_of_the_last_groups_are_kept(monkeypatch: pytest.MonkeyPatch) -
         return types.SimpleNamespace(bytes_per_device=1, rows=group.rows)
 
     monkeypatch.setattr(compute, "build", build)
-    monkeypatch.setattr(compute, "KEPT", 2)
+    monkeypatch.setattr(compute, "MAX_GROUPS", 2)
     backend = compute.Backend(SPEC, jax.devices()[:1] * 3)
     a, b, c = (group(unit(run(0, hidden=(i,)))) for i in (1, 2, 3))
     first = backend.compile(a)
@@ -419,7 +419,11 @@ def test_a_unit_that_does_not_fit_is_refused_with_the_rows_that_would(
     ("text", "kind", "words"),
     [
         ("RESOURCE_EXHAUSTED: no room\nmore", memory.OutOfMemory, "9 rows ran out of memory"),
-        ("INTERNAL: lost.\nmore", FaultError, "jax failed: INTERNAL: lost; what is done is kept"),
+        (
+            "INTERNAL: lost.\nmore",
+            FaultError,
+            "jax failed: INTERNAL: lost; finished units are kept",
+        ),
     ],
 )
 def test_errors_of_jax_become_ours(text: str, kind: Any, words: str) -> None:

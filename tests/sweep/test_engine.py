@@ -329,7 +329,7 @@ def test_a_population_copies_states_and_resumes_to_the_same_bits(tmp_path: pathl
         assert [path.name for path in (out / "checkpoints").iterdir()] == ["round1-group0-unit0"]
     (tmp_path / "cut" / "arrays" / "round1-group0-unit0.npz").unlink()
     printed = run(spec, tmp_path / "cut")
-    assert "so a unit of earlier rounds is computed again" in " ".join(printed.split())
+    assert "computing 1 unit of earlier rounds again" in " ".join(printed.split())
     whole, cut = rounds_of(tmp_path / "whole"), rounds_of(tmp_path / "cut")
     assert [len(legs) for legs in whole.values()] == [2] * 4
     second = [legs[1] for legs in whole.values()]
@@ -416,7 +416,7 @@ def test_only_the_programs_of_the_last_groups_stay_in_memory(
         return types.SimpleNamespace(bytes_per_device=0)
 
     monkeypatch.setattr(compute, "build", build)
-    monkeypatch.setattr(compute, "KEPT", 3)
+    monkeypatch.setattr(compute, "MAX_GROUPS", 3)
     groups = backend.groups(0, next(searches.rounds(spec)), {})
     held = []
     for index in (0, 1, 2, 0, 3, 0, 2, 1):

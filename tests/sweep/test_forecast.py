@@ -101,8 +101,8 @@ def test_a_row_that_costs_more_in_a_larger_unit_is_warned_of() -> None:
     def seen(rows: int, update_s: float) -> forecast.Measurement:
         return forecast.Measurement(rows, 1, 0.0, 0.0, update_s, 0.0, 1, 0)
 
-    assert "Warning" not in forecast.worth(seen(8, 1.0), seen(16, 2.1))
-    assert "rows_per_device = 8" in forecast.worth(seen(8, 1.0), seen(16, 2.4))
+    assert "Warning" not in forecast.row_cost(seen(8, 1.0), seen(16, 2.1))
+    assert "rows_per_device = 8" in forecast.row_cost(seen(8, 1.0), seen(16, 2.4))
 
 
 TEXT = """# A study.

@@ -51,7 +51,7 @@ def test_needed_counts_temporaries_and_shared_buffers_once() -> None:
 MEASURE = """
 import ctypes, gc, sys
 import numpy as np
-from purejaxpg.cli import find_devices
+from purejaxpg.sweep.session import find_devices
 devices = find_devices(2)
 from purejaxpg.sweep import compute, memory, search, spec
 fields = {"num_envs": 64, "num_steps": 128, "total_timesteps": 64 * 128 * 4}

@@ -58,6 +58,13 @@ def test_a_trainer_without_environment_is_swept_and_reported(swept: pathlib.Path
         assert {unit["facts"]["unit"] for unit in store.ledger.units()} == {"pulls"}
 
 
+def test_a_trainer_without_environment_has_no_episodes_to_play(
+    swept: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["eval", str(swept)]) == 2
+    assert "play no environment; their scores are in the report." in capsys.readouterr().err
+
+
 def test_a_trainer_without_environment_is_planned(
     study: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -85,7 +85,7 @@ def test_agent_by_path_is_seen_from_the_sweep_file(tmp_path: pathlib.Path) -> No
         ("[9.8, 20.0]", "[9.8, 1e39]", ["gravity", "1e+39"]),
         ("[9.8, 20.0]", "[20, 20.0]", ["lists", "20"]),
         ("[9.8, 20.0]", "[16777216, 16777217]", ["gravity", "16777217", "float32"]),
-        ("[3e-4, 1e-3]", "[1e-3, 1.00000000001e-3]", ["learning_rate", "one number as float32"]),
+        ("[3e-4, 1e-3]", "[1e-3, 1.00000000001e-3]", ["learning_rate", "equal as float32"]),
         ("[3e-4, 1e-3]", "[1, 1.0]", ["learning_rate", "1.0"]),
         ("seeds = 3", "seeds = 1000000000000", ["seeds", "1000000000000"]),
         ("[3e-4, 1e-3]", "[1e-3, nan]", ["learning_rate", "nan"]),

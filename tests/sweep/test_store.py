@@ -220,7 +220,7 @@ def test_a_reset_unit_is_pending_and_can_be_committed_again(store):
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "x" * 129, "a b", "ü"])
 def test_unit_names_that_are_no_safe_file_names_are_refused(store, name):
-    with pytest.raises(InputError, match="is not usable"):
+    with pytest.raises(InputError, match="is invalid"):
         store.ledger.plan({name: make_units()["g0-c0000"]})
     assert len(store.ledger.pending()) == 3
 
