@@ -55,9 +55,7 @@ class Options:
 DEFAULTS = Options()
 
 
-def sweep(
-    path: str | os.PathLike[str], options: Options = DEFAULTS, given: Any = None
-) -> int:
+def sweep(path: str | os.PathLike[str], options: Options = DEFAULTS, given: Any = None) -> int:
     """Run the sweep of a TOML file, or resume it, and write its report.
 
     Args:
