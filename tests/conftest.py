@@ -70,7 +70,7 @@ def release_programs() -> Iterator[None]:
 
 # Modules whose statements hold however a program is optimised: see quick.py.
 COMPILED_QUICKLY = (
-    "agents/*", "benchmarks/*", "cluster/*", "report/*", "theory/*",
+    "agents/*", "benchmarks/*", "cluster/*", "kernels/*", "report/*", "theory/*",
     "sweep/test_engine.py", "sweep/test_files.py", "sweep/test_forecast.py",
     "sweep/test_session.py", "sweep/test_store.py",
     "test_bench.py", "test_cli.py", "test_envs.py", "test_own_envs.py", "test_readme.py",

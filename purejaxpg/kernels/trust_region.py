@@ -48,8 +48,9 @@ def fisher_vector_product(policy: Callable[[jax.Array], Any], params: jax.Array)
     whose logits may all be shifted by a constant: the caller adds damping, + λ v.
 
     Args:
-        policy: maps parameters [P] to the distrax distribution of a batch of states. Its
-            `kl_divergence` may have any shape, in nats.
+        policy: maps parameters [P] to the distrax distribution of a batch of states, whose
+            `kl_divergence` may have any shape, in nats. Not one that distrax builds from bijectors,
+            as `MultivariateNormalDiag`: it hides its parameters from jax.
         params: [P] θ_old, the parameters at which F is evaluated.
 
     Returns:

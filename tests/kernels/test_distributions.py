@@ -47,7 +47,7 @@ def facts(p, q, action):
 
 
 @jax.jit
-def density(policy, action):
+def log_density(policy, action):
     return policy.log_prob(action)
 
 
@@ -446,19 +446,19 @@ def test_tanh_gaussian_is_the_loop(shape, shared_std):
         density = np.exp(-0.5 * z**2) / (wide[i] * np.sqrt(2.0 * np.pi))
         expected[i[:-1]] += np.log(density / (1.0 - np.tanh(x[i]) ** 2))
     policy = distributions.tanh_gaussian(*single(mean, log_std))
-    actual = density(policy, *single(np.tanh(x)))
+    actual = log_density(policy, *single(np.tanh(x)))
     assert actual.shape == shape[:-1]
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
     action, log_prob = drawn(policy, jax.random.key(0))
     assert (action.shape, log_prob.shape) == (shape, shape[:-1])
-    np.testing.assert_allclose(density(policy, action), log_prob, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(log_density(policy, action), log_prob, rtol=1e-4, atol=1e-4)
 
 
 def test_tanh_gaussian_by_hand():
     policy = distributions.tanh_gaussian(jnp.array([0.0, 1.0]), jnp.log(jnp.array([1.0, 2.0])))
     # At x = mean: -log 2 pi - log 2, and a slope 1 - tanh^2 of 1 and of 1 / cosh^2 1.
     expected = -np.log(4.0 * np.pi) + 2.0 * np.log(np.cosh(1.0))
-    assert float(density(policy, policy.median())) == pytest.approx(expected, rel=1e-6)
+    assert float(log_density(policy, policy.median())) == pytest.approx(expected, rel=1e-6)
     np.testing.assert_allclose(policy.median(), np.tanh([0.0, 1.0]), rtol=1e-6)
 
 
@@ -537,7 +537,7 @@ def test_the_density_just_inside_a_bound_is_that_of_the_float():
     x = np.arctanh(np.float64(action))
     expected = (stats.norm.logpdf(x, 8.0, 2.0) - log_slope(x))[:, 0]
     policy = distributions.tanh_gaussian(jnp.full((3, 1), 8.0), jnp.log(jnp.full(1, 2.0)))
-    np.testing.assert_allclose(density(policy, jnp.asarray(action)), expected, rtol=1e-5)
+    np.testing.assert_allclose(log_density(policy, jnp.asarray(action)), expected, rtol=1e-5)
 
 
 def test_log_prob_of_saturated_samples_is_finite_and_rises_towards_them():
@@ -545,9 +545,9 @@ def test_log_prob_of_saturated_samples_is_finite_and_rises_towards_them():
     policy = distributions.tanh_gaussian(mean, jnp.full((2, 1), -3.0))
     action = policy.sample(seed=jax.random.key(16))
     assert action.ravel().tolist() == [1.0, -1.0]
-    np.testing.assert_allclose(density(policy, action), np.full(2, -np.log(H)), rtol=1e-6)
+    np.testing.assert_allclose(log_density(policy, action), np.full(2, -np.log(H)), rtol=1e-6)
     plain = distrax.Transformed(policy.distribution, policy.bijector)
-    assert not np.any(np.isfinite(density(plain, action)))  # the reason for a class of our own
+    assert not np.any(np.isfinite(log_density(plain, action)))  # the reason for a class of our own
 
 
 def squashed_density(mean, std, num_points=20_000):
@@ -555,7 +555,7 @@ def squashed_density(mean, std, num_points=20_000):
     action = (np.arange(num_points) + 0.5) * 2.0 / num_points - 1.0
     wide = jnp.full((num_points, 1), mean, jnp.float64)
     policy = distributions.tanh_gaussian(wide, jnp.log(jnp.array([std])))
-    return action, np.exp(density(policy, jnp.asarray(action)[:, None]))
+    return action, np.exp(log_density(policy, jnp.asarray(action)[:, None]))
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 0.5), (0.7, 0.6), (-1.2, 0.3)])
