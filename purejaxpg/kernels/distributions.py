@@ -2,7 +2,8 @@
 
 A policy returns a distrax distribution. Agents call `sample(seed=key)`, `log_prob(action)`,
 `sample_and_log_prob(seed=key)`, `entropy()`, `kl_divergence(other)` and `mode()` on it, so a fork
-may return any other distribution of distrax.
+may return any other distribution of distrax. NPG and TRPO also need Fisher products, which not all
+of them have: see `trust_region.fisher_vector_product`.
 
 Leading axes are a batch of independent distributions, each with one action: [...] for a choice,
 [..., A] for a vector. Logarithms are natural, so entropies and divergences are in nats.
