@@ -171,14 +171,30 @@ def init_both(obs: jax.Array) -> Normalizers:
 
 
 def observations(config: Any, normalizers: Normalizers, obs: jax.Array) -> jax.Array:
-    """Return observations [..., D] as the networks see them."""
+    """Return observations as the networks see them.
+
+    Args:
+        config: has `normalize_obs` and `clip_obs`, a bound in standard deviations.
+        normalizers: the statistics so far.
+        obs: [..., D] raw.
+
+    Returns:
+        [..., D], raw if the agent does not normalise.
+    """
     return normalize(normalizers.obs, obs, config.clip_obs) if config.normalize_obs else obs
 
 
 def observed(
     config: Any, normalizers: Normalizers, obs: jax.Array, where: jax.Array | None = None
 ) -> Normalizers:
-    """Fold raw observations [..., D] into the statistics, if the agent normalises by them."""
+    """Fold raw observations into the statistics, if the agent normalises by them.
+
+    Args:
+        config: has `normalize_obs`.
+        normalizers: the statistics so far.
+        obs: [..., D] raw.
+        where: [...] bool, the observations that count, at least one. By default, all.
+    """
     if not config.normalize_obs:
         return normalizers
     return dataclasses.replace(normalizers, obs=update(normalizers.obs, obs, where))

@@ -317,7 +317,13 @@ def cpu_rows(config: Any) -> int:
 
 
 def build(spec: specs.Spec, group: plans.Group, devices: Sequence[jax.Device]) -> Programs:
-    """Trace, lower and compile a group's three programs for `devices`."""
+    """Trace, lower and compile a group's three programs.
+
+    Args:
+        spec: the sweep.
+        group: decides the static fields and the rows of a unit.
+        devices: one for each unit that is computed at a time.
+    """
     began = time.monotonic()
     length = math.ceil(group.config.num_updates / SEGMENTS)
     mesh = Mesh(np.array(devices), (ROWS,))
@@ -399,7 +405,15 @@ def start_rows(agent: types.ModuleType, inputs: Inputs, shared: Any) -> Any:
 def update_rows(
     agent: types.ModuleType, inputs: Inputs, shared: Any, states: Any, u: jax.Array
 ) -> tuple[Any, dict[str, jax.Array]]:
-    """Do update u of each row -> states [rows, ...], metrics [rows]."""
+    """Do update u of each row -> states [rows, ...], metrics [rows].
+
+    Args:
+        agent: the module.
+        inputs: seeds [rows] uint32, configurations with leaves [rows], given arrays [rows, ...].
+        shared: the arrays given to all rows, without an axis for rows.
+        states: leaves [rows, ...].
+        u: [] int32, from 1.
+    """
     seeds, configurations, own = inputs
     given, axes = contract.arguments(own, shared)
     update = jax.vmap(agent.update, (0, 0, 0, *axes))
@@ -467,7 +481,16 @@ def score_rows(
     states: Any,
     updates: jax.Array,
 ) -> dict[str, jax.Array]:
-    """Score each row after `updates` updates -> arrays [rows, episodes] by name."""
+    """Score each row after `updates` updates -> arrays [rows, episodes] by name.
+
+    Args:
+        agent: the module.
+        episodes: E.
+        inputs: as for `update_rows`.
+        shared: as for `update_rows`.
+        states: leaves [rows, ...].
+        updates: [] int32, which the key depends on.
+    """
     seeds, configurations, own = inputs
     given, axes = contract.arguments(own, shared)
 
