@@ -370,7 +370,7 @@ def committed(out: Path) -> int:
 def differences(left: Path, right: Path) -> tuple[int, list[str]]:
     """Return the number of arrays of two sweeps, and the names of those that differ in a bit."""
     with stores.Store.read(left) as one, stores.Store.read(right) as other:
-        names = [unit["name"] for unit in one.units()]
+        names = [unit["name"] for unit in one.ledger.units()]
         arrays = [
             {f"{name} {key}": value for name in names for key, value in each.arrays(name).items()}
             for each in (one, other)

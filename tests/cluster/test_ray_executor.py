@@ -16,7 +16,7 @@ import pytest
 import quick
 import tiny_sweep
 
-from purejaxpg import InputError, agents
+from purejaxpg import InputError, agents, signals
 from purejaxpg.cluster import ray_executor, remote
 from purejaxpg.sweep import engine
 from purejaxpg.sweep import ledger as ledgers
@@ -33,9 +33,10 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         monkeypatch.setenv(name, ENVIRONMENT[name])
     from ray import cluster_utils
 
-    started = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    yield started
-    started.shutdown()
+    with signals.handlers_restored():  # Ray sets one of its own for SIGTERM
+        started = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        yield started
+        started.shutdown()
 
 
 def spec_file(directory: pathlib.Path) -> pathlib.Path:
