@@ -436,7 +436,7 @@ def _notes(
     ]
     if cut:
         notes.append(
-            f"{cut} evaluation episodes were cut short; each counts with its return at that point."
+            f"{cut} evaluation episodes were cut short, so their runs have no score and rank last."
         )
     if any(c.diverged for c in ranked):
         notes.append("Diverged runs count as the worst score of their environment.")
@@ -639,7 +639,9 @@ def _enough(codes: np.ndarray) -> bool:
 
 def _levels(swept: Sequence[Mapping[str, Any]], specs: Mapping[str, Any]) -> dict[str, Levels]:
     """Return the classes of each hyperparameter that has several."""
-    names = list(dict.fromkeys(name for each in swept for name in each if name != "env"))[:_AXES]
+    names = list(dict.fromkeys(name for each in swept for name in each if name != contract.ENV))[
+        :_AXES
+    ]
     levels = {name: levels_of([s.get(name) for s in swept], specs.get(name)) for name in names}
     return {name: each for name, each in levels.items() if len(each.labels) > 1}
 
@@ -927,7 +929,7 @@ def _schedules(
 
 
 def _schedule(chain: Sequence[dict[str, Any]], legs: Sequence[dict[str, Any]]) -> Schedule:
-    names = [name for name in chain[-1]["swept"] if name != "env"]
+    names = [name for name in chain[-1]["swept"] if name != contract.ENV]
     span = {id(leg): (leg["start"], leg["stop"]) for leg in (*chain, *legs)}
     return Schedule(
         member=chain[-1]["run_id"],

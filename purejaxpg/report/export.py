@@ -63,7 +63,7 @@ def plain(value: Any) -> Any:
 
 def swept_columns(runs: Sequence[dict[str, Any]], taken: Sequence[str]) -> dict[str, str]:
     """Return the column of each swept field but ``env``, with a prefix if its name is taken."""
-    fields = dict.fromkeys(name for run in runs for name in run["swept"] if name != "env")
+    fields = dict.fromkeys(name for run in runs for name in run["swept"] if name != contract.ENV)
     return {name: f"swept.{name}" if name in taken else name for name in fields}
 
 
@@ -86,7 +86,7 @@ def _runs(store: Store) -> tuple[list[str], Blocks]:
 
 def cell(run: dict[str, Any], name: str) -> Any:
     """Return a run's value in a column; a few are named otherwise or missing in the ledger."""
-    if name == "env":
+    if name == contract.ENV:
         return ranking.environment_of(run)
     return updates(run) if name == "updates" else run[{"total_updates": "total"}.get(name, name)]
 

@@ -292,7 +292,7 @@ def _check_gif(path: Path, env_name: str) -> None:
 
 def _description(trained: Trained) -> str:
     run = trained.run
-    swept = [f"{name} {short(v)}" for name, v in run["swept"].items() if name != "env"]
+    swept = [f"{name} {short(v)}" for name, v in run["swept"].items() if name != contract.ENV]
     head = f"{run['run_id']}: {ranking.environment_of(run)}, seed {run['seed']}"
     done = f"{run['stop']} of {run['total']} updates" if run["stop"] < run["total"] else ""
     broken = "diverged" if run["status"] == "diverged" else ""

@@ -238,7 +238,7 @@ def _configuration(
     return Configuration(
         rank=None,
         environment=name,
-        swept={key: value for key, value in runs[0]["swept"].items() if key != "env"},
+        swept={key: value for key, value in runs[0]["swept"].items() if key != contract.ENV},
         scores=scores,
         iqm=centre,
         low=centre,
