@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 from jax import random
 
 from purejaxpg import evaluate
@@ -109,9 +110,7 @@ def program(agent: types.ModuleType, config_name: str) -> Any:
         returns = evaluate.evaluate(key_score, agent, state, config, 16, max_steps=200)
         return returns["return"].mean()
 
-    # A quarter less time in all; the programs are otherwise compiled as for users.
-    options: Any = {"xla_backend_optimization_level": 1}
-    return jax.jit(jax.vmap(run, in_axes=(0, None)), compiler_options=options)
+    return jax.jit(jax.vmap(run, in_axes=(0, None)), compiler_options=quick.SOMEWHAT)
 
 
 def scores(name: str, **changed: Any) -> np.ndarray:

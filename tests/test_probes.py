@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import probes
 import pytest
+import quick
 from jax import random
 
 
@@ -20,16 +21,15 @@ def registered() -> None:
 
 
 GAMMAS = {"Discounted": 0.7, "Endless": 0.9}
-# These programs run for a second: full optimisation would take longer than it saves.
-LESS = {"xla_backend_optimization_level": 1}
 
 
 @functools.cache
 def solved(agent: types.ModuleType, kind: str) -> tuple[Any, Any]:
     """Train on all probes of a kind in one vmap -> states and configurations, a row each."""
-    fields = dict(under_test.PROBE_FIELDS)
+    fields, options = dict(under_test.PROBE_FIELDS), quick.OPTIONS
     if not any(under_test.has(agent, field) for field in ("num_epochs", "num_gradient_steps")):
         fields["total_timesteps"] *= 8
+        options = quick.SOMEWHAT
     if under_test.has(agent, "ent_coef"):
         fields["normalize_advantage"] = False  # else the bonus has no fixed share
     rows = []
@@ -44,7 +44,7 @@ def solved(agent: types.ModuleType, kind: str) -> tuple[Any, Any]:
         rows.append(config)
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *rows)
     keys = random.split(random.key(0), len(rows))
-    states, _ = jax.jit(jax.vmap(agent.train), compiler_options=LESS)(keys, stacked)
+    states, _ = jax.jit(jax.vmap(agent.train), compiler_options=options)(keys, stacked)
     return states, stacked
 
 
