@@ -167,8 +167,6 @@ def give(trainer: types.ModuleType, name: str, arrays: Any, seeds: tuple[int, ..
     Raises:
         InputError: the trainer needs something else, or an array has another number of items.
     """
-    import jax
-
     wanted = getattr(trainer, "Given", None)
     if wanted is None and arrays is None:
         return Given()
@@ -176,6 +174,8 @@ def give(trainer: types.ModuleType, name: str, arrays: Any, seeds: tuple[int, ..
         needed = "nothing" if wanted is None else f"a Given of {', '.join(_fields(wanted))}"
         had = "nothing" if arrays is None else f"a {type(arrays).__name__}"
         raise InputError(f"agent {name!r} must be given {needed}, but is given {had}.")
+    import jax
+
     for field in _fields(wanted):
         for leaf in jax.tree.leaves(getattr(arrays, field)):
             items = leaf.shape[0] if getattr(leaf, "shape", ()) else 0
