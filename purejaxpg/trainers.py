@@ -11,7 +11,6 @@ import importlib.util
 import inspect
 import os
 import pkgutil
-import re
 import sys
 import types
 from collections.abc import Iterable, Iterator
@@ -193,15 +192,26 @@ def _files_of_class(cls: type) -> list[Path]:
 
 
 def _refuse_old_names(path: Path, name: str) -> None:
-    """Refuse a file that uses distributions by the names of an earlier version."""
-    used = re.findall(r"\bdistributions\.([A-Z]\w*)", path.read_text("utf-8", errors="replace"))
-    if used:
-        from purejaxpg.kernels import distributions
-    for each in used:
-        try:
-            getattr(distributions, each)
-        except AttributeError as error:
-            raise InputError(f"agent {name!r} is for an earlier version: {error}.") from error
+    """Refuse a file that uses the package's distributions by the names of an earlier version."""
+    try:
+        nodes = list(ast.walk(ast.parse(path.read_text("utf-8"))))
+    except (SyntaxError, ValueError):  # the import reports the error
+        return
+    imported_from = {
+        node.module
+        for node in nodes
+        if isinstance(node, ast.ImportFrom) and "distributions" in [a.name for a in node.names]
+    }
+    if imported_from != {"purejaxpg.kernels"}:  # it may be somebody else's module of that name
+        return
+    from purejaxpg.kernels import distributions
+
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "distributions":
+            try:
+                getattr(distributions, node.attr)
+            except AttributeError as error:
+                raise InputError(f"agent {name!r} is for an earlier version: {error}.") from error
 
 
 def _refuse_shadowed(path: Path, name: str) -> None:

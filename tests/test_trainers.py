@@ -296,3 +296,24 @@ def test_a_fork_with_the_distributions_of_an_earlier_version_is_told_the_new_nam
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert "write distributions.categorical(logits)" in told and told.endswith("(policy, x).\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from tensorflow_probability.substrates.jax import distributions\n",
+        "from purejaxpg.kernels import distributions\n# distributions.Categorical is no more\n",
+    ],
+    ids=["of another package", "in a comment"],
+)
+def test_other_distributions_and_comments_are_no_old_names(
+    tmp_path: pathlib.Path, text: str
+) -> None:
+    use = "\n\ndef other():\n    return distributions.Normal\n" if "tensorflow" in text else ""
+    original = trainers.path_of("ppo").read_text("utf-8")
+    imported = "from purejaxpg.kernels import distributions, losses, returns\n"
+    assert imported in original
+    new = text + "from purejaxpg.kernels import losses, returns\n"
+    path = tmp_path / "mine.py"
+    path.write_text(original.replace(imported, new).replace("if __name__", use + "\nif __name__"))
+    assert trainers.load(str(path)).Config is not None

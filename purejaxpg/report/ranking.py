@@ -115,23 +115,6 @@ def rank_runs(
     return [c for name, own in environments.items() for c in _rank_environment(name, own, members)]
 
 
-def best_row(store: Store, environment: str | None = None) -> Configuration | None:
-    """Return the best configuration, of one environment or of the first one.
-
-    Args:
-        store: an open result directory.
-        environment: its name; None takes the first in planned order.
-
-    Returns:
-        The configuration of rank 1, or None while no run is committed.
-
-    Raises:
-        FaultError: the ledger cannot be read.
-    """
-    first = (c for c in rank(store) if c.rank == 1 and environment in (None, c.environment))
-    return next(first, None)
-
-
 def is_population(identity: dict[str, Any]) -> bool:
     """Return whether a sweep trains populations, whose members change their hyperparameters."""
     return bool(identity.get("pbt"))
