@@ -1,0 +1,198 @@
+"""What every trainer of language models is measured by, so that results can be compared.
+
+A completion is an episode. Its return is the task's own reward, the gold reward, whatever the run
+was trained on.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax, nn, random
+
+from purejaxpg import config as configs
+from purejaxpg.kernels import preference
+from purejaxpg.rlhf import generate, tasks, tokens, transformer
+
+FRONTIER_SAMPLES = 8192  # of the reference, for each prompt
+LEAST_SAMPLES = 30.0  # effective ones, for a point of a frontier that is estimated from samples
+
+
+def sample(
+    key: jax.Array,
+    policy: transformer.Model,
+    prompt_ids: jax.Array,
+    task: tasks.Task,
+    temperature: jax.Array | float,
+) -> generate.Completion:
+    """Sample one completion of each prompt [B, P] -> Completion [B, L]."""
+    length, ids = task.completion_length, {"eos_id": task.eos_id, "pad_id": task.pad_id}
+    return generate.generate(key, policy, prompt_ids, length, temperature=temperature, **ids)
+
+
+def token_log_probs(
+    policy: transformer.Model,
+    prompt_ids: jax.Array,
+    completion_ids: jax.Array,
+    task: tasks.Task,
+    temperature: jax.Array | float,
+) -> jax.Array:
+    """Return the log-probability of each token of completions -> [B, L], also after their end."""
+    logits = tokens.before(policy, prompt_ids, completion_ids, task.pad_id)
+    return tokens.log_probs(logits, completion_ids, temperature)
+
+
+def rewards(
+    given: Any, task: tasks.Task, prompt_ids: jax.Array, completion: generate.Completion
+) -> jax.Array:
+    """Return the reward to train on: of the given reward model, or else of the task -> [B]."""
+    if given.reward is None:
+        return task.reward(prompt_ids, completion.ids, completion.mask)
+    ids, mask = completion.ids, completion.mask
+    return tokens.at_end(given.reward, prompt_ids, ids, mask, task.pad_id)
+
+
+def score(
+    key: jax.Array, policy: transformer.Model, config: Any, num_episodes: int, given: Any
+) -> dict[str, jax.Array]:
+    """Evaluate a policy on held-out prompts, beside its reference.
+
+    Args:
+        key: for prompts and completions.
+        policy: the trained model.
+        config: its `task` and `temperature` are read.
+        num_episodes: E, completions.
+        given: with the model `reference`, and the model `reward` or None.
+
+    Returns:
+        Arrays [E]: `evaluation/return`, the gold reward; `length` in tokens; `finished`, whether
+        there is an end token; `kl`, the sum over the completion's tokens of the exact divergence
+        from the reference, in nats; `win`, 1 where the gold reward is above that of a completion
+        by the reference, ½ where equal; `proxy_return`, of the given reward model.
+    """
+    task, temperature = tasks.make(config.task), config.temperature
+    key_prompt, key_policy, key_reference = random.split(key, 3)
+    prompt_ids = task.prompts(key_prompt, num_episodes, held_out=True)
+    completion = sample(key_policy, policy, prompt_ids, task, temperature)
+    other = sample(key_reference, given.reference, prompt_ids, task, temperature)
+    gold = task.reward(prompt_ids, completion.ids, completion.mask)
+    baseline = task.reward(prompt_ids, other.ids, other.mask)
+    logits = (tokens.before(m, prompt_ids, completion.ids, task.pad_id) for m in (policy, given.reference))
+    log_p, log_q = (nn.log_softmax(x / temperature) for x in logits)
+    kl = (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
+    values = {
+        "return": gold,
+        "length": completion.mask.sum(1).astype(jnp.float32),
+        "finished": tokens.finished(completion.ids, task.eos_id).astype(jnp.float32),
+        "kl": jnp.where(completion.mask, kl, 0.0).sum(1),
+        "win": (gold > baseline) + 0.5 * (gold == baseline),
+    }
+    if given.reward is not None:
+        values["proxy_return"] = rewards(given, task, prompt_ids, completion)
+    return {f"evaluation/{name}": value for name, value in values.items()}
+
+
+def samples(
+    key: jax.Array, policy: transformer.Model, config: Any, num_samples: int, given: Any
+) -> dict[str, list[Any]]:
+    """Return held-out prompts with completions by the reference and by the policy, as text.
+
+    Args:
+        key: for prompts and completions.
+        policy: the trained model.
+        config: its `task` and `temperature` are read.
+        num_samples: how many.
+        given: with the model `reference`.
+
+    Returns:
+        Columns of equal length: `prompt`, `reference`, `reference reward`, `policy`, `policy
+        reward`.
+    """
+    task = tasks.make(config.task)
+    key_prompt, *keys = random.split(key, 3)
+    prompt_ids = task.prompts(key_prompt, num_samples, held_out=True)
+    columns: dict[str, list[Any]] = {"prompt": [task.text(ids) for ids in np.asarray(prompt_ids)]}
+    for key, name, model in zip(keys, ("reference", "policy"), (given.reference, policy), strict=True):
+        completion = jax.jit(sample, static_argnums=3)(key, model, prompt_ids, task, config.temperature)
+        gold = task.reward(prompt_ids, completion.ids, completion.mask)
+        columns[name] = [task.text(ids) for ids in np.asarray(completion.ids)]
+        columns[f"{name} reward"] = np.asarray(gold, float).round(3).tolist()
+    return columns
+
+
+def frontier(key: jax.Array, config: Any, given: Any) -> dict[str, np.ndarray]:
+    """Return the largest mean gold reward that any policy reaches at each divergence.
+
+    The policy π*_β, proportional to π_ref exp(r / β), is the best at its own divergence from the
+    reference, so β from large to small traces the frontier. Where a task has few completions, the
+    expectations are exact. Otherwise, they are estimated from samples of the reference, as in
+    Ziegler et al. 2019, arXiv:1909.08593, figure 3, as far as enough of the samples count.
+
+    Args:
+        key: for the samples.
+        config: its `task` and `temperature` are read.
+        given: with the model `reference`.
+
+    Returns:
+        Arrays [K]: `kl`, ascending, and `return`, over the held-out prompts.
+    """
+    task = tasks.make(config.task)
+    held_out = task.held_out if task.held_out.any() else ~task.held_out
+    prompt_ids, weight = task.prompt_ids[held_out], task.prompt_probability[held_out]
+    table = jax.jit(_table, static_argnums=3)(key, given.reference, prompt_ids, task, config.temperature)
+    betas = np.geomspace(30.0, 0.03, 60)
+    points = jax.jit(preference.frontier)(*table, betas, weight / weight.sum())
+    expected, kl, effective = map(np.asarray, points)
+    enough = np.full(len(betas), True) if task.completion_ids is not None else effective >= LEAST_SAMPLES
+    return {"kl": kl[enough], "return": expected[enough]}
+
+
+def _table(
+    key: jax.Array,
+    reference: transformer.Model,
+    prompt_ids: jax.Array,
+    task: tasks.Task,
+    temperature: jax.Array | float,
+) -> tuple[jax.Array, jax.Array]:
+    """Return log-weights and gold rewards [X, N] of all completions, or of samples, per prompt."""
+
+    def one(now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        key, prompt = now
+        if task.completion_ids is None:
+            ids = jnp.broadcast_to(prompt, (FRONTIER_SAMPLES, len(prompt)))
+            completion = sample(key, reference, ids, task, temperature)
+            log_weight = jnp.full(FRONTIER_SAMPLES, -np.log(FRONTIER_SAMPLES))
+            return log_weight, task.reward(ids, completion.ids, completion.mask)
+        ids = jnp.broadcast_to(prompt, (len(task.completion_ids), len(prompt)))
+        mask = tokens.completion_mask(task.completion_ids, task.eos_id)
+        log_prob = token_log_probs(reference, ids, jnp.asarray(task.completion_ids), task, temperature)
+        return jnp.where(mask, log_prob, 0.0).sum(1), task.reward(ids, jnp.asarray(task.completion_ids), mask)
+
+    return lax.map(one, (random.split(key, len(prompt_ids)), jnp.asarray(prompt_ids)))
+
+
+def check_given(config: Any, given: Any) -> None:
+    """Raise an InputError unless the given models fit the task."""
+    task = tasks.make(config.task)
+    longest = task.prompt_length + task.completion_length
+    for name, output in (("reference", "tokens"), ("reward", "scalar")):
+        model = getattr(given, name, None)
+        if model is None:
+            continue
+        a = model.architecture
+        makes = {"tokens": "a language model", "scalar": "a reward model"}
+        configs.require(
+            a.output == output,
+            f"given {name} must be {makes[output]}, but is {makes[a.output]}.",
+        )
+        configs.require(
+            a.vocab_size == len(task.words),
+            f"given {name} must have the {len(task.words)} tokens of task {config.task!r}, "
+            f"but has {a.vocab_size}.",
+        )
+        configs.require(
+            a.positions != "learned" or a.context >= longest,
+            f"given {name} must have a context of at least {longest} tokens, a prompt and a "
+            f"completion of task {config.task!r}, but has {a.context}.",
+        )

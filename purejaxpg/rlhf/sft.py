@@ -1,0 +1,180 @@
+"""Supervised fine-tuning (SFT): maximum likelihood of demonstrations.
+
+Minimises, over tokens t of the completions of a batch,
+
+    L(θ) = − Σ_t log π(y_t | x, y_<t) / Σ_t 1
+
+Only tokens of the completion count; those of the prompt are conditions. The minimum is the
+conditional distribution of the demonstrations. Ouyang et al. 2022, arXiv:2203.02155, section 3.5.
+
+Without data of your own, demonstrations are drawn afresh from the task. Given data are rows into
+which short documents are packed: a token attends only to its own document, and positions start
+anew in each, so packing changes no loss.
+
+Run: purejaxpg train rlhf.sft --task sentiment --seed 0
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import lax, random
+
+from purejaxpg import config as configs
+from purejaxpg import schedules
+from purejaxpg.kernels import preference
+from purejaxpg.rlhf import data, measure, tasks, tokens, transformer
+
+UNIT = "tokens"
+Metrics = dict[str, jax.Array]
+
+
+@configs.dataclass
+class Config:
+    """Settings of one run: floats are traced, the rest is part of the compiled program."""
+
+    task: str = "sentiment"  # vocabulary, prompts and demonstrations
+    num_updates: int = 600  # gradient steps
+    batch_size: int = 64  # B, rows of a gradient step
+    width: int = 32  # D, of the transformer
+    num_layers: int = 2
+    num_heads: int = 2
+    num_kv_heads: int = 2  # must divide num_heads
+    mlp_width: int = 128
+    positions: str = "learned"  # or "rotary"
+    norm: str = "rms"  # or "layer"
+    mlp: str = "relu"  # "gelu" or "silu_gated"
+    learning_rate_schedule: str = "linear"  # to zero; or "constant" or "robbins_monro"
+
+    learning_rate: float = 3e-3  # step size of Adam
+    learning_rate_half_life: float = 100.0  # of robbins_monro, in updates
+    max_grad_norm: float = 1.0  # bound on the global gradient norm; inf: off
+
+    @property
+    def row_length(self) -> int:
+        """S, tokens of a row: a prompt and a completion."""
+        task = tasks.make(self.task)
+        return task.prompt_length + task.completion_length
+
+    @property
+    def steps_per_update(self) -> int:
+        """Tokens of one update, padding included."""
+        return self.batch_size * self.row_length
+
+    @property
+    def activations(self) -> int:
+        """Activations of one gradient step, which decide how many runs share a CPU core."""
+        return self.steps_per_update * self.width * self.num_layers
+
+
+@struct.dataclass
+class Given:
+    """Demonstrations to imitate; without any, the task draws them."""
+
+    data: data.Rows | None = None
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that a run carries from one update to the next."""
+
+    params: Any  # of the transformer
+    opt_state: Any
+    num_updates: jax.Array  # [] int32, finished
+
+
+def architecture(config: Config) -> transformer.Architecture:
+    task = tasks.make(config.task)
+    return transformer.Architecture(
+        vocab_size=len(task.words),
+        context=config.row_length,
+        width=config.width,
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.width // config.num_heads,
+        mlp_width=config.mlp_width,
+        positions=config.positions,
+        norm=config.norm,
+        mlp=config.mlp,
+        suppressed=task.suppressed,
+    )
+
+
+def check(config: Config) -> None:
+    """Raise an InputError with one plain sentence unless the configuration makes sense."""
+    tasks.make(config.task)
+    configs.in_range(config)
+    configs.at_least(config, 1, "num_updates", "num_heads")
+    configs.divides(config, "num_heads", config.width, "width")
+    schedules.check(config)
+    transformer.check(architecture(config))
+
+
+def read(name: str, path: Path, config: Config) -> data.Rows:
+    """Read demonstrations from a JSONL file with `prompt` and `completion`."""
+    return data.read_rows(path, tasks.make(config.task), config.row_length)
+
+
+def make_optimizer(config: Config, num_updates: Any = 0) -> optax.GradientTransformation:
+    clip = optax.clip_by_global_norm(config.max_grad_norm)
+    adam = optax.adam(schedules.scheduled(config, config.learning_rate, num_updates))
+    return optax.flatten(optax.chain(clip, adam))  # one vector compiles and runs faster
+
+
+def init(key: jax.Array, config: Config, given: Given = Given()) -> TrainState:
+    params = transformer.init(key, architecture(config)).params
+    opt_state = make_optimizer(config).init(params)
+    return TrainState(params, opt_state, jnp.zeros((), jnp.int32))
+
+
+def draw(key: jax.Array, config: Config, given: Given, held_out: bool = False) -> data.Rows:
+    """Draw B rows: given ones, or new demonstrations of the task."""
+    if given.data is not None:
+        return data.choose(key, given.data, config.batch_size)
+    return data.demonstrations(key, tasks.make(config.task), config.batch_size, held_out)
+
+
+def loss(params: Any, batch: data.Rows, config: Config) -> tuple[jax.Array, Metrics]:
+    """Mean negative log-probability of the tokens to imitate -> scalar, metrics."""
+    model = transformer.Model(params, architecture(config))
+    logits = model(batch.ids, batch.segments)[:, :-1]
+    log_prob = tokens.log_probs(logits, batch.ids[:, 1:])
+    is_target = batch.is_target[:, 1:]
+    hits = (logits.argmax(-1) == batch.ids[:, 1:]).astype(jnp.float32)
+    nll = -preference.masked_mean(log_prob, is_target)
+    accuracy = preference.masked_mean(hits, is_target)
+    return nll, {"loss/policy": nll, "policy/accuracy": accuracy}
+
+
+def update(
+    key: jax.Array, state: TrainState, config: Config, given: Given = Given()
+) -> tuple[TrainState, Metrics]:
+    """One gradient step on a batch of demonstrations."""
+    batch = draw(key, config, given)
+    gradient, metrics = jax.grad(loss, has_aux=True)(state.params, batch, config)
+    optimizer = make_optimizer(config, state.num_updates)
+    change, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, change)
+    return TrainState(params, opt_state, state.num_updates + 1), metrics
+
+
+def train(
+    key: jax.Array, config: Config, given: Given = Given()
+) -> tuple[TrainState, Metrics]:
+    """A whole run from one key -> final state, metrics [num_updates]."""
+    state = init(random.fold_in(key, 0), config, given)
+
+    def step(state: TrainState, u: jax.Array) -> tuple[TrainState, Metrics]:
+        return update(random.fold_in(key, u), state, config, given)
+
+    return lax.scan(step, state, jnp.arange(1, config.num_updates + 1))
+
+
+def model(state: TrainState, config: Config) -> transformer.Model:
+    """The language model, for later stages."""
+    return transformer.Model(state.params, architecture(config))
