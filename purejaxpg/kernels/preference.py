@@ -1,0 +1,488 @@
+"""Masked tokens, pairwise preferences, and the KL-regularised objective of language models.
+
+A language model π is trained to maximise E[r(x, y)] − β KL(π(·|x) ‖ π_ref(·|x)) over completions y
+of prompts x, from a reference π_ref. Shapes use B for completions, L for their length in tokens, G
+for completions of one prompt, X for prompts, and N for all completions of a prompt.
+
+`mask` is bool and True at the actions: the tokens that the model chose, up to and including its
+first end-of-sequence token. Make it from the *position* of that token, not from the token's number.
+Whatever stands outside the mask has no effect on a value or on a gradient, even if it is NaN. Only
+the derivative of what was computed *before* can still do harm there, since 0 times NaN is NaN: use
+`where` before an `exp` or a division that may fail.
+
+Shapes must be equal: [B] against [B, 1] would silently broadcast to [B, B], so it is an error.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from purejaxpg.kernels import losses
+
+
+def masked_sum(
+    x: jax.Array, mask: jax.Array, axis: int | tuple[int, ...] | None = None
+) -> jax.Array:
+    """Sum over the unmasked entries.
+
+        Σ x_i over all i with mask_i
+
+    Over the last axis of token log-probabilities, this is log π(y|x) of the completion. The entries
+    outside are replaced, not multiplied by 0, because 0 times infinity is NaN.
+
+    Args:
+        x: [...] any unit.
+        mask: [...] bool, True where x counts.
+        axis: the axes to sum over, static; None sums over all of them.
+
+    Returns:
+        x's shape without the summed axes; 0 where the mask is empty.
+
+    Differentiated with respect to `x`: the gradient is 1 inside the mask and 0 outside.
+
+    >>> x, mask = jnp.array([[1.0, 2.0], [4.0, jnp.nan]]), jnp.array([[True, True], [True, False]])
+    >>> masked_sum(x, mask, axis=1).tolist()
+    [3.0, 4.0]
+    """
+    chex.assert_equal_shape([x, mask])
+    chex.assert_type(mask, bool)
+    return jnp.sum(jnp.where(mask, x, 0), axis)
+
+
+def masked_mean(
+    x: jax.Array, mask: jax.Array, axis: int | tuple[int, ...] | None = None
+) -> jax.Array:
+    """Mean over the unmasked entries.
+
+        Σ x_i / n over all i with mask_i, where n is their number
+
+    The mean over all tokens of a batch is not the mean over completions of their means: the first
+    weights tokens equally, the second gives each token of a short completion more weight. Nor is it
+    the mean over minibatches of their masked means, unless they have equally many tokens.
+
+    Args:
+        x: [...] any unit.
+        mask: [...] bool, True where x counts.
+        axis: the axes to average over, static; None averages over all of them.
+
+    Returns:
+        x's shape without the averaged axes, floating; 0 where the mask is empty.
+
+    Differentiated with respect to `x`: the gradient is 1/n inside the mask and 0 outside.
+
+    >>> x, mask = jnp.array([[1.0, 2.0], [6.0, jnp.nan]]), jnp.array([[True, True], [True, False]])
+    >>> masked_mean(x, mask).item(), masked_mean(x, mask, axis=1).tolist()
+    (3.0, [1.5, 6.0])
+    """
+    count = jnp.sum(mask, axis)
+    return masked_sum(x, mask, axis) / jnp.maximum(count, 1)
+
+
+def masked_whiten(
+    x: jax.Array, mask: jax.Array, shift_mean: bool = True, eps: float = 1e-8
+) -> jax.Array:
+    """Scale the unmasked entries to variance 1, and shift them to mean 0.
+
+        m = mean(x),  v = mean((x − m)²)
+        y = (x − m) / √(v + ε)          shift_mean
+        y = (x − m) / √(v + ε) + m      otherwise
+
+    Mean and variance are those of all unmasked entries together, so they couple the completions of
+    a batch. Rewards are whitened without the shift, but that still adds m (1 − 1/√(v + ε)) to each
+    *token*. At a fixed length this is harmless; where a completion may end early, it is a bonus or
+    a penalty on its length.
+
+    Args:
+        x: [...] any unit.
+        mask: [...] bool, True where x counts.
+        shift_mean: static; False keeps the mean where it was.
+        eps: ε > 0 in squared units of x, *inside* the root. It matters only where the standard
+            deviation is not far above √ε, which is 1e-4 by default.
+
+    Returns:
+        [...] whitened values without a unit, 0 outside the mask. The variance is that of the
+        population, Σ/n. Code that divides by n − 1 returns values smaller by √((n − 1) / n).
+
+    Differentiable in `x`, but meant for data: apply it to advantages or rewards, not to a loss.
+
+    References:
+        Ziegler et al. 2019, arXiv:1909.08593, in the code published with it
+        (openai/lm-human-preferences), not in the text.
+
+    >>> mask = jnp.array([True, True, False])
+    >>> print(masked_whiten(jnp.array([1.0, 5.0, jnp.inf]), mask))
+    [-1.  1.  0.]
+    >>> print(masked_whiten(jnp.array([1.0, 5.0, jnp.inf]), mask, shift_mean=False))
+    [2. 4. 0.]
+    """
+    mean = masked_mean(x, mask)
+    centred = jnp.where(mask, x, mean) - mean
+    variance = masked_mean(jnp.square(centred), mask)
+    whitened = centred * jax.lax.rsqrt(variance + eps)
+    return whitened if shift_mean else jnp.where(mask, whitened + mean, 0.0)
+
+
+def token_kl(log_prob: jax.Array, ref_log_prob: jax.Array, estimator: str) -> jax.Array:
+    """One-sample estimate of the divergence of the policy from the reference, for each token.
+
+        d  = log π(a|s) − log π_ref(a|s),      a ~ π
+        k1 = d                                 unbiased
+        k2 = d² / 2                            biased
+        k3 = exp(−d) − 1 + d                   unbiased, never negative
+
+    An estimate with the right *value* may have the wrong *gradient*. What is optimised depends on
+    where the estimate stands. In the reward, it is data that the later tokens add up (γ = 1, summed
+    from each token to the end); in the loss, it is differentiated. Over samples of π, the expected
+    gradient is then
+
+        k1 in the reward    that of KL(π ‖ π_ref) over whole completions: the only one
+        k3 in the reward    wrong, and nearly zero close to the reference: it does not hold π there
+        k1 in the loss      zero, if summed over tokens: no penalty at all
+        k2 in the loss      that of KL(π ‖ π_ref) at each visited state, by itself
+        k3 in the loss      that of KL(π_ref ‖ π) at each visited state, by itself
+
+    "By itself" means that it does not see how a token changes the states that come later, so the
+    optimum is another one as soon as completions have more than one token.
+
+    Args:
+        log_prob: [...] log π(a|s), in nats, of a token drawn from π.
+        ref_log_prob: [...] log π_ref(a|s) of the same token, in nats. Any temperature that the
+            sampler used must divide the logits of both.
+        estimator: "k1", "k2" or "k3", static.
+
+    Returns:
+        [...] estimate in nats. Its sum over the tokens of a completion estimates the divergence of
+        the completion; its mean over tokens does not.
+
+    Differentiable in both; nothing is stopped. In the reward, treat it as data.
+
+    Raises:
+        ValueError: there is no estimator of that name.
+
+    References:
+        Schulman 2020, Approximating KL divergence (a note on joschu.net), where r = exp(−d). Tang
+        and Munos 2025, arXiv:2506.09477, on gradients of such estimates.
+
+    >>> log_prob, ref_log_prob = jnp.log(jnp.array([0.5])), jnp.log(jnp.array([0.25]))
+    >>> for name in ("k1", "k2", "k3"):
+    ...     print(name, f"{token_kl(log_prob, ref_log_prob, name).item():.4f}")
+    k1 0.6931
+    k2 0.2402
+    k3 0.1931
+    """
+    chex.assert_equal_shape([log_prob, ref_log_prob])
+    if estimator == "k1":
+        return log_prob - ref_log_prob
+    if estimator == "k2":
+        return 0.5 * jnp.square(log_prob - ref_log_prob)
+    if estimator == "k3":
+        return losses.approximate_kl(ref_log_prob, log_prob)
+    raise ValueError(f'estimator is "{estimator}"; it must be "k1", "k2" or "k3"')
+
+
+def preference_probability(reward_a: jax.Array, reward_b: jax.Array) -> jax.Array:
+    """Probability that completion a is preferred to b, in the model of Bradley and Terry.
+
+        p(a ≻ b) = σ(r_a − r_b) = exp(r_a) / (exp(r_a) + exp(r_b))
+
+    Only the difference matters, so both rewards must belong to the *same prompt*: preferences say
+    nothing about a constant added to every reward of a prompt. The scale does matter: rewards twice
+    as large mean labels with less noise.
+
+    Args:
+        reward_a: [...] r(x, a), in nats: a difference of 1 is odds of e to 1.
+        reward_b: [...] r(x, b), in the same unit.
+
+    Returns:
+        [...] probability, in [0, 1]; ½ for a tie.
+
+    Differentiable in both; nothing is stopped.
+
+    References:
+        Bradley and Terry 1952, Rank analysis of incomplete block designs, Biometrika 39; Rafailov
+        et al. 2023, arXiv:2305.18290, eq. 1.
+
+    >>> three_to_one = jnp.log(jnp.array([3.0]))
+    >>> print(preference_probability(three_to_one, jnp.zeros(1)).round(4))
+    [0.75]
+    """
+    chex.assert_equal_shape([reward_a, reward_b])
+    return jax.nn.sigmoid(reward_a - reward_b)
+
+
+def bradley_terry(
+    chosen_reward: jax.Array,
+    rejected_reward: jax.Array,
+    label_smoothing: jax.Array | float = 0.0,
+) -> jax.Array:
+    """Negative log-likelihood of a preference, in the model of Bradley and Terry.
+
+        d    = r(x, chosen) − r(x, rejected)
+        loss = −(1 − s) log σ(d) − s log σ(−d)
+
+    With s = 0 and labels that never contradict each other, it has no minimum: the differences grow
+    without bound. A fixed s > 0 assumes that a share s of the labels is wrong, and the loss is then
+    least at d = log((1 − s) / s). Smoothing also moves that minimum if the labels are honest draws
+    from `preference_probability`, which need none.
+
+    Args:
+        chosen_reward: [...] r(x, y) of the preferred completion, in nats, finite.
+        rejected_reward: [...] r(x, y) of the other completion of the same prompt.
+        label_smoothing: scalar s in [0, ½), the probability that a label is the wrong way round.
+
+    Returns:
+        [...] loss in nats; log 2 for a tie.
+
+    Differentiated with respect to both rewards, with opposite gradients ∓(σ(−d) − s); nothing is
+    stopped. An implicit reward, β times a log-ratio of policies, makes this the loss of direct
+    preference optimisation.
+
+    References:
+        Rafailov et al. 2023, arXiv:2305.18290, eq. 2, before the mean and with s = 0.
+
+    >>> print(bradley_terry(jnp.log(jnp.array([3.0, 1.0])), jnp.zeros(2)).round(4))
+    [0.2877 0.6931]
+    """
+    chex.assert_equal_shape([chosen_reward, rejected_reward])
+    difference = chosen_reward - rejected_reward
+    # log σ(−d) = log σ(d) − d, so this is the sum of both terms without a difference of large ones.
+    return jax.nn.softplus(-difference) + label_smoothing * difference
+
+
+def token_rewards(
+    score: jax.Array,
+    log_prob: jax.Array,
+    ref_log_prob: jax.Array,
+    mask: jax.Array,
+    beta: jax.Array | float,
+) -> jax.Array:
+    """Rewards of tokens whose sum is the score of the completion less its KL penalty.
+
+        r_t = −β (log π(y_t|s_t) − log π_ref(y_t|s_t)) + [t is the last action] score
+
+    The score belongs to the *last action*, the one that ended the completion. An index later, it is
+    the reward of padding: with the traces of an advantage estimate cut at the end, it never reaches
+    the tokens that earned it. At γ = 1, the return is then an unbiased estimate of the objective,
+    and its policy gradient is that of E[r] − β KL (see `token_kl`).
+
+    Args:
+        score: [B] r(x, y) of the completion, any unit; integers are not truncated, nor do they
+            truncate the penalty.
+        log_prob: [B, L] log π(y_t|s_t) of the policy that sampled the tokens, in nats.
+        ref_log_prob: [B, L] log π_ref(y_t|s_t), in nats.
+        mask: [B, L] bool, True at the actions.
+        beta: scalar β ≥ 0, in units of the score per nat.
+
+    Returns:
+        [B, L] reward, in the unit of the score, floating; 0 outside the mask. A completion without
+        an action gets no reward at all.
+
+    Linear in `score` and the log-probabilities; nothing is stopped. Treat the result as data: this
+    is the penalty in the reward, not in the loss.
+
+    References:
+        Ziegler et al. 2019, arXiv:1909.08593, section 2.2: the penalty is a part of the reward.
+
+    >>> log_prob, mask = jnp.array([[-1.0, -2.0, -9.0]]), jnp.array([[True, True, False]])
+    >>> token_rewards(jnp.array([5]), log_prob, jnp.full((1, 3), -1.5), mask, 0.5).tolist()
+    [[-0.25, 5.25, 0.0]]
+    """
+    chex.assert_equal_shape([log_prob, ref_log_prob, mask])
+    chex.assert_shape(score, log_prob.shape[:-1])
+    chex.assert_type(mask, bool)
+    actions_left = jax.lax.cumsum(mask.astype(jnp.int32), axis=mask.ndim - 1, reverse=True)
+    is_last = mask & (actions_left == 1)
+    penalty = -beta * token_kl(log_prob, ref_log_prob, "k1")
+    return jnp.where(mask, penalty, 0.0) + jnp.where(is_last, score[..., None], 0.0)
+
+
+def leave_one_out(reward: jax.Array) -> jax.Array:
+    """Advantage of each completion of a group over the mean of the others.
+
+        A_i = r_i − (1 / (G − 1)) Σ_{j≠i} r_j
+
+    The baseline of a completion must not contain its own reward. The mean of the *whole* group does
+    and shrinks the expected gradient by (G − 1) / G, which this undoes. Dividing by the standard
+    deviation of the group is another matter: it changes the objective.
+
+    Args:
+        reward: [B, G] reward of G independent completions of each of B prompts, any unit and type.
+            For E[r] − β KL, it is the score less β Σ_t k1 of the completion.
+
+    Returns:
+        [B, G] advantage in the unit of the reward, floating. It sums to 0 over a group, and is
+        exactly 0 where all rewards of a group are equal.
+
+    Linear in `reward`; nothing is stopped, so treat the result as data.
+
+    Raises:
+        ValueError: G is 1, so there are no others.
+
+    References:
+        Ahmadian et al. 2024, arXiv:2402.14740 (RLOO); Kool, van Hoof and Welling 2019, Buy 4
+        REINFORCE samples, get a baseline for free!
+
+    >>> leave_one_out(jnp.array([[1.0, 2.0, 6.0]])).tolist()
+    [[-3.0, -1.5, 4.5]]
+    """
+    chex.assert_rank(reward, 2)
+    group_size = reward.shape[-1]
+    if group_size < 2:
+        raise ValueError(f"the group size is {group_size}; leave-one-out needs at least 2")
+    reward = reward.astype(jnp.result_type(reward, float))
+    # Differences from one of them are exact for equal rewards, and a mean may not be.
+    difference = reward - reward[:, :1]
+    centred = difference - jnp.mean(difference, -1, keepdims=True)
+    return centred * (group_size / (group_size - 1))
+
+
+def log_partition(ref_log_prob: jax.Array, reward: jax.Array, beta: jax.Array | float) -> jax.Array:
+    """Log of the partition function; times β, the best value that the objective can have.
+
+        log Z_β = log Σ_y π_ref(y|x) exp(r(x, y) / β)
+        β log Z_β = max over π of E[r] − β KL(π ‖ π_ref)
+
+    The sum runs over *all* completions. A value of E[r] − β KL above β log Z_β is not a good policy
+    but a mistake in its bookkeeping: a mask, a temperature, a mean instead of a sum over tokens.
+
+    Args:
+        ref_log_prob: [..., N] log π_ref(y|x) of every completion, in nats, normalised; −inf for a
+            completion that the reference never gives, whose reward then does not matter.
+        reward: [..., N] r(x, y), any unit.
+        beta: scalar β > 0, in units of the reward per nat.
+
+    Returns:
+        [...] log Z_β, in nats.
+
+    Differentiable in all; its gradient with respect to `reward` is π*/β.
+
+    References:
+        Rafailov et al. 2023, arXiv:2305.18290, eq. 4 and the definition of Z below it.
+
+    >>> half = jnp.log(jnp.array([0.5, 0.5]))
+    >>> print(log_partition(half, jnp.array([0.0, 2.0 * jnp.log(3.0)]), 2.0).round(4))
+    0.6931
+    """
+    return jax.nn.logsumexp(_tilted(ref_log_prob, reward, beta), -1)
+
+
+def optimal_log_prob(
+    ref_log_prob: jax.Array, reward: jax.Array, beta: jax.Array | float
+) -> jax.Array:
+    """Log-probabilities of the policy that maximises the KL-regularised objective.
+
+        log π*(y|x) = log π_ref(y|x) + r(x, y) / β − log Z_β
+
+    It never gives a completion that the reference does not give, however large its reward. As
+    β → 0, it becomes the reference restricted to the best completions, not one of them alone.
+
+    Args:
+        ref_log_prob: [..., N] log π_ref(y|x) of every completion, in nats; may be −inf.
+        reward: [..., N] r(x, y), any unit.
+        beta: scalar β > 0, in units of the reward per nat.
+
+    Returns:
+        [..., N] log π*(y|x), in nats, normalised over the last axis.
+
+    Differentiable in all; nothing is stopped.
+
+    References:
+        Rafailov et al. 2023, arXiv:2305.18290, eq. 4.
+
+    >>> half = jnp.log(jnp.array([0.5, 0.5]))
+    >>> print(jnp.exp(optimal_log_prob(half, jnp.log(jnp.array([1.0, 9.0])), 2.0)).round(4))
+    [0.25 0.75]
+    """
+    return jax.nn.log_softmax(_tilted(ref_log_prob, reward, beta), -1)
+
+
+def frontier(
+    ref_log_prob: jax.Array, reward: jax.Array, beta: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Expected reward and divergence of the optimal policies: the best trade-off there is.
+
+        R(β)  = mean over x of Σ_y π*_β(y|x) r(x, y)
+        KL(β) = mean over x of Σ_y π*_β(y|x) log(π*_β(y|x) / π_ref(y|x))
+
+    No policy has a larger expected reward at the same mean divergence. Where the completions cannot
+    be listed, N samples of the reference stand for it, each with log-probability −log N. That curve
+    holds only for KL well below log N, which is the most it can show: beyond, it follows the luck
+    of the best few samples.
+
+    Args:
+        ref_log_prob: [X, N] log π_ref(y|x) of every completion of X prompts, in nats; may be −inf.
+            For samples of the reference, −log N everywhere.
+        reward: [X, N] r(x, y), any unit.
+        beta: [K] β > 0, in units of the reward per nat.
+
+    Returns:
+        [K] expected reward, in its own unit, and [K] KL(π*_β ‖ π_ref) in nats. Both fall as β
+        grows, towards the expected reward of the reference and 0.
+
+    Differentiable in all; nothing is stopped.
+
+    References:
+        Rafailov et al. 2023, arXiv:2305.18290, eq. 4, for π*. Ziegler et al. 2019,
+        arXiv:1909.08593, figure 3, for the estimate from samples.
+
+    >>> half = jnp.log(jnp.array([[0.5, 0.5]]))
+    >>> expected, kl = frontier(half, jnp.log(jnp.array([[1.0, 9.0]])), jnp.array([2.0, 1e6]))
+    >>> print(expected.round(4), jnp.abs(kl).round(4))
+    [1.6479 1.0986] [0.1308 0.    ]
+    """
+    chex.assert_rank([ref_log_prob, reward, beta], [2, 2, 1])
+
+    def point(beta: jax.Array) -> tuple[jax.Array, jax.Array]:
+        log_prob = optimal_log_prob(ref_log_prob, reward, beta)
+        possible = ~jnp.isneginf(ref_log_prob)
+        prob = jnp.exp(log_prob)
+        log_ratio = jnp.where(possible, log_prob, 0.0) - jnp.where(possible, ref_log_prob, 0.0)
+        expected = jnp.sum(prob * jnp.where(possible, reward, 0.0), -1)
+        return jnp.mean(expected), jnp.mean(jnp.sum(prob * log_ratio, -1))
+
+    return jax.vmap(point)(beta)
+
+
+def kl_coefficient(
+    beta: jax.Array | float,
+    kl: jax.Array | float,
+    target: jax.Array | float,
+    horizon_share: jax.Array | float,
+) -> jax.Array:
+    """Coefficient of the KL penalty for the next update, moved so that KL approaches a target.
+
+        β' = β (1 + clip(KL / target − 1, −0.2, 0.2) n / horizon)
+
+    KL is that of whole completions: summed over the tokens and averaged over the completions. Given
+    a mean over tokens, the controller lets each completion drift to its length times the target.
+
+    Args:
+        beta: scalar β ≥ 0; 0 stays 0.
+        kl: scalar, the mean KL(π ‖ π_ref) of the last update's completions, in nats. An estimate
+            may be negative.
+        target: scalar > 0, in nats; inf leaves β as it is.
+        horizon_share: scalar n / horizon in [0, 1]: the completions of this update as a share of
+            those over which β may change by about a fifth. The paper has 0.1.
+
+    Returns:
+        [] new coefficient, between 0.8 and 1.2 times the old.
+
+    Not for differentiation: it is a rule of control, and β is data.
+
+    References:
+        Ziegler et al. 2019, arXiv:1909.08593, section 2.2, and their code for n / horizon
+        (openai/lm-human-preferences), where n counts completions.
+
+    >>> print(kl_coefficient(1.0, 12.0, 6.0, 0.5).round(4), kl_coefficient(1.0, 12.0, jnp.inf, 0.5))
+    1.1 1.0
+    """
+    error = jnp.clip(kl / jnp.asarray(target) - 1.0, -0.2, 0.2)
+    return beta * (1.0 + jnp.where(jnp.isinf(target), 0.0, error) * horizon_share)
+
+
+def _tilted(ref_log_prob: jax.Array, reward: jax.Array, beta: jax.Array | float) -> jax.Array:
+    """Unnormalised log-probabilities of the optimal policy, −inf wherever the reference has it."""
+    chex.assert_equal_shape([ref_log_prob, reward])
+    possible = ~jnp.isneginf(ref_log_prob)
+    bonus = jnp.where(possible, reward, 0.0) / beta
+    return jnp.where(possible, ref_log_prob + bonus, -jnp.inf)
