@@ -243,16 +243,16 @@ def finite(config: Any, *names: str) -> None:
 AT_LEAST = {
     0: (
         "learning_rate", "critic_learning_rate", "clip_eps", "vf_clip_eps", "vf_coef", "ent_coef",
-        "cg_damping", "noise_std",
+        "cg_damping", "noise_std", "beta", "center_coef", "missing_eos_penalty",
     ),
     1: (
         "num_envs", "num_steps", "num_epochs", "num_minibatches", "num_gradient_steps",
-        "batch_size", "cg_iters",
+        "batch_size", "cg_iters", "num_layers", "num_heads", "num_kv_heads", "mlp_width",
     ),
 }  # fmt: skip
 ABOVE_ZERO = (
     "learning_rate_half_life", "max_grad_norm", "max_kl", "clip_obs", "clip_reward", "reward_scale",
-    "tau", "shrink", "alpha", "kl_coef", "target_kl",
+    "tau", "shrink", "alpha", "kl_coef", "target_kl", "temperature", "kl_horizon",
 )  # fmt: skip
 IN_UNIT_INTERVAL = (
     "gamma", "gae_lambda", "tau", "ou_theta", "shrink", "target_entropy_ratio",
@@ -260,7 +260,8 @@ IN_UNIT_INTERVAL = (
 # Fields in which infinity does not mean that something is off.
 FINITE = (
     "learning_rate", "critic_learning_rate", "vf_coef", "ent_coef", "kl_coef", "target_kl", "alpha",
-    "cg_damping", "noise_std", "reward_scale", "initial_log_std", "target_entropy_per_dim",
+    "cg_damping", "noise_std", "reward_scale", "initial_log_std", "target_entropy_per_dim", "beta",
+    "temperature", "center_coef", "missing_eos_penalty",
 )  # fmt: skip
 
 

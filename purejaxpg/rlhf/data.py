@@ -1,5 +1,8 @@
 """Data sets of text as arrays."""
 
+from pathlib import Path
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -26,7 +29,10 @@ class Pairs:
     rejected_ids: jax.Array  # [R, L] int32
 
 
-def choose(key: jax.Array, data: Rows | Pairs, count: int) -> Rows | Pairs:
+Data = TypeVar("Data", Rows, Pairs)
+
+
+def choose(key: jax.Array, data: Data, count: int) -> Data:
     """Draw `count` rows of a data set, with replacement."""
     size = jax.tree.leaves(data)[0].shape[0]
     index = random.randint(key, (count,), 0, size)
@@ -44,3 +50,13 @@ def demonstrations(key: jax.Array, task: tasks.Task, count: int, held_out: bool 
         segments=tokens.segments(prompt_ids, completion_ids.shape[1], task.pad_id),
         is_target=jnp.pad(mask, ((0, 0), (prompt_ids.shape[1], 0))),
     )
+
+
+def read_rows(path: Path, task: tasks.Task, length: int) -> Rows:
+    """Read demonstrations from a JSONL file -> Rows."""
+    raise NotImplementedError
+
+
+def read_pairs(path: Path, task: tasks.Task) -> Pairs:
+    """Read pairs from a JSONL file -> Pairs."""
+    raise NotImplementedError

@@ -58,12 +58,11 @@ def generate(
     Returns:
         Completions [B, L].
     """
-    network = transformer.Transformer(model.architecture)
-    batch, start = prompt_ids.shape
+    start = prompt_ids.shape[1]
     segments = tokens.segments(prompt_ids, length, pad_id)
 
     def forward(ids: jax.Array, cache: Any, at: Any) -> tuple[jax.Array, Any]:
-        logits, cache = network.apply({"params": model.params}, ids, segments, cache, at)
+        logits, cache = model.apply(ids, segments, cache, at)
         return truncated(logits[:, -1] / temperature, top_k, top_p), cache
 
     def choose(key: jax.Array, logits: jax.Array, alive: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -78,9 +77,9 @@ def generate(
         return (cache, logits, alive & (ids != eos_id)), (ids, alive, log_prob)
 
     keys = random.split(key, length)
-    cache = transformer.empty_cache(model.architecture, batch, start + length)
+    cache = transformer.empty_cache(model.architecture, *segments.shape)
     logits, cache = forward(prompt_ids, cache, 0)
-    carry = (cache, logits, jnp.ones(batch, bool))
+    carry = (cache, logits, jnp.ones(len(prompt_ids), bool))
     carry, outputs = lax.scan(step, carry, (start + jnp.arange(length - 1), keys[:-1]))
     _, logits, alive = carry  # the last token needs no forward pass of its own
     ids, log_prob = choose(keys[-1], logits, alive)

@@ -4,6 +4,7 @@ A completion is an episode. Its return is the task's own reward, the gold reward
 was trained on.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -15,6 +16,8 @@ from purejaxpg import config as configs
 from purejaxpg.kernels import preference
 from purejaxpg.rlhf import generate, tasks, tokens, transformer
 
+# Width times layers, for a Config that cannot know the model that its run will be given.
+TYPICAL_WIDTH = 64
 FRONTIER_SAMPLES = 8192  # of the reference, for each prompt
 LEAST_SAMPLES = 30.0  # effective ones, for a point of a frontier that is estimated from samples
 
@@ -27,8 +30,15 @@ def sample(
     temperature: jax.Array | float,
 ) -> generate.Completion:
     """Sample one completion of each prompt [B, P] -> Completion [B, L]."""
-    length, ids = task.completion_length, {"eos_id": task.eos_id, "pad_id": task.pad_id}
-    return generate.generate(key, policy, prompt_ids, length, temperature=temperature, **ids)
+    return generate.generate(
+        key,
+        policy,
+        prompt_ids,
+        task.completion_length,
+        eos_id=task.eos_id,
+        pad_id=task.pad_id,
+        temperature=temperature,
+    )
 
 
 def token_log_probs(
@@ -78,14 +88,16 @@ def score(
     other = sample(key_reference, given.reference, prompt_ids, task, temperature)
     gold = task.reward(prompt_ids, completion.ids, completion.mask)
     baseline = task.reward(prompt_ids, other.ids, other.mask)
-    logits = (tokens.before(m, prompt_ids, completion.ids, task.pad_id) for m in (policy, given.reference))
-    log_p, log_q = (nn.log_softmax(x / temperature) for x in logits)
+    log_p, log_q = (
+        nn.log_softmax(tokens.before(m, prompt_ids, completion.ids, task.pad_id) / temperature)
+        for m in (policy, given.reference)
+    )
     kl = (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
     values = {
         "return": gold,
         "length": completion.mask.sum(1).astype(jnp.float32),
         "finished": tokens.finished(completion.ids, task.eos_id).astype(jnp.float32),
-        "kl": jnp.where(completion.mask, kl, 0.0).sum(1),
+        "kl": preference.masked_sum(kl, completion.mask, 1),
         "win": (gold > baseline) + 0.5 * (gold == baseline),
     }
     if given.reward is not None:
@@ -113,8 +125,10 @@ def samples(
     key_prompt, *keys = random.split(key, 3)
     prompt_ids = task.prompts(key_prompt, num_samples, held_out=True)
     columns: dict[str, list[Any]] = {"prompt": [task.text(ids) for ids in np.asarray(prompt_ids)]}
-    for key, name, model in zip(keys, ("reference", "policy"), (given.reference, policy), strict=True):
-        completion = jax.jit(sample, static_argnums=3)(key, model, prompt_ids, task, config.temperature)
+    for key, name in zip(keys, ("reference", "policy"), strict=True):
+        model = given.reference if name == "reference" else policy
+        draw = jax.jit(sample, static_argnums=3)
+        completion = draw(key, model, prompt_ids, task, config.temperature)
         gold = task.reward(prompt_ids, completion.ids, completion.mask)
         columns[name] = [task.text(ids) for ids in np.asarray(completion.ids)]
         columns[f"{name} reward"] = np.asarray(gold, float).round(3).tolist()
@@ -140,12 +154,16 @@ def frontier(key: jax.Array, config: Any, given: Any) -> dict[str, np.ndarray]:
     task = tasks.make(config.task)
     held_out = task.held_out if task.held_out.any() else ~task.held_out
     prompt_ids, weight = task.prompt_ids[held_out], task.prompt_probability[held_out]
-    table = jax.jit(_table, static_argnums=3)(key, given.reference, prompt_ids, task, config.temperature)
-    betas = np.geomspace(30.0, 0.03, 60)
-    points = jax.jit(preference.frontier)(*table, betas, weight / weight.sum())
-    expected, kl, effective = map(np.asarray, points)
-    enough = np.full(len(betas), True) if task.completion_ids is not None else effective >= LEAST_SAMPLES
-    return {"kl": kl[enough], "return": expected[enough]}
+    table = jax.jit(_table, static_argnums=3)
+    log_weight, reward = table(key, given.reference, prompt_ids, task, config.temperature)
+    betas = jnp.geomspace(30.0, 0.03, 60)
+    of_prompt = jax.vmap(lambda w, r: preference.frontier(w[None], r[None], betas))
+    expected, kl = map(np.asarray, jax.jit(of_prompt)(log_weight, reward))  # [X, K]
+    enough = np.full(len(betas), True)
+    if task.completion_ids is None:  # the entropy of the weights says how many samples count
+        enough = kl.max(0) <= np.log(FRONTIER_SAMPLES / LEAST_SAMPLES)
+    mean = functools.partial(np.average, axis=0, weights=weight)
+    return {"kl": mean(kl)[enough], "return": mean(expected)[enough]}
 
 
 def _table(
@@ -156,18 +174,19 @@ def _table(
     temperature: jax.Array | float,
 ) -> tuple[jax.Array, jax.Array]:
     """Return log-weights and gold rewards [X, N] of all completions, or of samples, per prompt."""
+    every = task.completion_ids
+    count = FRONTIER_SAMPLES if every is None else len(every)
 
     def one(now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         key, prompt = now
-        if task.completion_ids is None:
-            ids = jnp.broadcast_to(prompt, (FRONTIER_SAMPLES, len(prompt)))
+        ids = jnp.broadcast_to(prompt, (count, len(prompt)))
+        if every is None:
             completion = sample(key, reference, ids, task, temperature)
-            log_weight = jnp.full(FRONTIER_SAMPLES, -np.log(FRONTIER_SAMPLES))
-            return log_weight, task.reward(ids, completion.ids, completion.mask)
-        ids = jnp.broadcast_to(prompt, (len(task.completion_ids), len(prompt)))
-        mask = tokens.completion_mask(task.completion_ids, task.eos_id)
-        log_prob = token_log_probs(reference, ids, jnp.asarray(task.completion_ids), task, temperature)
-        return jnp.where(mask, log_prob, 0.0).sum(1), task.reward(ids, jnp.asarray(task.completion_ids), mask)
+            reward = task.reward(ids, completion.ids, completion.mask)
+            return jnp.full(count, -np.log(count)), reward
+        mask = tokens.completion_mask(jnp.asarray(every), task.eos_id)
+        log_prob = token_log_probs(reference, ids, jnp.asarray(every), task, temperature)
+        return preference.masked_sum(log_prob, mask, 1), task.reward(ids, jnp.asarray(every), mask)
 
     return lax.map(one, (random.split(key, len(prompt_ids)), jnp.asarray(prompt_ids)))
 

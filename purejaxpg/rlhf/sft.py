@@ -14,7 +14,6 @@ anew in each, so packing changes no loss.
 Run: purejaxpg train rlhf.sft --task sentiment --seed 0
 """
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +74,10 @@ class Config:
 class Given:
     """Demonstrations to imitate; without any, the task draws them."""
 
-    data: data.Rows | None = None
+    demonstrations: data.Rows | None = None
+
+
+NOTHING = Given()
 
 
 @struct.dataclass
@@ -126,7 +128,7 @@ def make_optimizer(config: Config, num_updates: Any = 0) -> optax.GradientTransf
     return optax.flatten(optax.chain(clip, adam))  # one vector compiles and runs faster
 
 
-def init(key: jax.Array, config: Config, given: Given = Given()) -> TrainState:
+def init(key: jax.Array, config: Config, given: Given = NOTHING) -> TrainState:
     params = transformer.init(key, architecture(config)).params
     opt_state = make_optimizer(config).init(params)
     return TrainState(params, opt_state, jnp.zeros((), jnp.int32))
@@ -134,8 +136,8 @@ def init(key: jax.Array, config: Config, given: Given = Given()) -> TrainState:
 
 def draw(key: jax.Array, config: Config, given: Given, held_out: bool = False) -> data.Rows:
     """Draw B rows: given ones, or new demonstrations of the task."""
-    if given.data is not None:
-        return data.choose(key, given.data, config.batch_size)
+    if given.demonstrations is not None:
+        return data.choose(key, given.demonstrations, config.batch_size)
     return data.demonstrations(key, tasks.make(config.task), config.batch_size, held_out)
 
 
@@ -152,7 +154,7 @@ def loss(params: Any, batch: data.Rows, config: Config) -> tuple[jax.Array, Metr
 
 
 def update(
-    key: jax.Array, state: TrainState, config: Config, given: Given = Given()
+    key: jax.Array, state: TrainState, config: Config, given: Given = NOTHING
 ) -> tuple[TrainState, Metrics]:
     """One gradient step on a batch of demonstrations."""
     batch = draw(key, config, given)
@@ -163,9 +165,7 @@ def update(
     return TrainState(params, opt_state, state.num_updates + 1), metrics
 
 
-def train(
-    key: jax.Array, config: Config, given: Given = Given()
-) -> tuple[TrainState, Metrics]:
+def train(key: jax.Array, config: Config, given: Given = NOTHING) -> tuple[TrainState, Metrics]:
     """A whole run from one key -> final state, metrics [num_updates]."""
     state = init(random.fold_in(key, 0), config, given)
 
@@ -175,6 +175,39 @@ def train(
     return lax.scan(step, state, jnp.arange(1, config.num_updates + 1))
 
 
-def model(state: TrainState, config: Config) -> transformer.Model:
+def model(state: TrainState, config: Config, given: Given = NOTHING) -> transformer.Model:
     """The language model, for later stages."""
     return transformer.Model(state.params, architecture(config))
+
+
+def score(
+    key: jax.Array, state: TrainState, config: Config, num_episodes: int, given: Given = NOTHING
+) -> dict[str, jax.Array]:
+    """Evaluate on new demonstrations of held-out prompts, and on own completions -> arrays [E].
+
+    `evaluation/return` is the mean log-probability of a demonstration's tokens, in nats: more
+    likely is better, and the completion that scores best is no good imitation. The task's own
+    reward of the model's completions is `evaluation/gold_return`.
+    """
+    task = tasks.make(config.task)
+    key_demonstration, key_prompt, key_completion = random.split(key, 3)
+    rows = data.demonstrations(key_demonstration, task, num_episodes, held_out=True)
+    language_model = model(state, config)
+    logits = language_model(rows.ids, rows.segments)[:, :-1]
+    log_prob = tokens.log_probs(logits, rows.ids[:, 1:])
+    prompt_ids = task.prompts(key_prompt, num_episodes, held_out=True)
+    completion = measure.sample(key_completion, language_model, prompt_ids, task, 1.0)
+    return {
+        "evaluation/return": preference.masked_mean(log_prob, rows.is_target[:, 1:], 1),
+        "evaluation/gold_return": task.reward(prompt_ids, completion.ids, completion.mask),
+        "evaluation/length": completion.mask.sum(1).astype(jnp.float32),
+        "evaluation/finished": tokens.finished(completion.ids, task.eos_id).astype(jnp.float32),
+    }
+
+
+if __name__ == "__main__":
+    import sys
+
+    from purejaxpg import cli
+
+    sys.exit(cli.main(["train", __file__, *sys.argv[1:]]))

@@ -120,19 +120,6 @@ def _sentiment() -> Task:
     rating = np.array([RATINGS.get(word, 0.0) for word in words], np.float32)
     grammatical = (chains > 0).any(0)
 
-    def demonstrate(key: jax.Array, prompt_ids: jax.Array) -> jax.Array:
-        key_mood, key_words = random.split(key)
-        mood = random.bernoulli(key_mood, shape=prompt_ids.shape[:1]).astype(int)
-        log_p = jnp.log(jnp.maximum(chains, 1e-38))
-
-        def step(word: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-            following = random.categorical(key, log_p[mood, word])
-            following = jnp.where((word == EOS) | (word == PAD), PAD, following)
-            return following, following
-
-        keys = random.split(key_words, 16)
-        return lax.scan(step, prompt_ids[:, -1], keys)[1].T.astype(jnp.int32)
-
     def reward(prompt_ids: jax.Array, completion_ids: jax.Array, mask: jax.Array) -> jax.Array:
         before = jnp.concatenate([prompt_ids[:, -1:], completion_ids[:, :-1]], axis=1)
         wrong = ~jnp.asarray(grammatical)[before, completion_ids]
@@ -147,7 +134,7 @@ def _sentiment() -> Task:
         prompt_probability=probability,
         held_out=np.arange(len(prompt_ids)) % 5 == 4,
         completion_length=16,
-        demonstrate=demonstrate,
+        demonstrate=functools.partial(_continue, chains, 16),
         reward=reward,
     )
 
@@ -176,6 +163,20 @@ def _chain(words: tuple[str, ...], mood: int) -> np.ndarray:
             for after, probability in afters.items():
                 chain[index[before], index[after]] = probability
     return chain
+
+
+def _continue(chains: np.ndarray, length: int, key: jax.Array, prompt_ids: jax.Array) -> jax.Array:
+    """Continue prompts [B, P] in a mood drawn for each -> completion ids [B, length]."""
+    key_mood, key_words = random.split(key)
+    mood = random.bernoulli(key_mood, shape=prompt_ids.shape[:1]).astype(int)
+    log_p = jnp.log(jnp.maximum(chains, 1e-38))
+
+    def step(word: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        following = random.categorical(key, log_p[mood, word])
+        following = jnp.where((word == EOS) | (word == PAD), PAD, following).astype(jnp.int32)
+        return following, following
+
+    return lax.scan(step, prompt_ids[:, -1], random.split(key_words, length))[1].T
 
 
 def _prefixes(chain: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray]:

@@ -70,7 +70,11 @@ class Model:
 
     def __call__(self, token_ids: jax.Array, segments: jax.Array) -> jax.Array:
         """Return logits [B, S, V], or scalars [B, S], for whole sequences [B, S]."""
-        return Transformer(self.architecture).apply({"params": self.params}, token_ids, segments)[0]
+        return self.apply(token_ids, segments)[0]
+
+    def apply(self, *arguments: Any) -> tuple[jax.Array, Cache]:
+        """Apply `Transformer` to its arguments."""
+        return Transformer(self.architecture).apply({"params": self.params}, *arguments)
 
 
 def check(architecture: Architecture) -> None:

@@ -1,0 +1,211 @@
+"""Reward model: the Bradley-Terry model of preferences between two completions.
+
+Minimises, over pairs of a chosen completion w and a rejected one l of a prompt x,
+
+    L(θ) = E[ −log σ(r(x, w) − r(x, l)) + c (r(x, w) + r(x, l))² ]
+
+r is one number, read off the transformer at the last token of the completion. Preferences say
+nothing about a constant added to all rewards of a prompt; the term with c keeps them centred
+around 0. Christiano et al. 2017, arXiv:1706.03741, eq. 1; Ouyang et al. 2022, arXiv:2203.02155,
+eq. 1; the centring is by Eisenstein et al. 2023, arXiv:2312.09244.
+
+Without data of your own, the reference samples two completions of each prompt in every update, and
+the task's own reward labels them at random by the Bradley-Terry model. The model starts from the
+reference's body with a new head. An ensemble is a sweep over seeds.
+
+Run: purejaxpg train rlhf.reward_model --given reference=results/sft --seed 0
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import lax, random
+
+from purejaxpg import config as configs
+from purejaxpg import schedules
+from purejaxpg.kernels import preference
+from purejaxpg.rlhf import data, measure, tasks, tokens, transformer
+
+UNIT = "tokens"
+Metrics = dict[str, jax.Array]
+
+
+@configs.dataclass
+class Config:
+    """Settings of one run: floats are traced, the rest is part of the compiled program."""
+
+    task: str = "sentiment"  # prompts, and the reward that labels pairs
+    num_updates: int = 400  # gradient steps
+    batch_size: int = 64  # B, pairs of a gradient step
+    learning_rate_schedule: str = "linear"  # to zero; or "constant" or "robbins_monro"
+
+    temperature: float = 1.0  # of the reference that samples the pairs
+    learning_rate: float = 1e-3  # step size of Adam
+    learning_rate_half_life: float = 100.0  # of robbins_monro, in updates
+    center_coef: float = 0.01  # c, keeps rewards around 0
+    max_grad_norm: float = 1.0  # bound on the global gradient norm; inf: off
+
+    @property
+    def steps_per_update(self) -> int:
+        """Tokens of the completions of one update."""
+        return 2 * self.batch_size * tasks.make(self.task).completion_length
+
+    @property
+    def activations(self) -> int:
+        """Activations of one gradient step, which decide how many runs share a CPU core."""
+        return self.steps_per_update * measure.TYPICAL_WIDTH
+
+
+@struct.dataclass
+class Given:
+    """The language model to start from, and pairs; without any, it samples them."""
+
+    reference: transformer.Model
+    pairs: data.Pairs | None = None
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that a run carries from one update to the next."""
+
+    params: Any  # of the transformer with a scalar head
+    opt_state: Any
+    num_updates: jax.Array  # [] int32, finished
+
+
+def check(config: Config) -> None:
+    """Raise an InputError with one plain sentence unless the configuration makes sense."""
+    tasks.make(config.task)
+    configs.in_range(config)
+    configs.at_least(config, 1, "num_updates")
+    schedules.check(config)
+
+
+def check_given(config: Config, given: Given) -> None:
+    """Raise an InputError unless the given models fit the task."""
+    measure.check_given(config, given)
+
+
+def read(name: str, path: Path, config: Config) -> data.Pairs:
+    """Read pairs from a JSONL file with `prompt`, `chosen` and `rejected`."""
+    return data.read_pairs(path, tasks.make(config.task))
+
+
+def reward_of(params: Any, given: Given) -> transformer.Model:
+    architecture = dataclasses.replace(given.reference.architecture, output="scalar")
+    return transformer.Model(params, architecture)
+
+
+def make_optimizer(config: Config, num_updates: Any = 0) -> optax.GradientTransformation:
+    clip = optax.clip_by_global_norm(config.max_grad_norm)
+    adam = optax.adam(schedules.scheduled(config, config.learning_rate, num_updates))
+    return optax.flatten(optax.chain(clip, adam))  # one vector compiles and runs faster
+
+
+def init(key: jax.Array, config: Config, given: Given) -> TrainState:
+    start = transformer.scalar_model(key, given.reference, scale=1.0)
+    opt_state = make_optimizer(config).init(start.params)
+    return TrainState(start.params, opt_state, jnp.zeros((), jnp.int32))
+
+
+def draw(
+    key: jax.Array, config: Config, given: Given, count: int, held_out: bool = False
+) -> tuple[data.Pairs, jax.Array]:
+    """Draw pairs -> Pairs [count], probability [count] that a label agrees with the better one."""
+    key_prompt, key_sample, key_label = random.split(key, 3)
+    task = tasks.make(config.task)
+    prompt_ids = task.prompts(key_prompt, count, held_out)
+    twice = jnp.concatenate([prompt_ids, prompt_ids])
+    completion = measure.sample(key_sample, given.reference, twice, task, config.temperature)
+    gold = task.reward(twice, completion.ids, completion.mask)
+    first, second = completion.ids[:count], completion.ids[count:]
+    probability = preference.preference_probability(gold[:count], gold[count:])
+    is_first = random.bernoulli(key_label, probability)[:, None]
+    chosen, rejected = jnp.where(is_first, first, second), jnp.where(is_first, second, first)
+    return data.Pairs(prompt_ids, chosen, rejected), jnp.maximum(probability, 1.0 - probability)
+
+
+def compare(
+    model: transformer.Model, pairs: data.Pairs, task: tasks.Task
+) -> tuple[jax.Array, jax.Array]:
+    """Return the rewards of the chosen and of the rejected completions, [B] each."""
+    prompt_ids = jnp.concatenate([pairs.prompt_ids, pairs.prompt_ids])
+    ids = jnp.concatenate([pairs.chosen_ids, pairs.rejected_ids])
+    mask = tokens.completion_mask(ids, task.eos_id)
+    chosen, rejected = jnp.split(tokens.at_end(model, prompt_ids, ids, mask, task.pad_id), 2)
+    return chosen, rejected
+
+
+def loss(params: Any, batch: data.Pairs, config: Config, given: Given) -> tuple[jax.Array, Metrics]:
+    """Mean loss of the pairs of a batch -> scalar, metrics."""
+    chosen, rejected = compare(reward_of(params, given), batch, tasks.make(config.task))
+    likelihood = preference.bradley_terry(chosen, rejected).mean()
+    centring = jnp.square(chosen + rejected).mean()
+    metrics = {
+        "loss/preference": likelihood,
+        "reward/accuracy": (chosen > rejected).mean(),
+        "reward/margin": (chosen - rejected).mean(),
+        "reward/mean": 0.5 * (chosen + rejected).mean(),
+    }
+    return likelihood + config.center_coef * centring, metrics
+
+
+def update(
+    key: jax.Array, state: TrainState, config: Config, given: Given
+) -> tuple[TrainState, Metrics]:
+    """One gradient step on a batch of pairs."""
+    if given.pairs is None:
+        batch, _ = draw(key, config, given, config.batch_size)
+    else:
+        batch = data.choose(key, given.pairs, config.batch_size)
+    gradient, metrics = jax.grad(loss, has_aux=True)(state.params, batch, config, given)
+    optimizer = make_optimizer(config, state.num_updates)
+    change, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, change)
+    return TrainState(params, opt_state, state.num_updates + 1), metrics
+
+
+def train(key: jax.Array, config: Config, given: Given) -> tuple[TrainState, Metrics]:
+    """A whole run from one key -> final state, metrics [num_updates]."""
+    state = init(random.fold_in(key, 0), config, given)
+
+    def step(state: TrainState, u: jax.Array) -> tuple[TrainState, Metrics]:
+        return update(random.fold_in(key, u), state, config, given)
+
+    return lax.scan(step, state, jnp.arange(1, config.num_updates + 1))
+
+
+def model(state: TrainState, config: Config, given: Given) -> transformer.Model:
+    """The reward model, for later stages."""
+    return reward_of(state.params, given)
+
+
+def score(
+    key: jax.Array, state: TrainState, config: Config, num_episodes: int, given: Given
+) -> dict[str, jax.Array]:
+    """Evaluate on fresh pairs of held-out prompts -> arrays [E].
+
+    `evaluation/return` is 1 where the chosen completion has the higher reward. `evaluation/best`
+    is the probability that the better completion by the task's own reward was chosen: no reward
+    model can agree with random labels more often on average.
+    """
+    pairs, best = draw(key, config, given, num_episodes, held_out=True)
+    chosen, rejected = compare(reward_of(state.params, given), pairs, tasks.make(config.task))
+    return {
+        "evaluation/return": (chosen > rejected).astype(jnp.float32),
+        "evaluation/best": best,
+        "evaluation/loss": preference.bradley_terry(chosen, rejected),
+    }
+
+
+if __name__ == "__main__":
+    import sys
+
+    from purejaxpg import cli
+
+    sys.exit(cli.main(["train", __file__, *sys.argv[1:]]))
