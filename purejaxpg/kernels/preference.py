@@ -332,8 +332,8 @@ def leave_one_out(reward: jax.Array) -> jax.Array:
     reward = reward.astype(jnp.result_type(reward, float))
     # Differences from one of them are exact for equal rewards, and a mean may not be.
     difference = reward - reward[:, :1]
-    centred = difference - jnp.mean(difference, -1, keepdims=True)
-    return centred * (group_size / (group_size - 1))
+    others = jnp.sum(difference, -1, keepdims=True) - difference
+    return difference - others / (group_size - 1)
 
 
 def log_partition(ref_log_prob: jax.Array, reward: jax.Array, beta: jax.Array | float) -> jax.Array:
