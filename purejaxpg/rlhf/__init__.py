@@ -1,0 +1,1 @@
+"""Trainers of language models, one file each, and the modules that they share."""
