@@ -100,6 +100,7 @@ def make_parser() -> Parser:
     trainer.add_argument("agent", nargs="?", help="a name, or the path of an agent file")
     trainer.add_argument("-h", "--help", action="store_true", help="also show the agent's fields")
     trainer.add_argument("--seed", type=int, default=0, help="decides all randomness (0)")
+    add_given_option(trainer)
     add_run_options(trainer, "results/AGENT-ENV-seedN-HASH", "1")
 
     add_sweep_commands(add)
@@ -109,6 +110,12 @@ def make_parser() -> Parser:
     forker.add_argument("file", type=Path, metavar="FILE.py", help="the new file")
     add_bench_command(add)
     return parser
+
+
+def add_given_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names the source of a given array."""
+    text = "give the trainer a result directory's model (DIR, or DIR:best) or a .jsonl file"
+    parser.add_argument("--given", action="append", default=[], metavar="NAME=SOURCE", help=text)
 
 
 def add_sweep_commands(add: Any) -> None:
@@ -224,9 +231,10 @@ def add_run_options(parser: argparse.ArgumentParser, out: str, devices: str) -> 
 def list_(arguments: argparse.Namespace) -> None:
     """Show the agents and the environments."""
     if arguments.what != "envs":
+        width = max(map(len, trainers.names())) + 2
         for name in trainers.names():
             doc = trainers.load(name).__doc__ or ""
-            print(f"{name:12s} {doc.strip().splitlines()[0]}" if not arguments.what else name)
+            print(f"{name:{width}s}{doc.strip().splitlines()[0]}" if not arguments.what else name)
     if arguments.what != "agents":
         from purejaxpg import envs
 
@@ -243,6 +251,7 @@ def train(arguments: argparse.Namespace, words: list[str]) -> None:
             "train needs the name or the path of an agent (see purejaxpg list agents)."
         )
     devices = session.find_devices(1 if arguments.devices is None else arguments.devices)
+    from purejaxpg.sweep import sources
     from purejaxpg.sweep import spec as specs
 
     agent = trainers.load(arguments.agent)
@@ -254,9 +263,12 @@ def train(arguments: argparse.Namespace, words: list[str]) -> None:
         "seeds": [arguments.seed],
         "config": parse_fields(agent.Config, words),
         "rows_per_device": 1,
+        "given": dict(map(parse_given, arguments.given)),
     }
-    stem = Path(arguments.agent).stem
-    spec = specs.from_dict(raw, stem)
+    named = trainers.is_path(arguments.agent)
+    stem = Path(arguments.agent).stem if named else arguments.agent
+    resolve = functools.partial(sources.resolve, Path(), sources.no_stage)
+    spec = specs.from_dict(raw, stem, resolve=resolve)
     (run,) = spec.runs
     parts = [stem, contract.section(run.config), f"seed{run.seed}", run.run_id[:6]]
     options = options_of(arguments)
@@ -264,14 +276,30 @@ def train(arguments: argparse.Namespace, words: list[str]) -> None:
     session.run(spec, dataclasses.replace(options, out=out), devices)
 
 
+def parse_given(word: str) -> tuple[str, str]:
+    """Read "reference=results/sft"."""
+    name, _, source = word.partition("=")
+    if not (name and source):
+        raise InputError(f"--given must be NAME=SOURCE, as reference=results/sft, but is {word!r}.")
+    return name, source
+
+
 def plan(arguments: argparse.Namespace) -> None:
     """Forecast a sweep, or tune the size of its units."""
     session.Options(confirm=arguments.confirm).check()
     devices = session.find_devices(arguments.devices)
-    from purejaxpg.sweep import forecast
-    from purejaxpg.sweep import spec as specs
+    from purejaxpg.sweep import forecast, stages
 
-    spec = specs.load(arguments.spec)
+    pipeline = stages.read(arguments.spec)
+    if pipeline is not None:
+        configs.require(not arguments.tune, "--tune needs a sweep file without stages.")
+        specs = stages.plan(pipeline, arguments.confirm)
+        for stage, spec in zip(pipeline.stages, specs, strict=True):
+            say(f"{stage.title}.")
+            confirm = arguments.confirm if stage is pipeline.stages[-1] else 0
+            forecast.plan(spec, devices, confirm, say, arguments.quick)
+        return
+    spec = session.load(arguments.spec)
     if arguments.tune:
         forecast.tune(spec, arguments.spec, devices, say)
     else:
@@ -290,35 +318,44 @@ def options_of(arguments: argparse.Namespace) -> session.Options:
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """Write the table and the figure of a sweep again."""
-    from purejaxpg.report import writer as reports
+    """Write the tables and figures of a sweep, or of all its stages, again."""
+    from purejaxpg.sweep import stages
 
     console = session.make_console()
-    written = reports.write(arguments.directory, console)
-    console.print(f"Results: {written}", highlight=False, soft_wrap=True, markup=False)
+    for directory in stages.directories(arguments.directory):
+        session.report(directory, console)
 
 
 def export(arguments: argparse.Namespace) -> None:
     """Write the results as one tidy table."""
     from purejaxpg.report import export as exports
+    from purejaxpg.sweep import stages
 
-    print(exports.write(arguments.directory, arguments.out, arguments.curves))
+    directory = stages.last(arguments.directory)
+    print(exports.write(directory, arguments.out, arguments.curves))
 
 
 def eval_(arguments: argparse.Namespace) -> None:
     """Play fresh episodes with a trained policy."""
     session.find_devices(1)
     from purejaxpg.report import playback
+    from purejaxpg.sweep import stages
 
     a = arguments
-    playback.run(a.directory, a.run, a.episodes, a.greedy, a.seed, a.gif, a.agent, say)
+    playback.run(stages.last(a.directory), a.run, a.episodes, a.greedy, a.seed, a.gif, a.agent, say)
 
 
 def fsck(arguments: argparse.Namespace) -> int:
-    """Check every hash of a result directory."""
+    """Check every hash of a result directory, or of all stages in it."""
     from purejaxpg.sweep import fsck as checks
+    from purejaxpg.sweep import stages
 
-    return checks.run(arguments.directory, arguments.repair, say)
+    status = 0
+    for directory in stages.directories(arguments.directory):
+        if directory != arguments.directory:
+            say(f"{directory}:")
+        status = max(status, checks.run(directory, arguments.repair, say))
+    return status
 
 
 def fork(arguments: argparse.Namespace) -> None:
@@ -377,6 +414,7 @@ def make_train_parser(agent: Any, name: str = "AGENT") -> Parser:
         allow_abbrev=False,
     )
     parser.add_argument("--seed", metavar="N", help="decides all randomness (0)")
+    add_given_option(parser)
     add_run_options(parser, "results/AGENT-ENV-seedN-HASH", "1")
     if agent is not None:
         group = parser.add_argument_group("fields of the agent")

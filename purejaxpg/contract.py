@@ -15,7 +15,13 @@ trainer scores itself::
     score(key, state, config, num_episodes, *given)   -> dict of arrays [E]
 
 with at least `evaluation/return`. Everything else is optional. `Given` is a pytree dataclass of
-frozen arrays, such as a pretrained model: a trainer that has it gets one as its last argument.
+frozen arrays, such as a pretrained model: a trainer that has it gets one as its last argument. A
+field with the default None may be absent. These functions run on the host::
+
+    check_given(config, given)           raises an InputError; leaves may be jax.ShapeDtypeStruct
+    model(state, config)                 -> a pytree of arrays, which a later trainer is given
+    read(name, path, config)             -> a pytree of arrays out of a file, for a field of Given
+
 Metrics named `episode/...` give learning curves, `UNIT` is the unit of `steps_per_update`, and a
 property `activations` of Config is the size of a gradient step.
 
@@ -24,13 +30,14 @@ The functions import jax themselves, so that a report can read the names without
 
 import dataclasses
 import hashlib
+import json
 import math
 import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from purejaxpg import InputError
+from purejaxpg import InputError, trees
 
 NAMES = ("Config", "check", "init", "update", "train")
 FIELDS = ("num_updates", "steps_per_update")
@@ -119,86 +126,184 @@ class Given:
 
     Attributes:
         arrays: an instance of the trainer's `Given`; each array has a leading axis of length 1, to
-            be shared by all runs, or of the number of seeds, one item for the runs of each seed.
-            None: no arrays.
-        seeds: of the sweep, in the order of that axis.
-        digest: SHA-256 of all arrays; "" without arrays.
+            be shared by all runs, or one item for the runs of each seed. A jax.ShapeDtypeStruct
+            stands for an array that is not known yet. None: no arrays.
+        items: by the seed of a run, its place on that axis.
+        digest: SHA-256 of all arrays; "" if there are none, or some are not known yet.
     """
 
     arrays: Any = None
-    seeds: tuple[int, ...] = ()
+    items: Mapping[int, int] = dataclasses.field(default_factory=dict)
     digest: str = ""
 
     def shared(self) -> Any:
         """Return the shared arrays without their leading axis, and None for the others."""
         import jax
 
-        return jax.tree.map(lambda x: x[0] if len(x) == 1 else None, self.arrays)
+        return jax.tree.map(lambda x: _known(x)[0] if x.shape[0] == 1 else None, self.arrays)
 
     def of_rows(self, seeds: Any) -> Any:
         """Return the other arrays, one item for each of `seeds`, and None for the shared ones.
 
         Raises:
-            InputError: one of `seeds` is not a seed of the sweep, so there is no item for it.
+            InputError: there is no item for one of `seeds`.
         """
         import jax
-        import numpy as np
 
         def chosen(array: Any) -> Any:
-            if len(array) == 1:
+            if array.shape[0] == 1:
                 return None
             for seed in seeds:
-                if seed not in self.seeds:
-                    raise InputError(f"given has no item for seed {seed}, only for {self.seeds}.")
-            return np.asarray(array)[[self.seeds.index(seed) for seed in seeds]]
+                if seed not in self.items:
+                    raise InputError(f"given has no item for seed {seed}, only for {self.known}.")
+            return _known(array)[[self.items[seed] for seed in seeds]]
 
         return jax.tree.map(chosen, self.arrays)
 
+    def of_run(self, seed: int) -> tuple[Any, ...]:
+        """Return the arrays of one run without their leading axis, in a tuple; () without any."""
+        import jax
 
-def give(trainer: types.ModuleType, name: str, arrays: Any, seeds: tuple[int, ...]) -> Given:
+        if self.arrays is None:
+            return ()
+        own = jax.tree.map(lambda x: x[0], self.of_rows([seed]))
+        return arguments(own, self.shared())[0]
+
+    @property
+    def known(self) -> tuple[int, ...]:
+        """The seeds that have an item."""
+        return tuple(self.items)
+
+    @property
+    def by_seed(self) -> bool:
+        """Whether a run needs an item for its seed."""
+        if self.arrays is None:
+            return False
+        import jax
+
+        return any(leaf.shape[0] > 1 for leaf in jax.tree.leaves(self.arrays))
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all arrays."""
+        import jax
+
+        leaves = jax.tree.leaves(self.arrays)
+        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+
+
+NOTHING = Given()
+
+
+def _known(array: Any) -> Any:
+    """Return an array on the host; zeros, which take no memory, for a jax.ShapeDtypeStruct."""
+    import jax
+    import numpy as np
+
+    if isinstance(array, jax.ShapeDtypeStruct):
+        return np.broadcast_to(np.zeros((), array.dtype), array.shape)
+    return np.asarray(array)
+
+
+def given_fields(trainer: types.ModuleType) -> dict[str, bool]:
+    """Return the fields of a trainer's `Given`, and whether each is required."""
+    wanted = getattr(trainer, "Given", None)
+    return {f.name: _required(f) for f in dataclasses.fields(wanted)} if wanted else {}
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is field.default_factory is dataclasses.MISSING
+
+
+def give(
+    trainer: types.ModuleType, name: str, arrays: Any, items: Mapping[int, int], count: int
+) -> Given:
     """Check the arrays that a sweep gives to its runs.
 
     Args:
         trainer: a module.
         name: the name the user gave, for messages.
         arrays: an instance of the trainer's `Given`, or None.
-        seeds: of the sweep.
+        items: as in `Given`.
+        count: number of items.
 
     Raises:
         InputError: the trainer needs something else, or an array has another number of items.
     """
-    wanted = getattr(trainer, "Given", None)
+    wanted, fields = getattr(trainer, "Given", None), given_fields(trainer)
+    if wanted is not None and arrays is None and not any(fields.values()):
+        arrays = wanted()
     if wanted is None and arrays is None:
-        return Given()
+        return NOTHING
     if wanted is None or not isinstance(arrays, wanted):
-        needed = "nothing" if wanted is None else f"a Given of {', '.join(_fields(wanted))}"
+        needed = ", ".join(name for name, required in fields.items() if required) or "nothing"
         had = "nothing" if arrays is None else f"a {type(arrays).__name__}"
-        raise InputError(f"agent {name!r} must be given {needed}, but is given {had}.")
+        how = ", with [given] or --given" if fields else ""
+        raise InputError(f"agent {name!r} must be given {needed}{how}, but is given {had}.")
     import jax
 
-    for field in _fields(wanted):
+    for field in fields:
         for leaf in jax.tree.leaves(getattr(arrays, field)):
-            items = leaf.shape[0] if getattr(leaf, "shape", ()) else 0
-            if items not in (1, len(seeds)):
+            length = leaf.shape[0] if getattr(leaf, "shape", ()) else 0
+            if length not in (1, count):
                 raise InputError(
-                    f"given {field} must have a first axis of 1 or of the {len(seeds)} seeds, "
-                    f"but has {items} items."
+                    f"given {field} must have a first axis of 1 or of the {count} seeds, "
+                    f"but has {length} items."
                 )
-    return Given(arrays, seeds, _digest(arrays))
+    return Given(arrays, items, _digest(arrays))
 
 
 def _digest(arrays: Any) -> str:
     import jax
     import numpy as np
 
-    digest = hashlib.sha256()
-    for leaf in map(np.ascontiguousarray, jax.tree.leaves(arrays)):
+    structure, leaves = trees.encode(arrays)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
+        return ""
+    digest = hashlib.sha256(json.dumps(structure, sort_keys=True).encode())
+    for leaf in map(np.ascontiguousarray, leaves):
         digest.update(f"{leaf.dtype} {leaf.shape} ".encode() + leaf.tobytes())
     return digest.hexdigest()
 
 
-def _fields(dataclass: Any) -> list[str]:
-    return [field.name for field in dataclasses.fields(dataclass)]
+def check_given(trainer: types.ModuleType, config: Any, given: Given) -> None:
+    """Raise an InputError if a configuration cannot be trained with these arrays."""
+    if given.arrays is None or not hasattr(trainer, "check_given"):
+        return
+    import jax
+
+    def first(array: Any) -> Any:
+        unknown = isinstance(array, jax.ShapeDtypeStruct)
+        return jax.ShapeDtypeStruct(array.shape[1:], array.dtype) if unknown else array[0]
+
+    trainer.check_given(config, jax.tree.map(first, given.arrays))
+
+
+def model(trainer: types.ModuleType, name: str, state: Any, config: Any) -> Any:
+    """Return the arrays of a trained run that a later trainer is given.
+
+    Raises:
+        InputError: the trainer of this name has no `model`.
+    """
+    if not hasattr(trainer, "model"):
+        raise InputError(f"agent {name!r} has no model(state, config), so no run can be given it.")
+    return trainer.model(state, config)
+
+
+def read(trainer: types.ModuleType, field: str, path: Path, config: Any) -> Any:
+    """Read a data file for a field of a trainer's `Given`.
+
+    Raises:
+        InputError: the trainer reads no files, there is no such file, or its content is invalid.
+    """
+    if not hasattr(trainer, "read"):
+        raise InputError(
+            f"given {field} must not be a file, because agent {name_of(trainer)!r} reads none, "
+            f"but is {str(path)!r}."
+        )
+    if not path.is_file():
+        raise InputError(f"given {field} is the file {str(path)!r}, which does not exist.")
+    return trainer.read(field, path, config)
 
 
 def arguments(own: Any, shared: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import inspect
 import os
-import pkgutil
+import re
 import sys
 import types
 from collections.abc import Iterable, Iterator
@@ -18,9 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import purejaxpg.agents
+import purejaxpg.rlhf
 from purejaxpg import InputError, contract
 from purejaxpg import config as configs
 
+# Of the package's trainers, by the beginning of their names.
+FOLDERS = {
+    "": Path(purejaxpg.agents.__path__[0]).resolve(),
+    "rlhf.": Path(purejaxpg.rlhf.__path__[0]).resolve(),
+}
 OURS = {"purejaxpg", "gymnax", "flax", "jax", "builtins", "typing", "abc"}
 # Executed files with the hash of their content at that time: `train` loads an agent more than once,
 # but a file that registers an environment may run only once.
@@ -28,16 +34,30 @@ _executed: dict[Path, tuple[str, types.ModuleType]] = {}
 
 
 def names() -> list[str]:
-    """Return the names of the agents that come with the package."""
-    return sorted(module.name for module in pkgutil.iter_modules(purejaxpg.agents.__path__))
+    """Return the names of the trainers of the package: `ppo` of agents/, `rlhf.ppo` of rlhf/.
+
+    Other modules of these packages are shared by trainers and define no `train`.
+    """
+    return sorted(
+        f"{prefix}{path.stem}"
+        for prefix, folder in FOLDERS.items()
+        for path in folder.glob("[!_]*.py")
+        if re.search(r"^def train\(", path.read_text("utf-8"), re.M)
+    )
+
+
+def is_path(name: str) -> bool:
+    """Return whether a user's name for a trainer is the path of a file."""
+    return name.endswith(".py") or "/" in name
 
 
 def path_of(name: str, base: Path = Path()) -> Path:
-    """Return the file of a built-in agent, or of the agent at path `name`, relative to `base`."""
-    if name.endswith(".py") or "/" in name:
+    """Return the file of a built-in trainer, or of the one at path `name`, relative to `base`."""
+    if is_path(name):
         return (base / name).resolve()
     configs.require_known(name, names(), "agent")
-    return Path(purejaxpg.agents.__path__[0]) / f"{name}.py"
+    prefix, dot, stem = name.rpartition(".")
+    return FOLDERS[prefix + dot] / f"{stem}.py"
 
 
 def files(name: str, base: Path = Path()) -> list[Path]:
@@ -53,8 +73,8 @@ def load(name: str, base: Path = Path()) -> types.ModuleType:
         InputError: there is no such agent, its file cannot be imported, or it breaks the contract.
     """
     path = path_of(name, base)
-    if path.parent == Path(purejaxpg.agents.__path__[0]).resolve():
-        return importlib.import_module(f"purejaxpg.agents.{path.stem}")
+    if path.parent in FOLDERS.values():
+        return importlib.import_module(f"purejaxpg.{path.parent.name}.{path.stem}")
     if not os.path.isfile(path):  # Path.is_file raises if the name is too long
         raise InputError(f"agent {name!r} is not a file: {path} does not exist.")
     _refuse_old_names(path, name)

@@ -23,6 +23,14 @@ class State:
     params: jax.Array  # [arms] logits
 
 
+@struct.dataclass
+class Model:
+    """What a run can give to a later one."""
+
+    logits: jax.Array  # [arms]
+    maker: str = struct.field(pytree_node=False)
+
+
 def check(config):
     configs.in_range(config)
 

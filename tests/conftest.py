@@ -72,7 +72,7 @@ def release_programs() -> Iterator[None]:
 COMPILED_QUICKLY = (
     "agents/*", "benchmarks/*", "cluster/*", "kernels/*", "report/*", "theory/*",
     "sweep/test_engine.py", "sweep/test_files.py", "sweep/test_forecast.py",
-    "sweep/test_session.py", "sweep/test_store.py",
+    "sweep/test_session.py", "sweep/test_stages.py", "sweep/test_store.py",
     "test_bench.py", "test_cli.py", "test_envs.py", "test_evaluate.py", "test_networks.py",
     "test_normalize.py", "test_own_envs.py", "test_probes.py", "test_readme.py",
     "test_schedules.py", "test_streams.py", "test_trainers.py",

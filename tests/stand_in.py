@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from purejaxpg import FaultError, InputError, checkpoint, disk, signals
+from purejaxpg import FaultError, InputError, checkpoint, contract, disk, signals
 from purejaxpg.sweep import engine, search, space
 from purejaxpg.sweep import ledger as ledgers
 from purejaxpg.sweep import plan as plans
@@ -53,6 +53,7 @@ class Spec:
     search: specs.Search
     seeds: tuple[int, ...] = (0, 1)
     num_configs: int = 6
+    given: contract.Given = contract.NOTHING
 
     @property
     def axes(self) -> dict[str, space.Axis]:

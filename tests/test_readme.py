@@ -10,6 +10,7 @@ import pytest
 from purejaxpg import cli, trainers
 from purejaxpg.sweep import search as searches
 from purejaxpg.sweep import spec as specs
+from purejaxpg.sweep import stages
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,12 +39,27 @@ def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.fast
 def test_every_sweep_example_is_a_valid_sweep() -> None:
     shown = [text for page in PAGES for text in blocks(page, "toml")]
-    read = [specs.from_dict({"agent": "ppo", **tomllib.loads(text)}, "study") for text in shown]
+    plain = [raw for raw in map(tomllib.loads, shown) if not raw.keys() & {"given", "stage"}]
+    read = [specs.from_dict({"agent": "ppo", **raw}, "study") for raw in plain]
     assert len(read) == 4
     assert [len(spec.runs) for spec in read[:2]] == [4 * 2 * 8] * 2
     rounds = searches.rehearse(searches.rounds(read[2]))
     assert [len(round_.legs) for round_ in rounds] == [64, 22, 8]
     assert read[3].search.pbt is not None and read[3].search.pbt.population == 16
+
+
+@pytest.mark.fast
+def test_every_example_with_given_arrays_or_stages_has_known_keys(tmp_path: pathlib.Path) -> None:
+    """Their trainers are given what no test has trained, so only the words can be checked."""
+    shown = [text for page in PAGES for text in blocks(page, "toml")]
+    given = [raw for raw in map(tomllib.loads, shown) if "given" in raw]
+    assert len(given) == 1 and all(raw.keys() <= set(specs.KEYS) for raw in given)
+    (staged,) = (text for text in shown if "[[stage]]" in text)
+    (tmp_path / "study.toml").write_text(staged, encoding="utf-8")
+    pipeline = stages.read(tmp_path / "study.toml")
+    assert pipeline is not None
+    assert [stage.parents for stage in pipeline.stages] == [(), ("sft",), ("sft", "reward")]
+    assert all(stage.raw.keys() <= set(specs.KEYS) for stage in pipeline.stages)
 
 
 @pytest.mark.fast

@@ -31,7 +31,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 CORE = {"root", "kernels", "config"}
 SHARED = {"envs", "networks", "normalize", "prng", "replay", "schedules"}
-BESIDE = {"checkpoint", "contract", "disk", "evaluate", "extras", "signals", "stats"}
+BESIDE = {"checkpoint", "contract", "disk", "evaluate", "extras", "signals", "stats", "trees"}
 INNER = {*CORE, *SHARED, *BESIDE, "streams", "text", "trainers"}
 OUTER = {*INNER, "sweep", "cluster", "report"}
 # Group of a module -> groups that it may import. Every module of the package has its group here.
@@ -50,7 +50,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rlhf": {*CORE, *SHARED},
     "stats": {"root"},
     "text": set(),
-    "contract": {*CORE, *SHARED, "evaluate"},
+    "trees": {"root"},
+    "contract": {*CORE, *SHARED, "evaluate", "trees"},
     "signals": set(),
     "trainers": {*CORE, "contract"},
     "sweep": {*INNER, "sweep"},
@@ -59,8 +60,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench": {*OUTER, "bench"},
     "cli": {*OUTER, "bench"},
 }
-# The one module inside a package that puts packages together.
-COMPOSES = {"purejaxpg.sweep.session": OUTER}
+# The modules inside a package that put packages together.
+COMPOSES = {"purejaxpg.sweep.session": OUTER, "purejaxpg.sweep.sources": OUTER}
 # They only hold modules, so to list them is not to depend on one.
 FOLDERS = {"purejaxpg.agents", "purejaxpg.rlhf"}
 

@@ -22,7 +22,17 @@ from typing import Any
 
 import numpy as np
 
-from purejaxpg import FaultError, InputError, checkpoint, extras, signals, text, trainers
+from purejaxpg import (
+    FaultError,
+    InputError,
+    checkpoint,
+    contract,
+    extras,
+    signals,
+    text,
+    trainers,
+    trees,
+)
 from purejaxpg.cluster import remote
 from purejaxpg.sweep import engine
 from purejaxpg.sweep import ledger as ledgers
@@ -50,6 +60,16 @@ class Task:
     versions: Mapping[str, str]
 
 
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """The given arrays of a sweep, sent to each node once; told apart by their digest."""
+
+    digest: str
+    structure: Any = dataclasses.field(default=None, compare=False)
+    leaves: Sequence[np.ndarray] = dataclasses.field(default=(), compare=False)
+    items: Mapping[int, int] = dataclasses.field(default_factory=dict, compare=False)
+
+
 class Ray:
     """An executor that computes the units of a group on a Ray cluster."""
 
@@ -68,8 +88,6 @@ class Ray:
         """
         self.ray = extras.load("ray", "ray", "--executor ray")
         self.spec = spec
-        if spec.given.digest:
-            raise InputError("--executor must be local for a trainer that is given arrays.")
         built_in = spec.agent_name in trainers.names()
         path = Path(str(spec.agent.__file__)).resolve()
         self.source = () if built_in else trainers.texts(path)
@@ -83,13 +101,21 @@ class Ray:
             has = ", ".join(f"{total.get(kind, 0):g} {kind}" for kind in self.resources)
             raise InputError(f"--ray-task must fit the cluster, which has {has}, but is {needed}.")
         self.on_cpu = not {"GPU", "TPU"} & set(self.resources)
+        structure, leaves = trees.encode(spec.given.arrays)
+        arrays = list(map(np.asarray, leaves))
+        self.given = self.ray.put(Frozen(spec.given.digest, structure, arrays, spec.given.items))
 
     def join(self, address: str | None) -> None:
         """Connect to the cluster without printing."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             with signals.handlers_restored():  # Ray's own would end the process without a message
-                self.ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+                self.ray.init(
+                    address=address,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    ignore_reinit_error=True,  # every stage of a sweep joins
+                )
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = text.first_line(error)
             raise FaultError(f"There is no Ray cluster at {address}: {reason}.") from error
@@ -107,7 +133,7 @@ class Ray:
             while queue or running:
                 while queue and len(running) < QUEUED * self.slots:
                     unit = queue.popleft()
-                    running[remote.remote(self.task(work, group, unit))] = unit
+                    running[remote.remote(self.task(work, group, unit), self.given)] = unit
                 done, _ = self.ray.wait(list(running), timeout=1.0)
                 for reference in done:
                     yield self.received(work, group, running.pop(reference), reference)
@@ -178,19 +204,19 @@ class Ray:
 # ------------------------------------------------------------------------------------ in a worker
 
 
-def compute_unit(task: Task) -> tuple[Any, ...] | remote.Failure:
+def compute_unit(task: Task, given: Frozen = Frozen("")) -> tuple[Any, ...] | remote.Failure:
     """Compute a unit -> leaves of states, diverged_at, metrics, scores, facts, in NumPy."""
     try:
-        return computed_here(task)
+        return computed_here(task, given)
     except remote.EXPECTED as error:
         return remote.as_failure(error)
 
 
-def computed_here(task: Task) -> tuple[Any, ...]:
+def computed_here(task: Task, given: Frozen) -> tuple[Any, ...]:
     """Compute a unit on this process's first device."""
     from purejaxpg import config as configs
 
-    backend = backend_of(task.agent, task.source, task.eval_episodes)
+    backend = backend_of(task.agent, task.source, task.eval_episodes, given)
     remote.refuse_other_versions(task.versions, backend.versions())
     config_class = backend.spec.agent.Config
     legs = tuple(
@@ -240,7 +266,9 @@ def leaves_of(tree: Any) -> list[np.ndarray]:
 
 
 @functools.lru_cache(maxsize=1)  # programs take memory, and memory maps
-def backend_of(agent: str, source: tuple[tuple[str, str], ...], eval_episodes: int) -> Any:
+def backend_of(
+    agent: str, source: tuple[tuple[str, str], ...], eval_episodes: int, sent: Frozen
+) -> Any:
     """Return this process's backend for an agent, with its compiled programs."""
     import jax
 
@@ -251,6 +279,8 @@ def backend_of(agent: str, source: tuple[tuple[str, str], ...], eval_episodes: i
             file = Path(base) / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(content, "utf-8")
-        raw = {"agent": agent, "eval_episodes": eval_episodes}
-        spec = specs.from_dict(raw, "task", Path(base))
+        trainer = trainers.load(agent, Path(base))
+        arrays = trees.decode(sent.structure, sent.leaves, trainer)
+    given = contract.Given(arrays, sent.items, sent.digest)
+    spec = specs.Spec("task", agent, trainer, eval_episodes=eval_episodes, given=given)
     return compute.Backend(spec, jax.devices()[:1])

@@ -19,14 +19,23 @@ import jax
 import numpy as np
 from jax import random
 
-from purejaxpg import FaultError, InputError, contract, disk, envs, evaluate, trainers
+from purejaxpg import (
+    FaultError,
+    InputError,
+    checkpoint,
+    contract,
+    disk,
+    envs,
+    evaluate,
+    trainers,
+)
 from purejaxpg import config as configs
 from purejaxpg.envs import pictures
 from purejaxpg.report import ranking
-from purejaxpg.sweep import compute
+from purejaxpg.sweep import compute, frozen
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep.store import Store
-from purejaxpg.text import short
+from purejaxpg.text import count, short
 
 BEST = "best"
 DRAWN_STEPS = 10_000  # of an episode, at most
@@ -42,12 +51,14 @@ class Trained:
         agent: the module that was trained.
         state: its state after the last committed update, without a leading axis.
         config: its configuration, the floats as float32.
+        given: the arrays that it was given, in a tuple; () without any.
     """
 
     run: dict[str, Any]
     agent: types.ModuleType
     state: Any
     config: Any
+    given: tuple[Any, ...] = ()
 
 
 def run(
@@ -82,29 +93,22 @@ def run(
     configs.require(0 <= seed < 2**32, f"seed must be in [0, 2**32), but is {seed}.")
     with Store.read(directory) as store:
         chosen = find(store, run)
-        _check_playable(store, chosen)
+        played = bool(ranking.environment_of(chosen))
+        configs.require(
+            played or not (greedy or gif),
+            f"--greedy and --gif need an environment, and the runs of {store.path} play none.",
+        )
         if gif is not None:
             _check_gif(gif, ranking.environment_of(chosen))
         trained = load(store, chosen, agent, say)
     key_episodes, key_picture = random.split(random.key(seed, impl="threefry2x32"))
     say(_description(trained))
-    played = play(key_episodes, trained, episodes, greedy)
-    say(_summary(played, greedy))
+    if not played:
+        say(_scores(key_episodes, trained, episodes))
+        return
+    say(_summary(play(key_episodes, trained, episodes, greedy), greedy))
     if gif is not None:
         say(picture(key_picture, trained, greedy, gif))
-
-
-def _check_playable(store: Store, run: dict[str, Any]) -> None:
-    """Raise an InputError if a run has no episodes to play."""
-    configs.require(
-        bool(ranking.environment_of(run)),
-        f"The runs of {store.path} play no environment; their scores are in the report.",
-    )
-    configs.require(
-        "given" not in store.ledger.identity,
-        f"The runs of {store.path} were given arrays that are not stored with them, so they cannot "
-        "be played.",
-    )
 
 
 # ---------------------------------------------------------------------------------- choosing a run
@@ -117,7 +121,8 @@ def find(store: Store, name: str) -> dict[str, Any]:
         InputError: there is none of this id, or it has no checkpoint yet.
     """
     runs = {run["run_id"]: run for run in store.ledger.runs()}
-    name = _best(store, runs) if name == BEST else name
+    if name == BEST:
+        name = max(best_configuration(store), key=lambda run: run["score"])["run_id"]
     if name not in runs:
         near = [known for known in runs if name and known.startswith(name)][:3]
         near = near or difflib.get_close_matches(name, runs, n=3, cutoff=0.5)
@@ -128,14 +133,18 @@ def find(store: Store, name: str) -> dict[str, Any]:
     return runs[name]
 
 
-def _best(store: Store, runs: dict[str, dict[str, Any]]) -> str:
-    """Return the id of the best run of the best configuration that was trained to the end."""
-    ranked = ranking.rank(store)
+def best_configuration(store: Store) -> list[dict[str, Any]]:
+    """Return the healthy runs of the best configuration that was trained to its end.
+
+    Raises:
+        InputError: there is none in the first environment.
+    """
+    runs, ranked = {run["run_id"]: run for run in store.ledger.runs()}, ranking.rank(store)
     for configuration in ranked:
         own = [runs[run_id] for run_id in configuration.run_ids]
         whole = [run for run in own if run["status"] == "done" and math.isfinite(run["score"])]
         if configuration.environment == ranked[0].environment and whole:
-            return max(whole, key=lambda run: run["score"])["run_id"]
+            return whole
     raise InputError(f"No run of {store.path} has been trained to its end yet; name one by its id.")
 
 
@@ -143,23 +152,38 @@ def _best(store: Store, runs: dict[str, dict[str, Any]]) -> str:
 
 
 def load(store: Store, run: dict[str, Any], agent: Path | None, say: Say) -> Trained:
-    """Read the last committed state of a run.
+    """Read the last committed state of a run; the arguments are those of ``load_all``."""
+    return load_all(store, [run], agent, say)[0]
+
+
+def load_all(
+    store: Store, runs: Sequence[dict[str, Any]], agent: Path | None, say: Say
+) -> list[Trained]:
+    """Read the last committed states of runs.
 
     Args:
         store: an open result directory.
-        run: one of ``Store.runs``, with a score.
+        runs: of ``Store.runs``, each with a score.
         agent: the agent's file, as for ``run``.
         say: prints a line.
 
     Raises:
         InputError: the agent is not the one that was trained, or there is no checkpoint.
-        FaultError: the checkpoint is damaged.
+        FaultError: the checkpoint or the given arrays are damaged.
     """
     module = load_agent(store.ledger.identity, agent, say)
-    legs = sorted(
-        (leg for leg in store.ledger.legs() if leg["unit"] == run["unit"]),
-        key=lambda leg: leg["row"],
-    )
+    given = frozen.load(store.path, store.ledger.identity, module)
+    units = {name: _unit(store, name, module, given) for name in {run["unit"] for run in runs}}
+    loaded = []
+    for run in runs:
+        state, config = jax.tree.map(lambda x, row=run["row"]: x[row], units[run["unit"]])
+        loaded.append(Trained(run, module, state, config, given.of_run(run["seed"])))
+    return loaded
+
+
+def _unit(store: Store, name: str, module: types.ModuleType, given: contract.Given) -> Any:
+    """Return the states and the configurations of the legs of a unit, on the host."""
+    legs = sorted((leg for leg in store.ledger.legs() if leg["unit"] == name), key=_row)
     rows = [
         plans.Run(
             leg["run_id"], configs.build(module.Config, leg["config"]), leg["seed"], leg["swept"]
@@ -168,10 +192,19 @@ def load(store: Store, run: dict[str, Any], agent: Path | None, say: Say) -> Tra
     ]
     seeds, stacked = compute.stack(rows, len(rows))
     start = functools.partial(compute.start_rows, module)
-    template = jax.eval_shape(start, (seeds, stacked, None), None)
-    states = store.state(run["unit"], template)
-    state, config = jax.tree.map(lambda x: x[run["row"]], (states, stacked))
-    return Trained(run, module, state, config)
+    shapes = jax.eval_shape(start, (seeds, stacked, given.of_rows(seeds)), given.shared())
+    return store.state(name, jax.tree.map(_on_host, shapes)), stacked
+
+
+def _row(leg: dict[str, Any]) -> int:
+    return int(leg["row"])
+
+
+def _on_host(shape: jax.ShapeDtypeStruct) -> Any:
+    """Return a template of a NumPy array, of which rows are taken without compiling anything."""
+    if checkpoint.is_key(shape):
+        return shape
+    return np.broadcast_to(np.zeros((), shape.dtype), shape.shape)
 
 
 def load_agent(identity: dict[str, Any], given: Path | None, say: Say) -> types.ModuleType:
@@ -293,7 +326,8 @@ def _check_gif(path: Path, env_name: str) -> None:
 def _description(trained: Trained) -> str:
     run = trained.run
     swept = [f"{name} {short(v)}" for name, v in run["swept"].items() if name != contract.ENV]
-    head = f"{run['run_id']}: {ranking.environment_of(run)}, seed {run['seed']}"
+    environment = ranking.environment_of(run)
+    head = f"{run['run_id']}: {environment}{', ' if environment else ''}seed {run['seed']}"
     done = f"{run['stop']} of {run['total']} updates" if run["stop"] < run["total"] else ""
     broken = "diverged" if run["status"] == "diverged" else ""
     score = f"score {_short(run['score'])}"
@@ -317,6 +351,24 @@ def _summary(played: dict[str, np.ndarray], greedy: bool) -> str:
         f"mean length {_short(float(played['length'][finished].mean()))}"
     )
     return f"{text}; {running} more did not end and have no return" if running else text
+
+
+def _scores(key: jax.Array, trained: Trained, episodes: int) -> str:
+    """Let a trainer score a run on fresh episodes -> the mean of each score."""
+
+    @jax.jit
+    def program(key: jax.Array, state: Any, config: Any, *given: Any) -> dict[str, jax.Array]:
+        return contract.score(key, trained.agent, state, config, episodes, *given)
+
+    scores = program(key, trained.state, trained.config, *trained.given)
+    parts = []
+    for name, value in scores.items():
+        values = np.asarray(value, np.float64)
+        error = float(np.std(values, ddof=1)) / math.sqrt(episodes) if episodes > 1 else math.nan
+        spread = f" ± {_short(error)}" if episodes > 1 else ""
+        label = name.removeprefix(contract.EVALUATION).replace("_", " ")
+        parts.append(f"{label} {_short(float(values.mean()))}{spread}")
+    return f"{count(episodes, 'episode')}: {', '.join(parts)}"
 
 
 def _short(value: float) -> str:

@@ -182,7 +182,7 @@ def bytes_on_disk(
     backend: compute.Backend,
     devices: int,
 ) -> float:
-    """Return the bytes of arrays, checkpoints and snapshots at their peak.
+    """Return the bytes of arrays, checkpoints, snapshots and given arrays at their peak.
 
     Args:
         spec: the sweep.
@@ -203,7 +203,7 @@ def bytes_on_disk(
         runs[index] = runs.get(index, set()) | ids
         rows = group.rows * min(devices, len(group.units))
         snapshot = max(snapshot, snapshots.PER_UNIT * rows * state)
-    return arrays + snapshot + most_at_once(states, runs)
+    return arrays + snapshot + most_at_once(states, runs) + spec.given.nbytes
 
 
 def most_at_once(states: Mapping[int, float], runs: Mapping[int, set[str]]) -> float:

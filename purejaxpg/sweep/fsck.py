@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from purejaxpg import FaultError, InputError, checkpoint, disk
+from purejaxpg.sweep import frozen, snapshots, store
 from purejaxpg.sweep import ledger as ledgers
-from purejaxpg.sweep import snapshots, store
 
 Say = Callable[[str], None]
 
@@ -24,7 +24,7 @@ class Problem:
     """Damage, or a file that a killed process left."""
 
     text: str  # one sentence
-    kind: str  # "ledger", "unit", "record", "text", "snapshot" or "leftover"
+    kind: str  # "ledger", "unit", "record", "text", "given", "snapshot" or "leftover"
     unit: str = ""
     path: Path | None = None
 
@@ -49,6 +49,7 @@ def check(directory: str | os.PathLike[str]) -> list[Problem]:
         with store.Store.read(root) as opened:
             problems += [Problem(text, "unit", unit) for unit, text in opened.damaged().items()]
             units = {unit["name"]: unit for unit in opened.ledger.units()}
+            problems += _given(root, "given" in opened.ledger.identity)
     except (FaultError, InputError) as error:
         return [*problems, Problem(str(error), "ledger"), *_snapshots(root)]
     problems += [
@@ -127,6 +128,18 @@ def _texts(root: Path) -> list[Problem]:
     except (OSError, UnicodeDecodeError):
         same = False
     return [] if same else [Problem(f"{root / 'spec.toml'} is missing or was changed.", "text")]
+
+
+def _given(root: Path, wanted: bool) -> list[Problem]:
+    """Check the given arrays; they come from elsewhere, so only the sweep can write them again."""
+    if not wanted and not (root / frozen.FOLDER).exists():
+        return []
+    try:
+        frozen.check(root)
+    except FaultError as error:
+        text = f"{str(error).rstrip('.')}; the same sweep command writes the given arrays again."
+        return [Problem(text, "given")]
+    return []
 
 
 def _snapshots(root: Path) -> list[Problem]:

@@ -31,13 +31,21 @@ LOG_EVERY_S = 1.0  # between lines of the log
 class Progress:
     """Reports the progress of a sweep; one object per sweep."""
 
-    def __init__(self, console: Console, quiet: bool = False, log: Path | None = None) -> None:
-        """Report to `console` and the file `log`; `quiet` prints nothing, not even the bar."""
-        self.console = console
+    def __init__(
+        self, console: Console, quiet: bool = False, log: Path | None = None, title: str = ""
+    ) -> None:
+        """Report to `console` and the file `log`; `quiet` prints nothing, not even the bar.
+
+        A `title`, such as "Stage 2 of 3: reward", stands before what is reported.
+        """
+        self.console, self.quiet = console, quiet
+        self.title, self.before = title, f"{title}, " if title else ""
+        self.unit = "steps"
+        self.updates: dict[str, int] = {}  # unit -> updates done
+        self.at = ""  # the updates of the last batch
         self.log = log
         self.last_log = 0.0
         self.run_steps = 0.0  # of a whole run, on average
-        self.quiet = quiet
         self.done_steps = 0
         self.total_steps = 0
         self.training_s = 0.0
@@ -65,7 +73,7 @@ class Progress:
             disable=quiet or not console.is_terminal,
             transient=True,
         )
-        self.task = self.bar.add_task("training", total=None, status="")
+        self.task = self.bar.add_task(f"{self.before}training", total=None, status="")
 
     def __enter__(self) -> "Progress":
         """Show the bar."""
@@ -85,8 +93,9 @@ class Progress:
         sides = f"{count(spec.num_configs, 'configuration')} x {count(len(spec.seeds), 'seed')}"
         runs = count(len({leg.run.run_id for leg in legs}), "run")
         several = f" in {len(rounds)} rounds" if len(rounds) > 1 else ""
+        self.unit = contract.unit(spec.agent).split()[-1]
         self.say(
-            f"{spec.name}: {spec.agent_name}, {sides} = {runs}{several}, "
+            f"{self.title or spec.name}: {spec.agent_name}, {sides} = {runs}{several}, "
             f"{engineering(self.total_steps)} {contract.unit(spec.agent)}."
         )
 
@@ -108,6 +117,8 @@ class Progress:
         self.counted -= {unit.name for unit in again}
         self.total_steps += steps_of(again) - steps_of(stored)
         self.bar.update(self.task, total=self.total_steps)
+        for name in pending:
+            self.updates.pop(name, None)
         if pending:
             stage = "confirming" if round_.stage == "confirm" else f"round {index + 1}"
             progress = f", {len(done)} of {len(units)} units are done" if done else ""
@@ -121,6 +132,7 @@ class Progress:
     def resumed(self, group: plans.Group, batch: Sequence[plans.Unit], updates: int) -> None:
         """`batch` resumes from a snapshot after `updates` updates."""
         for unit in dict.fromkeys(batch):
+            self.updates[unit.name] = updates
             share = (updates - group.start) / (group.stop - group.start)
             self.total_steps -= round(steps_of([unit]) * share)
         self.bar.update(self.task, total=self.total_steps)
@@ -130,14 +142,14 @@ class Progress:
         """The programs of `group` are being compiled, unless an earlier round compiled them."""
         if (group.signature, group.rows) in self.known:
             return
-        self.bar.update(self.task, description="compiling")
+        self.bar.update(self.task, description=f"{self.before}compiling")
         self.say(
             f"Compiling group {group.index}: {group.num_legs} runs, {group.rows} rows a device ..."
         )
 
     def compiled(self, group: plans.Group, seconds: float) -> None:
         """The programs of `group` are compiled; training begins."""
-        self.bar.update(self.task, description="training")
+        self.bar.update(self.task, description=f"{self.before}training")
         if (group.signature, group.rows) not in self.known:
             self.known.add((group.signature, group.rows))
             self.say(f"Compiled group {group.index} in {seconds:.1f} s.")
@@ -171,6 +183,8 @@ class Progress:
                 leg.run.run_id for leg, at in zip(unit.legs, diverged_at[rows], strict=True) if at
             }
             self.done_steps += len(unit.legs) * updates * group.config.steps_per_update
+            self.updates[unit.name] = self.updates.get(unit.name, group.start) + updates
+        self.at = f"update {self.updates[batch[0].name]} of {group.stop}, "
         self.bar.update(self.task, completed=self.done_steps, status=self.status())
         if now - self.last_log > LOG_EVERY_S:
             self.last_log = now
@@ -189,11 +203,11 @@ class Progress:
 
     def scoring(self) -> None:
         """The trained policies are being evaluated."""
-        self.bar.update(self.task, description="evaluating")
+        self.bar.update(self.task, description=f"{self.before}evaluating")
 
     def committed(self, units: int) -> None:
         """Results of `units` units are safe on disk."""
-        self.bar.update(self.task, description="training")
+        self.bar.update(self.task, description=f"{self.before}training")
         self.last_event = time.monotonic()
 
     @property
@@ -203,7 +217,7 @@ class Progress:
 
     def status(self) -> str:
         """One line with the speed and the best configuration so far."""
-        words = [f"{self.speed / 1e3:.0f}k steps/s"]
+        words = [f"{self.at}{engineering(self.speed)} {self.unit}/s"]
         if self.run_steps:
             words.append(f"{short(float(f'{self.speed / self.run_steps:.2g}'))} agents/s")
         if self.latest:
@@ -228,7 +242,7 @@ class Progress:
         self.last_line = time.monotonic()
         share = self.done_steps / max(self.total_steps, 1)
         left = self.training_s * (1 - share) / max(share, 1e-9)
-        self.say(f"{share:4.0%}, about {left:.0f} s left, {self.status()}")
+        self.say(f"{self.before}{share:4.0%}, about {left:.0f} s left, {self.status()}")
 
     def write_log(self) -> None:
         """Append a line to the log; an unwritable log does not stop the sweep."""

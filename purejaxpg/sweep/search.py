@@ -257,7 +257,7 @@ def pbt_rounds(spec: specs.Spec, pbt: specs.Pbt) -> Rounds:
     """Yield a round per generation; each seed of the sweep has its own population."""
     members = [
         spec.make_run(dict(run.swept), seed)
-        for seeds in member_seeds(spec.seeds, pbt.population)
+        for seeds in specs.member_seeds(spec.seeds, pbt.population)
         for seed, run in zip(seeds, spec.runs[: pbt.population], strict=True)
     ]
     parents: list[str | None] = [None] * len(members)
@@ -279,23 +279,6 @@ def pbt_rounds(spec: specs.Spec, pbt: specs.Pbt) -> Rounds:
             members[cut], parents[cut] = next_generation(
                 spec, pbt, members[cut], results, generator
             )
-
-
-def member_seeds(seeds: Sequence[int], population: int) -> list[list[int]]:
-    """Return a seed for each member of each population, all of them distinct and below 2^32.
-
-    Member i of the population with seed s has s * population + i, modulo 2^32, or the next free
-    seed.
-    """
-    used: dict[int, None] = {}
-    for seed in seeds:
-        for number in range(population):
-            candidate = (seed * population + number) % 2**32
-            while candidate in used:
-                candidate = (candidate + 1) % 2**32
-            used[candidate] = None
-    distinct = list(used)
-    return [distinct[i : i + population] for i in range(0, len(distinct), population)]
 
 
 def boundary(run: plans.Run, pbt: specs.Pbt, generation: int) -> int:
@@ -355,10 +338,7 @@ def confirmation(
     spec: specs.Spec, tried: Sequence[Sequence[plans.Run]], num_seeds: int
 ) -> plans.Round:
     """Return the round that runs winner, runners-up and default on unused seeds."""
-    first, used = max(spec.seeds) + 1, set(spec.seeds)
-    higher = range(first, min(first + num_seeds, 2**32))
-    fresh = [*higher, *(s for s in range(num_seeds + len(used)) if s not in used)][:num_seeds]
-    legs, notes = [], []
+    fresh, legs, notes = fresh_seeds(spec, num_seeds), [], list[str]()
     for section in tried:
         candidates = [run.swept for run in section[: 1 + RUNNERS_UP]]
         default = spec.default_values(contract.section(section[0].config))
@@ -370,3 +350,24 @@ def confirmation(
         distinct = {json.dumps(dict(c), sort_keys=True): c for c in candidates}
         legs += [whole(spec.make_run(c, seed)) for c in distinct.values() for seed in fresh]
     return plans.Round(tuple(legs), stage="confirm", notes=tuple(notes))
+
+
+def fresh_seeds(spec: specs.Spec, count: int) -> list[int]:
+    """Return `count` seeds that the sweep has not used, and for which it has given arrays.
+
+    Raises:
+        InputError: there are fewer.
+    """
+    first, used = max(spec.seeds) + 1, set(spec.seeds)
+    if spec.given.by_seed:
+        fresh = [seed for seed in spec.given.items if seed not in used]
+    else:
+        higher = range(first, min(first + count, 2**32))
+        fresh = [*higher, *(s for s in range(count + len(used)) if s not in used)]
+    if len(fresh) < count:
+        raise InputError(
+            f"--confirm must be at most {len(fresh)}, the number of fresh seeds that have given "
+            f"arrays of their own, but is {count}; train what is given on more seeds, or share "
+            "it among the seeds (NAME:best)."
+        )
+    return fresh[:count]

@@ -59,7 +59,7 @@ def sweep(path: str | os.PathLike[str], options: Options = DEFAULTS, given: Any 
     """Run the sweep of a TOML file, or resume it, and write its report.
 
     Args:
-        path: the TOML file.
+        path: the TOML file; it may have stages.
         options: how to run it.
         given: an instance of the trainer's `Given`, for a trainer that has one.
 
@@ -75,13 +75,62 @@ def sweep(path: str | os.PathLike[str], options: Options = DEFAULTS, given: Any 
     if ray:  # this process only plans and commits, and leaves accelerators to the tasks
         os.environ["JAX_PLATFORMS"] = "cpu"
     devices = find_devices(1 if ray else options.devices, several=not ray)
+    from purejaxpg.sweep import stages
+
+    together, pipeline = len({d.process_index for d in devices}) > 1, stages.read(Path(path))
+    if pipeline is not None:
+        if together or given is not None:
+            raise InputError(f"{path} has stages, so it needs one process, and no given arrays.")
+        run_stages(pipeline, options, devices)
+    elif together:
+        return _together(functools.partial(load, path, given), options, devices)
+    else:
+        run(load(path, given), options, devices)
+    return 0
+
+
+def load(path: str | os.PathLike[str], given: Any = None) -> Any:
+    """Read and check a TOML file without stages, and the arrays that it is given."""
+    from purejaxpg.sweep import sources
     from purejaxpg.sweep import spec as specs
 
-    load = functools.partial(specs.load, Path(path), given)
-    if len({device.process_index for device in devices}) > 1:
-        return _together(load, options, devices)
-    run(load(), options, devices)
-    return 0
+    resolve = functools.partial(sources.resolve, Path(path).parent, sources.no_stage)
+    return specs.load(Path(path), given, resolve)
+
+
+def run_stages(pipeline: Any, options: Options, devices: Sequence[Any]) -> Path:
+    """Run or resume the stages of a sweep file in order, and write their reports.
+
+    Args:
+        pipeline: as `stages.read` returns it.
+        options: how to run each stage; `confirm` is for the last one.
+        devices: jax devices, as `find_devices` returns them.
+
+    Returns:
+        The directory of the last stage's report.
+
+    Raises:
+        InputError: a stage is invalid, or has results of another sweep.
+        FaultError: as for `run`.
+    """
+    from purejaxpg.sweep import stages
+
+    out = options.out or Path("results") / pipeline.path.stem
+    for stage, spec in zip(pipeline.stages, stages.plan(pipeline, options.confirm), strict=True):
+        stages.refuse_changed(pipeline, stage, spec, out)
+        if not (out / stage.name).exists():
+            stages.trace(spec, devices)
+    stages.prepare(pipeline, out)
+    console = make_console()
+    for stage in pipeline.stages:
+        spec, last = stages.load(pipeline, stage, out), stage is pipeline.stages[-1]
+        stages.refuse_changed(pipeline, stage, spec, out)
+        confirm = options.confirm if last else 0
+        own = dataclasses.replace(options, out=out / stage.name, confirm=confirm)
+        directory = _results(spec, own, devices, None, console, stage.title)
+        if last or not stages.reported(directory):
+            written = report(directory, console)
+    return written
 
 
 def _together(load: Callable[[], Any], options: Options, devices: list[Any]) -> int:
@@ -96,7 +145,10 @@ def _together(load: Callable[[], Any], options: Options, devices: list[Any]) -> 
         note = "Note: running as several processes is experimental and was never tried on a pod."
         print(note, flush=True)
     with distributed.leading(exit_status) as mail:
-        run(load(), options, devices, functools.partial(distributed.Leader, mail=mail))
+        spec = load()
+        if spec.given.digest:
+            raise InputError("A sweep that is given arrays must run in one process.")
+        run(spec, options, devices, functools.partial(distributed.Leader, mail=mail))
     return 0
 
 
@@ -121,23 +173,43 @@ def run(
         InputError: the result directory belongs to a different sweep.
         FaultError: a device, a disk or another process failed; committed units are kept.
     """
-    from purejaxpg.report import sinks, writer
-    from purejaxpg.sweep import engine
+    console = make_console()
+    return report(_results(spec, options, devices, make_backend, console), console)
+
+
+def _results(
+    spec: Any,
+    options: Options,
+    devices: Sequence[Any],
+    make_backend: Callable[..., Any] | None,
+    console: Any,
+    title: str = "",
+) -> Path:
+    """Compute the missing results of a sweep, called `title`, and return its directory."""
+    from purejaxpg.report import sinks
+    from purejaxpg.sweep import engine, frozen
     from purejaxpg.sweep import search as searches
     from purejaxpg.sweep import store as stores
 
-    console = make_console()
     say = functools.partial(console.print, highlight=False, soft_wrap=True, markup=False)
     out = options.out or Path("results") / spec.name
     logs = sinks.Logs(options.logs, spec.name, say)
     with stores.Store.open(out, dict(spec.identity), spec.text) as store:
+        frozen.keep(store.path, spec.given)
         if engine.unfinished(searches.rounds(spec, options.confirm), store):
-            _compute(spec, options, devices, make_backend, store, logs, console)
+            _compute(spec, options, devices, make_backend, store, logs, console, title)
         else:
-            say(f"Already finished: {out}")
+            say(f"{title}: already finished." if title else f"Already finished: {out}")
         logs.finish(store)
+    return out
+
+
+def report(out: Path, console: Any) -> Path:
+    """Write the report of a result directory and return where it is."""
+    from purejaxpg.report import writer
+
     written = writer.write(out, console)
-    say(f"Results: {written}")
+    console.print(f"Results: {written}", highlight=False, soft_wrap=True, markup=False)
     return Path(written)
 
 
@@ -149,6 +221,7 @@ def _compute(
     store: Any,
     logs: Any,
     console: Any,
+    title: str,
 ) -> None:
     """Compute the missing results of a result directory."""
     from purejaxpg.sweep import compute, engine
@@ -156,7 +229,7 @@ def _compute(
     from purejaxpg.sweep import search as searches
 
     log = store.path / "progress.jsonl"
-    with progresses.Progress(console, options.quiet, log) as progress:
+    with progresses.Progress(console, options.quiet, log, title) as progress:
         progress.begin(spec, searches.rehearse(searches.rounds(spec, options.confirm)))
         backend = (make_backend or compute.Backend)(spec, devices)
         executor = None

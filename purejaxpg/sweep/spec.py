@@ -15,6 +15,11 @@ For a search, `space.py` lists the distributions of an axis, and `search.py` imp
     [halving]  # stop the worse configurations early
     [pbt]  # or let a population adapt its hyperparameters
 
+A trainer that is given frozen arrays finds them through a table, which `sources.py` reads::
+
+    [given]
+    reference = "results/sft"  # a result directory, or a data file
+
 Sweep files are TOML because YAML reads `5e-4` as a string.
 """
 
@@ -23,7 +28,7 @@ import itertools
 import json
 import tomllib
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +39,15 @@ from purejaxpg import config as configs
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import space
 
-TABLES = ("config", "sweep", "search", "halving", "pbt")
 METHODS = ("grid", "random", "sobol", "lhs", "optuna")
+TABLES = ("config", "sweep", "given", "search", "halving", "pbt")
 KEYS = ("agent", "seeds", "eval_episodes", "rows_per_device", *TABLES)
+
+# (trainer, its first configuration, seeds, [given]) -> an instance of the trainer's `Given`, and
+# the seeds in the order of its axes: those of the sweep, and then others that have an item.
+Resolve = Callable[
+    [types.ModuleType, Any, tuple[int, ...], Mapping[str, Any]], tuple[Any, tuple[int, ...]]
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,17 +95,17 @@ class Spec:
     agent_name: str
     agent: types.ModuleType
     # Runs known beforehand: none of optuna's, and one seed of a population.
-    runs: tuple[plans.Run, ...]
-    eval_episodes: int
-    rows_per_device: int | None  # None: chosen when the sweep is planned
-    identity: Mapping[str, Any]  # JSON-able; differs between different sweeps
-    text: str
-    axes: Mapping[str, space.Axis]
-    seeds: tuple[int, ...]
-    search: Search
-    fixed: Mapping[str, Any]  # the table [config]
-    source: str  # hash of the agent's file and of the modules beside it
-    given: contract.Given  # frozen arrays for all runs
+    runs: tuple[plans.Run, ...] = ()
+    eval_episodes: int = 128
+    rows_per_device: int | None = None  # None: chosen when the sweep is planned
+    identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # JSON-able
+    text: str = ""
+    axes: Mapping[str, space.Axis] = dataclasses.field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)
+    search: Search = Search()
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the table [config]
+    source: str = ""  # hash of the agent's file and of the modules beside it
+    given: contract.Given = contract.NOTHING  # frozen arrays for all runs
 
     @property
     def num_configs(self) -> int:
@@ -107,6 +118,7 @@ class Spec:
         """Return the run of a configuration and a seed, after checking the configuration."""
         config = configs.build(self.agent.Config, _nested(self.fixed, swept))
         self.agent.check(config)
+        contract.check_given(self.agent, config, self.given)
         parts = [self.source, configs.to_dict(config), seed]
         digest = self.given.digest
         content = json.dumps([*parts, digest] if digest else parts, sort_keys=True)
@@ -128,30 +140,40 @@ class Spec:
         return values
 
 
-def load(path: Path, given: Any = None) -> Spec:
-    """Read and check the TOML file at `path`.
-
-    Args:
-        path: the file.
-        given: an instance of the trainer's `Given`, for a trainer that has one.
+def parse(path: Path) -> tuple[dict[str, Any], str]:
+    """Return the content of a TOML file, and its text.
 
     Raises:
-        InputError: the file is missing, is not TOML, or has an invalid value.
+        InputError: the file is missing or is not TOML.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
-        raw = tomllib.loads(text)
+        return tomllib.loads(text), text
     except FileNotFoundError:
         raise InputError(f"There is no sweep file {str(path)!r}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not valid TOML: {error}.") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    return from_dict(raw, path.stem, path.parent, text, given)
+
+
+def load(path: Path, given: Any = None, resolve: Resolve | None = None) -> Spec:
+    """Read and check the TOML file at `path`; the arguments are those of `from_dict`.
+
+    Raises:
+        InputError: the file is missing, is not TOML, or has an invalid value.
+    """
+    raw, text = parse(path)
+    return from_dict(raw, path.stem, path.parent, text, given, resolve)
 
 
 def from_dict(
-    raw: Mapping[str, Any], name: str, base: Path = Path(), text: str = "", given: Any = None
+    raw: Mapping[str, Any],
+    name: str,
+    base: Path = Path(),
+    text: str = "",
+    given: Any = None,
+    resolve: Resolve | None = None,
 ) -> Spec:
     """Check a sweep given as plain values.
 
@@ -161,15 +183,12 @@ def from_dict(
         base: the directory that a path in `agent` is relative to.
         text: of the sweep file, to be kept with the results.
         given: an instance of the trainer's `Given`, for a trainer that has one.
+        resolve: makes one from the table [given].
 
     Raises:
         InputError: a key is unknown, or a value is invalid.
     """
-    for key in raw:
-        configs.require_known(key, KEYS, "key in a sweep file named")
-    agent_name = raw.get("agent")
-    if not isinstance(agent_name, str):
-        raise InputError(f"agent must be a name or a path, but is {agent_name!r}.")
+    agent_name = _agent_name(raw)
     agent = trainers.load(agent_name, base)
     fixed, swept = _table(raw, "config"), _flat(_table(raw, "sweep"))
     both = ", ".join(sorted(set(_flat(fixed)) & set(swept)))
@@ -194,14 +213,65 @@ def from_dict(
         search=search,
         fixed=fixed,
         source=source,
-        given=contract.give(agent, agent_name, given, seeds),
     )
+    spec = dataclasses.replace(spec, given=_given(spec, _table(raw, "given"), given, resolve))
+    spec = dataclasses.replace(spec, runs=_distinct_runs(spec))
+    return dataclasses.replace(spec, identity=_identity(spec, raw, swept))
+
+
+def _agent_name(raw: Mapping[str, Any]) -> str:
+    """Check the keys of a sweep file and return its agent."""
+    for key in raw:
+        configs.require_known(key, KEYS, "key in a sweep file named")
+    name = raw.get("agent")
+    if not isinstance(name, str):
+        raise InputError(f"agent must be a name or a path, but is {name!r}.")
+    return name
+
+
+def _distinct_runs(spec: Spec) -> tuple[plans.Run, ...]:
+    """Return the runs that are known beforehand, and refuse any that occur twice."""
     runs = tuple(_runs(spec))
-    if search.pbt is None:
+    if spec.search.pbt is None:
         _refuse_repeated(runs)
     _refuse_equal(spec, runs)
-    spec = dataclasses.replace(spec, runs=runs)
-    return dataclasses.replace(spec, identity=_identity(spec, raw, swept))
+    return runs
+
+
+def _given(
+    spec: Spec, table: Mapping[str, Any], given: Any, resolve: Resolve | None
+) -> contract.Given:
+    """Return the given arrays of a sweep, with the item of each seed."""
+    seeds = spec.seeds
+    if table:
+        configs.require(given is None, "given must be in [given] or an argument, not both.")
+        configs.require(resolve is not None, "[given] is read by purejaxpg.sweep.session.load.")
+        first = {name: axis.at(0.0) for name, axis in spec.axes.items()}
+        config = configs.build(spec.agent.Config, _nested(spec.fixed, first))
+        spec.agent.check(config)
+        given, seeds = resolve(spec.agent, config, seeds, table)  # type: ignore[misc]
+    items = {seed: i for i, seed in enumerate(seeds)}
+    if spec.search.pbt is not None:  # all members of a population get the item of its seed
+        members = member_seeds(spec.seeds, spec.search.pbt.population)
+        items = {member: i for i, several in enumerate(members) for member in several}
+    return contract.give(spec.agent, spec.agent_name, given, items, len(seeds))
+
+
+def member_seeds(seeds: Sequence[int], population: int) -> list[list[int]]:
+    """Return a seed for each member of each population, all of them distinct and below 2^32.
+
+    Member i of the population with seed s has s * population + i, modulo 2^32, or the next free
+    seed.
+    """
+    used: dict[int, None] = {}
+    for seed in seeds:
+        for number in range(population):
+            candidate = (seed * population + number) % 2**32
+            while candidate in used:
+                candidate = (candidate + 1) % 2**32
+            used[candidate] = None
+    distinct = list(used)
+    return [distinct[i : i + population] for i in range(0, len(distinct), population)]
 
 
 def _identity(spec: Spec, raw: Mapping[str, Any], swept: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ Layout::
     DIR/records/<unit>.json     the ledger's rows of a committed unit, in case the ledger is lost
     DIR/identity.json           the ledger's rows about the sweep
     DIR/spec.toml               the text of the sweep file
+    DIR/given/                  the given arrays, if there are any (`frozen.py`)
     DIR/lock                    held by the process that runs the sweep
 """
 
@@ -20,7 +21,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -388,14 +389,23 @@ def _refuse_foreign(root: Path, create: bool) -> None:
 
 def _refuse_other_sweep(root: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Refuse a directory whose identity differs, naming the first field that does."""
+    changed = difference(stored, wanted)
+    if changed is not None:
+        key, old, new = changed
+        raise InputError(
+            f"The output directory {root} belongs to a different sweep: its {key} is "
+            f"{old} and this one's is {new}; choose another with --out."
+        )
+
+
+def difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """Return the first key in which two identities differ, with both values as text, or None."""
     theirs, ours = dict(_dotted(stored)), dict(_dotted(wanted))
     for key in sorted(theirs.keys() | ours.keys()):
         old, new = theirs.get(key, "absent"), ours.get(key, "absent")
         if old != new and _unequal(old, new):
-            raise InputError(
-                f"The output directory {root} belongs to a different sweep: its {key} is "
-                f"{_short(old)} and this one's is {_short(new)}; choose another with --out."
-            )
+            return key, _short(old), _short(new)
+    return None
 
 
 def _unequal(old: str, new: str) -> bool:
@@ -403,7 +413,7 @@ def _unequal(old: str, new: str) -> bool:
     return "absent" in (old, new) or json.loads(old) != json.loads(new)
 
 
-def _dotted(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield ``(dotted.key, JSON text)`` for every leaf of nested dicts."""
     for key, value in tree.items():
         if isinstance(value, dict) and value:

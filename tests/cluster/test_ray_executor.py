@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 import time
@@ -39,9 +38,42 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         started.shutdown()
 
 
+GIVEN = """
+
+import pathlib
+
+import numpy as np
+
+init_alone, update_alone = init, update
+
+
+@struct.dataclass
+class Given:
+    numbers: jax.Array  # [numbers]
+
+
+def read(name, path, config):
+    return np.array([float(line) for line in path.read_text().split()], np.float32)
+
+
+def init(key, config, given):
+    return init_alone(key, config)
+
+
+def update(key, state, config, given):
+    state, metrics = update_alone(key, state, config)
+    return state, {**metrics, "given/sum": given.numbers.sum()}
+"""
+
+
 def spec_file(directory: pathlib.Path) -> pathlib.Path:
-    """A search in two rounds, of a fork: states travel to the workers, and so does its source."""
-    shutil.copy(pathlib.Path(agents.__path__[0]) / "ppo.py", directory / "forked.py")
+    """A search in two rounds, of a fork that is given an array.
+
+    States travel to the workers, and so do the array and the fork's source.
+    """
+    source = (pathlib.Path(agents.__path__[0]) / "ppo.py").read_text("utf-8")
+    (directory / "forked.py").write_text(source.partition("if __name__ ==")[0] + GIVEN, "utf-8")
+    (directory / "numbers.jsonl").write_text("0.5\n1.5\n", "utf-8")
     config = {k: v for k, v in tiny_sweep.HALVED["config"].items() if k != "env_params"}
     fields = "\n".join(f"{name} = {json.dumps(value)}" for name, value in config.items())
     path = directory / "spec.toml"
@@ -49,7 +81,7 @@ def spec_file(directory: pathlib.Path) -> pathlib.Path:
         'agent = "./forked.py"\nseeds = 6\neval_episodes = 4\nrows_per_device = 2\n'
         f"[config]\n{fields}\nenv_params = {{max_steps_in_episode = 20}}\n"
         "[sweep]\nnum_steps = [4, 8]\nlearning_rate = [1e-3, 1e-2]\n"
-        "[halving]\nrungs = 2\neta = 2\n"
+        '[halving]\nrungs = 2\neta = 2\n[given]\nnumbers = "numbers.jsonl"\n'
     )
     return path
 
@@ -124,6 +156,7 @@ def check_same(ray: pathlib.Path, local: pathlib.Path) -> None:
             unit["name"] for unit in near.ledger.units()
         ]
         for unit in near.ledger.units():
+            assert (near.arrays(unit["name"])["given/sum"] == 2.0).all()
             pairs = dict(far.arrays(unit["name"])), dict(near.arrays(unit["name"]))
             assert pairs[0].keys() == pairs[1].keys()
             for name, value in pairs[1].items():

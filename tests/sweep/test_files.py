@@ -9,12 +9,14 @@ import json
 import pathlib
 import random
 
+import numpy as np
 import pytest
 import tiny_sweep
 from rich.console import Console
 
+from purejaxpg import contract
 from purejaxpg.report import export, writer
-from purejaxpg.sweep import fsck
+from purejaxpg.sweep import frozen, fsck
 from purejaxpg.sweep import progress as progresses
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import store as stores
@@ -27,6 +29,9 @@ PROTECTED = {  # pattern of files: what fsck calls the damage
     "records/*.json": "record",
     "identity.json": "text",
     "spec.toml": "text",
+    "given/structure.json": "given",
+    "given/arrays/MANIFEST.json": "given",
+    "given/arrays/arrays/*": "given",
     "progress/*/MANIFEST.json": "snapshot",
     "progress/*/arrays/*": "snapshot",
 }
@@ -51,6 +56,8 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(progresses, "LOG_EVERY_S", 0.0)
         tiny_sweep.run(spec, out, stop_after=5, snapshot_every_s=0.0)
+    arrays = {"own": np.ones((2, 3), np.float32)}
+    frozen.keep(out, contract.Given(arrays, {0: 0, 1: 1}, digest="0" * 64))
     writer.write(out, Console(file=io.StringIO()))
     export.write(out, None, False)
     assert fsck.check(out) == []

@@ -246,7 +246,7 @@ def test_nothing_of_a_diverged_member_is_copied(num_broken: int) -> None:
     [([20261126], 256), ([0, 2**32 - 1], 16), ([0, 2**24, 2**25], 256), ([3, 7], 1000), ([0], 2)],
 )
 def test_members_have_seeds_of_their_own_within_32_bits(seeds: list[int], population: int) -> None:
-    found = searches.member_seeds(seeds, population)
+    found = specs.member_seeds(seeds, population)
     flat = [seed for each in found for seed in each]
     assert [len(each) for each in found] == [population] * len(seeds)
     assert len(set(flat)) == len(flat) and min(flat) >= 0 and max(flat) < 2**32

@@ -58,11 +58,16 @@ def test_a_trainer_without_environment_is_swept_and_reported(swept: pathlib.Path
         assert {unit["facts"]["unit"] for unit in store.ledger.units()} == {"pulls"}
 
 
-def test_a_trainer_without_environment_has_no_episodes_to_play(
-    swept: pathlib.Path, capsys: pytest.CaptureFixture[str]
+def test_a_trainer_without_environment_is_scored_on_fresh_episodes(
+    study: pathlib.Path, swept: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["eval", str(swept)]) == 2
-    assert "play no environment; their scores are in the report." in capsys.readouterr().err
+    words = ["eval", str(swept), "--agent", str(study.parent / "bandit.py"), "--episodes", "64"]
+    assert cli.main(words) == 0
+    about, scores = capsys.readouterr().out.splitlines()
+    assert ": seed " in about and scores.startswith("64 episodes: return ")
+    assert float(scores.split()[3]) > 0.8
+    assert cli.main([*words, "--greedy"]) == 2
+    assert "--greedy and --gif need an environment" in capsys.readouterr().err
 
 
 def test_a_trainer_without_environment_is_planned(
@@ -168,7 +173,7 @@ def test_a_run_gets_the_shared_arrays_and_those_of_its_seed(receiver: pathlib.Pa
     assert made_with == specs.load(receiver, arrays_for(receiver, [1.0, 10.0])).given.digest[:16]
     with pytest.raises(InputError, match="belongs to a different sweep: its given is"):
         session.sweep(receiver, options, arrays_for(receiver, [1.0, 11.0]))
-    with pytest.raises(InputError, match=r"no item for seed 6, only for \(5, 2\)"):
+    with pytest.raises(InputError, match="--confirm must be at most 0, the number of fresh seeds"):
         confirmed = dataclasses.replace(options, confirm=1)
         session.sweep(receiver, confirmed, arrays_for(receiver, [1.0, 10.0]))
 
@@ -186,7 +191,7 @@ def test_a_shared_array_is_not_batched(receiver: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("own", "words"),
     [
-        (None, "must be given a Given of shared, own, but is given nothing"),
+        (None, "must be given shared, own, with .given. or --given, but is given nothing"),
         ([1.0, 2.0, 3.0], "given own must have a first axis of 1 or of the 2 seeds, but has 3"),
     ],
 )

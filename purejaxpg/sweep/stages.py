@@ -1,0 +1,335 @@
+"""Pipelines: a sweep file of stages, each an ordinary sweep in a directory of its own.
+
+    seeds = 4                        # keys outside of stages are defaults of all stages
+    [[stage]]
+    name = "sft"                     # its results are in DIR/sft
+    agent = "rlhf.sft"
+    [[stage]]
+    name = "ppo"
+    agent = "rlhf.ppo"
+    given = { reference = "sft" }    # an earlier stage, or whatever `sources.py` reads
+    sweep = { beta = [0.05, 0.1] }
+
+Before the first stage runs, all of them are checked: the shapes of a model follow from its trainer
+without training it.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from purejaxpg import FaultError, InputError, contract, disk, trainers
+from purejaxpg import config as configs
+from purejaxpg.sweep import ledger as ledgers
+from purejaxpg.sweep import plan as plans
+from purejaxpg.sweep import search as searches
+from purejaxpg.sweep import spec as specs
+from purejaxpg.sweep import store as stores
+
+STAGES = "stages.json"  # in DIR: the names of the stages in order
+DEFAULTS = ("seeds", "eval_episodes")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One [[stage]] table."""
+
+    name: str
+    title: str  # "Stage 2 of 3: reward"
+    raw: Mapping[str, Any]  # as in a sweep file of its own
+    parents: tuple[str, ...]  # earlier stages that it is given
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """The stages of a sweep file, in order."""
+
+    path: Path
+    text: str
+    stages: tuple[Stage, ...]
+
+    def needing(self, name: str) -> list[str]:
+        """Return a stage and the later stages that depend on it."""
+        needing = [name]
+        for stage in self.stages:
+            if stage.name != name and set(stage.parents) & set(needing):
+                needing.append(stage.name)
+        return needing
+
+
+def read(path: Path) -> Pipeline | None:
+    """Return the stages of a sweep file; None if it has no [[stage]] tables.
+
+    Raises:
+        InputError: the file cannot be read, a name is invalid, or a stage is given what is no
+            earlier stage.
+    """
+    raw, text = specs.parse(path)
+    if "stage" not in raw:
+        return None
+    tables, defaults = raw.pop("stage"), raw
+    for key in defaults:
+        configs.require_known(key, DEFAULTS, "key outside of the stages named")
+    valid = isinstance(tables, list) and all(isinstance(table, dict) for table in tables)
+    configs.require(valid, f"stage must be tables, each as [[stage]], but is {tables!r}.")
+    names = [_name(table) for table in tables]
+    stages = []
+    for i, (name, table) in enumerate(zip(names, tables, strict=True)):
+        configs.require(name not in names[:i], f"name must differ between stages: {name!r}.")
+        own = {key: value for key, value in table.items() if key != "name"}
+        title = f"Stage {i + 1} of {len(names)}: {name}"
+        parents = tuple(_parents(name, own.get("given"), names[:i]))
+        stages.append(Stage(name, title, {**defaults, **own}, parents))
+    return Pipeline(path, text, tuple(stages))
+
+
+def _name(table: Mapping[str, Any]) -> str:
+    name = table.get("name")
+    configs.require(
+        isinstance(name, str) and NAME.fullmatch(name) is not None,
+        f"name of a stage must be letters, digits, - and _, as a directory, but is {name!r}.",
+    )
+    return str(name)
+
+
+def _parents(name: str, given: Any, earlier: Sequence[str]) -> Iterator[str]:
+    """Yield the earlier stages that a stage is given, and refuse what is none."""
+    for field, source in given.items() if isinstance(given, dict) else ():
+        if not isinstance(source, str) or "/" in source or source.endswith(".jsonl"):
+            continue
+        parent = source.removesuffix(":best")
+        configs.require(
+            parent in earlier,
+            f"given {field} of stage {name!r} must be an earlier stage "
+            f"({', '.join(earlier) or 'there is none'}), the path of a result directory or a "
+            f".jsonl file, but is {source!r}.",
+        )
+        yield parent
+
+
+# ------------------------------------------------------------------------------------------ specs
+
+
+def load(pipeline: Pipeline, stage: Stage, out: Path) -> specs.Spec:
+    """Return the spec of a stage whose earlier stages are finished in `out`.
+
+    Raises:
+        InputError: an earlier stage does not have the models that are needed.
+        FaultError: a file is damaged.
+    """
+    from purejaxpg.sweep import sources
+
+    agents = {each.name: str(each.raw["agent"]) for each in pipeline.stages}
+
+    def models(name: str, best: bool) -> sources.Models:
+        own = trainers.is_path(agents[name])
+        file = trainers.path_of(agents[name], pipeline.path.parent) if own else None
+        found = sources.trained(out / name, best, file)
+        return dataclasses.replace(found, what=f"stage {name!r}")
+
+    return _spec(pipeline, stage, models)
+
+
+def plan(pipeline: Pipeline, confirm: int = 0) -> list[specs.Spec]:
+    """Check all stages and return their specs, in which shapes stand for models to be trained.
+
+    Args:
+        pipeline: the stages.
+        confirm: number of fresh seeds for the last stage.
+
+    Raises:
+        InputError: a value of a stage is invalid, or it cannot be given what it names.
+    """
+    needed = {parent for stage in pipeline.stages for parent in stage.parents}
+    planned: dict[str, specs.Spec] = {}
+    shapes: dict[str, list[Any]] = {}
+    for stage in pipeline.stages:
+        # A stage that sweeps sizes may give models of several shapes; each has to fit.
+        parents = list(dict.fromkeys(stage.parents))
+        versions = [
+            _spec(pipeline, stage, _unknown(planned, dict(zip(parents, choice, strict=True))))
+            for choice in itertools.product(*(shapes[parent] for parent in parents))
+        ]
+        planned[stage.name] = versions[0]
+        with _named(stage):
+            last = stage is pipeline.stages[-1]
+            legs = _legs(versions[0], confirm if last else 0)
+            if stage.name in needed:
+                found = [shape for spec in versions for shape in _model_shapes(spec, legs)]
+                shapes[stage.name] = list({str(shape): shape for shape in found}.values())
+    return list(planned.values())
+
+
+def _spec(pipeline: Pipeline, stage: Stage, models: Any) -> specs.Spec:
+    """Return the spec of a stage; `models` is a `sources.Stage`."""
+    from purejaxpg.sweep import sources
+
+    base, name = pipeline.path.parent, f"{pipeline.path.stem}-{stage.name}"
+    resolve = functools.partial(sources.resolve, base, models)
+    with _named(stage):
+        return specs.from_dict(stage.raw, name, base, pipeline.text, resolve=resolve)
+
+
+def _unknown(planned: Mapping[str, specs.Spec], shapes: Mapping[str, Any]) -> Any:
+    """Return a `sources.Stage` that gives shapes."""
+    from purejaxpg.sweep import sources
+
+    def models(name: str, best: bool) -> sources.Models:
+        if best:
+            return sources.Models(f"stage {name!r}", best=shapes[name])
+        configs.require(
+            planned[name].search.pbt is None,
+            f"given must be {name + sources.BEST!r}, because the populations of stage {name!r} "
+            "have no best configuration with a run for each seed.",
+        )
+        return sources.Models(
+            f"stage {name!r}", of_seed=dict.fromkeys(planned[name].seeds, shapes[name])
+        )
+
+    return models
+
+
+def _model_shapes(spec: specs.Spec, legs: Sequence[plans.Leg]) -> Iterator[Any]:
+    """Yield the shapes of the models of a stage, for each group of its legs."""
+    import jax
+
+    from purejaxpg.sweep import compute
+
+    def models(inputs: Any, shared: Any) -> Any:
+        states = compute.start_rows(spec.agent, inputs, shared)
+        model = functools.partial(contract.model, spec.agent, spec.agent_name)
+        return jax.vmap(model)(states, inputs[1])
+
+    for leg in {compute.signature(leg.run.config): leg for leg in legs}.values():
+        inputs = compute.inputs_of(spec, plans.Unit("", (leg,)), 1)
+        rows = jax.eval_shape(models, inputs, spec.given.shared())
+        yield jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
+
+
+def trace(spec: specs.Spec, devices: Sequence[Any]) -> None:
+    """Trace the programs of a stage, so that a mistake in its trainer shows before any stage runs.
+
+    Raises:
+        InputError: the trainer breaks the contract.
+    """
+    import jax
+    import numpy as np
+
+    from purejaxpg.sweep import compute
+
+    mesh = jax.sharding.Mesh(np.array(devices[:1]), (compute.ROWS,))
+    for leg in {compute.signature(leg.run.config): leg for leg in _legs(spec)}.values():
+        contract.check_score(spec.agent, leg.run.config)
+        unit = plans.Unit("", (leg,))
+        compute.trace(spec, plans.Group(0, "", 1, (unit,)), mesh, 1)
+
+
+def _legs(spec: specs.Spec, confirm: int = 0) -> list[plans.Leg]:
+    rounds = searches.rehearse(searches.rounds(spec, confirm))
+    return [leg for round_ in rounds for leg in round_.legs]
+
+
+@contextlib.contextmanager
+def _named(stage: Stage) -> Iterator[None]:
+    """Name the stage in an InputError that is raised inside the block."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"Stage {stage.name!r}: {error}") from error
+
+
+# ---------------------------------------------------------------------------------- the directory
+
+
+def prepare(pipeline: Pipeline, out: Path) -> None:
+    """Make the directory of the stages, or check that it is one.
+
+    Raises:
+        InputError: it holds something else.
+        FaultError: it cannot be written.
+    """
+    with disk.faults("write", out):
+        if out.exists() and not (out / STAGES).exists():
+            left = {path.name for path in out.iterdir()} - {f".{STAGES}.tmp"}
+            configs.require(
+                not left,
+                f"{out} is not empty and is no directory of stages: it holds no {STAGES}; choose "
+                "another with --out.",
+            )
+        out.mkdir(parents=True, exist_ok=True)
+    names = {"stages": [stage.name for stage in pipeline.stages]}
+    if not (out / STAGES).exists() or _intact(out) != names:
+        disk.write_hashed(out / STAGES, names)
+
+
+def _intact(out: Path) -> Any:
+    try:
+        return disk.read_hashed(out / STAGES)
+    except FaultError:
+        return None
+
+
+def refuse_changed(pipeline: Pipeline, stage: Stage, spec: specs.Spec, out: Path) -> None:
+    """Raise an InputError if a stage has results of another sweep; nothing is ever mixed.
+
+    Args:
+        pipeline: the stages.
+        stage: one of them.
+        spec: of this stage; arrays that are not known yet are not compared.
+        out: the directory of the stages.
+    """
+    if not (out / stage.name / ledgers.LEDGER).is_file():
+        return
+    with disk.faults("read", out / stage.name):
+        stored = ledgers.identity_at_rest(out / stage.name)
+    unknown = "given" in stage.raw and not spec.given.digest
+    wanted = {**spec.identity, **({"given": stored.get("given")} if unknown else {})}
+    changed = stores.difference(stored, wanted)
+    if changed is None:
+        return
+    key, old, new = changed
+    what = f"another {key} (it was {old}, and is {new})"
+    if key == "given":
+        what = f"other given arrays ({', '.join(map(str, stage.raw['given'].values()))} changed)"
+    also = [out / name for name in pipeline.needing(stage.name) if (out / name).exists()]
+    raise InputError(
+        f"Stage {stage.name!r} was computed with {what}: delete {' and '.join(map(str, also))}, or "
+        "choose another directory with --out."
+    )
+
+
+def reported(directory: Path) -> bool:
+    """Return whether the report of a stage was written after its last result."""
+    page, records = directory / "report" / "index.html", directory / "records"
+    with disk.faults("read", directory):
+        written = os.path.isfile(page) and records.is_dir()
+        return written and page.stat().st_mtime_ns >= records.stat().st_mtime_ns
+
+
+def directories(directory: Path) -> list[Path]:
+    """Return the result directories of stages that have begun; of a plain sweep, its own.
+
+    Raises:
+        InputError: no stage has begun.
+        FaultError: the list of stages is damaged.
+    """
+    if not os.path.isfile(directory / STAGES):
+        return [directory]
+    names = disk.read_hashed(directory / STAGES)["stages"]
+    begun = [directory / n for n in names if os.path.isfile(directory / n / ledgers.LEDGER)]
+    configs.require(bool(begun), f"No stage of {directory} has begun yet.")
+    return begun
+
+
+def last(directory: Path) -> Path:
+    """Return the result directory of the last stage; of a plain sweep, its own."""
+    if not os.path.isfile(directory / STAGES):
+        return directory
+    return Path(directory / disk.read_hashed(directory / STAGES)["stages"][-1])

@@ -1,0 +1,313 @@
+"""Pipelines of stages, end to end, on bandits that record what they were given."""
+
+import csv
+import dataclasses
+import pathlib
+import shutil
+from typing import Any
+
+import numpy as np
+import pytest
+import relay
+
+from purejaxpg import InputError, cli
+from purejaxpg.report import playback
+from purejaxpg.sweep import engine, forecast, frozen, fsck, session, sources, stages
+from purejaxpg.sweep import store as stores
+
+NAMES = ("first", "judge", "learner")
+
+
+def options(out: pathlib.Path, **changed: Any) -> session.Options:
+    return dataclasses.replace(session.Options(out=out, devices=1, quiet=True), **changed)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The directory of the whole pipeline, beside its sweep file."""
+    path = relay.write(tmp_path_factory.mktemp("relay"))
+    assert session.sweep(path, options(path.parent / "out")) == 0
+    return path.parent / "out"
+
+
+def runs(out: pathlib.Path) -> list[dict[str, Any]]:
+    """Return the legs of a result directory, each with its arrays and with its state's params."""
+    with stores.Store.read(out) as store:
+        return [
+            {**leg, "arrays": {k: v[leg["row"]] for k, v in store.arrays(leg["unit"]).items()}}
+            for leg in store.ledger.legs()
+        ]
+
+
+def params(out: pathlib.Path, agent: str) -> dict[str, np.ndarray]:
+    """Return the parameters of each run."""
+    with stores.Store.read(out) as store:
+        found = store.ledger.runs()
+        loaded = playback.load_all(store, found, out.parent.parent / agent, pytest.fail)
+    return {each.run["run_id"]: np.asarray(each.state.params) for each in loaded}
+
+
+def same(one: pathlib.Path, two: pathlib.Path) -> None:
+    """Assert that two pipelines have the same bits."""
+    for name in NAMES:
+        with stores.Store.read(one / name) as left, stores.Store.read(two / name) as right:
+            assert left.ledger.identity == right.ledger.identity
+            units = [unit["name"] for unit in left.ledger.units()]
+            assert units == [unit["name"] for unit in right.ledger.units()]
+            for unit in units:
+                pair = left.arrays(unit), right.arrays(unit)
+                assert pair[0].keys() == pair[1].keys()
+                assert all(np.array_equal(pair[0][each], pair[1][each]) for each in pair[0])
+
+
+def test_each_run_is_given_the_models_of_its_seed(swept: pathlib.Path) -> None:
+    with stores.Store.read(swept / "first") as store:
+        best = {run["seed"]: run["run_id"] for run in playback.best_configuration(store)}
+        one = playback.find(store, playback.BEST)["run_id"]
+    first, judge = params(swept / "first", "reference.py"), params(swept / "judge", "judge.py")
+    judge_of = {run["seed"]: judge[run["run_id"]] for run in runs(swept / "judge")}
+    assert first[best[0]][0] != first[best[1]][0] and judge_of[0][0] != judge_of[1][0]
+    for run in runs(swept / "judge"):
+        assert (run["arrays"]["given/reference"] == first[best[run["seed"]]][0]).all()
+    learned = runs(swept / "learner")
+    assert len(learned) == 4
+    for run in learned:
+        assert (run["arrays"]["given/reference"] == first[one][0]).all()
+        assert (run["arrays"]["given/judge"] == judge_of[run["seed"]][0]).all()
+        assert (run["arrays"]["evaluation/judge"] == judge_of[run["seed"]][0]).all()
+
+
+def test_every_stage_has_a_report_and_the_last_table_is_printed_last(
+    swept: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in NAMES:
+        assert (swept / name / "report" / "index.html").is_file()
+    assert cli.main(["report", str(swept)]) == 0
+    printed = capsys.readouterr().out
+    assert [printed.index(f"{name}/report") for name in NAMES] == sorted(
+        printed.index(f"{name}/report") for name in NAMES
+    )
+
+
+def test_a_finished_pipeline_is_skipped_without_a_program(
+    swept: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        pytest.fail("nothing is to be computed")
+
+    monkeypatch.setattr(session, "_compute", refuse)
+    monkeypatch.setattr(stages, "trace", refuse)
+    session.sweep(swept.parent / "relay.toml", options(swept))
+    printed = capsys.readouterr().out
+    assert "Stage 1 of 3: first: already finished." in printed
+    assert "Results: " in printed and "first/report" not in printed
+
+
+@pytest.mark.parametrize("stage", NAMES)
+def test_a_stage_that_was_interrupted_resumes_to_the_same_bits(
+    swept: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    out, segments = tmp_path / "out", engine.segments
+    if stage != "first":
+        shutil.copytree(swept / "first", out / "first")
+        shutil.copyfile(swept / stages.STAGES, out / stages.STAGES)
+    if stage == "learner":
+        shutil.copytree(swept / "judge", out / "judge")
+
+    def stop(backend: Any, *arguments: Any) -> Any:
+        for number, step in enumerate(segments(backend, *arguments)):
+            if number == 2 and backend.spec.name == f"relay-{stage}":
+                raise KeyboardInterrupt
+            yield step
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(engine, "segments", stop)
+        session.sweep(swept.parent / "relay.toml", options(out, snapshot_every_s=0.0))
+    assert list((out / stage / "progress").iterdir())
+    session.sweep(swept.parent / "relay.toml", options(out))
+    same(swept, out)
+
+
+# ------------------------------------------------------------------------------------- bad input
+
+BAD = [
+    ('name = "judge"', 'name = "first"', "name must differ between stages: 'first'"),
+    ('name = "judge"', 'name = "../judge"', "name of a stage must be letters, digits"),
+    ('name = "judge"\n', "", "name of a stage must be letters, digits, - and _, .* but is None"),
+    ('"first" }', '"learner" }', r"of stage 'judge' must be an earlier stage \(first\)"),
+    ('"first" }', '"judge" }', r"of stage 'judge' must be an earlier stage \(first\)"),
+    ('"first" }', '"fist:best" }', "but is 'fist:best'"),
+    ('"first" }', "3 }", "Stage 'judge': given reference must be a text"),
+    ('"first" }', '"x.jsonl" }', "must not be a file, because agent 'judge' reads none"),
+    ('"first" }', '"./nowhere" }', "nowhere is not a result directory"),
+    (', judge = "judge"', "", "Stage 'learner': given must have judge for agent 'learner'"),
+    (', judge = "judge"', ', juge = "judge"', "Stage 'learner': .*'juge'; did you mean 'judge'"),
+    (', judge = "judge"', ', judge = "judge", data = "x.jsonl"', "x.jsonl', which does not exist"),
+    ('sweep = { learning_rate = [0.1, 1.0] }', "sweep = { rate = [1.0] }", "'learner': .*'rate'"),
+    ("rows_per_device = 2\n[stage.sweep]", "config = { arms = 2 }\n[stage.sweep]", "has 2"),
+    ("[0.1, 0.5]", "[0.1, 0.5]\narms = [3, 2]", "Stage 'learner': reference must have 3 arms"),
+    ("seeds = 2", "agent = 'ppo'", "key outside of the stages named 'agent'"),
+    ('agent = "./judge.py"', 'agent = "./judge.py"\nseeds = 3', "no model for seed 2: stage 'fir"),
+    ('agent = "./reference.py"', 'agent = "./learner.py"', "must be given reference, judge"),
+    ('agent = "./reference.py"', 'agent = "./plain.py"', "no model.state, config., so no run"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "words"), BAD)
+def test_a_mistake_in_any_stage_is_reported_before_the_first_runs(
+    tmp_path: pathlib.Path, old: str, new: str, words: str
+) -> None:
+    assert old in relay.PIPELINE
+    path = relay.write(tmp_path, relay.PIPELINE.replace(old, new))
+    (tmp_path / "plain.py").write_text("from bandit import *", "utf-8")
+    with pytest.raises(InputError, match=words):
+        session.sweep(path, options(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_program_of_a_later_stage_is_reported_before_the_first_runs(
+    tmp_path: pathlib.Path,
+) -> None:
+    path = relay.write(tmp_path)
+    text = relay.LEARNER.replace("{**scores,", '{"return": scores["evaluation/return"],')
+    (tmp_path / "learner.py").write_text(text, "utf-8")
+    with pytest.raises(InputError, match="score of agent 'learner' must return 'evaluation/return"):
+        session.sweep(path, options(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_directory_is_left_alone(swept: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    path = swept.parent / "relay.toml"
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="is no directory of stages"):
+        session.sweep(path, options(tmp_path))
+    with pytest.raises(InputError, match="is no directory of stages"):
+        session.sweep(path, options(swept / "first"))
+
+
+def test_a_changed_stage_is_refused_with_what_to_delete(
+    swept: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(swept, out)
+    text = relay.PIPELINE.replace("steps_per_update = 4 }\n\n", "steps_per_update = 5 }\n\n")
+    path = relay.write(tmp_path, text)
+    words = f"another config.steps_per_update .it was 4, and is 5.: delete {out}/judge and {out}/le"
+    with pytest.raises(InputError, match=words):
+        session.sweep(path, options(out))
+    shutil.rmtree(out / "judge")
+    with pytest.raises(InputError, match=r"'learner' was computed with other given arrays .*judge"):
+        session.sweep(path, options(out))
+    shutil.rmtree(out / "learner")
+    session.sweep(path, options(out))
+    assert len(runs(out / "learner")) == 4
+
+
+# ---------------------------------------------------------------------------- what stands alone
+
+
+def test_the_results_of_a_stage_stand_alone(
+    swept: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(swept / "learner", tmp_path / "learner")
+    agent = ["--agent", str(swept.parent / "learner.py")]
+    assert cli.main(["eval", str(tmp_path / "learner"), *agent, "--episodes", "8"]) == 0
+    alone = capsys.readouterr().out
+    assert "8 episodes: judge " in alone and ", return " in alone
+    assert cli.main(["eval", str(swept), *agent, "--episodes", "8"]) == 0
+    assert capsys.readouterr().out == alone
+    assert cli.main(["export", str(swept)]) == 0
+    with (swept / "learner" / "export.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 4
+    (swept / "learner" / "export.csv").unlink()
+
+
+def test_damaged_given_arrays_are_found_and_written_again(
+    swept: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(swept, out)
+    assert cli.main(["fsck", str(out)]) == 0
+    structure = out / "judge" / frozen.FOLDER / frozen.STRUCTURE
+    structure.write_text(structure.read_text().replace("reference", "referenze"))
+    assert [problem.kind for problem in fsck.check(out / "judge")] == ["given"]
+    capsys.readouterr()
+    assert cli.main(["fsck", str(out)]) == 1
+    assert "the same sweep command writes the given arrays again" in capsys.readouterr().out
+    session.sweep(swept.parent / "relay.toml", options(out))
+    assert fsck.check(out / "judge") == []
+
+
+def test_a_directory_is_given_to_a_sweep_and_to_one_run(
+    swept: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A fork's file is never executed because a directory names it."""
+    monkeypatch.chdir(swept.parent)
+    words = ["train", "./judge.py", "--given", "reference=out/first", "--quiet"]
+    assert cli.main(words) == 2
+    assert "executed only if you name it" in capsys.readouterr().err
+    for given, words_ in (("reference", "NAME=SOURCE"), ("reference=first", "with a '/'")):
+        assert cli.main(["train", "./judge.py", "--given", given]) == 2
+        assert words_ in capsys.readouterr().err
+
+
+def test_unfinished_results_are_not_given(tmp_path: pathlib.Path) -> None:
+    stores.Store.open(tmp_path / "new", {"agent": "ppo"}).close()
+    with pytest.raises(InputError, match="its sweep is unfinished: 0 units of it are done"):
+        sources.trained(tmp_path / "new", best=True)
+
+
+# ------------------------------------------------------------------------------ plan and confirm
+
+
+def test_all_stages_are_planned_without_a_trained_model(
+    swept: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = relay.write(tmp_path)
+    assert cli.main(["plan", str(path), "--quick", "--devices", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("compilation(s)") == printed.count("Disk: ") == 3
+    assert "Stage 2 of 3: judge." in printed and "64 verdicts" in printed
+    assert cli.main(["plan", str(path), "--tune"]) == 2
+
+
+def test_given_arrays_are_counted_once_on_disk(tmp_path: pathlib.Path) -> None:
+    pipeline = stages.read(relay.write(tmp_path))
+    assert pipeline is not None
+    spec = stages.plan(pipeline)[-1]
+    assert spec.given.nbytes == (3 + 2 * 3) * 4 and not spec.given.digest
+    nothing_else: Any = None
+    assert forecast.bytes_on_disk(spec, [], nothing_else, 1) == spec.given.nbytes
+
+
+@pytest.mark.parametrize(("seeds", "most"), [(2, 0), (4, 2)])
+def test_only_seeds_with_their_own_given_are_confirmed(
+    tmp_path: pathlib.Path, seeds: int, most: int
+) -> None:
+    text = relay.PIPELINE.replace("seeds = 2", f"seeds = {seeds}")
+    text = text.replace('agent = "./learner.py"', 'agent = "./learner.py"\nseeds = 2')
+    pipeline = stages.read(relay.write(tmp_path, text))
+    assert pipeline is not None
+    with pytest.raises(InputError, match=f"--confirm must be at most {most}, the number of fresh"):
+        stages.plan(pipeline, most + 1)
+    assert len(stages.plan(pipeline, most)) == 3
+
+
+def test_members_of_a_population_share_what_its_seed_is_given(tmp_path: pathlib.Path) -> None:
+    own = "sweep = { learning_rate = [0.1, 1.0] }"
+    members = "pbt = { population = 2, generations = 2 }"
+    text = relay.PIPELINE.replace(own, f"sweep = {{ learning_rate = [0.1, 1.0] }}\n{members}")
+    session.sweep(relay.write(tmp_path, text), options(tmp_path / "out"))
+    judge_of = {r["seed"]: r["arrays"] for r in runs(tmp_path / "out" / "judge")}
+    learned = runs(tmp_path / "out" / "learner")
+    given: dict[int, set[float]] = {}
+    for run in learned:
+        given.setdefault(run["seed"] // 2, set()).add(float(run["arrays"]["given/judge"][0]))
+    assert len(judge_of) == 2 and [len(values) for values in given.values()] == [1, 1]
+    assert given[0] != given[1]
+    bad = text.replace(
+        'reference = "first:best", judge = "judge" }', 'reference = "first", judge = "judge" }'
+    )
+    bad = bad.replace("[stage.sweep]\nlearning_rate = [0.1, 0.5]", f"{own}\n{members}")
+    with pytest.raises(InputError, match="given must be 'first:best', because the populations"):
+        session.sweep(relay.write(tmp_path / "bad", bad), options(tmp_path / "bad" / "out"))
