@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import pytest
+import quick
 
 import purejaxpg.agents
 from purejaxpg import InputError, envs
@@ -113,15 +114,37 @@ def spec(agent: types.ModuleType) -> specs.Spec:
 
 @functools.cache
 def backend(agent: types.ModuleType) -> compute.Backend:
-    """Return a backend for `spec` whose segments hold two updates, half of a run."""
+    """Return a backend for `spec` whose segments hold two updates, half of a run.
+
+    Runs start and train in programs as users have them. The score is compiled quickly.
+    """
+
+    def trace(*arguments: Any) -> tuple[Any, ...]:
+        start, segment, score = original(*arguments)
+        return start, segment, Quickly(score)
 
     class Halves(compute.Backend):
         def compile(self, group: Any) -> compute.Programs:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(compute, "SEGMENTS", 2)
+                patch.setattr(compute, "trace", trace)
                 return super().compile(group)
 
+    original = compute.trace
     return Halves(spec(agent), jax.devices()[:1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Quickly:
+    """A stage of a program, up to its compilation with few optimisations."""
+
+    stage: Any
+
+    def lower(self) -> "Quickly":
+        return Quickly(self.stage.lower())
+
+    def compile(self) -> Any:
+        return self.stage.compile(compiler_options=quick.OPTIONS)
 
 
 def some_obs(agent: types.ModuleType, count: int) -> jax.Array:

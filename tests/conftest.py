@@ -41,7 +41,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # The longest first, so that workers end together; the others follow in the order of their names.
 FIRST = (
     "test_learning.py", "test_contract.py", "test_probes.py", "sweep/test_resume.py",
-    "test_own_envs.py", "cluster/test_distributed.py", "cluster/test_ray_executor.py",
+    "sweep/test_engine.py", "sweep/test_faults.py", "cluster/test_ray_executor.py",
+    "cluster/test_distributed.py", "test_cli.py", "test_trainers.py", "test_bench.py",
 )  # fmt: skip
 
 
@@ -62,10 +63,16 @@ def release_programs() -> Iterator[None]:
     yield
     maps = pathlib.Path("/proc/self/maps")
     if "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > MAPS:
-        import jax
+        clear_programs()
 
-        jax.clear_caches()
-        gc.collect()
+
+def clear_programs() -> None:
+    import jax
+
+    if "tiny_sweep" in sys.modules:
+        sys.modules["tiny_sweep"].BUILT.clear()
+    jax.clear_caches()
+    gc.collect()
 
 
 # Modules whose statements hold however a program is optimised: see quick.py.
@@ -96,13 +103,13 @@ def compile_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
         asked = more.pop("env_options_overrides", None) or {}
         return original(*arguments, env_options_overrides={**quick.OPTIONS, **asked}, **more)
 
-    jax.clear_caches()
+    clear_programs()
     jax.numpy.zeros(()).block_until_ready()  # XLA has read the flags of this process after it
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiler, "get_compile_options", options)
         patch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} {quick.FLAGS}".strip())
         yield
-    jax.clear_caches()
+    clear_programs()
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import forked
 import pytest
 
 import purejaxpg
@@ -202,14 +203,7 @@ def test_a_terminated_sweep_resumes_from_its_snapshot(capsys: pytest.CaptureFixt
     """A process of its own, on real training, with no snapshot due for an hour."""
     flags = [word if word != "64" else "60000" for word in FLAGS if word != "--quiet"]
     words = ["train", "ppo", *flags, "--snapshot-every", "3600"]
-    root = str(pathlib.Path(purejaxpg.__file__).resolve().parent.parent)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "purejaxpg.cli", *words],
-        env={**os.environ, "PYTHONPATH": root},
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
+    process = forked.Process("-m", "purejaxpg.cli", *words, folder=pathlib.Path.cwd())
     while process.poll() is None and not list(pathlib.Path().glob("results/*/progress.jsonl")):
         time.sleep(0.01)
     process.terminate()
@@ -233,7 +227,7 @@ def test_fork_train_and_sweep_the_fork(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_a_copy_of_an_agent_is_a_program() -> None:
     assert cli.main(["fork", "ppo", "mine.py"]) == 0
-    result = python("mine.py", *FLAGS)
+    result = forked.run("mine.py", *FLAGS, folder=pathlib.Path.cwd())
     assert result.returncode == 0, result.stderr
     assert "results/mine-CartPole-v1-seed0" in result.stdout.replace("\n", "")
     assert list(pathlib.Path().glob("results/*/ledger.sqlite"))
@@ -266,13 +260,9 @@ def test_the_package_of_a_log_is_missed_before_anything_is_computed(
 
 
 def in_a_process(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return python("-m", "purejaxpg.cli", *words, **environment)
-
-
-def python(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     root = str(pathlib.Path(purejaxpg.__file__).resolve().parent.parent)
     return subprocess.run(
-        [sys.executable, *words],
+        [sys.executable, "-m", "purejaxpg.cli", *words],
         env={**os.environ, "PYTHONPATH": root, **environment},
         capture_output=True,
         text=True,
@@ -289,8 +279,9 @@ def test_a_missing_accelerator_is_status_1() -> None:
 
 
 def test_too_many_devices_are_refused_before_anything_is_written() -> None:
-    flags = "--xla_force_host_platform_device_count=1"
-    result = in_a_process("train", "ppo", "--devices", "2", XLA_FLAGS=flags)
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    words = ("-m", "purejaxpg.cli", "train", "ppo", "--devices", "2")
+    result = forked.run(*words, folder=pathlib.Path.cwd(), environment=environment)
     assert result.returncode == 2
     assert "--devices must be at most 1 here" in result.stderr
     assert not pathlib.Path("results").exists()

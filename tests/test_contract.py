@@ -23,8 +23,8 @@ import quick
 from jax import random
 from jax.extend import random as jax_random
 
+from purejaxpg import checkpoint, envs
 from purejaxpg import config as configs
-from purejaxpg import envs
 from purejaxpg.sweep import compute, session
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import search as searches
@@ -84,7 +84,8 @@ def trained(
 
 
 def row(tree: Any, index: int) -> Any:
-    return jax.tree.map(lambda x: x[index], tree)
+    """Return a row as NumPy arrays, of which it is taken without a program for each shape."""
+    return jax.tree.map(lambda x: x[index], jax.device_get(tree))
 
 
 def leaves_differ(a: Any, b: Any) -> bool:
@@ -271,6 +272,19 @@ def test_segments_of_any_length_give_the_same_bits(agent: types.ModuleType) -> N
         assert not leaves_differ((states, metrics), (others, other_metrics))
 
 
+def test_a_state_is_the_same_after_a_checkpoint(
+    agent: types.ModuleType, tmp_path: pathlib.Path
+) -> None:
+    """With all its bits, shapes and types, so that a resumed run cannot differ."""
+    states, _, _ = trained(agent, (config_of(agent), 3))
+    checkpoint.save(tmp_path / "state", states)
+    again = checkpoint.load(tmp_path / "state", jax.eval_shape(lambda: states))
+    assert jax.tree.structure(again) == jax.tree.structure(states)
+    for before, after in zip(jax.tree.leaves(states), jax.tree.leaves(again), strict=True):
+        assert (before.dtype, before.shape) == (after.dtype, after.shape)
+        assert np.asarray(before).tobytes() == np.asarray(after).tobytes()
+
+
 DRAWN: list[tuple[int, ...]] = []
 
 
@@ -292,12 +306,31 @@ RECORDED = jax_random.define_prng_impl(
 )
 
 
+def plain(agent: types.ModuleType) -> Any:
+    """Return a configuration without tricks; normalised advantages hide the scale of the reward."""
+    return under_test.tiny(agent, normalize_advantage=False)
+
+
+@functools.cache
+def updating(agent: types.ModuleType) -> Any:
+    """Return one compiled update for each set of static fields."""
+    return jax.jit(agent.update, compiler_options=quick.OPTIONS)
+
+
+def updated(agent: types.ModuleType, key: jax.Array, state: Any, config: Any) -> Any:
+    """Update once with a key that is recorded; all who do that share one program."""
+    state = jax.tree.map(np.asarray, state)  # a weakly typed array would be compiled again
+    return updating(agent)(key, state, config)[0]
+
+
 def test_all_keys_drawn_in_a_run_are_distinct(agent: types.ModuleType) -> None:
     """Record the key of every draw of random bits; the reuse checker misses split after fold_in."""
-    config = under_test.tiny(agent)
+    config, key = plain(agent), random.key(0, impl=RECORDED)
     DRAWN.clear()
-    train = jax.jit(agent.train, compiler_options=quick.OPTIONS)
-    jax.block_until_ready(train(random.key(0, impl=RECORDED), config))
+    init = jax.jit(agent.init, compiler_options=quick.OPTIONS)
+    state = init(random.fold_in(key, 0), config)
+    for u in range(1, config.num_updates + 1):
+        state = updated(agent, random.fold_in(key, u), state, config)
     jax.effects_barrier()
     draws = config.num_updates * config.steps_per_update // config.num_envs
     assert len(DRAWN) >= draws  # at least one per rollout step
@@ -330,18 +363,11 @@ TRICKS: dict[str, Any] = {
 }  # fmt: skip
 
 
-@functools.cache
-def updating(agent: types.ModuleType) -> Any:
-    """Return one compiled update for each set of static fields."""
-    return jax.jit(agent.update, compiler_options=quick.OPTIONS)
-
-
 def learnt(agent: types.ModuleType, config: Any) -> Any:
     """Return the parameters after all updates, from the same initial state for every `config`."""
-    state = jax.tree.map(np.asarray, row(start(agent, (config_of(agent), 0)), 0))
+    state = row(start(agent, (config_of(agent), 0)), 0)
     for u in range(1, under_test.UPDATES + 1):
-        state, _ = updating(agent)(random.key(u), state, config)
-        state = jax.tree.map(np.asarray, state)  # a weakly typed result would be compiled again
+        state = updated(agent, random.key(u, impl=RECORDED), state, config)
     return state.params
 
 
@@ -350,11 +376,9 @@ def test_each_trick_changes_what_is_learnt(agent: types.ModuleType, trick: str) 
     """An option without effect would make a sweep compare a run with itself."""
     if not under_test.has(agent, trick):
         pytest.skip(f"{under_test.name(agent)} has no {trick}")
-    # Normalised advantages would hide the scale of the reward.
-    plain = under_test.tiny(agent, normalize_advantage=False)
-    changed = dataclasses.replace(plain, **{trick: TRICKS[trick]})
+    changed = dataclasses.replace(plain(agent), **{trick: TRICKS[trick]})
     agent.check(changed)
-    params = [learnt(agent, config) for config in (plain, changed)]
+    params = [learnt(agent, config) for config in (plain(agent), changed)]
     differences = jax.tree.map(lambda a, b: float(abs(a - b).max()), *params)
     assert max(jax.tree.leaves(differences)) > 1e-6  # more than rounding
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params[1]))

@@ -94,9 +94,9 @@ def settings(**fields: Any) -> Any:
     return ppo.Config(env="mine", total_timesteps=64, num_envs=2, num_steps=16, **fields)
 
 
-def score(max_steps: int | None = None, **env_params: Any) -> dict[str, np.ndarray]:
+def played(max_steps: int | None = None, **env_params: Any) -> dict[str, np.ndarray]:
     config = settings(env_params=env_params)
-    return jax.device_get(evaluate.score(random.key(0), IDLE, None, config, 3, max_steps))
+    return jax.device_get(evaluate.evaluate(random.key(0), IDLE, None, config, 3, max_steps))
 
 
 def returned(env: envs.Env, num_steps: int, action: Any = 0.0) -> envs.Step:
@@ -254,7 +254,7 @@ def test_parameters_need_not_have_a_time_limit(cls: Any) -> None:
     state = jax.eval_shape(lambda key: ppo.train(key, settings())[0], random.key(0))
     jax.eval_shape(lambda key, s: evaluate.score(key, ppo, s, settings(), 2, 20),
                    random.key(0), state)  # fmt: skip
-    assert score(max_steps=20)["evaluation/return"].tolist() == [5.0] * 3
+    assert played(max_steps=20)["return"].tolist() == [5.0] * 3
 
 
 def test_parameters_that_a_factory_returns_are_used() -> None:
@@ -282,7 +282,7 @@ def test_wrappers_of_gymnax_play_and_score(wrap: Any) -> None:
     steps = returned(env, 10)
     np.testing.assert_array_equal(steps.terminated[:, 0], [t % 5 == 4 for t in range(10)])
     assert (env.max_steps, env.ends) == (100, True)
-    assert score()["evaluation/return"].tolist() == [5.0] * 3
+    assert played()["return"].tolist() == [5.0] * 3
 
 
 # --- what cannot work ---------------------------------------------------------------------------
@@ -647,24 +647,24 @@ class OwnCounter(HardCoded):
 def test_a_limit_of_ones_own_is_what_an_episode_is_scored_by(cls: Any) -> None:
     env = made(cls)
     assert env.ends and env.max_steps is None  # it ends, and nobody can say beforehand when
-    scores = score()
+    scores = evaluate.score(random.key(0), IDLE, None, settings(), 3)
     assert scores["evaluation/return"].tolist() == [23.0] * 3
     assert scores["evaluation/greedy_return"].tolist() == [23.0] * 3
     assert scores["evaluation/finished"].all()
-    assert set(returned(env, 50).episode_length[returned(env, 50).done]) == {23}
+    steps = returned(env, 50)
+    assert set(steps.episode_length[steps.done]) == {23}
 
 
 def test_another_limit_is_followed_even_where_it_is_traced() -> None:
     made(OwnField)
-    assert score(limit=40)["evaluation/return"].tolist() == [40.0] * 3
+    assert played(limit=40)["return"].tolist() == [40.0] * 3
     made(Endless)
-    assert score(max_steps_in_episode=7)["evaluation/return"].tolist() == [7.0] * 3
-    assert score(max_steps_in_episode=150)["evaluation/return"].tolist() == [150.0] * 3
+    assert played(max_steps_in_episode=7)["return"].tolist() == [7.0] * 3
+    assert played(max_steps_in_episode=150)["return"].tolist() == [150.0] * 3
 
     def one(limit: jax.Array) -> jax.Array:
         config = settings(env_params={"max_steps_in_episode": limit})
-        scores = evaluate.score(random.key(0), IDLE, None, config, 2)
-        return scores["evaluation/return"]
+        return evaluate.evaluate(random.key(0), IDLE, None, config, 2)["return"]
 
     limits = jnp.array([3, 40, 101])
     np.testing.assert_array_equal(jax.vmap(one)(limits), np.outer([3.0, 40, 101], np.ones(2)))
@@ -688,7 +688,7 @@ def test_a_limit_given_to_register_truncates_in_training_too(cls: Any, wrap: Any
     steps = returned(env, 20)
     np.testing.assert_array_equal(steps.done[:, 0], [t % ends == ends - 1 for t in range(20)])
     assert steps.terminated.any() == (ends == 5) and steps.truncated.any() == (ends == 9)
-    assert score()["evaluation/return"].tolist() == [float(ends)] * 3
+    assert played()["return"].tolist() == [float(ends)] * 3
     assert env.max_steps == 9
     reinforce.check(reinforce.Config(env="mine", total_timesteps=6400, num_envs=2))
 
@@ -702,10 +702,10 @@ def test_of_two_limits_the_lower_one_counts() -> None:
 
 def test_an_episode_that_was_cut_short_has_no_return() -> None:
     made(Endless)
-    scores = score(max_steps=37)
-    assert np.isnan(scores["evaluation/return"]).all()
-    assert not scores["evaluation/finished"].any()
-    assert scores["evaluation/length"].tolist() == [37] * 3
+    scores = played(max_steps=37)
+    assert np.isnan(scores["return"]).all()
+    assert not scores["finished"].any()
+    assert scores["length"].tolist() == [37] * 3
 
 
 def test_a_limit_beyond_the_longest_evaluation_is_refused_before_training() -> None:

@@ -23,20 +23,36 @@ def registered() -> None:
 GAMMAS = {"Discounted": 0.7, "Endless": 0.9}
 
 
+def kind_of(agent: types.ModuleType, probe: str) -> str:
+    """Return in which actions the agent solves a probe, discrete if it can, or nothing."""
+    for kind in ("Discrete", "Continuous"):
+        if probe in probes.tasks(kind) and under_test.accepts(agent, f"probe/{kind}"):
+            return kind
+    return ""
+
+
+def own(agent: types.ModuleType, kind: str) -> list[str]:
+    """Return the probes that the agent solves in actions of a kind."""
+    return [probe for probe in probes.tasks(kind) if kind_of(agent, probe) == kind]
+
+
 @functools.cache
 def solved(agent: types.ModuleType, kind: str) -> tuple[Any, Any]:
-    """Train on all probes of a kind in one vmap -> states and configurations, a row each."""
-    fields, options = dict(under_test.PROBE_FIELDS), quick.OPTIONS
-    if not any(under_test.has(agent, field) for field in ("num_epochs", "num_gradient_steps")):
-        fields["total_timesteps"] *= 8
-        options = quick.SOMEWHAT
+    """Train on the probes of a kind in one vmap -> states and configurations, a row each."""
+    fields = dict(under_test.PROBE_FIELDS)
+    if under_test.has(agent, "num_epochs"):
+        fields["total_timesteps"] //= 2
+    elif not under_test.has(agent, "num_gradient_steps"):
+        fields["total_timesteps"] *= 4
+        fields |= {"learning_rate": 1e-2, "critic_learning_rate": 1e-2}
     if under_test.has(agent, "ent_coef"):
         fields["normalize_advantage"] = False  # else the bonus has no fixed share
     rows = []
-    for task, probe in enumerate(probes.tasks(kind)):
+    for probe in own(agent, kind):
+        task = float(probes.tasks(kind).index(probe))
         config = under_test.tiny(
             agent,
-            **{**fields, "env": f"probe/{kind}", "env_params": {"task": float(task)}},
+            **{**fields, "env": f"probe/{kind}", "env_params": {"task": task}},
             gamma=GAMMAS.get(probe, 0.99),
             ent_coef=1.0 if probe == "Tempered" else 0.0,
         )
@@ -44,17 +60,17 @@ def solved(agent: types.ModuleType, kind: str) -> tuple[Any, Any]:
         rows.append(config)
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *rows)
     keys = random.split(random.key(0), len(rows))
-    states, _ = jax.jit(jax.vmap(agent.train), compiler_options=options)(keys, stacked)
-    return states, stacked
+    states, _ = jax.jit(jax.vmap(agent.train), compiler_options=quick.OPTIONS)(keys, stacked)
+    return jax.device_get((states, stacked))  # rows of NumPy arrays are taken without a program
 
 
 def solve(agent: types.ModuleType, probe: str) -> tuple[Any, Any]:
     """The state after learning a probe, with discrete actions if the agent supports them."""
-    for kind in ("Discrete", "Continuous"):
-        if probe in probes.tasks(kind) and under_test.accepts(agent, f"probe/{kind}"):
-            row = probes.tasks(kind).index(probe)
-            return jax.tree.map(operator.itemgetter(row), solved(agent, kind))
-    pytest.skip(f"{under_test.name(agent)} does not act in {probe}")
+    kind = kind_of(agent, probe)
+    if not kind:
+        pytest.skip(f"{under_test.name(agent)} does not act in {probe}")
+    row = own(agent, kind).index(probe)
+    return jax.tree.map(operator.itemgetter(row), solved(agent, kind))
 
 
 def value(agent: types.ModuleType, state: Any, config: Any, *obs: float) -> list[float]:

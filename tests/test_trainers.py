@@ -1,13 +1,13 @@
 """Which files a result belongs to, and how often an agent's file runs."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
 import textwrap
 from typing import Any
 
+import forked
 import gymnax
 import pytest
 import tiny_sweep
@@ -62,10 +62,10 @@ def fork(folder: pathlib.Path, head: str, name: str = "mine.py") -> pathlib.Path
     )
 
 
-def purejaxpg_in(folder: pathlib.Path, *words: str) -> subprocess.CompletedProcess[str]:
+def purejaxpg_in(folder: pathlib.Path, *words: str) -> "subprocess.CompletedProcess[str]":
     """Run the console script, which does not have the current directory on its path."""
     script = pathlib.Path(sys.executable).parent / "purejaxpg"
-    return subprocess.run([str(script), *words], cwd=folder, capture_output=True, text=True)
+    return forked.run(str(script), *words, folder=folder)
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -138,15 +138,13 @@ def identity(folder: pathlib.Path, **config: Any) -> str:
     """Return identity and run ids of a sweep of mine.py, found in a process of its own."""
     raw = {**tiny_sweep.TINY, "agent": "./mine.py", "sweep": {}, "config": {
         **tiny_sweep.TINY["config"], **config}}  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", "import sys, json; from pathlib import Path\n"
-         "from purejaxpg.sweep import spec\nraw = json.loads(sys.argv[1])\n"
-         "made = spec.from_dict(raw, 'x', Path('.'))\n"
-         "print(json.dumps([made.identity, [r.run_id for r in made.runs]]))",
-         json.dumps(raw)],
-        cwd=folder, capture_output=True, text=True,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-    )  # fmt: skip
+    code = (
+        "import sys, json; from pathlib import Path\nsys.dont_write_bytecode = True\n"
+        "from purejaxpg.sweep import spec\nraw = json.loads(sys.argv[1])\n"
+        "made = spec.from_dict(raw, 'x', Path('.'))\n"
+        "print(json.dumps([made.identity, [r.run_id for r in made.runs]]))"
+    )
+    done = forked.run("-c", code, json.dumps(raw), folder=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -184,16 +182,11 @@ def test_an_environment_registered_with_gymnax_is_never_found_by_its_name(
         sys.exit(cli.main(sys.argv[1:]))
         """,
     )
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     scores = []
     for reward in (1, 7):
         write(tmp_path / "myenv.py", ENV.format(head="", reward=reward))
         command = ["run.py", "train", "ppo", "--env", "Const-v0", *FLAGS, "--out", f"r{reward}"]
-        done = subprocess.run(
-            [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True,
-            text=True,
-        )  # fmt: skip
+        done = forked.run(*command, folder=tmp_path)
         assert done.returncode == 0, done.stderr
         rows = (tmp_path / f"r{reward}" / "report" / "runs.csv").read_text().splitlines()
         scores.append(
@@ -201,9 +194,7 @@ def test_an_environment_registered_with_gymnax_is_never_found_by_its_name(
         )
     assert scores == [10.0, 70.0]
     again = [*command[:-1], "r1"]  # the results of the old reward are not those of this one
-    done = subprocess.run(
-        [sys.executable, *again], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    done = forked.run(*again, folder=tmp_path)
     assert done.returncode == 2 and "env_source" in done.stderr
 
 
@@ -224,12 +215,12 @@ def test_an_agent_file_runs_once_and_imports_its_neighbours(tmp_path: pathlib.Pa
     spec = "agent = './mine.py'\n[config]\nenv = 'MyCart-v0'\ntotal_timesteps = 64\nnum_envs = 2\n"
     write(tmp_path / "s.toml", spec + "num_steps = 16\nhidden = [4]\n")
     runs = tmp_path / "runs"
-    python = [sys.executable, "mine.py", "--env", "MyCart-v0", *FLAGS, "--out", "o2"]
+    python = ("mine.py", "--env", "MyCart-v0", *FLAGS, "--out", "o2")
     for command in (
         lambda: purejaxpg_in(
             tmp_path, "train", "mine.py", "--env", "MyCart-v0", *FLAGS, "--out", "o1"
         ),
-        lambda: subprocess.run(python, cwd=tmp_path, capture_output=True, text=True),
+        lambda: forked.run(*python, folder=tmp_path),
         lambda: purejaxpg_in(tmp_path, "sweep", "s.toml", "--devices", "1", "--out", "o3"),
         lambda: purejaxpg_in(tmp_path, "eval", "o3", "--agent", "mine.py", "--episodes", "2"),
     ):
@@ -243,8 +234,7 @@ def test_an_agent_file_runs_once_and_imports_its_neighbours(tmp_path: pathlib.Pa
 def test_help_names_the_file_and_not_a_module_of_ours(tmp_path: pathlib.Path) -> None:
     fork(tmp_path, "")
     for words in (["mine.py"], ["-m", "purejaxpg.cli", "train", "mine.py"]):
-        command = [sys.executable, *words, "--help"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        done = forked.run(*words, "--help", folder=tmp_path)
         assert done.returncode == 0, done.stderr
         usage = done.stdout.splitlines()[0]
         assert "mine.py" in usage and "purejaxpg_fork" not in usage and "__main__" not in usage

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from rich.console import Console
 
 from purejaxpg.sweep import compute, engine
@@ -45,14 +46,38 @@ def swept(**sweep: Any) -> specs.Spec:
     return specs.from_dict({**TINY, "config": fixed, "sweep": sweep or TINY["sweep"]}, "tiny")
 
 
+# The programs of `build`, by all that they depend on; `release_programs` empties it.
+BUILT: dict[Any, compute.Programs] = {}
+BUILD = compute.build
+
+
+def build(spec: specs.Spec, group: Any, devices: Any) -> compute.Programs:
+    """Build the programs of a group, or return those that an earlier sweep of this process built.
+
+    Not those of an agent's copy, which may change between two sweeps.
+    """
+    if not spec.agent.__name__.startswith("purejaxpg.agents."):
+        return BUILD(spec, group, devices)
+    sizes = group.rows, spec.eval_episodes, tuple(devices)
+    key = spec.agent.__name__, compute.signature(group.config), sizes
+    if key not in BUILT:
+        BUILT[key] = BUILD(spec, group, devices)
+    return BUILT[key]
+
+
 def run(
     spec: specs.Spec,
     out: pathlib.Path,
     stop_after: int | None = None,
     devices: int = 1,
     snapshot_every_s: float = 1e9,
+    share: bool = True,
 ) -> str:
-    """Run `spec` into `out` -> what was printed; after `stop_after` commits, it is interrupted."""
+    """Run `spec` into `out` -> what was printed.
+
+    After `stop_after` commits, it is interrupted. With `share`, sweeps share programs, as groups of
+    one sweep do.
+    """
     console = Console(file=io.StringIO(), width=200)
     with stores.Store.open(out, dict(spec.identity)) as store:
         if stop_after is not None:
@@ -61,7 +86,10 @@ def run(
             rounds = searches.rounds(spec)
             progress.begin(spec, searches.rehearse(searches.rounds(spec)))
             backend = compute.Backend(spec, jax.devices()[:devices])
-            engine.run(rounds, store, backend, progress, snapshot_every_s)
+            with pytest.MonkeyPatch.context() as patch:
+                if share and compute.build is BUILD:
+                    patch.setattr(compute, "build", build)
+                engine.run(rounds, store, backend, progress, snapshot_every_s)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 

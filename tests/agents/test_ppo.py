@@ -184,7 +184,7 @@ def test_memory_grows_as_predicted_with_the_environments() -> None:
         config = dataclasses.replace(TINY, num_envs=num_envs, total_timesteps=16 * num_envs)
         state = jax.eval_shape(ppo.init, random.key(0), config)
         lowered = UPDATE.lower(random.key(0), state, config)
-        compiled = lowered.compile(compiler_options=quick.AS_FOR_USERS)
+        compiled = lowered.compile(compiler_options=quick.PLANNED)
         return compiled.memory_analysis().temp_size_in_bytes
 
     small, middle, large = (scratch(n) for n in (512, 1024, 2048))

@@ -6,7 +6,9 @@ import math
 import pathlib
 from typing import Any
 
+import forked
 import pytest
+import quick
 
 FILE = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "halving.py"
 
@@ -67,8 +69,9 @@ def test_a_tiny_sweep_runs(
     halving: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 9 configurations 9, 3 and 1 are trained, here by one program."""
-    one_device = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
-    monkeypatch.setattr(halving, "COLD", one_device)  # and the tests' cache of compilations
+    one_device = f"--xla_force_host_platform_device_count=1 {quick.FLAGS}"
+    monkeypatch.setattr(halving, "COLD", {"XLA_FLAGS": one_device})  # and the tests' cache
+    monkeypatch.setattr(halving.subprocess, "run", forked.python)
     study = halving.STUDY.format(configurations=9, seeds=1, steps=2304) + halving.WAYS["halving"]
     found = halving.sweep(f"rows_per_device = 1\n{study}", tmp_path / "tiny")
     assert found["env_steps"] == 256 * (9 * 1 + 3 * 2 + 1 * 6)

@@ -4,14 +4,13 @@ import os
 import pathlib
 import signal
 import socket
-import subprocess
-import sys
 import time
 import tomllib
 import types
 from collections.abc import Callable
 from typing import Any
 
+import forked
 import jax
 import numpy as np
 import pytest
@@ -53,13 +52,12 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
-def start(words: list[str], flags: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", COMMAND, "sweep", *words],
-        env={**os.environ, "XLA_FLAGS": flags, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+def start(out: pathlib.Path, flags: str, *words: str, **environment: str) -> forked.Process:
+    """Start the sweep beside `out` into it."""
+    return forked.Process(
+        *("-c", COMMAND, "sweep", str(out.parent / "spec.toml"), "--out", str(out), *words),
+        folder=out.parent,
+        environment={**os.environ, "XLA_FLAGS": flags, **environment},
     )
 
 
@@ -68,13 +66,13 @@ class Job:
 
     def __init__(self, directory: pathlib.Path, flags: str) -> None:
         self.out = directory / "two"
-        words = [str(directory / "spec.toml"), "--out", str(self.out), "--devices", "1"]
+        words = ("--devices", "1", "--snapshot-every", "0")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
         several = {"JAX_NUM_PROCESSES": "2", "JAX_COORDINATOR_ADDRESS": address}
         self.processes = [
-            start([*words, "--snapshot-every", "0"], flags, **several, JAX_PROCESS_ID=str(index))
+            start(self.out, flags, *words, **several, JAX_PROCESS_ID=str(index))
             for index in range(2)
         ]
 
@@ -82,7 +80,7 @@ class Job:
         leader = self.processes[0]
         while not until():
             if leader.poll() is not None:
-                pytest.fail(leader.communicate()[0])
+                pytest.fail("".join(leader.communicate()))
             time.sleep(0.02)
 
     def commits(self) -> int:
@@ -93,7 +91,7 @@ class Job:
 
     def end(self) -> tuple[list[int | None], list[str]]:
         """Wait for the end -> exit statuses and what was printed."""
-        outputs = [process.communicate(timeout=300)[0] for process in self.processes]
+        outputs = ["".join(process.communicate(timeout=300)) for process in self.processes]
         return [process.returncode for process in self.processes], outputs
 
 
@@ -137,10 +135,8 @@ def test_if_one_is_killed_the_other_ends(directory: pathlib.Path, victim: int) -
 
 
 def check_same_as_one(directory: pathlib.Path, flags: str) -> None:
-    words = [str(directory / "spec.toml"), "--out", str(directory / "one"), "--devices", "2"]
-    process = start([*words, "--quiet"], flags)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    process = start(directory / "one", flags, "--devices", "2", "--quiet")
+    assert process.wait(300) == 0, process.communicate()
     check_same(directory / "two", directory / "one")
 
 
@@ -269,7 +265,7 @@ def test_a_used_port_is_a_fault() -> None:
             processes.refuse_used_port(taken.getsockname()[1])
 
 
-def test_a_job_that_does_not_come_up_is_a_fault() -> None:
+def test_a_job_that_does_not_come_up_is_a_fault(tmp_path: pathlib.Path) -> None:
     """jax itself would abort the process."""
     environment = {
         "JAX_NUM_PROCESSES": "2",
@@ -277,13 +273,8 @@ def test_a_job_that_does_not_come_up_is_a_fault() -> None:
         "JAX_COORDINATOR_ADDRESS": "127.0.0.1:1",
     }
     command = COMMAND.replace("HEARTBEAT_S = 10", "INITIALISE_S = 1")
-    result = subprocess.run(
-        [sys.executable, "-c", command, "sweep", "none.toml"],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    words = ("-c", command, "sweep", "none.toml")
+    result = forked.run(*words, folder=tmp_path, environment={**os.environ, **environment})
     assert result.returncode == 1, result.stderr
     assert "The 2 processes of this job did not all start within 1 s" in result.stderr
 

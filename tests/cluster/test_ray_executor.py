@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import quick
@@ -86,15 +88,9 @@ def spec_file(directory: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def sweep(spec: pathlib.Path, out: pathlib.Path, *options: str) -> subprocess.Popen[str]:
-    words = ["sweep", str(spec), "--out", str(out), *options]
-    return subprocess.Popen(
-        [sys.executable, "-m", "purejaxpg.cli", *words],
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def sweep(spec: pathlib.Path, out: pathlib.Path, *options: str) -> forked.Process:
+    words = ("-m", "purejaxpg.cli", "sweep", str(spec), "--out", str(out), *options)
+    return forked.Process(*words, folder=out.parent, environment=ENVIRONMENT)
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +98,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The sweep of `spec_file` in one process, without Ray."""
     directory = tmp_path_factory.mktemp("local")
     process = sweep(spec_file(directory), directory / "out", "--devices", "1", "--quiet")
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    assert process.wait(300) == 0, process.communicate()
     return directory / "out"
 
 
@@ -115,14 +110,14 @@ def units_of(out: pathlib.Path) -> tuple[int, int]:
         return sum(unit["done"] for unit in store.ledger.units()), len(store.ledger.pending())
 
 
-def wait_for_commits(out: pathlib.Path, process: subprocess.Popen[str], more_than: int) -> int:
+def wait_for_commits(out: pathlib.Path, process: forked.Process, more_than: int) -> int:
     """Wait until more units are committed -> units of the round that are still to do."""
     while process.poll() is None:
         done, pending = units_of(out)
         if done > more_than:
             return pending
         time.sleep(0.05)
-    pytest.fail(process.communicate()[0])
+    pytest.fail("".join(process.communicate()))
 
 
 def test_a_terminated_sweep_resumes_and_a_lost_node_loses_no_run(
@@ -134,7 +129,7 @@ def test_a_terminated_sweep_resumes_and_a_lost_node_loses_no_run(
     process = sweep(spec, out, *options)
     assert wait_for_commits(out, process, more_than=0) > 0
     process.terminate()
-    output, _ = process.communicate(timeout=60)
+    output = "".join(process.communicate(timeout=60))
     assert process.returncode == 143, output
     assert "Terminated; finished units are kept" in output
 
@@ -142,7 +137,7 @@ def test_a_terminated_sweep_resumes_and_a_lost_node_loses_no_run(
     left = wait_for_commits(out, process, more_than=units_of(out)[0])
     cluster.remove_node(node, allow_graceful=False)
     assert left >= 4  # so that the lost node was at work, and more was waiting
-    output, _ = process.communicate(timeout=300)
+    output = "".join(process.communicate(timeout=300))
     assert process.returncode == 0, output
     assert "units are done" in output and "on the Ray cluster" in output
     check_same(out, local)

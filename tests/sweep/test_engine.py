@@ -4,11 +4,11 @@ import dataclasses
 import json
 import os
 import pathlib
-import subprocess
 import sys
 import types
 from typing import Any
 
+import forked
 import jax
 import numpy as np
 import pytest
@@ -108,11 +108,12 @@ def test_traced_values_share_one_compilation_and_static_ones_do_not(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled = count_compilations(monkeypatch)
-    run(swept(learning_rate=[1e-3, 1e-2], gamma=[0.9, 0.99]), tmp_path / "traced")
+    traced = swept(learning_rate=[1e-3, 1e-2], gamma=[0.9, 0.99])
+    run(traced, tmp_path / "traced", share=False)
     assert compiled() == 1
-    run(swept(learning_rate=[1e-3, 1e-2], num_epochs=[1, 2], activation=["tanh", "relu"]),
-        tmp_path / "static")  # fmt: skip
-    assert compiled() == 4
+    static = swept(learning_rate=[1e-3, 1e-2], num_epochs=[1, 2])
+    run(static, tmp_path / "static", share=False)
+    assert compiled() == 2
 
 
 def count_compilations(monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -162,10 +163,11 @@ def test_the_sweep_is_train_and_evaluate(tmp_path: pathlib.Path) -> None:
     (stored,) = contents(tmp_path / "out").values()
     config, key = spec.runs[0].config, random.key(5)
     state, metrics = jax.jit(ppo.train)(key, config)
+    score = jax.jit(lambda *given: evaluate.score(given[0], ppo, *given[1:], 4))
     for name, value in metrics.items():
         np.testing.assert_allclose(stored[name][0], value, rtol=1e-3, atol=1e-4, err_msg=name)
     key_score = random.fold_in(key, 2**31 + config.num_updates)
-    for name, value in evaluate.score(key_score, ppo, state, config, 4).items():
+    for name, value in score(key_score, state, config).items():
         np.testing.assert_allclose(stored[name][0], value, err_msg=name)
 
 
@@ -178,17 +180,15 @@ def test_a_diverged_run_is_marked_and_stored(tmp_path: pathlib.Path) -> None:
     assert all(1 <= update <= 4 for update in at)
 
 
-def on_four_devices(call: str, *words: str) -> None:
+def on_four_devices(folder: pathlib.Path, call: str, *words: str) -> None:
     """Run `call`, an expression about this module, in a process with four CPU devices."""
     here = pathlib.Path(__file__).resolve()
-    path = os.pathsep.join(map(str, (here.parent, here.parents[1], here.parents[2])))
+    path = os.pathsep.join(map(str, (here.parent, here.parents[1])))
     flags = f"--xla_force_host_platform_device_count=4 {quick.FLAGS}"
-    subprocess.run(
-        [sys.executable, "-c", f"import sys, test_engine\n{call}", *words],
-        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": path},
-        timeout=600,
-        check=True,
-    )
+    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": path}
+    code = f"import sys, test_engine\n{call}"
+    done = forked.run("-c", code, *words, folder=folder, environment=environment)
+    assert done.returncode == 0, done.stderr
 
 
 def on_devices(out: str, devices: int, stop_after: int | None = None) -> None:
@@ -213,7 +213,7 @@ def test_neither_devices_nor_interruptions_change_the_bits(tmp_path: pathlib.Pat
         "test_engine.on_devices(sys.argv[2], 4)\n"
         "test_engine.on_devices(sys.argv[3], 2, stop_after=2)\n"
     )
-    on_four_devices(calls, *names)
+    on_four_devices(tmp_path, calls, *names)
     two, four, cut = (contents(pathlib.Path(name)) for name in names)
     assert len(two) == 3
     for unit, arrays in two.items():
@@ -249,13 +249,13 @@ def policy(key, state, obs, config, greedy=False):
 """
 
 
-def forked(directory: pathlib.Path, metrics: str) -> specs.Spec:
+def fork(directory: pathlib.Path, metrics: str) -> specs.Spec:
     (directory / "mine.py").write_text(FORK.replace("METRICS", metrics), encoding="utf-8")
     return specs.from_dict({**TINY, "agent": "./mine.py"}, "forked", directory)
 
 
 def test_a_fork_may_keep_a_key_in_its_state(tmp_path: pathlib.Path) -> None:
-    spec = forked(tmp_path, "metrics")
+    spec = fork(tmp_path, "metrics")
     run(spec, tmp_path / "out")
     with stores.Store.read(tmp_path / "out") as store:
         assert store.ledger.finished
@@ -272,7 +272,7 @@ def test_a_fork_that_breaks_the_contract_is_refused_before_training(
     tmp_path: pathlib.Path, metrics: str, words: str
 ) -> None:
     with pytest.raises(InputError, match=words):
-        run(forked(tmp_path, metrics), tmp_path / "out")
+        run(fork(tmp_path, metrics), tmp_path / "out")
 
 
 def test_plain_progress_lines(plain: Plain) -> None:
@@ -347,9 +347,9 @@ def test_a_population_copies_states_and_resumes_to_the_same_bits(tmp_path: pathl
 
 
 def test_a_unit_too_large_is_made_smaller_with_a_note(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    plain: Plain, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A limit between the needs of one row and of four; the results are those of small units."""
+    """A limit between the needs of two rows and of three; the results are those of small units."""
     spec = specs.from_dict({**TINY, "rows_per_device": 8}, "tiny")
     needs = []
     original = compute.build
@@ -360,19 +360,16 @@ def test_a_unit_too_large_is_made_smaller_with_a_note(
         return programs
 
     monkeypatch.setattr(compute, "build", noting)
-    monkeypatch.setattr(compute.memory, "limit", lambda devices: needs[0] // 2)
+    monkeypatch.setattr(compute.memory, "limit", lambda devices: needs[0] * 4 // 10)
     printed = run(spec, tmp_path / "out")
     with stores.Store.read(tmp_path / "out") as store:
         assert store.ledger.finished
         rows = {unit["size"] for unit in store.ledger.units()}
         (note,) = store.ledger.notes()
-    assert len(rows) == 1 and max(rows) < 8
-    assert "8 rows need" in note and f"with {max(rows)} rows a device instead" in note
+    assert rows == {plain.spec.rows_per_device} == {2}
+    assert "8 rows need" in note and "with 2 rows a device instead" in note
     assert note in printed
-    monkeypatch.setattr(compute.memory, "limit", lambda devices: 2**62)
-    small = specs.from_dict({**TINY, "rows_per_device": max(rows)}, "tiny")
-    run(small, tmp_path / "small")
-    first, second = rounds_of(tmp_path / "out"), rounds_of(tmp_path / "small")
+    first, second = rounds_of(tmp_path / "out"), rounds_of(plain.out)
     for name, (leg,) in first.items():
         for metric, array in leg["arrays"].items():
             assert np.array_equal(array, second[name][0]["arrays"][metric]), metric

@@ -8,13 +8,13 @@ import pathlib
 import random
 import signal
 import subprocess
-import sys
 import time
 import types
 from collections.abc import Callable
 from typing import Any
 
 import agents_under_test as under_test
+import forked
 import jax
 import numpy as np
 import pytest
@@ -60,35 +60,52 @@ def results(agent: types.ModuleType, out: pathlib.Path) -> dict[str, np.ndarray]
     return {**arrays, **{jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}}
 
 
+# One keeps its environments, the other a buffer. What an agent's file may break is tested for all:
+# its programs below, and its states and segments in test_contract.py.
+TWO = [agent for agent in under_test.AGENTS if under_test.name(agent) in ("ppo", "sac")]
+
+
 def half(directory: str) -> None:
-    """Run half of every agent's run; called in a separate process."""
-    for agent in under_test.AGENTS:
+    """Run half of a run of TWO, and write the programs of all; called in a separate process."""
+    for agent in TWO:
         with pytest.raises(KeyboardInterrupt):
             go(agent, pathlib.Path(directory) / under_test.name(agent), interrupted=True)
+    for agent in under_test.AGENTS:
+        (pathlib.Path(directory) / f"{under_test.name(agent)}.mlir").write_text(written(agent))
 
 
-def process(call: str, *words: str) -> "subprocess.CompletedProcess[str]":
-    here = pathlib.Path(__file__).resolve()
-    path = os.pathsep.join(map(str, (here.parent, here.parents[1], here.parents[2])))
-    return subprocess.run(
-        [sys.executable, "-c", call, *words],
-        env={**os.environ, "PYTHONPATH": path, "XLA_FLAGS": ""},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
+def written(agent: types.ModuleType) -> str:
+    """Return the programs of `init` and `update`, before they are compiled."""
+    key, config = jax.random.key(0), under_test.tiny(agent)
+    init, update = jax.jit(agent.init), jax.jit(agent.update)
+    state = jax.eval_shape(init, key, config)
+    return init.lower(key, config).as_text() + update.lower(key, state, config).as_text()
 
 
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    directory = tmp_path_factory.mktemp("halves")
-    ended = process("import sys, test_resume\ntest_resume.half(sys.argv[1])", str(directory))
+    directory, here = tmp_path_factory.mktemp("halves"), pathlib.Path(__file__).resolve()
+    path = os.pathsep.join(map(str, (here.parent, here.parents[1])))
+    ended = forked.run(
+        "-c",
+        "import sys, test_resume\ntest_resume.half(sys.argv[1])",
+        str(directory),
+        folder=directory,
+        environment={**os.environ, "PYTHONPATH": path, "XLA_FLAGS": ""},
+    )
     assert ended.returncode == 0, ended.stderr
     return directory
 
 
 @pytest.mark.parametrize("agent", under_test.AGENTS, ids=under_test.name)
+def test_another_process_makes_the_same_programs(
+    agent: types.ModuleType, halves: pathlib.Path
+) -> None:
+    """Nothing of a process, such as the hash of a string, becomes a part of them."""
+    assert (halves / f"{under_test.name(agent)}.mlir").read_text() == written(agent)
+
+
+@pytest.mark.parametrize("agent", TWO, ids=under_test.name)
 def test_a_run_resumes_in_another_process(
     agent: types.ModuleType, halves: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -106,12 +123,14 @@ def test_a_run_resumes_in_another_process(
         assert np.array_equal(resumed[name], array), name
 
 
+# In both rungs, two units at a time: one compilation.
 STUDY = """
 agent = "ppo"
-seeds = 2
+seeds = 4
+rows_per_device = 2
 eval_episodes = 4
 [config]
-total_timesteps = 1_280
+total_timesteps = 640
 num_envs = 4
 num_steps = 16
 num_epochs = 2
@@ -125,16 +144,10 @@ eta = 2
 """
 
 
-def sweep(directory: pathlib.Path, out: str, flags: str = "") -> "subprocess.Popen[bytes]":
-    root = str(pathlib.Path(engine.__file__).resolve().parents[2])
+def sweep(directory: pathlib.Path, out: str, flags: str = "") -> forked.Process:
     words = ["sweep", "study.toml", "--out", out, "--devices", "2", "--snapshot-every", "0"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "purejaxpg.cli", *words],
-        cwd=directory,
-        env={**os.environ, "PYTHONPATH": root, "XLA_FLAGS": flags},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+    environment = {**os.environ, "XLA_FLAGS": flags}
+    return forked.Process("-m", "purejaxpg.cli", *words, folder=directory, environment=environment)
 
 
 def everything(out: pathlib.Path) -> dict[str, Any]:
@@ -189,7 +202,7 @@ generations = 4
 """,
 }
 # 20 updates, each a segment with a snapshot, so that something is written at almost every moment.
-FEW = STUDY.partition("[sweep]")[0]
+FEW = STUDY.partition("[sweep]")[0].replace("640", "1_280").replace("seeds = 4", "seeds = 2")
 Uninterrupted = tuple[dict[str, Any], float]  # its results, and its seconds
 
 
@@ -229,7 +242,7 @@ def killed_after(directory: pathlib.Path, out: str, seconds: float) -> bool:
 def test_killed_at_random_moments(
     tmp_path: pathlib.Path, uninterrupted: Callable[[str], Uninterrupted], part: int
 ) -> None:
-    """KILLS in all, from the first import to the report; committed results stay as they were."""
+    """KILLS in all, from the start to the report; committed results stay as they were."""
     kind, chance = list(SEARCHES)[part % 2], random.Random(part)
     expected, longest = uninterrupted(kind)
     (tmp_path / "study.toml").write_text(FEW + SEARCHES[kind], encoding="utf-8")
