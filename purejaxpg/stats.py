@@ -347,7 +347,7 @@ def importance(
     """
     levels, runs = np.asarray(codes, int), _strata(list(scores))
     means = np.array([part.mean() for part in runs])
-    grid, noise = _is_grid(levels), _seed_noise(runs)
+    grid, noise = is_grid(levels), _seed_noise(runs)
     design = _Design.of(levels)
     shares = _shares(design, means, noise, grid)
     generator = np.random.default_rng(seed)
@@ -367,43 +367,27 @@ def importance(
 
 @dataclass(frozen=True)
 class _Design:
-    """Least squares on one indicator per level of each hyperparameter, without the matrix."""
+    """Least squares on one indicator per level of each hyperparameter."""
 
     codes: NDArray[np.int64]  # [n, j]
+    matrix: Floats  # a column of ones, then the indicators [n, 1 + levels]
     inverse: Floats  # pseudo-inverse of the Gram matrix [1 + levels, 1 + levels]
     slices: tuple[slice, ...]  # places of each hyperparameter's levels
     rank: int
 
     @classmethod
     def of(cls, codes: NDArray[np.int64]) -> "_Design":
-        counts = codes.max(axis=0) + 1
-        starts = 1 + np.concatenate([[0], np.cumsum(counts)])
-        slices = tuple(slice(a, b) for a, b in itertools.pairwise(starts.tolist()))
-        gram = np.zeros((int(starts[-1]), int(starts[-1])))
-        gram[0, 0] = len(codes)
-        for (a, first), (b, second) in itertools.product(enumerate(slices), repeat=2):
-            cells = codes[:, a] * counts[b] + codes[:, b]
-            shape = (counts[a], counts[b])
-            gram[first, second] = np.bincount(cells, minlength=math.prod(shape)).reshape(shape)
-            gram[0, second] = gram[second, 0] = np.bincount(codes[:, b], minlength=counts[b])
-        values, vectors = np.linalg.eigh(gram)
+        indicators = [column[:, None] == np.arange(column.max() + 1) for column in codes.T]
+        matrix = np.column_stack([np.ones(len(codes)), *indicators])
+        starts = itertools.accumulate((each.shape[1] for each in indicators), initial=1)
+        slices = tuple(slice(*ends) for ends in itertools.pairwise(starts))
+        values, vectors = np.linalg.eigh(matrix.T @ matrix)
         known = values > values[-1] * len(values) * np.finfo(np.float64).eps
         inverse = (vectors[:, known] / values[known]) @ vectors[:, known].T
-        return cls(codes, inverse, slices, int(known.sum()))
-
-    def fit(self, y: Floats) -> Floats:
-        """Return the coefficients ``[1 + levels]`` of smallest norm."""
-        pairs = zip(self.codes.T, self.slices, strict=True)
-        sums = [np.bincount(own, y, place.stop - place.start) for own, place in pairs]
-        return self.inverse @ np.concatenate([[y.sum()], *sums])
-
-    def predict(self, fitted: Floats) -> Floats:
-        """Return the fitted values ``[n]``."""
-        pairs = zip(self.codes.T, self.slices, strict=True)
-        return np.sum([fitted[place][own] for own, place in pairs], axis=0) + fitted[0]
+        return cls(codes, matrix, inverse, slices, int(known.sum()))
 
 
-def _is_grid(codes: NDArray[np.int64]) -> bool:
+def is_grid(codes: NDArray[np.int64]) -> bool:
     """Return whether every combination of levels occurs exactly once."""
     distinct = len(np.unique(codes, axis=0))
     combinations = math.prod(len(np.unique(column)) for column in codes.T)
@@ -450,8 +434,8 @@ def _shares(
 ) -> Importance:
     """Return the shares of main effects and pairs, without intervals."""
     total, n, j = float(y.var()), len(y), design.codes.shape[1]
-    fitted = design.fit(y)
-    residual = y - design.predict(fitted)
+    fitted = design.inverse @ (design.matrix.T @ y)  # of smallest norm
+    residual = y - design.matrix @ fitted
     spare = n - design.rank
     left = float(residual @ residual) / spare if spare > 0 else noise or 0.0
     of_seeds = grid and noise is not None

@@ -6,7 +6,7 @@ It times a sweep without its disk: the same programs, units and padding.
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -105,9 +105,9 @@ def train(
     zeros = np.zeros(programs.rows * len(batch), np.int32)
 
     def segment(states: Any, first: int, count: int) -> tuple[Any, float]:
-        return timed(lambda: backend.segment(programs, inputs, states, zeros, first, count)[0])
+        return roof.timed(lambda: backend.segment(programs, inputs, states, zeros, first, count)[0])
 
-    states, start_s = timed(lambda: backend.start(programs, inputs))
+    states, start_s = roof.timed(lambda: backend.start(programs, inputs))
     states, first_s = segment(states, 1, 1)
     states, second_s = segment(states, 2, 1)
     count = max(1, min(programs.segment_length, int(SLICE_S / second_s)))
@@ -122,13 +122,6 @@ def train(
     middle = {"median": statistics.median(times), "min": min(times), "max": max(times)}
     timings = {"segments": len(times), "updates_per_segment": count}
     return {"start_s": start_s, "first_update_s": first_s, "update_s": middle, **timings}
-
-
-def timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    """Return the computed result of `call`, and the seconds that it took."""
-    began = time.perf_counter()
-    result = jax.block_until_ready(call())
-    return result, time.perf_counter() - began
 
 
 def rates(group: plans.Group, devices: int, update_s: float) -> dict[str, Any]:

@@ -7,6 +7,7 @@ run, and their condition once more than that. On a CPU XLA makes small loops one
 
 import dataclasses
 import functools
+import itertools
 import re
 from collections import Counter
 
@@ -87,14 +88,11 @@ class Module:
         What the program does before and after that loop is left out. A program without such a loop
         counts as a whole.
         """
-        loops = [
-            self._loop(instruction)
-            for instruction in self._reached(self.entry)
-            if instruction.opcode == "while" and instruction.trips is None
-        ]
+        every = itertools.chain(*self.computations.values())
+        loops = [each for each in every if each.opcode == "while" and each.trips is None]
         if not loops:
             return self.whole()
-        longest = max(loops, key=lambda each: each.total)
+        longest = max(map(self._loop, loops), key=lambda each: each.total)
         return Kernels(longest.by_opcode, longest.unknown_loops - 1)
 
     def _count(self, name: str) -> Kernels:
@@ -126,13 +124,3 @@ class Module:
         runs, tests = (1, 1) if trips is None else (trips, trips + 1)
         total = Kernels(unknown_loops=int(trips is None)).plus(self.count(body), runs)
         return total.plus(dataclasses.replace(self.count(condition), unknown_loops=0), tests)
-
-    def _reached(self, name: str) -> list[Instruction]:
-        """Return the instructions of a computation and of all that it calls."""
-        reached = []
-        for instruction in self.computations[name]:
-            reached.append(instruction)
-            if instruction.opcode == "call":
-                for inner in instruction.called("to_apply"):
-                    reached += self._reached(inner)
-        return reached

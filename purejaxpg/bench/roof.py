@@ -113,9 +113,9 @@ def fastest(
     x, *others = (jax.device_put(array, NamedSharding(mesh, over)) for array in arrays)
     count = 1
     times: list[float] = []
-    x, _ = _timed(run, count, x, *others)  # compiles
+    x, _ = timed(run, jnp.int32(count), x, *others)  # compiles
     while len(times) < REPETITIONS:
-        x, seconds = _timed(run, count, x, *others)
+        x, seconds = timed(run, jnp.int32(count), x, *others)
         if seconds >= least_s:
             times.append(seconds / count)
         else:
@@ -123,9 +123,10 @@ def fastest(
     return min(times)
 
 
-def _timed(run: Callable[..., jax.Array], count: int, *arrays: jax.Array) -> tuple[Any, float]:
+def timed(call: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    """Return the computed result of a call, and the seconds that it took."""
     began = time.perf_counter()
-    result = jax.block_until_ready(run(jnp.int32(count), *arrays))
+    result = jax.block_until_ready(call(*arguments))
     return result, time.perf_counter() - began
 
 

@@ -25,6 +25,7 @@ from purejaxpg.text import short
 
 HIGHLIGHTED = 5  # curves in colour
 FEW = 60  # other curves drawn one by one; more are summed up by quantiles
+_ROLES = ("winner", "runner-up", "default")
 CONTENDERS = 50  # configurations that may come first when seeds are resampled
 _AXES = 12  # hyperparameters analysed at most
 _PAIRS = 3
@@ -33,7 +34,6 @@ _TOP = 0.75  # quantile above which a configuration is among the best
 _TOP_NEEDS = 20  # configurations, before there is a best quarter to speak of
 _GRID_POINTS = 60
 _SPENT = ("wall_s", "compile_s", "env_steps")
-_EVALUATION = (contract.RETURN, contract.FINISHED)
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,8 @@ class Pair:
 
     first: str
     second: str
-    first_labels: tuple[str, ...]
-    second_labels: tuple[str, ...]
-    second_ticks: tuple[str, ...]
+    rows: Levels  # of the first
+    columns: Levels  # of the second
     means: np.ndarray
     counts: np.ndarray
     share: float  # of the variance, beyond the shares of both alone
@@ -390,9 +389,8 @@ def _arrays(store: Store) -> tuple[dict[str, dict[str, np.ndarray]], int | None,
     for unit in store.ledger.units():
         if not unit["done"]:
             continue
-        values = store.arrays(unit["name"], [*training.METRICS, *_EVALUATION])
-        returns = values.pop(_EVALUATION[0], None)
-        finished = values.pop(_EVALUATION[1], None)
+        values = store.arrays(unit["name"], [*training.METRICS, contract.RETURN, contract.FINISHED])
+        returns, finished = values.pop(contract.RETURN, None), values.pop(contract.FINISHED, None)
         if episodes is None and returns is not None and returns.ndim == 2:
             episodes = int(returns.shape[1])
         cut += 0 if finished is None else int((~finished.astype(bool)).sum())
@@ -508,14 +506,19 @@ def _roles(tuned: Sequence[Configuration], confirmed: Sequence[Configuration]) -
     Winner and runners-up are the best of the tuning stage, so any other confirmed configuration
     is the default. If the default is one of the best, it cannot be identified.
     """
-    best = [c for c in tuned if c.rank is not None and c.rung >= tuned[0].rung]
-    order = {c.key: place for place, c in enumerate(best[: 1 + search.RUNNERS_UP])}
+    best = _compared(tuned)[: 1 + search.RUNNERS_UP]
+    order = {c.key: place for place, c in enumerate(best)}
     places = {c.key: c for c in tuned}
     roles = []
     for c in sorted(confirmed, key=lambda c: order.get(c.key, len(order))):
         role = "runner-up" if order.get(c.key) else "winner" if c.key in order else "default"
         roles.append(Confirmed(role, c, places.get(c.key)))
     return roles if roles and roles[0].role == "winner" else []  # the winner may be pending
+
+
+def _compared(ranked: Sequence[Configuration]) -> list[Configuration]:
+    """Return the configurations that were trained as far as the first."""
+    return [c for c in ranked if c.rank is not None and c.rung >= ranked[0].rung]
 
 
 def _section(
@@ -531,7 +534,7 @@ def _section(
     curves, population = dict(training_curves), ranking.is_population(identity)
     own = [run for run in runs if ranking.environment_of(run) == name]
     confirmed_again = [c.configuration for c in confirmed]
-    contenders = [c.scores for c in ranked[:CONTENDERS] if c.rank and c.rung >= ranked[0].rung]
+    contenders = [c.scores for c in _compared(ranked[:CONTENDERS])]
     finite = contenders and np.isfinite(np.concatenate(contenders)).all()
     return Section(
         environment=name,
@@ -607,9 +610,7 @@ def _effects(
         if leg["start"] == 0 and leg["status"] != "pending" and leg["stage"] == ranking.TUNE
     ]
     filled = ranking.filled_scores(first)
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for leg in first:
-        groups.setdefault(json.dumps(leg["swept"], sort_keys=True), []).append(leg)
+    groups = ranking.grouped(first, ranking.swept_key)
     scores = [np.array([filled[leg["run_id"]] for leg in group]) for group in groups.values()]
     if len(scores) < 3 or not np.isfinite(np.concatenate(scores)).all():
         return Effects()
@@ -632,9 +633,7 @@ def _effects(
 
 def _enough(codes: np.ndarray) -> bool:
     """Return whether main effects can be separated from noise: in a grid or with enough runs."""
-    levels = codes.max(axis=0) + 1
-    grid = len(codes) == np.prod(levels) == len(np.unique(codes, axis=0))
-    return bool(grid or len(codes) >= 5 + (levels - 1).sum())
+    return stats.is_grid(codes) or len(codes) >= 5 + int(codes.max(axis=0).sum())
 
 
 def _levels(swept: Sequence[Mapping[str, Any]], specs: Mapping[str, Any]) -> dict[str, Levels]:
@@ -727,13 +726,10 @@ def _failures(
     groups: Mapping[str, list[dict[str, Any]]],
 ) -> dict[str, tuple[tuple[int, int], ...]]:
     """Return diverged and all committed runs at each level of each hyperparameter."""
-    place = {key: index for index, key in enumerate(groups)}
-    failed, total = np.zeros((2, len(groups)), int)
-    for run in runs:
-        index = place.get(json.dumps(run["swept"], sort_keys=True))
-        if index is not None and run["status"] != "pending":
-            total[index] += 1
-            failed[index] += run["status"] == "diverged"
+    by_key = ranking.grouped(runs, ranking.swept_key)
+    states = [[run["status"] for run in by_key[key]] for key in groups]
+    failed = [each.count("diverged") for each in states]
+    total = [len(each) - each.count("pending") for each in states]
     counts_of = {}
     for name, each in levels.items():
         sums = [np.bincount(each.codes, counts).astype(int) for counts in (failed, total)]
@@ -757,18 +753,14 @@ def _pairs(
     coarse = {name: _coarser(levels[name], swept, name, specs, most) for name in names}
     pairs = []
     for a, b in chosen[:_PAIRS]:
-        first, second = coarse[names[a]], coarse[names[b]]
-        shape = (len(first.labels), len(second.labels))
-        cells = first.codes * shape[1] + second.codes
-        counts = np.bincount(cells, minlength=shape[0] * shape[1])
-        with np.errstate(invalid="ignore", divide="ignore"):
-            average = np.bincount(cells, means, counts.size) / counts
-        pairs.append(
-            Pair(
-                names[a], names[b], first.labels, second.labels, second.ticks,
-                average.reshape(shape), counts.reshape(shape), float(parts.pairs[a, b]),
-            )
-        )  # fmt: skip
+        rows, columns = coarse[names[a]], coarse[names[b]]
+        counts, sums = np.zeros((2, len(rows.labels), len(columns.labels)))
+        np.add.at(counts, (rows.codes, columns.codes), 1)
+        np.add.at(sums, (rows.codes, columns.codes), means)
+        with np.errstate(invalid="ignore"):
+            average = sums / counts
+        share = float(parts.pairs[a, b])
+        pairs.append(Pair(names[a], names[b], rows, columns, average, counts, share))
     return pairs
 
 
@@ -790,7 +782,7 @@ def _improvements(
 ) -> list[Improvement]:
     """Compare the winner with the others confirmed, or with others of the tuning stage."""
     pairs = [(each.name, confirmed[0].configuration, each.configuration) for each in confirmed[1:]]
-    full = [c for c in ranked if c.rank is not None and c.rung >= ranked[0].rung]
+    full = _compared(ranked)
     if not confirmed and len(full) > 1:
         pairs = [("rank 2", full[0], full[1])]
     if not confirmed and len(full) > 3:
@@ -828,18 +820,14 @@ def _profile(sections: Sequence[Section]) -> Profile | None:
     """Return the performance profiles of the best, and of the default if it was confirmed."""
     lines: dict[str, list[Configuration]] = {}
     for section in sections:
-        if section.confirmed:
-            chosen = {
-                "winner": section.role("winner"),
-                "runner-up": section.role("runner-up"),
-                "default": section.role("default"),
-            }
-            own = {f"{k}, fresh seeds": c.configuration for k, c in chosen.items() if c}
-        else:
-            full = [c for c in section.ranked if c.rank and c.rung >= section.ranked[0].rung]
-            own = {"best": full[0]} if full else {}
-            if len(full) > 2:
-                own["middle of the ranking"] = full[len(full) // 2]
+        # The first runner-up is the best of them, so the others must not replace it.
+        confirmed = {each.role: each.configuration for each in reversed(section.confirmed)}
+        own = {f"{role}, fresh seeds": confirmed[role] for role in _ROLES if role in confirmed}
+        full = [] if confirmed else _compared(section.ranked)
+        if full:
+            own["best"] = full[0]
+        if len(full) > 2:
+            own["middle of the ranking"] = full[len(full) // 2]
         for label, c in own.items():
             lines.setdefault(label, []).append(c)
     lines = {k: v for k, v in lines.items() if len(v) == len(sections) and _finite(*v)}
@@ -879,7 +867,7 @@ def _cross(sections: Sequence[Section]) -> Cross | None:
     names = [n for n in swept[0] if len({json.dumps(s.get(n)) for s in swept}) > 1]
     texts = [[json.dumps(each.get(name)) for each in swept] for name in names]
     codes = np.stack([np.unique(column, return_inverse=True)[1] for column in texts], axis=1)
-    grid = len(shared) == np.prod(codes.max(axis=0) + 1) and len(names) <= _AXES
+    grid = stats.is_grid(codes) and len(names) <= _AXES
     both = np.array([normalized.max(axis=1), normalized[:, sensitivity.best_cross]])
     return Cross(
         environments=tuple(s.environment for s in sections),
@@ -916,26 +904,24 @@ def _schedules(
 ) -> list[tuple[str, Schedule]]:
     """Return the history of the best member of each environment's populations."""
     done = [leg for leg in legs if leg["status"] != "pending"]
-    known = {(leg["run_id"], leg["round"]): leg for leg in done}
-    latest = {run_id: leg for (run_id, _), leg in known.items()}
-    schedules = []
-    for section in sections:
-        if section.winner is None:
-            continue
-        best = latest[section.winner.run_ids[0]]
-        own_legs = [leg for leg in done if ranking.environment_of(leg) == section.environment]
-        schedules.append((section.environment, _schedule(training.lineage(best, known), own_legs)))
-    return schedules
+    chains, by_environment = training.chains(done), ranking.grouped(done, ranking.environment_of)
+    return [
+        (s.environment, _schedule(chains[s.winner.run_ids[0]], by_environment[s.environment]))
+        for s in sections
+        if s.winner
+    ]
 
 
 def _schedule(chain: Sequence[dict[str, Any]], legs: Sequence[dict[str, Any]]) -> Schedule:
     names = [name for name in chain[-1]["swept"] if name != contract.ENV]
-    span = {id(leg): (leg["start"], leg["stop"]) for leg in (*chain, *legs)}
     return Schedule(
         member=chain[-1]["run_id"],
-        steps=[span[id(leg)] for leg in chain],
+        steps=[(leg["start"], leg["stop"]) for leg in chain],
         values={name: [leg["swept"][name] for leg in chain] for name in names},
         scores=[float(leg["score"]) for leg in chain],
-        everyone={name: [(*span[id(leg)], leg["swept"][name]) for leg in legs] for name in names},
+        everyone={
+            name: [(leg["start"], leg["stop"], leg["swept"][name]) for leg in legs]
+            for name in names
+        },
         copied=sum(leg["run_id"] != leg["parent"] for leg in chain[1:]),
     )

@@ -267,16 +267,15 @@ def heat_map(pair: Pair) -> Figure:
     spread = float(np.nanmax(pair.means) - np.nanmin(pair.means))
     decimals = int(np.clip(2 - math.floor(math.log10(spread)), 0, 4)) if spread > 0 else 1
     digits = f".{0 if spread >= 20 else decimals}f"
+    labels = itertools.product(pair.rows.labels, pair.columns.labels)
     cells = [
-        [f"{clean(a)}, {clean(b)}<br>{int(n)} configurations" for b, n in zip(*line, strict=True)]
-        for a, line in zip(
-            pair.first_labels, ((pair.second_labels, n) for n in pair.counts), strict=True
-        )
+        f"{clean(a)}, {clean(b)}<br>{n:.0f} configurations"
+        for (a, b), n in zip(labels, pair.counts.flat, strict=True)
     ]
     trace = {
         "type": "heatmap",
         "z": [rounded(row) for row in pair.means],
-        "customdata": cells,
+        "customdata": np.reshape(cells, pair.means.shape).tolist(),
         "hovertemplate": "%{customdata}<br>mean %{z:.4g}<extra></extra>",
         "texttemplate": f"%{{z:{digits}}}" if columns <= 6 else "",
         "textfont": {"size": 11},
@@ -287,7 +286,7 @@ def heat_map(pair: Pair) -> Figure:
         "ygap": 2,
     }
     axis = {"showgrid": False, "zeroline": False, "fixedrange": True}
-    both = [(pair.first, pair.first_labels), (pair.second, pair.second_ticks)]
+    both = [(pair.first, pair.rows.labels), (pair.second, pair.columns.ticks)]
     y, x = (
         {**axis, "tickvals": list(range(len(t))), "ticktext": _ticks(t)}
         | {"title": {"text": clean(name), "standoff": 8}}
@@ -333,17 +332,15 @@ def _coordinate(values: list[Any], spec: Any) -> tuple[list[tuple[float, str]], 
     levels = analysis.levels_of(values, spec)
     at = np.log(levels.values) if levels.log else levels.values
     low, span = at.min(), np.ptp(at) or 1.0
+    places = (at - low) / span
     if levels.centres is None or (not levels.binned and len(levels.labels) <= _LABELLED):
-        marks = levels.values if levels.centres is None else levels.centres
-        marks = np.unique(marks)
-        texts = _ticks(levels.labels)
+        marks, texts = np.unique(places), _ticks(levels.labels)
     else:
-        marks = at.min() + np.linspace(0, 1, 5) * span
-        marks = np.exp(marks) if levels.log else marks
-        texts = [short(float(f"{mark:.2g}")) for mark in marks]
-    shown = ((np.log(marks) if levels.log else marks) - low) / span
-    pairs = zip(shown.round(3).tolist(), texts, strict=True)
-    return list(pairs), (at - low) / span
+        marks = np.linspace(0, 1, 5)
+        values = low + marks * span
+        shown = np.exp(values) if levels.log else values
+        texts = [short(float(f"{value:.2g}")) for value in shown]
+    return list(zip(marks.round(3).tolist(), texts, strict=True)), places
 
 
 # ------------------------------------------------------------------------------------ whole sweeps

@@ -14,7 +14,6 @@ from purejaxpg import contract, stats
 from purejaxpg.sweep.store import Store
 
 BINS = 60
-_FINE = 4 * BINS  # of a leg, before legs are put together
 _RESAMPLES = 500
 METRICS = contract.CURVE
 
@@ -37,15 +36,6 @@ class Curve:
         return float(np.nanmean(self.returns)) if np.isfinite(self.returns).any() else float("nan")
 
 
-@dataclass(frozen=True)
-class Piece:
-    """The part of a curve from one leg: sums and counts of episodes between ``edges`` (updates)."""
-
-    edges: np.ndarray
-    return_sum: np.ndarray
-    count: np.ndarray
-
-
 def bin_returns(
     return_sum: np.ndarray, count: np.ndarray, steps_per_update: float, bins: int = BINS
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -63,9 +53,16 @@ def bin_returns(
     Returns:
         Environment steps at the centre of each bin ``[bins]``, and mean returns ``[rows, bins]``.
     """
-    edges, sums, counts = _sums(return_sum, count, bins)
+    updates = return_sum.shape[1]
+    wanted = np.linspace(0, updates, min(bins, updates) + 1)
+    edges = np.ceil(wanted - 0.5).astype(int)  # the nearest, of two the first
     centres = (edges[:-1] + edges[1:]) / 2 * steps_per_update
-    return centres, _means(sums, counts)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        sums = np.add.reduceat(return_sum.astype(np.float64), edges[:-1], axis=1)
+        counts = np.add.reduceat(count.astype(np.float64), edges[:-1], axis=1)
+        means = np.where(counts > 0, sums / counts, np.nan)
+    known = np.where(np.isfinite(means), np.arange(means.shape[1]), 0)
+    return centres, np.take_along_axis(means, np.maximum.accumulate(known, axis=1), axis=1)
 
 
 def of_runs(
@@ -82,32 +79,29 @@ def of_runs(
         Curves by run. A run that started from another run's state includes the curve up to it.
     """
     facts = {unit["name"]: unit["facts"] or {} for unit in store.ledger.units()}
-    known = {(leg["run_id"], leg["round"]): leg for leg in legs if leg["unit"] in arrays}
-    latest = {run_id: leg for (run_id, _), leg in known.items()}
-    pieces = {unit: _pieces(own) for unit, own in arrays.items() if len(own) == len(METRICS)}
     curves = {}
-    for run_id, leg in latest.items():
-        chain = lineage(leg, known)
-        per_update = facts[chain[0]["unit"]].get("steps_per_update")
-        if per_update is None or any(part["unit"] not in pieces for part in chain):
+    for run_id, chain in chains(leg for leg in legs if leg["unit"] in arrays).items():
+        own = facts[chain[0]["unit"]]
+        per_update = own.get("steps_per_update")
+        if per_update is None or any(len(arrays[part["unit"]]) < len(METRICS) for part in chain):
             continue
-        parts = [(part["start"], pieces[part["unit"]][part["row"]]) for part in chain]
-        steps, returns = _joined(parts, per_update)
-        curves[run_id] = Curve(facts[chain[0]["unit"]].get("steps_before", 0) + steps, returns)
+        sums, counts = (
+            np.concatenate([arrays[part["unit"]][name][part["row"]] for part in chain])[None]
+            for name in METRICS
+        )
+        steps, (returns,) = bin_returns(sums, counts, per_update)
+        before = own.get("steps_before", 0) + chain[0]["start"] * per_update
+        curves[run_id] = Curve(before + steps, returns)
     return curves
 
 
-def lineage(
-    leg: dict[str, Any], known: dict[tuple[str, int], dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Return the legs that led to a leg, which comes last, following parents through the rounds."""
-    chain = [leg]
-    while chain[0]["start"] and chain[0]["parent"]:
-        before = known.get((chain[0]["parent"], chain[0]["round"] - 1))
-        if before is None:
-            break
-        chain.insert(0, before)
-    return chain
+def chains(legs: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Return by run the legs that led to its last one, following parents through the rounds."""
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for leg in legs:
+        before = found.get((leg["parent"], leg["round"] - 1), []) if leg["start"] else []
+        found[leg["run_id"], leg["round"]] = [*before, leg]
+    return {run_id: chain for (run_id, _), chain in found.items()}
 
 
 def over_seeds(returns: np.ndarray) -> np.ndarray:
@@ -143,43 +137,3 @@ def stack(run_ids: Iterable[str], curves: dict[str, Curve]) -> Curve | None:
     longest = max(own, key=lambda curve: (curve.steps[-1], curve.steps.size))
     same = [c.returns for c in own if np.array_equal(c.steps, longest.steps)]
     return Curve(longest.steps, np.stack(same))
-
-
-def _sums(
-    return_sum: np.ndarray, count: np.ndarray, bins: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return bin edges ``[bins + 1]`` in updates and the sums within them ``[rows, bins]``."""
-    updates = return_sum.shape[1]
-    edges = np.linspace(0, updates, min(bins, updates) + 1).round().astype(int)
-    sums = np.add.reduceat(return_sum.astype(np.float64), edges[:-1], axis=1)
-    return edges, sums, np.add.reduceat(count.astype(np.float64), edges[:-1], axis=1)
-
-
-def _means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return mean returns ``[rows, bins]``; an empty bin repeats the one before."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        means = np.where(counts > 0, sums / counts, np.nan)
-    known = np.where(np.isfinite(means), np.arange(means.shape[1]), 0)
-    return np.take_along_axis(means, np.maximum.accumulate(known, axis=1), axis=1)
-
-
-def _pieces(arrays: dict[str, np.ndarray]) -> list[Piece]:
-    """Return one piece per row of a unit, at most a few hundred values each."""
-    return_sum, count = (arrays[name] for name in METRICS)
-    edges, sums, counts = _sums(return_sum, count, _FINE)
-    return [Piece(edges, *row) for row in zip(sums, counts, strict=True)]
-
-
-def _joined(parts: Sequence[tuple[int, Piece]], per_update: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return steps and returns ``[bins]`` of consecutive pieces, each with its first update."""
-    edges = np.concatenate([[0], *(start + piece.edges[1:] for start, piece in parts)])
-    edges[0] = parts[0][0]
-    sums = np.concatenate([piece.return_sum for _, piece in parts])
-    counts = np.concatenate([piece.count for _, piece in parts])
-    wanted = np.linspace(edges[0], edges[-1], min(BINS, sums.size) + 1)
-    # Each bin ends at the finer edge that is nearest.
-    middles = (edges[:-1] + edges[1:]) / 2
-    cuts = np.unique(np.searchsorted(middles, wanted))
-    total, number = (np.add.reduceat(values, cuts[:-1])[None] for values in (sums, counts))
-    centres = (edges[cuts[:-1]] + edges[cuts[1:]]) / 2 * per_update
-    return centres, _means(total, number)[0]

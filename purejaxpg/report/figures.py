@@ -278,13 +278,9 @@ def _heat_maps(data: Analysis) -> "Figure | None":
 
 def _draw_pair(panel: "Axes", pair: Pair) -> Any:
     image = panel.imshow(pair.means, origin="lower", aspect="auto", cmap="cividis")
-    panel.set_yticks(range(len(pair.first_labels)), [_tick(t) for t in pair.first_labels])
-    panel.set_xticks(
-        range(len(pair.second_ticks)),
-        [_tick(t) for t in pair.second_ticks],
-        rotation=30,
-        ha="right",
-    )
+    panel.set_yticks(range(len(pair.rows.labels)), [_tick(t) for t in pair.rows.labels])
+    ticks = [_tick(text) for text in pair.columns.ticks]
+    panel.set_xticks(range(len(ticks)), ticks, rotation=30, ha="right")
     panel.set_ylabel(plain(pair.first, 40))
     panel.set_xlabel(plain(pair.second, 40))
     return image

@@ -9,9 +9,10 @@ winner, are ranked separately and never mixed with those that chose it.
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from purejaxpg.sweep.store import Store
 from purejaxpg.text import short
 
 TUNE, CONFIRM = "tune", "confirm"
+Item = TypeVar("Item")
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -108,10 +111,7 @@ def rank_runs(
     Returns:
         As ``rank``.
     """
-    environments: dict[str, list[dict[str, Any]]] = {}
-    for run in runs:
-        if run["stage"] == stage:
-            environments.setdefault(environment_of(run), []).append(run)
+    environments = grouped((run for run in runs if run["stage"] == stage), environment_of)
     return [c for name, own in environments.items() for c in _rank_environment(name, own, members)]
 
 
@@ -127,10 +127,20 @@ def environment_of(run: dict[str, Any]) -> str:
 
 def sections(ranked: Iterable[Configuration]) -> dict[str, list[Configuration]]:
     """Return the configurations by environment, in order."""
-    by_environment: dict[str, list[Configuration]] = {}
-    for configuration in ranked:
-        by_environment.setdefault(configuration.environment, []).append(configuration)
-    return by_environment
+    return grouped(ranked, lambda c: c.environment)
+
+
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Return the items by their key, both in order."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+def swept_key(run: dict[str, Any]) -> str:
+    """Return the identity of a run's swept fields."""
+    return json.dumps(run["swept"], sort_keys=True)
 
 
 def fields(ranked: Iterable[Configuration]) -> list[str]:
@@ -151,8 +161,7 @@ def rungs(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Return how far each run was trained, as a number that is equal for all runs of one rung.
 
     Runs of different lengths stop in the same rung after different shares of their updates, since
-    updates are whole. If the round of a run is not recorded, shares that differ by rounding count
-    as one rung.
+    updates are whole, so the number is that of the round.
 
     Args:
         runs: as ``Store.runs`` or ``Store.legs`` gives them.
@@ -160,16 +169,7 @@ def rungs(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
     Returns:
         By run id; inf for a run that was trained to its end.
     """
-    rung_of: dict[str, float] = {}
-    rung, end = 0.0, -math.inf
-    for run in sorted(runs, key=reached):
-        half = 0.5 / (run["total"] or 1)
-        if reached(run) - half > end:
-            rung, end = reached(run), math.inf
-        end = min(end, reached(run) + half)
-        stopped = float(run.get("round", rung))
-        rung_of[run["run_id"]] = stopped if reached(run) < 1.0 else math.inf
-    return rung_of
+    return {r["run_id"]: float(r["round"]) if reached(r) < 1.0 else math.inf for r in runs}
 
 
 def filled_scores(runs: Sequence[dict[str, Any]], field: str = "score") -> dict[str, float]:
@@ -178,11 +178,8 @@ def filled_scores(runs: Sequence[dict[str, Any]], field: str = "score") -> dict[
     The worst is taken among runs of the same rung, as a search does when it decides.
     """
     of_run = rungs(runs)
-    groups: dict[float, list[dict[str, Any]]] = {}
-    for run in runs:
-        groups.setdefault(of_run[run["run_id"]], []).append(run)
     filled: dict[str, float] = {}
-    for group in groups.values():
+    for group in grouped(runs, lambda run: of_run[run["run_id"]]).values():
         diverged = [run["status"] == "diverged" for run in group]
         values = stats.worst_filled([run[field] for run in group], diverged)
         filled |= zip((run["run_id"] for run in group), values.tolist(), strict=True)
@@ -193,12 +190,9 @@ def _rank_environment(name: str, runs: list[dict[str, Any]], members: bool) -> l
     """Return the ranked configurations of one environment."""
     done = [run for run in runs if run["status"] != "pending"]
     filled = {field: filled_scores(done, field) for field in ("score", "greedy_score")}
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for run in runs:
-        key = run["run_id"] if members else json.dumps(run["swept"], sort_keys=True)
-        groups.setdefault(key, []).append(run)
+    groups = grouped(runs, operator.itemgetter("run_id") if members else swept_key)
     of_run = rungs(done)
-    ranked = _with_intervals([_configuration(name, own, filled, of_run) for own in groups.values()])
+    ranked = [_configuration(name, own, filled, of_run) for own in groups.values()]
     # A stable sort: ties keep the planned order.
     ranked.sort(key=lambda c: (c.finished == 0, *((-c.rung, -c.iqm, -c.mean) if c.scores else ())))
     return [replace(c, rank=index + 1 if c.finished else None) for index, c in enumerate(ranked)]
@@ -210,22 +204,24 @@ def _configuration(
     filled: dict[str, dict[str, float]],
     of_run: dict[str, float],
 ) -> Configuration:
-    """Return the statistics of one configuration, without its interval, from its runs."""
+    """Return the statistics of one configuration from its runs."""
     done = [run for run in runs if run["status"] != "pending"]
     run_ids = tuple(run["run_id"] for run in done)
     scores = tuple(filled["score"][run_id] for run_id in run_ids)
-    centre = mean = greedy = float("nan")
+    centre = mean = greedy = low = high = float("nan")
     if scores:
         centre, mean = float(stats.iqm(scores)), float(np.mean(scores))
         greedy = float(stats.iqm([filled["greedy_score"][run_id] for run_id in run_ids]))
+        several = len(scores) > 1 and np.isfinite(scores).all()
+        low, high = map(float, stats.bootstrap_ci([scores]) if several else (centre, centre))
     return Configuration(
         rank=None,
         environment=name,
         swept={key: value for key, value in runs[0]["swept"].items() if key != contract.ENV},
         scores=scores,
         iqm=centre,
-        low=centre,
-        high=centre,
+        low=low,
+        high=high,
         mean=mean,
         greedy_iqm=greedy,
         diverged=sum(run["status"] == "diverged" for run in done),
@@ -234,17 +230,3 @@ def _configuration(
         reached=max((reached(run) for run in done), default=0.0),
         rung=max((of_run[run_id] for run_id in run_ids), default=-math.inf),
     )
-
-
-def _with_intervals(configurations: list[Configuration]) -> list[Configuration]:
-    """Return configurations with their intervals, computed together for equal numbers of runs."""
-    by_size: dict[int, list[int]] = {}
-    for index, c in enumerate(configurations):
-        if c.finished > 1 and np.isfinite(c.scores).all():
-            by_size.setdefault(c.finished, []).append(index)
-    result = list(configurations)
-    for indices in by_size.values():
-        low, high = stats.bootstrap_ci(np.array([configurations[i].scores for i in indices]))
-        for i, ends in zip(indices, zip(low.tolist(), high.tolist(), strict=True), strict=True):
-            result[i] = replace(configurations[i], low=ends[0], high=ends[1])
-    return result

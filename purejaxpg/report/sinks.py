@@ -150,15 +150,14 @@ class Logs:
 
     def _write_missing(self, store: Store, sink: Any) -> None:
         legs = [leg for leg in store.ledger.legs() if leg["status"] != "pending"]
-        known = {(leg["run_id"], leg["round"]): leg for leg in legs}
         facts = {unit["name"]: unit["facts"] for unit in store.ledger.units()}
         read = functools.lru_cache(_CACHED_UNITS)(store.arrays)
         sweep_id = hashlib.sha256(
             json.dumps(store.ledger.identity, sort_keys=True).encode()
         ).hexdigest()
-        for run_id, leg in {leg["run_id"]: leg for leg in legs}.items():
+        for run_id, chain in curves.chains(legs).items():
+            leg = chain[-1]
             target, stamp = store.path / sink.name / f"{sink.prefix}{run_id}", stamp_of(leg)
-            chain = curves.lineage(leg, known)
             # While a damaged unit waits to be recomputed, a run may lack its beginning.
             if chain[0]["start"] or self._stamp(target) == stamp:
                 continue

@@ -84,10 +84,10 @@ def test_a_log_shows_the_run_over_all_its_rounds(whole: pathlib.Path) -> None:
         arrays = {unit["name"]: store.arrays(unit["name"]) for unit in store.ledger.units()}
     assert {run["status"] for run in runs} == {"stopped", "done"}
     assert len(logged(whole)) == len(runs) == RUNS
-    known = {(leg["run_id"], leg["round"]): leg for leg in legs}
+    chains = curves.chains(legs)
     for run in runs:
         found = scalars(whole / "tensorboard" / run["run_id"])
-        chain = curves.lineage(known[run["run_id"], run["round"]], known)
+        chain = chains[run["run_id"]]
         returns = [arrays[leg["unit"]]["episode/return_sum"][leg["row"]] for leg in chain]
         steps = [10 * update for update in range(1, run["stop"] + 1)]
         expected = list(zip(steps, np.concatenate(returns).tolist(), strict=True))
