@@ -19,7 +19,7 @@ frozen arrays, such as a pretrained model: a trainer that has it gets one as its
 field with the default None may be absent. These functions run on the host::
 
     check_given(config, given)           raises an InputError; leaves may be jax.ShapeDtypeStruct
-    model(state, config)                 -> a pytree of arrays, which a later trainer is given
+    model(state, config, *given)         -> a pytree of arrays, which a later trainer is given
     read(name, path, config)             -> a pytree of arrays out of a file, for a field of Given
 
 Metrics named `episode/...` give learning curves, `UNIT` is the unit of `steps_per_update`, and a
@@ -279,15 +279,17 @@ def check_given(trainer: types.ModuleType, config: Any, given: Given) -> None:
     trainer.check_given(config, jax.tree.map(first, given.arrays))
 
 
-def model(trainer: types.ModuleType, name: str, state: Any, config: Any) -> Any:
+def model(trainer: types.ModuleType, name: str, state: Any, config: Any, *given: Any) -> Any:
     """Return the arrays of a trained run that a later trainer is given.
 
     Raises:
         InputError: the trainer of this name has no `model`.
     """
     if not hasattr(trainer, "model"):
-        raise InputError(f"agent {name!r} has no model(state, config), so no run can be given it.")
-    return trainer.model(state, config)
+        raise InputError(
+            f"agent {name!r} has no model(state, config, *given), so no run can be given it."
+        )
+    return trainer.model(state, config, *given)
 
 
 def read(trainer: types.ModuleType, field: str, path: Path, config: Any) -> Any:

@@ -21,7 +21,7 @@ class Config:
     arms: int = 3  # of the model
 
 
-def model(state, config):
+def model(state, config, *given):
     return bandit.Model(state.params[: config.arms], "reference")
 """
 
@@ -52,7 +52,7 @@ def score(key, state, config, num_episodes, given):
     return bandit.score(key, state, config, num_episodes)
 
 
-def model(state, config):
+def model(state, config, *given):
     return bandit.Model(state.params, "judge")
 """
 

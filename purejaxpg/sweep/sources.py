@@ -164,7 +164,7 @@ def trained(directory: Path, best: bool, agent: Path | None = None) -> Models:
             )
             runs = playback.best_configuration(store)
         loaded = playback.load_all(store, runs, agent, lambda _: None)
-    given = [contract.model(each.agent, name, each.state, each.config) for each in loaded]
+    given = [contract.model(t.agent, name, t.state, t.config, *t.given) for t in loaded]
     if best:
         return Models(str(directory), best=given[0])
     return Models(str(directory), of_seed={r["seed"]: m for r, m in zip(runs, given, strict=True)})

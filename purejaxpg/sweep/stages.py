@@ -205,7 +205,8 @@ def _model_shapes(spec: specs.Spec, legs: Sequence[plans.Leg]) -> Iterator[Any]:
     def models(inputs: Any, shared: Any) -> Any:
         states = compute.start_rows(spec.agent, inputs, shared)
         model = functools.partial(contract.model, spec.agent, spec.agent_name)
-        return jax.vmap(model)(states, inputs[1])
+        given, axes = contract.arguments(inputs[2], shared)
+        return jax.vmap(model, (0, 0, *axes))(states, inputs[1], *given)
 
     for leg in {compute.signature(leg.run.config): leg for leg in legs}.values():
         inputs = compute.inputs_of(spec, plans.Unit("", (leg,)), 1)
