@@ -393,7 +393,8 @@ def _arrays(store: Store) -> tuple[dict[str, dict[str, np.ndarray]], int | None,
         returns, finished = values.pop(contract.RETURN, None), values.pop(contract.FINISHED, None)
         if episodes is None and returns is not None and returns.ndim == 2:
             episodes = int(returns.shape[1])
-        cut += 0 if finished is None else int((~finished.astype(bool)).sum())
+        if finished is not None and returns is not None:  # a completion without an end has a return
+            cut += int((~finished.astype(bool) & np.isnan(returns)).sum())
         arrays[unit["name"]] = values
     return arrays, episodes, cut
 

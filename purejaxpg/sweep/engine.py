@@ -254,8 +254,12 @@ def run_group(work: Work, group: plans.Group, units: Sequence[plans.Unit]) -> No
 
 
 def note_unfinished(work: Work, unit: plans.Unit, finished: np.ndarray | None) -> None:
-    """Warn about runs without a score: not all episodes of `finished` [rows, episodes] ended."""
-    if finished is None or finished.all():
+    """Warn about runs without a score: not all episodes of `finished` [rows, episodes] ended.
+
+    A trainer without an environment gives an episode that did not end a return as well.
+    """
+    played = contract.has_environment(unit.legs[0].run.config)
+    if not played or finished is None or finished.all():
         return
     rows = zip(unit.legs, finished, strict=True)
     runs = [leg.run.run_id for leg, ended in rows if not ended.all()]
