@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from jax import random
 
-from purejaxpg import InputError
+from purejaxpg import InputError, cli
+from purejaxpg.report import completions
 from purejaxpg.rlhf import measure, ppo, reward_model, rloo, sft, tasks, transformer
 from purejaxpg.sweep import session
 
@@ -142,6 +143,17 @@ def test_a_pipeline_of_the_trainers_runs_and_resumes(tmp_path, capsys):
     with (out / "ppo" / "report" / "runs.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 4 and all(math.isfinite(float(row["score"])) for row in rows)
-    capsys.readouterr()
+    printed = capsys.readouterr().out
+    assert "Further scores" in printed and "proxy return" in printed and "at equal KL" in printed
+    kept = completions.read(out / "ppo")
+    assert kept is not None and len(kept["frontiers"]) == 2 and len(kept["samples"]) == 2
+    best = kept["frontiers"][0]
+    assert len(best["kl"]) == len(best["return"]) > 10
+    report = out / "ppo" / "report"
+    assert (report / "frontier.png").stat().st_size > 5000
+    text = (report / "samples.md").read_text()
+    assert "## beta 0.1, seed 0" in text and "policy reward" in text
+    assert cli.main(["eval", str(out), "--samples", "3", "--run", rows[0]["run_id"]]) == 0
+    assert capsys.readouterr().out.count("reference reward") == 3
     assert session.sweep(path, options) == 0
     assert capsys.readouterr().out.count("already finished") == 3
