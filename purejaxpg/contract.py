@@ -58,6 +58,7 @@ WATCHED = "loss/"  # prefix of the metrics that mark a run as diverged when they
 EVALUATION = "evaluation/"  # prefix of arrays with one value per evaluation episode
 RETURN, GREEDY_RETURN = "evaluation/return", "evaluation/greedy_return"
 FINISHED = "evaluation/finished"
+KL = "evaluation/kl"  # to a reference; returns are comparable only at equal divergence
 
 NUM_ENVS = "num_envs"
 ENV_STEPS = "environment steps"

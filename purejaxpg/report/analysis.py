@@ -386,6 +386,7 @@ def _arrays(store: Store) -> tuple[dict[str, dict[str, np.ndarray]], int | None,
     """Return curves' arrays by committed unit, episodes per run, and how many were cut short."""
     arrays: dict[str, dict[str, np.ndarray]] = {}
     episodes, cut = None, 0
+    played = {run["unit"] for run in store.ledger.runs() if ranking.environment_of(run)}
     for unit in store.ledger.units():
         if not unit["done"]:
             continue
@@ -393,8 +394,8 @@ def _arrays(store: Store) -> tuple[dict[str, dict[str, np.ndarray]], int | None,
         returns, finished = values.pop(contract.RETURN, None), values.pop(contract.FINISHED, None)
         if episodes is None and returns is not None and returns.ndim == 2:
             episodes = int(returns.shape[1])
-        if finished is not None and returns is not None:  # a completion without an end has a return
-            cut += int((~finished.astype(bool) & np.isnan(returns)).sum())
+        if unit["name"] in played:  # elsewhere, an episode that did not end has a return as well
+            cut += 0 if finished is None else int((~finished.astype(bool)).sum())
         arrays[unit["name"]] = values
     return arrays, episodes, cut
 

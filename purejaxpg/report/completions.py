@@ -24,7 +24,6 @@ SHOWN = 20  # configurations with samples
 SAMPLES = 8  # of each of them
 # Scores that every trainer may have; the others are columns of their own.
 RANKED = (contract.RETURN, contract.GREEDY_RETURN)
-KL = "evaluation/kl"
 
 
 def keep(store: Store, trainer: types.ModuleType, file: Path | None) -> None:
@@ -104,7 +103,9 @@ def draw(store: Store, means: Mapping[str, Mapping[str, float]]) -> "Figure | No
         The figure; None without divergences.
     """
     runs = {run["run_id"]: run for run in store.ledger.runs()}
-    ranked = [c for c in ranking.rank(store) if all(KL in means.get(r, {}) for r in c.run_ids)]
+    ranked = [
+        c for c in ranking.rank(store) if all(contract.KL in means.get(r, {}) for r in c.run_ids)
+    ]
     ranked = [c for c in ranked if c.run_ids]
     if not ranked:
         return None
@@ -114,7 +115,7 @@ def draw(store: Store, means: Mapping[str, Mapping[str, float]]) -> "Figure | No
         axes.plot(frontier["kl"], frontier["return"], color="#555555", lw=1, label=name)
     points = []
     for configuration in ranked:
-        x = [means[run_id][KL] for run_id in configuration.run_ids]
+        x = [means[run_id][contract.KL] for run_id in configuration.run_ids]
         y = [runs[run_id]["score"] for run_id in configuration.run_ids]
         axes.plot(x, y, ".", color=figures.COLOURS[0], ms=5)
         points.append((float(np.mean(x)), float(np.mean(y)), configuration.label))

@@ -140,7 +140,7 @@ def _print_further(
         rows.append([configuration.label, *cells])
     short_names = [name.removeprefix(contract.EVALUATION).replace("_", " ") for name in names]
     console.print(_table(_Text("Further scores: mean over runs", ["", *short_names], rows)))
-    if completions.KL in names:
+    if contract.KL in names:
         note = (
             "A smaller price of divergence buys a larger return: compare configurations at equal "
             "KL, in frontier.png, and not by their rank."
