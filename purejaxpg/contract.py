@@ -485,6 +485,20 @@ def score(
     return scores
 
 
+def cut_short(scores: Mapping[str, Any]) -> Any:
+    """Return which episodes of `score` were cut short and so have no return -> bool, same shape.
+
+    A text that reached its longest length did not finish either, but it has a return.
+
+    Args:
+        scores: arrays by name; `evaluation/finished` may be absent.
+    """
+    import numpy as np
+
+    missing = np.isnan(scores[RETURN])
+    return missing & (np.asarray(scores.get(FINISHED, 1)) == 0)
+
+
 def horizon(config: Any) -> int | None:
     """Return the time limit of an episode in steps; None if it is not known."""
     from purejaxpg import envs

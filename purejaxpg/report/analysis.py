@@ -19,7 +19,7 @@ from purejaxpg import contract, stats
 from purejaxpg.report import curves as training
 from purejaxpg.report import ranking
 from purejaxpg.report.ranking import Configuration
-from purejaxpg.sweep import search
+from purejaxpg.sweep import search, stages
 from purejaxpg.sweep.store import Store
 from purejaxpg.text import short
 
@@ -390,10 +390,12 @@ def _arrays(store: Store) -> tuple[dict[str, dict[str, np.ndarray]], int | None,
         if not unit["done"]:
             continue
         values = store.arrays(unit["name"], [*training.METRICS, contract.RETURN, contract.FINISHED])
-        returns, finished = values.pop(contract.RETURN, None), values.pop(contract.FINISHED, None)
+        returns = values.get(contract.RETURN)
         if episodes is None and returns is not None and returns.ndim == 2:
             episodes = int(returns.shape[1])
-        cut += 0 if finished is None else int((~finished.astype(bool)).sum())
+        cut += 0 if returns is None else int(contract.cut_short(values).sum())
+        for name in (contract.RETURN, contract.FINISHED):
+            values.pop(name, None)
         arrays[unit["name"]] = values
     return arrays, episodes, cut
 
@@ -410,6 +412,8 @@ def _command(store: Store, identity: Mapping[str, Any]) -> str:
         path = path.relative_to(Path.cwd())
     # The copy of the spec is in another directory, so a relative path in it would not resolve.
     spec = "SPEC.toml" if "/" in agent or agent.endswith(".py") else str(path / "spec.toml")
+    if (store.path.parent / stages.STAGES).is_file():  # of a stage the copy holds the whole file
+        spec, path = "SPEC.toml", path.parent
     out = shlex.quote(str(path))
     return f"purejaxpg sweep {shlex.quote(spec)} --out {out} --confirm 16"
 

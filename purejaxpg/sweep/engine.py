@@ -246,21 +246,22 @@ def run_group(work: Work, group: plans.Group, units: Sequence[plans.Unit]) -> No
             arrays = {name: value[rows] for name, value in every_row.items()}
             state = work.backend.cut(computed.states, rows)
             ended = outcomes(unit, arrays, computed.diverged_at[rows])
-            note_unfinished(work, unit, arrays.get(contract.FINISHED))
+            note_unfinished(work, unit, arrays)
             work.store.commit(unit.name, arrays, state, ended, facts, work.backend.save)
             work.snapshots.discard([unit])
         work.after_commit()
         work.progress.committed(len(computed.units))
 
 
-def note_unfinished(work: Work, unit: plans.Unit, finished: np.ndarray | None) -> None:
-    """Warn about runs without a score: not all episodes of `finished` [rows, episodes] ended."""
-    if finished is None or finished.all():
+def note_unfinished(work: Work, unit: plans.Unit, arrays: Mapping[str, np.ndarray]) -> None:
+    """Warn about runs without a score: some of their evaluation episodes were cut short."""
+    cut_short = contract.cut_short(arrays)
+    if not cut_short.any():
         return
-    rows = zip(unit.legs, finished, strict=True)
-    runs = [leg.run.run_id for leg, ended in rows if not ended.all()]
+    rows = zip(unit.legs, cut_short, strict=True)
+    runs = [leg.run.run_id for leg, cut in rows if cut.any()]
     note = (
-        f"Note: {(~finished).sum()} evaluation episodes of {', '.join(runs)} did not end in time; "
+        f"Note: {cut_short.sum()} evaluation episodes of {', '.join(runs)} did not end in time; "
         "these runs have no score and rank last; give the environment a lower time limit."
     )
     work.store.ledger.note(note)

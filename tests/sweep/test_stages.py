@@ -156,7 +156,7 @@ BAD = [
     ("seeds = 2", "agent = 'ppo'", "key outside of the stages named 'agent'"),
     ('agent = "./judge.py"', 'agent = "./judge.py"\nseeds = 3', "no model for seed 2: stage 'fir"),
     ('agent = "./reference.py"', 'agent = "./learner.py"', "must be given reference, judge"),
-    ('agent = "./reference.py"', 'agent = "./plain.py"', "no model.state, config., so no run"),
+    ('agent = "./reference.py"', 'agent = "./plain.py"', "no model.state, config, .given., so no"),
 ]  # fmt: skip
 
 
