@@ -169,6 +169,8 @@ def add_result_commands(add: Any) -> None:
     option("--run", default="best", metavar="ID", help="best, or the id of a run")
     option("--episodes", type=int, default=128, metavar="N", help="number of episodes (128)")
     option("--greedy", action="store_true", help="take the most probable actions")
+    text = "print N texts of a language model instead, beside those of its reference"
+    option("--samples", type=int, default=0, metavar="N", help=text)
     option("--seed", type=int, default=0, help="of the episodes (0)")
     option("--gif", type=Path, metavar="FILE.gif", help="animate one more episode")
     option("--agent", type=Path, metavar="FILE.py", help="the agent's file, for a fork")
@@ -342,7 +344,8 @@ def eval_(arguments: argparse.Namespace) -> None:
     from purejaxpg.sweep import stages
 
     a = arguments
-    playback.run(stages.last(a.directory), a.run, a.episodes, a.greedy, a.seed, a.gif, a.agent, say)
+    directory = stages.last(a.directory)
+    playback.run(directory, a.run, a.episodes, a.greedy, a.seed, a.gif, a.agent, say, a.samples)
 
 
 def fsck(arguments: argparse.Namespace) -> int:

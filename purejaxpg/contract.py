@@ -19,6 +19,8 @@ frozen arrays, such as a pretrained model: a trainer that has it gets one as its
 field with the default None may be absent. These functions run on the host::
 
     check_given(config, given)           raises an InputError; leaves may be jax.ShapeDtypeStruct
+    samples(key, state, config, num_samples, *given)   -> columns of text, by name
+    frontier(key, config, *given)        -> {"kl": [K], "return": [K]}, the best that is possible
     model(state, config, *given)         -> a pytree of arrays, which a later trainer is given
     read(name, path, config)             -> a pytree of arrays out of a file, for a field of Given
 
@@ -485,18 +487,44 @@ def score(
     return scores
 
 
-def cut_short(scores: Mapping[str, Any]) -> Any:
-    """Return which episodes of `score` were cut short and so have no return -> bool, same shape.
+def writes_text(trainer: types.ModuleType) -> bool:
+    """Return whether a trainer defines `samples` or `frontier`, as language models do."""
+    return hasattr(trainer, "samples") or hasattr(trainer, "frontier")
 
-    A text that reached its longest length did not finish either, but it has a return.
+
+def samples(trainer: types.ModuleType, key: Any, trained: Any, count: int) -> dict[str, list[Any]]:
+    """Let a trained run write texts beside its reference.
 
     Args:
-        scores: arrays by name; `evaluation/finished` may be absent.
-    """
-    import numpy as np
+        trainer: a module.
+        key: for the texts.
+        trained: with the attributes state, config and given.
+        count: how many.
 
-    missing = np.isnan(scores[RETURN])
-    return missing & (np.asarray(scores.get(FINISHED, 1)) == 0)
+    Returns:
+        Columns of equal length.
+
+    Raises:
+        InputError: the trainer writes none.
+    """
+    if not hasattr(trainer, "samples"):
+        raise InputError(f"agent {name_of(trainer)!r} has no samples, because it writes no text.")
+    columns = trainer.samples(key, trained.state, trained.config, count, *trained.given)
+    return dict(columns)
+
+
+def frontier(trainer: types.ModuleType, key: Any, trained: Any) -> dict[str, list[float]] | None:
+    """Return the best return at each divergence, lists `kl` and `return`; None if it is unknown.
+
+    Args:
+        trainer: a module.
+        key: for samples, if it is estimated.
+        trained: with the attributes config and given.
+    """
+    if not hasattr(trainer, "frontier"):
+        return None
+    arrays = trainer.frontier(key, trained.config, *trained.given)
+    return {name: [float(x) for x in values] for name, values in arrays.items()}
 
 
 def horizon(config: Any) -> int | None:

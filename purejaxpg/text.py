@@ -1,7 +1,7 @@
 """Numbers and errors as text, so that every message, table and figure writes them alike."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -77,3 +77,12 @@ def engineering(value: float | None) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, without its full stop, or its type."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def paragraphs(columns: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Return columns of equal length as lines, a paragraph for each row."""
+    width, lines = max(map(len, columns)), []
+    for values in zip(*columns.values(), strict=True):
+        lines += [f"{name:>{width}s}  {value}" for name, value in zip(columns, values, strict=True)]
+        lines.append("")
+    return lines

@@ -390,12 +390,11 @@ def _arrays(store: Store) -> tuple[dict[str, dict[str, np.ndarray]], int | None,
         if not unit["done"]:
             continue
         values = store.arrays(unit["name"], [*training.METRICS, contract.RETURN, contract.FINISHED])
-        returns = values.get(contract.RETURN)
+        returns, finished = values.pop(contract.RETURN, None), values.pop(contract.FINISHED, None)
         if episodes is None and returns is not None and returns.ndim == 2:
             episodes = int(returns.shape[1])
-        cut += 0 if returns is None else int(contract.cut_short(values).sum())
-        for name in (contract.RETURN, contract.FINISHED):
-            values.pop(name, None)
+        if finished is not None and returns is not None:  # a completion without an end has a return
+            cut += int((~finished.astype(bool) & np.isnan(returns)).sum())
         arrays[unit["name"]] = values
     return arrays, episodes, cut
 

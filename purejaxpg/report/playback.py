@@ -35,7 +35,7 @@ from purejaxpg.report import ranking
 from purejaxpg.sweep import compute, frozen
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep.store import Store
-from purejaxpg.text import count, short
+from purejaxpg.text import count, paragraphs, short
 
 BEST = "best"
 DRAWN_STEPS = 10_000  # of an episode, at most
@@ -70,6 +70,7 @@ def run(
     gif: Path | None,
     agent: Path | None,
     say: Say,
+    samples: int = 0,
 ) -> None:
     """Evaluate a trained policy on new episodes, and draw one.
 
@@ -83,6 +84,7 @@ def run(
         gif: write one more episode to this file.
         agent: the agent's file; needed if the agent is not one of the package.
         say: prints a line.
+        samples: print this many texts of a language model instead, beside those of its reference.
 
     Raises:
         InputError: there is no such run, the agent is not the one that was trained, the
@@ -90,6 +92,7 @@ def run(
         FaultError: the checkpoint is damaged, or the picture cannot be written.
     """
     configs.require(episodes > 0, f"episodes must be 1 or more, but is {episodes}.")
+    configs.require(samples >= 0, f"samples must be 0 or more, but is {samples}.")
     configs.require(0 <= seed < 2**32, f"seed must be in [0, 2**32), but is {seed}.")
     with Store.read(directory) as store:
         chosen = find(store, run)
@@ -103,6 +106,10 @@ def run(
         trained = load(store, chosen, agent, say)
     key_episodes, key_picture = random.split(random.key(seed, impl="threefry2x32"))
     say(_description(trained))
+    if samples:
+        for line in paragraphs(contract.samples(trained.agent, key_episodes, trained, samples)):
+            say(line)
+        return
     if not played:
         say(_scores(key_episodes, trained, episodes))
         return

@@ -6,19 +6,19 @@ the files.
 
 import csv
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from purejaxpg import disk
-from purejaxpg.report import analysis, export, figures, page, ranking
+from purejaxpg import contract, disk, stats
+from purejaxpg.report import analysis, completions, export, figures, page, ranking
 from purejaxpg.report.analysis import Analysis
 from purejaxpg.report.ranking import Configuration
 from purejaxpg.sweep.store import Store
-from purejaxpg.text import count, short
+from purejaxpg.text import count, paragraphs, short
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,7 +39,7 @@ def write(directory: str | os.PathLike[str], console: "Console") -> Path:
         The path of the report: ``index.html``, the page with everything; the figures that the
         results allow, as PNG and SVG; ``table.csv`` with every configuration and full
         precision, ``table.md`` with the best, ``runs.csv``, ``confirmed.csv``, ``importance.csv``
-        and ``curves.csv``.
+        and ``curves.csv``; ``samples.md`` and ``frontier.png`` of language models.
 
     Raises:
         InputError: there is no result directory at this path.
@@ -51,10 +51,12 @@ def write(directory: str | os.PathLike[str], console: "Console") -> Path:
             target.mkdir(exist_ok=True)
             data = analysis.of_store(store)
             _print(data, console)
+            further = completions.scores(store)
+            _print_further(data, further, console)
             _write_tables(data, target)
             text = page.render(data, store.path.name)
             (target / "index.html").write_text(text, encoding="utf-8")
-            drawn = figures.write(data, target)
+            drawn = figures.write(data, target) + _write_completions(store, further, target)
     line = f"Wrote index.html, table.csv and {count(len(drawn), 'figure')} to {target}"
     console.print(line, markup=False, highlight=False, soft_wrap=True)
     return target
@@ -122,6 +124,57 @@ def _print(data: Analysis, console: "Console") -> None:
         console.print(_table(text))
     for note in data.notes:
         console.print(note, markup=False, highlight=False)
+
+
+def _print_further(
+    data: Analysis, further: Mapping[str, Mapping[str, float]], console: "Console"
+) -> None:
+    """Print the mean of every further score over the runs of a configuration, with its interval."""
+    names = sorted({name for scores in further.values() for name in scores})
+    if not names:
+        return
+    rows = []
+    for configuration in data.ranked[:SHOWN]:
+        own = [further[run_id] for run_id in configuration.run_ids if run_id in further]
+        cells = [_interval([scores[name] for scores in own if name in scores]) for name in names]
+        rows.append([configuration.label, *cells])
+    short_names = [name.removeprefix(contract.EVALUATION).replace("_", " ") for name in names]
+    console.print(_table(_Text("Further scores: mean over runs", ["", *short_names], rows)))
+    if completions.KL in names:
+        note = (
+            "A smaller price of divergence buys a larger return: compare configurations at equal "
+            "KL, in frontier.png, and not by their rank."
+        )
+        console.print(note, markup=False, highlight=False)
+
+
+def _interval(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    mean = f"{np.mean(values):.3g}"
+    if len(values) == 1:
+        return mean
+    low, high = stats.bootstrap_ci(np.asarray(values), np.mean)
+    return f"{mean} [{float(low):.3g}, {float(high):.3g}]"
+
+
+def _write_completions(
+    store: Store, further: Mapping[str, Mapping[str, float]], target: Path
+) -> list[str]:
+    """Write samples.md and the figure of the frontier; return the names of the figures."""
+    kept = completions.read(store.path)
+    if kept is not None:
+        text = [
+            "\n".join([f"## {each['label']}", "", "```", *paragraphs(each["columns"]), "```"])
+            for each in kept["samples"]
+        ]
+        (target / "samples.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
+    figure = completions.draw(store, further)
+    if figure is None:
+        return []
+    for name in ("frontier.png", "frontier.svg"):
+        figures.save(figure, target / name)
+    return ["frontier.png"]
 
 
 def _texts(data: Analysis) -> list[_Text]:

@@ -7,7 +7,6 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jax import random
 
@@ -87,7 +86,7 @@ def read_rows(path: Path, task: tasks.Task, length: int) -> Rows:
         targets = [False] * len(ids) + [True] * len(answer)
         rows[-1] += [(i, segment, t) for i, t in zip(ids + answer, targets, strict=True)]
     filled = [row + [(task.pad_id, 0, False)] * (length - len(row)) for row in rows]
-    table = np.array(filled, np.int32)
+    table = jnp.array(filled, jnp.int32)
     return Rows(table[..., 0], table[..., 1], table[..., 2] == 1)
 
 
@@ -104,8 +103,9 @@ def read_pairs(path: Path, task: tasks.Task) -> Pairs:
     Raises:
         InputError: a line is not as it must be, has an unknown word, or is too long.
     """
+    fields = ("prompt", "chosen", "rejected")
     columns: list[list[list[int]]] = [[], [], []]
-    for where, *texts in _lines(path, ("prompt", "chosen", "rejected")):
+    for where, *texts in _lines(path, fields):
         encoded = [_encode(text, task, where) for text in texts]
         prompt = [task.words.index("<bos>"), *encoded[0]]
         limits = (task.prompt_length, task.completion_length, task.completion_length)
@@ -122,7 +122,7 @@ def read_pairs(path: Path, task: tasks.Task) -> Pairs:
         right = [ids + [task.pad_id] * (limits[1] - len(ids)) for ids in documents[1:]]
         for column, ids in zip(columns, left + right, strict=True):
             column.append(ids)
-    return Pairs(*(np.array(column, np.int32) for column in columns))
+    return Pairs(*(jnp.array(column, jnp.int32) for column in columns))
 
 
 def _lines(path: Path, fields: Sequence[str]) -> Iterator[tuple[str, ...]]:

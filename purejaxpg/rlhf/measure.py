@@ -16,8 +16,11 @@ from purejaxpg import config as configs
 from purejaxpg.kernels import preference
 from purejaxpg.rlhf import generate, tasks, tokens, transformer
 
-# Width times layers, for a Config that cannot know the model that its run will be given.
-TYPICAL_WIDTH = 64
+# Activations of a token in a layer, in units of the width: queries, keys and values 3, their mix 1,
+# the MLP 4, and 4 around them.
+ACTIVATIONS_PER_WIDTH = 12
+# Of a token in the default model, for a Config that cannot know which one its run is given.
+TYPICAL_ACTIVATIONS = ACTIVATIONS_PER_WIDTH * 32 * 2
 FRONTIER_SAMPLES = 8192  # of the reference, for each prompt
 LEAST_SAMPLES = 30.0  # effective ones, for a point of a frontier that is estimated from samples
 

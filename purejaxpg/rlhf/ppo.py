@@ -78,7 +78,7 @@ class Config:
     @property
     def activations(self) -> int:
         """Activations of one gradient step, which decide how many runs share a CPU core."""
-        return self.steps_per_update // self.num_minibatches * measure.TYPICAL_WIDTH
+        return self.steps_per_update // self.num_minibatches * measure.TYPICAL_ACTIVATIONS
 
 
 @struct.dataclass

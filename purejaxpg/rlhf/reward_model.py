@@ -58,7 +58,7 @@ class Config:
     @property
     def activations(self) -> int:
         """Activations of one gradient step, which decide how many runs share a CPU core."""
-        return self.steps_per_update * measure.TYPICAL_WIDTH
+        return self.steps_per_update * measure.TYPICAL_ACTIVATIONS
 
 
 @struct.dataclass

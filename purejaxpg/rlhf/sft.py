@@ -67,7 +67,8 @@ class Config:
     @property
     def activations(self) -> int:
         """Activations of one gradient step, which decide how many runs share a CPU core."""
-        return self.steps_per_update * self.width * self.num_layers
+        per_token = measure.ACTIVATIONS_PER_WIDTH * self.width * self.num_layers
+        return self.steps_per_update * per_token
 
 
 @struct.dataclass

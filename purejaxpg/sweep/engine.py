@@ -246,22 +246,25 @@ def run_group(work: Work, group: plans.Group, units: Sequence[plans.Unit]) -> No
             arrays = {name: value[rows] for name, value in every_row.items()}
             state = work.backend.cut(computed.states, rows)
             ended = outcomes(unit, arrays, computed.diverged_at[rows])
-            note_unfinished(work, unit, arrays)
+            note_unfinished(work, unit, arrays.get(contract.FINISHED))
             work.store.commit(unit.name, arrays, state, ended, facts, work.backend.save)
             work.snapshots.discard([unit])
         work.after_commit()
         work.progress.committed(len(computed.units))
 
 
-def note_unfinished(work: Work, unit: plans.Unit, arrays: Mapping[str, np.ndarray]) -> None:
-    """Warn about runs without a score: some of their evaluation episodes were cut short."""
-    cut_short = contract.cut_short(arrays)
-    if not cut_short.any():
+def note_unfinished(work: Work, unit: plans.Unit, finished: np.ndarray | None) -> None:
+    """Warn about runs without a score: not all episodes of `finished` [rows, episodes] ended.
+
+    A trainer without an environment gives an episode that did not end a return as well.
+    """
+    played = contract.has_environment(unit.legs[0].run.config)
+    if not played or finished is None or finished.all():
         return
-    rows = zip(unit.legs, cut_short, strict=True)
-    runs = [leg.run.run_id for leg, cut in rows if cut.any()]
+    rows = zip(unit.legs, finished, strict=True)
+    runs = [leg.run.run_id for leg, ended in rows if not ended.all()]
     note = (
-        f"Note: {cut_short.sum()} evaluation episodes of {', '.join(runs)} did not end in time; "
+        f"Note: {(~finished).sum()} evaluation episodes of {', '.join(runs)} did not end in time; "
         "these runs have no score and rank last; give the environment a lower time limit."
     )
     work.store.ledger.note(note)

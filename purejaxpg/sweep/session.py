@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from purejaxpg import FaultError, InputError, signals, streams
+from purejaxpg import FaultError, InputError, signals, streams, trainers
 from purejaxpg.cluster import processes
 
 # The first makes PPO a tenth faster on a processor with 512-bit registers and does nothing on
@@ -186,7 +186,7 @@ def _results(
     title: str = "",
 ) -> Path:
     """Compute the missing results of a sweep, called `title`, and return its directory."""
-    from purejaxpg.report import sinks
+    from purejaxpg.report import completions, sinks
     from purejaxpg.sweep import engine, frozen
     from purejaxpg.sweep import search as searches
     from purejaxpg.sweep import store as stores
@@ -201,6 +201,8 @@ def _results(
         else:
             say(f"{title}: already finished." if title else f"Already finished: {out}")
         logs.finish(store)
+        own = trainers.is_path(spec.agent_name)
+        completions.keep(store, spec.agent, Path(spec.agent.__file__) if own else None)
     return out
 
 

@@ -231,13 +231,6 @@ def test_a_trainers_own_score_must_hold_a_return() -> None:
         contract.score(None, trainer, None, None, 1)
 
 
-def test_an_unfinished_episode_is_cut_short_only_if_it_has_no_return() -> None:
-    returns = np.array([1.0, np.nan, 2.0, np.nan])
-    scores = {contract.RETURN: returns, contract.FINISHED: np.array([1.0, 0.0, 0.0, 1.0])}
-    assert contract.cut_short(scores).tolist() == [False, True, False, False]
-    assert not contract.cut_short({contract.RETURN: returns}).any()
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [

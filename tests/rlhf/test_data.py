@@ -1,0 +1,76 @@
+"""Files of JSON lines: rows are packed, pairs are padded, and what is wrong is named."""
+
+import json
+
+import numpy as np
+import pytest
+
+from purejaxpg import FaultError, InputError
+from purejaxpg.rlhf import data, tasks
+
+TASK = tasks.make("sentiment")
+GOOD = {"prompt": "the film was", "completion": "great ."}
+PAIR = {"prompt": "the film", "chosen": "was great .", "rejected": "was bad"}
+
+
+def write(path, *records):
+    path.write_text("".join(f"{r if isinstance(r, str) else json.dumps(r)}\n" for r in records))
+    return path
+
+
+def words(ids):
+    return " ".join(TASK.words[i] for i in np.asarray(ids))
+
+
+def test_documents_are_packed_in_order(tmp_path):
+    path = write(tmp_path / "d.jsonl", GOOD, "", {"prompt": "", "completion": "this plot"}, GOOD)
+    rows = data.read_rows(path, TASK, 12)
+    assert words(rows.ids[0]).startswith("<bos> the film was great . <bos> this plot . <pad>")
+    assert rows.segments.tolist() == [[1] * 6 + [2] * 4 + [0] * 2, [1] * 6 + [0] * 6]
+    assert [
+        words(ids[np.asarray(on)]) for ids, on in zip(rows.ids, rows.is_target, strict=True)
+    ] == [
+        "great . this plot .",
+        "great .",
+    ]
+
+
+def test_pairs_are_padded_on_both_sides_and_ended(tmp_path):
+    pairs = data.read_pairs(write(tmp_path / "p.jsonl", PAIR), TASK)
+    assert words(pairs.prompt_ids[0]) == "<pad> <bos> the film"
+    assert words(pairs.chosen_ids[0]).startswith("was great . <pad>")
+    assert words(pairs.rejected_ids[0]).startswith("was bad . <pad>")
+    assert pairs.chosen_ids.shape == pairs.rejected_ids.shape == (1, TASK.completion_length)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"prompt": "the film"}, r"d.jsonl, line 2 must have the field 'completion' with a text"),
+        ({**GOOD, "prompt": 3}, r"line 2 must have the field 'prompt' with a text, but has 3"),
+        ("[", r"line 2 must be an object in JSON"),
+        ("[1]", r"line 2 must have the field 'prompt'"),
+        ({**GOOD, "completion": "greta ."}, r"line 2\) named 'greta'; did you mean 'great'"),
+        ({**GOOD, "completion": "<pad>"}, r"line 2\) named '<pad>'"),
+        ({**GOOD, "completion": "great " * 20}, r"line 2: .* at most 20 tokens .* have 25"),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path, record, message):
+    with pytest.raises(InputError, match=message):
+        data.read_rows(write(tmp_path / "d.jsonl", GOOD, record), TASK, 20)
+
+
+def test_a_prompt_or_completion_that_does_not_fit_is_named(tmp_path):
+    for change, message in (
+        ({"prompt": "the film was very"}, "prompt must have at most 4 tokens, .* has 5"),
+        ({"rejected": "bad " * 16}, "rejected must have at most 16 tokens, .* has 17"),
+    ):
+        with pytest.raises(InputError, match=message):
+            data.read_pairs(write(tmp_path / "p.jsonl", {**PAIR, **change}), TASK)
+
+
+def test_an_empty_and_a_missing_file_are_refused(tmp_path):
+    with pytest.raises(InputError, match="at least one line, but is empty"):
+        data.read_rows(write(tmp_path / "d.jsonl", ""), TASK, 20)
+    with pytest.raises(FaultError, match="cannot be read: No such file"):
+        data.read_pairs(tmp_path / "none.jsonl", TASK)

@@ -1,0 +1,159 @@
+"""The trainers: what holds in their first update, what they refuse, and a pipeline of them."""
+
+import csv
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import random
+
+from purejaxpg import InputError, cli
+from purejaxpg.report import completions
+from purejaxpg.rlhf import measure, ppo, reward_model, rloo, sft, tasks, transformer
+from purejaxpg.sweep import session
+
+TASK = tasks.make("enumerable-3-3")
+SMALL = {"width": 8, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "mlp_width": 8}
+BASE = {"task": "enumerable-3-3", "batch_size": 16}
+
+
+@pytest.fixture(scope="module")
+def reference():
+    config = sft.Config(**BASE, **SMALL)
+    return transformer.init(random.key(0), sft.architecture(config))
+
+
+def first_update(trainer, config, given):
+    state = jax.eval_shape(trainer.init, random.key(0), config, given)
+    assert state.num_updates.dtype == jnp.int32
+    state = trainer.init(random.key(0), config, given)
+    return jax.jit(trainer.update)(random.key(1), state, config, given)
+
+
+def test_first_update_of_ppo_starts_at_the_reference(reference):
+    config = ppo.Config(**BASE, num_epochs=1, beta=0.3)
+    state, metrics = first_update(ppo, config, ppo.Given(reference))
+    assert abs(float(metrics["policy/reference_kl"])) < 1e-5
+    assert abs(float(metrics["policy/kl"])) < 1e-6
+    assert metrics["policy/clip_fraction"] == 0 and state.beta == np.float32(0.3)
+    moved = jax.tree.map(
+        lambda a, b: bool((a != b).any()), state.params["policy"], reference.params
+    )
+    assert any(jax.tree.leaves(moved))
+
+
+def test_adaptive_beta_falls_while_the_divergence_is_below_its_target(reference):
+    config = ppo.Config(**BASE, num_epochs=1, reference_kl=6.0, kl_horizon=160.0)
+    state, _ = first_update(ppo, config, ppo.Given(reference))
+    assert state.beta == pytest.approx(0.1 * (1 - 0.2 * 16 / 160), rel=1e-5)
+
+
+def test_missing_end_costs_the_penalty(reference):
+    scores = [
+        first_update(rloo, rloo.Config(**BASE, missing_eos_penalty=p), rloo.Given(reference))[1]
+        for p in (0.0, 2.0)
+    ]
+    assert scores[0]["reward/score"] == scores[1]["reward/score"]
+    assert 0 < scores[0]["completion/finished"] < 1
+    assert scores[0]["loss/policy"] != scores[1]["loss/policy"]
+
+
+def test_reward_model_with_a_zero_head_has_the_loss_of_a_coin(reference):
+    config, given = reward_model.Config(**BASE), reward_model.Given(reference)
+    zero = transformer.scalar_model(random.key(0), reference, 0.0)
+    pairs, best = reward_model.draw(random.key(1), config, given, 16)
+    value, metrics = reward_model.loss(zero.params, pairs, config, given)
+    assert value == pytest.approx(math.log(2), rel=1e-6) and metrics["reward/accuracy"] == 0
+    assert (best >= 0.5).all()
+
+
+def test_frontier_of_a_listed_task_rises_and_bounds_its_reference(reference):
+    config = ppo.Config(**BASE)
+    frontier = measure.frontier(random.key(0), config, ppo.Given(reference))
+    assert (np.diff(frontier["kl"]) > 0).all() and (np.diff(frontier["return"]) > 0).all()
+    score = measure.score(random.key(1), reference, config, 4096, ppo.Given(reference))
+    assert frontier["return"][0] == pytest.approx(float(score["evaluation/return"].mean()), abs=0.1)
+    np.testing.assert_allclose(score["evaluation/kl"], 0.0, atol=1e-6)
+    assert float(score["evaluation/win"].mean()) == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "change", "message"),
+    [
+        (ppo, {"beta": -1.0}, "beta must be 0 or more, but is -1.0"),
+        (ppo, {"num_minibatches": 3}, "num_minibatches must divide batch_size"),
+        (ppo, {"temperature": 0.0}, "temperature must be more than 0"),
+        (rloo, {"group_size": 1}, "group_size must be 2 or more, but is 1"),
+        (rloo, {"baseline": "mean"}, "baseline must be one of"),
+        (reward_model, {"center_coef": -0.1}, "center_coef must be 0 or more"),
+        (sft, {"num_heads": 5}, "num_heads must divide width"),
+        (sft, {"task": "humour"}, "task must be one of"),
+    ],
+)
+def test_an_impossible_configuration_is_refused(trainer, change, message):
+    with pytest.raises(InputError, match=message):
+        trainer.check(dataclasses.replace(trainer.Config(), **change))
+
+
+def test_a_model_that_does_not_fit_is_refused(reference):
+    short = dataclasses.replace(reference.architecture, context=4)
+    scalar = transformer.scalar_model(random.key(0), reference, 1.0)
+    config = ppo.Config(**BASE)
+    for given, message in (
+        (ppo.Given(dataclasses.replace(reference, architecture=short)), "context of at least 6"),
+        (ppo.Given(scalar), "given reference must be a language model, but is a reward model"),
+        (ppo.Given(reference, reference), "given reward must be a reward model"),
+    ):
+        with pytest.raises(InputError, match=message):
+            ppo.check_given(config, given)
+    with pytest.raises(InputError, match="must have the 33 tokens of task 'sentiment', but has 8"):
+        ppo.check_given(ppo.Config(), ppo.Given(reference))
+
+
+PIPELINE = """
+seeds = 2
+eval_episodes = 64
+[[stage]]
+name = "sft"
+agent = "rlhf.sft"
+config = {task = "enumerable-3-3", batch_size = 16, num_updates = 3, width = 8, num_layers = 1,
+          num_heads = 1, num_kv_heads = 1, mlp_width = 8}
+[[stage]]
+name = "reward"
+agent = "rlhf.reward_model"
+config = {task = "enumerable-3-3", batch_size = 16, num_updates = 3}
+given = {reference = "sft"}
+[[stage]]
+name = "ppo"
+agent = "rlhf.ppo"
+config = {task = "enumerable-3-3", batch_size = 16, num_updates = 3, num_epochs = 1}
+given = {reference = "sft", reward = "reward"}
+sweep = {beta = [0.1, 1.0]}
+"""
+
+
+def test_a_pipeline_of_the_trainers_runs_and_resumes(tmp_path, capsys):
+    path, out = tmp_path / "tiny.toml", tmp_path / "out"
+    path.write_text(PIPELINE.replace(",\n         ", ","))
+    options = session.Options(out=out, devices=1, quiet=True)
+    assert session.sweep(path, options) == 0
+    with (out / "ppo" / "report" / "runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 and all(math.isfinite(float(row["score"])) for row in rows)
+    printed = capsys.readouterr().out
+    assert "Further scores" in printed and "proxy return" in printed and "at equal KL" in printed
+    kept = completions.read(out / "ppo")
+    assert kept is not None and len(kept["frontiers"]) == 2 and len(kept["samples"]) == 2
+    best = kept["frontiers"][0]
+    assert len(best["kl"]) == len(best["return"]) > 10
+    report = out / "ppo" / "report"
+    assert (report / "frontier.png").stat().st_size > 5000
+    text = (report / "samples.md").read_text()
+    assert "## beta 0.1, seed 0" in text and "policy reward" in text
+    assert cli.main(["eval", str(out), "--samples", "3", "--run", rows[0]["run_id"]]) == 0
+    assert capsys.readouterr().out.count("reference reward") == 3
+    assert session.sweep(path, options) == 0
+    assert capsys.readouterr().out.count("already finished") == 3
