@@ -19,7 +19,7 @@ from purejaxpg import contract, stats
 from purejaxpg.report import curves as training
 from purejaxpg.report import ranking
 from purejaxpg.report.ranking import Configuration
-from purejaxpg.sweep import search
+from purejaxpg.sweep import search, stages
 from purejaxpg.sweep.store import Store
 from purejaxpg.text import short
 
@@ -412,6 +412,8 @@ def _command(store: Store, identity: Mapping[str, Any]) -> str:
         path = path.relative_to(Path.cwd())
     # The copy of the spec is in another directory, so a relative path in it would not resolve.
     spec = "SPEC.toml" if "/" in agent or agent.endswith(".py") else str(path / "spec.toml")
+    if (store.path.parent / stages.STAGES).is_file():  # of a stage the copy holds the whole file
+        spec, path = "SPEC.toml", path.parent
     out = shlex.quote(str(path))
     return f"purejaxpg sweep {shlex.quote(spec)} --out {out} --confirm 16"
 

@@ -52,7 +52,7 @@ def make_arrays(scores):
     return {
         "episode/return_sum": (level * ramp * count).astype(np.float32),
         "episode/count": count.astype(np.float32),
-        "evaluation/return": np.tile(level, (1, 16)).astype(np.float32),
+        "evaluation/return": np.tile(np.where(level < 0, np.nan, level), (1, 16)),
         "evaluation/finished": np.tile(level >= 0.0, (1, 16)),  # a negative score: all cut short
     }
 

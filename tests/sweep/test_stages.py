@@ -2,20 +2,27 @@
 
 import csv
 import dataclasses
+import os
 import pathlib
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 import relay
 
+import purejaxpg
 from purejaxpg import InputError, cli
 from purejaxpg.report import playback
 from purejaxpg.sweep import engine, forecast, frozen, fsck, session, sources, stages
 from purejaxpg.sweep import store as stores
 
 NAMES = ("first", "judge", "learner")
+SLOW = pytest.mark.slow
 
 
 def options(out: pathlib.Path, **changed: Any) -> session.Options:
@@ -149,7 +156,7 @@ BAD = [
     ("seeds = 2", "agent = 'ppo'", "key outside of the stages named 'agent'"),
     ('agent = "./judge.py"', 'agent = "./judge.py"\nseeds = 3', "no model for seed 2: stage 'fir"),
     ('agent = "./reference.py"', 'agent = "./learner.py"', "must be given reference, judge"),
-    ('agent = "./reference.py"', 'agent = "./plain.py"', "no model.state, config., so no run"),
+    ('agent = "./reference.py"', 'agent = "./plain.py"', "no model.state, config, .given., so no"),
 ]  # fmt: skip
 
 
@@ -311,3 +318,21 @@ def test_members_of_a_population_share_what_its_seed_is_given(tmp_path: pathlib.
     bad = bad.replace("[stage.sweep]\nlearning_rate = [0.1, 0.5]", f"{own}\n{members}")
     with pytest.raises(InputError, match="given must be 'first:best', because the populations"):
         session.sweep(relay.write(tmp_path / "bad", bad), options(tmp_path / "bad" / "out"))
+
+
+@pytest.mark.parametrize("stage", [NAMES[1], *(pytest.param(n, marks=SLOW) for n in NAMES[::2])])
+def test_a_pipeline_killed_in_a_stage_ends_with_the_same_bits(
+    swept: pathlib.Path, tmp_path: pathlib.Path, stage: str
+) -> None:
+    path, out = swept.parent / "relay.toml", tmp_path / "out"
+    words = ["sweep", str(path), "--out", str(out), "--devices", "1", "--snapshot-every", "0"]
+    folders = [str(pathlib.Path(module.__file__).parent) for module in (relay, purejaxpg)]
+    found = os.pathsep.join([folders[0], str(pathlib.Path(folders[1]).parent)])
+    command = [sys.executable, "-m", "purejaxpg.cli", *words]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": found})
+    while process.poll() is None and not (out / stage / "ledger.sqlite").exists():
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    session.sweep(path, options(out))
+    same(swept, out)
