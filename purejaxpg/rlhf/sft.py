@@ -8,8 +8,8 @@ Only tokens of the completion count; those of the prompt are conditions. The min
 conditional distribution of the demonstrations. Ouyang et al. 2022, arXiv:2203.02155, section 3.5.
 
 Without data of your own, demonstrations are drawn afresh from the task. Given data are rows into
-which short documents are packed: a token attends only to its own document, and positions start
-anew in each, so packing changes no loss.
+which short documents are packed: a token attends only to its own document, and positions start at 0
+in each, so packing changes no loss.
 
 Run: purejaxpg train rlhf.sft --task sentiment --seed 0
 """
