@@ -103,15 +103,13 @@ def draw(store: Store, means: Mapping[str, Mapping[str, float]]) -> "Figure | No
         The figure; None without divergences.
     """
     runs = {run["run_id"]: run for run in store.ledger.runs()}
-    ranked = [
-        c for c in ranking.rank(store) if all(contract.KL in means.get(r, {}) for r in c.run_ids)
-    ]
-    ranked = [c for c in ranked if c.run_ids]
+    measured = {run_id for run_id, own in means.items() if contract.KL in own}
+    ranked = [c for c in ranking.rank(store) if c.run_ids and measured.issuperset(c.run_ids)]
     if not ranked:
         return None
     figure, (axes,) = figures.make_panels(1, 1, (6.4, 4.4))
     for i, frontier in enumerate((read(store.path) or {}).get("frontiers", ())):
-        name = "best possible" if i == 0 else None
+        name = "frontier" if i == 0 else None  # it may be an estimate
         axes.plot(frontier["kl"], frontier["return"], color="#555555", lw=1, label=name)
     points = []
     for configuration in ranked:
