@@ -5,61 +5,38 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from enumerable import (
+    ALL,
+    ALL_MASK,
+    ALL_PROMPTS,
+    BETA,
+    COUNT,
+    LOGITS,
+    MASK,
+    PREFIX,
+    REFERENCE,
+    REWARD,
+    TASK,
+    L,
+    N,
+    X,
+    cosine,
+    relative,
+    sequences,
+    token_log_probs,
+    true_gradient,
+    value_of_objective,
+)
 from jax import lax, random
 
 from purejaxpg.kernels import preference
-from purejaxpg.rlhf import measure, ppo, rloo, tasks, tokens, transformer
-
-TASK = tasks.make("enumerable-3-4")
-EVERY = np.asarray(TASK.completion_ids)  # [N, L]
-MASK = np.asarray(tokens.completion_mask(jnp.asarray(EVERY), TASK.eos_id))
-X, N, L = len(TASK.prompt_ids), *EVERY.shape
-ALL_PROMPTS, ALL = np.repeat(TASK.prompt_ids, N, 0), np.tile(EVERY, (X, 1))
-ALL_MASK = np.tile(MASK, (X, 1))
-REWARD = np.random.default_rng(1).normal(size=(X, N))
-BETA = 0.5
+from purejaxpg.rlhf import measure, ppo, rloo, transformer
 
 
 @pytest.fixture(autouse=True)
 def double_precision():
     with jax.enable_x64(True):
         yield
-
-
-def prefixes():
-    """Index of the prefix before each token of each completion, [N, L]."""
-    known: dict[tuple[int, ...], int] = {}
-    return np.array(
-        [[known.setdefault((t, *ids[:t]), len(known)) for t in range(L)] for ids in EVERY]
-    )
-
-
-PREFIX = prefixes()
-COUNT = int(PREFIX.max()) + 1
-
-
-def table(seed, scale=1.0):
-    return scale * np.random.default_rng(seed).normal(size=(X, COUNT, 3))
-
-
-REFERENCE = table(2)
-
-
-def token_log_probs(logits):
-    """Logits of a tabular policy [X, COUNT, 3] -> log-probabilities of all tokens [X*N, L]."""
-    log_p = jax.nn.log_softmax(logits)[:, PREFIX]
-    action = np.where(MASK, EVERY - TASK.eos_id, 0)
-    chosen = jnp.take_along_axis(log_p, jnp.broadcast_to(action, (X, N, L))[..., None], -1)
-    return chosen[..., 0].reshape(X * N, L)
-
-
-def sequences(log_probs):
-    return preference.masked_sum(log_probs, ALL_MASK, 1).reshape(X, N)
-
-
-def value_of_objective(log_probs, reference):
-    log_p, log_q = sequences(log_probs), sequences(reference)
-    return (jnp.exp(log_p) * (REWARD - BETA * (log_p - log_q))).sum(1).mean()
 
 
 def exact_values(reward, weight):
@@ -100,23 +77,6 @@ def ppo_gradient(logits, gae_lambda, values="exact", reward=None, objective=ppo.
         return objective(token_log_probs(logits), batch.value, batch, config)[0]
 
     return -np.asarray(jax.grad(loss)(jnp.asarray(logits)))
-
-
-def true_gradient(logits):
-    reference = token_log_probs(REFERENCE)
-    objective = lambda logits: value_of_objective(token_log_probs(logits), reference)  # noqa: E731
-    return np.asarray(jax.grad(objective)(jnp.asarray(logits)))
-
-
-def relative(a, b):
-    return np.linalg.norm(a - b) / np.linalg.norm(b)
-
-
-def cosine(a, b):
-    return (a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b)
-
-
-LOGITS = REFERENCE + table(3)
 
 
 @pytest.mark.parametrize(
