@@ -249,6 +249,190 @@ def bradley_terry(
     return jax.nn.softplus(-difference) + label_smoothing * difference
 
 
+def dpo(
+    chosen_log_ratio: jax.Array,
+    rejected_log_ratio: jax.Array,
+    beta: jax.Array | float,
+    label_smoothing: jax.Array | float = 0.0,
+) -> jax.Array:
+    """Loss of direct preference optimisation (DPO): a policy as its own reward model.
+
+        r(x, y) = β log(π(y|x) / π_ref(y|x)),    loss = bradley_terry(r(x, chosen), r(x, rejected))
+
+    Over labels drawn from `preference_probability`, it is least at the optimum of E[r] − β KL, for
+    the same β and all completions that the pairs compare. Only the difference counts: the chosen
+    completion may become less likely, as long as the rejected one falls further.
+
+    Args:
+        chosen_log_ratio: [...] log π(y|x) − log π_ref(y|x) of the preferred completion, in nats:
+            *summed* over its tokens, with its end and without the prompt.
+        rejected_log_ratio: [...] the same of the other completion of the same prompt.
+        beta: scalar β > 0, in units of the reward per nat.
+        label_smoothing: scalar s in [0, ½), as in `bradley_terry`; above 0, this is conservative
+            DPO.
+
+    Returns:
+        [...] loss in nats; log 2 where the policy is the reference.
+
+    Differentiated with respect to both ratios; nothing is stopped.
+
+    References:
+        Rafailov et al. 2023, arXiv:2305.18290, eq. 7; Mitchell 2023, A note on DPO with noisy
+        preferences and relationship to IPO, eq. 3, for s > 0.
+
+    >>> print(dpo(jnp.array([2.0]), jnp.array([-1.0]), 0.5).round(4))
+    [0.2014]
+    """
+    return bradley_terry(beta * chosen_log_ratio, beta * rejected_log_ratio, label_smoothing)
+
+
+def ipo(
+    chosen_log_ratio: jax.Array, rejected_log_ratio: jax.Array, tau: jax.Array | float
+) -> jax.Array:
+    """Loss of identity preference optimisation (IPO): a difference of log-ratios of finite size.
+
+        loss = (f(x, chosen) − f(x, rejected) − 1 / (2τ))²,    f = log(π / π_ref)
+
+    Its minimum is finite even if labels never contradict each other. Where both completions of the
+    pairs are drawn from a policy μ, it is at f(x, y) = p(y ≻ μ) / τ + c(x), with the probability
+    that y is preferred to a completion by μ. Pass the ratios *summed* over tokens, as the paper and
+    the code published with DPO have it; TRL's DPOTrainer divides each by its own length.
+
+    Args:
+        chosen_log_ratio: [...] f of the preferred completion, as for `dpo`.
+        rejected_log_ratio: [...] f of the other completion of the same prompt.
+        tau: scalar τ > 0, per nat; the greater, the closer to the reference.
+
+    Returns:
+        [...] loss in nats²; 1 / (4τ²) where the policy is the reference.
+
+    Differentiated with respect to both ratios; nothing is stopped.
+
+    References:
+        Azar et al. 2023, arXiv:2310.12036, eq. 17.
+
+    >>> ipo(jnp.array([2.0]), jnp.array([-1.0]), 0.5).tolist()
+    [4.0]
+    """
+    chex.assert_equal_shape([chosen_log_ratio, rejected_log_ratio])
+    return jnp.square(chosen_log_ratio - rejected_log_ratio - 0.5 / tau)
+
+
+def simpo(
+    chosen_log_prob: jax.Array,
+    rejected_log_prob: jax.Array,
+    beta: jax.Array | float,
+    margin: jax.Array | float = 0.0,
+) -> jax.Array:
+    """Loss of simple preference optimisation (SimPO): the mean log-probability as the reward.
+
+        loss = −log σ(β (m(x, chosen) − m(x, rejected)) − γ),    m = log π(y|x) / |y|
+
+    There is no reference, so nothing but early stopping keeps the policy close to one.
+
+    Args:
+        chosen_log_prob: [...] m of the preferred completion: the *mean* log-probability of its
+            tokens, in nats.
+        rejected_log_prob: [...] m of the other completion of the same prompt.
+        beta: scalar β > 0, reward per nat; 2.5 in the paper's appendix B, far above that of DPO,
+            because means are smaller than sums.
+        margin: scalar γ ≥ 0, the difference of rewards that counts as even. TRL has the same γ; the
+            authors' code takes γ / β.
+
+    Returns:
+        [...] loss in nats.
+
+    Differentiated with respect to both log-probabilities; nothing is stopped.
+
+    References:
+        Meng, Xia and Chen 2024, arXiv:2405.14734.
+
+    >>> print(simpo(jnp.array([-0.5]), jnp.array([-1.0]), 2.0, 1.0).round(4))
+    [0.6931]
+    """
+    return bradley_terry(beta * chosen_log_prob - margin, beta * rejected_log_prob)
+
+
+def orpo(
+    chosen_log_prob: jax.Array, rejected_log_prob: jax.Array, weight: jax.Array | float
+) -> jax.Array:
+    """Loss of odds-ratio preference optimisation (ORPO): imitation with a comparison of odds.
+
+        loss = −m(x, chosen) − λ log σ(log odds(x, chosen) − log odds(x, rejected))
+        odds = p / (1 − p),    p = exp m,    m = log π(y|x) / |y|
+
+    The first term is the loss of supervised fine-tuning, so there is no reference and no separate
+    stage before. 1 − p is computed without cancellation, and p is kept below 1 by the precision of
+    the numbers: an infinite ratio of odds has no gradient.
+
+    Args:
+        chosen_log_prob: [...] m of the preferred completion: the *mean* log-probability of its
+            tokens, in nats, at most 0.
+        rejected_log_prob: [...] m of the other completion of the same prompt.
+        weight: scalar λ ≥ 0.
+
+    Returns:
+        [...] loss in nats.
+
+    Differentiated with respect to both log-probabilities; nothing is stopped.
+
+    References:
+        Hong, Lee and Thorne 2024, arXiv:2403.07691, eqs. 4, 6 and 7.
+
+    >>> print(orpo(jnp.log(jnp.array([0.5])), jnp.log(jnp.array([0.25])), 1.0).round(4))
+    [0.9808]
+    """
+    comparison = bradley_terry(_log_odds(chosen_log_prob), _log_odds(rejected_log_prob))
+    return weight * comparison - chosen_log_prob
+
+
+def kto(
+    log_ratio: jax.Array,
+    is_desirable: jax.Array,
+    kl: jax.Array | float,
+    beta: jax.Array | float,
+    desirable_weight: jax.Array | float = 1.0,
+    undesirable_weight: jax.Array | float = 1.0,
+) -> jax.Array:
+    """Loss of Kahneman-Tversky optimisation (KTO): single completions, each good or bad.
+
+        loss = λ_D (1 − σ(β (f − z₀)))  if desirable,    λ_U (1 − σ(β (z₀ − f)))  otherwise
+        f = log(π(y|x) / π_ref(y|x)),    z₀ = max(0, KL)
+
+    The gradient with respect to f has the sign of (1 − q) λ_U − q λ_D, where a share q of the
+    labels of y is good. So a completion rises without bound if its labels are good often enough,
+    and falls otherwise: there is no finite optimum, and β sets a scale but no distance from the
+    reference.
+
+    Args:
+        log_ratio: [...] f, summed over tokens as for `dpo`.
+        is_desirable: [...] bool, the labels.
+        kl: scalar, the mean of log π(y'|x) − log π_ref(y'|x) in nats, over the prompts x of a batch
+            with completions y' of *other* prompts. With its own completion, f would be compared
+            with itself.
+        beta: scalar β > 0, per nat.
+        desirable_weight: scalar λ_D ≥ 0.
+        undesirable_weight: scalar λ_U ≥ 0. For n_D and n_U examples of the two kinds, TRL advises
+            λ_D n_D / (λ_U n_U) from 1 to 4/3.
+
+    Returns:
+        [...] loss without a unit, in [0, λ]; λ/2 where the policy is the reference.
+
+    Differentiated with respect to `log_ratio`; z₀ is stopped.
+
+    References:
+        Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7.
+
+    >>> print(kto(jnp.zeros(2), jnp.array([True, False]), -3.0, 0.1, 1.0, 1.5))
+    [0.5  0.75]
+    """
+    chex.assert_equal_shape([log_ratio, is_desirable])
+    chex.assert_type(is_desirable, bool)
+    margin = beta * (log_ratio - jax.lax.stop_gradient(jnp.maximum(kl, 0.0)))
+    weight = jnp.where(is_desirable, desirable_weight, undesirable_weight)
+    return weight * jax.nn.sigmoid(jnp.where(is_desirable, -margin, margin))
+
+
 def token_rewards(
     score: jax.Array,
     log_prob: jax.Array,
@@ -486,3 +670,11 @@ def _tilted(ref_log_prob: jax.Array, reward: jax.Array, beta: jax.Array | float)
     possible = ~jnp.isneginf(ref_log_prob)
     bonus = jnp.where(possible, reward, 0.0) / beta
     return jnp.where(possible, ref_log_prob + bonus, -jnp.inf)
+
+
+def _log_odds(log_prob: jax.Array) -> jax.Array:
+    """Return log p − log(1 − p), where log(1 − p) has the form that does not cancel."""
+    log_prob = jnp.minimum(log_prob, -jnp.finfo(log_prob.dtype).eps)
+    near_one = log_prob > -jnp.log(2.0)
+    rest = jnp.where(near_one, jnp.log(-jnp.expm1(log_prob)), jnp.log1p(-jnp.exp(log_prob)))
+    return log_prob - rest
