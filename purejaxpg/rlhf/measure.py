@@ -231,7 +231,7 @@ def check_given(config: Any, given: Any) -> None:
     """Raise an InputError unless the given models fit the task."""
     task = tasks.make(config.task)
     longest = task.prompt_length + task.completion_length
-    for name, output in (("reference", "tokens"), ("reward", "scalar")):
+    for name, output in (("reference", "tokens"), ("teacher", "tokens"), ("reward", "scalar")):
         model = getattr(given, name, None)
         if model is None:
             continue
