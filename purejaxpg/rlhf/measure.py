@@ -15,7 +15,7 @@ from jax import lax, nn, random
 
 from purejaxpg import config as configs
 from purejaxpg.kernels import preference, verification
-from purejaxpg.rlhf import generate, tasks, tokens, transformer
+from purejaxpg.rlhf import data, generate, tasks, tokens, transformer
 
 # Activations of a token in a layer, in units of the width: queries, keys and values 3, their mix 1,
 # the MLP 4, and 4 around them.
@@ -63,7 +63,7 @@ def rewards(
     given: Any, task: tasks.Task, prompt_ids: jax.Array, completion: generate.Completion
 ) -> jax.Array:
     """Return the reward to train on: of the given reward model, or else of the task -> [B]."""
-    if given.reward is None:
+    if getattr(given, "reward", None) is None:
         return task.reward(prompt_ids, completion.ids, completion.mask)
     return model_rewards(given.reward, task, prompt_ids, completion.ids, completion.mask)
 
@@ -118,6 +118,39 @@ def pass_rates(
     return jax.tree.map(lambda x: x[0], completions), rates
 
 
+def sample_pairs(
+    key: jax.Array,
+    policy: transformer.Model,
+    config: Any,
+    count: int,
+    given: Any,
+    held_out: bool = False,
+) -> tuple[data.Pairs, jax.Array]:
+    """Sample two completions of each prompt, and prefer one by the model of Bradley and Terry.
+
+    Args:
+        key: for prompts, completions and labels.
+        policy: the model that writes the completions.
+        config: its `task` and `temperature` are read.
+        count: B, pairs.
+        given: the judge is its model `reward`, or the task's own reward if it has none.
+        held_out: draw the prompts that are for evaluation only.
+
+    Returns:
+        Pairs [B], and the probability [B] that the chosen completion was preferred with: ½ for a
+        tie, and less where the worse one was chosen.
+    """
+    key_prompt, key_sample, key_label = random.split(key, 3)
+    task = tasks.make(config.task)
+    prompt_ids = task.prompts(key_prompt, count, held_out)
+    twice = jnp.concatenate([prompt_ids, prompt_ids])
+    completion = sample(key_sample, policy, twice, task, config.temperature)
+    reward = jnp.split(rewards(given, task, twice, completion), 2)
+    first_ids, second_ids = jnp.split(completion.ids, 2)
+    probability = preference.preference_probability(*reward)
+    return data.label(key_label, prompt_ids, first_ids, second_ids, probability)
+
+
 def score(
     key: jax.Array, policy: transformer.Model, config: Any, num_episodes: int, given: Any
 ) -> dict[str, jax.Array]:
@@ -128,7 +161,7 @@ def score(
         policy: the trained model.
         config: its `task` and `temperature` are read.
         num_episodes: E, completions.
-        given: with the model `reference`, and the model `reward` or None.
+        given: with the model `reference`, and perhaps a model `reward`.
 
     Returns:
         Arrays [E]: `evaluation/return`, the gold reward; `length` in tokens; `finished`, whether
@@ -158,7 +191,7 @@ def score(
         "win": (gold > baseline) + 0.5 * (gold == baseline),
         **rates,
     }
-    if given.reward is not None:
+    if getattr(given, "reward", None) is not None:
         values["proxy_return"] = rewards(given, task, prompt_ids, completion)
     return {f"evaluation/{name}": value for name, value in values.items()}
 
@@ -258,7 +291,7 @@ def check_given(config: Any, given: Any) -> None:
     """Raise an InputError unless the given models fit the task."""
     task = tasks.make(config.task)
     longest = task.prompt_length + task.completion_length
-    for name in ("reference", "reward"):
+    for name in ("reference", "teacher", "reward"):
         model = getattr(given, name, None)
         if model is None:
             continue

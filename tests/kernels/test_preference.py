@@ -335,21 +335,122 @@ def test_the_loss_of_a_reward_model_is_that_of_trl(case):
     assert float(jnp.mean(chosen > rejected)) == pytest.approx(case["accuracy"])
 
 
+# --- losses of pairs and of judged completions ---------------------------------------------------
+
 DPO = {case["loss_type"]: case for case in golden("dpo")}
 
 
-@pytest.mark.parametrize("name", ["sigmoid", "aot"])
-def test_bradley_terry_of_implicit_rewards_is_direct_preference_optimisation_in_trl(name):
-    # Of a single pair, TRL's "aot" is the loss with smoothed labels.
-    case = DPO[name]
+def of_pairs(loss, case, reduce=preference.masked_sum):
+    """Losses of pairs from summed (or averaged) log-ratios, and their slope in token log-probs."""
     log_prob, ref_log_prob, mask = arrays(case, "log_prob", "ref_log_prob", "mask")
 
-    def loss(log_prob):
-        reward = case["beta"] * preference.masked_sum(log_prob - ref_log_prob, mask, axis=1)
-        return preference.bradley_terry(*jnp.split(reward, 2), case["label_smoothing"])
+    def losses(log_prob):
+        return loss(*jnp.split(reduce(log_prob - ref_log_prob, mask, axis=1), 2))
 
-    close(loss(log_prob), case["loss"])
-    close(jax.grad(lambda x: loss(x).sum())(log_prob), case["slope"])
+    return losses(log_prob), jax.grad(lambda x: losses(x).sum())(log_prob)
+
+
+def robust(chosen, rejected, beta, smoothing):
+    right, wrong = preference.dpo(chosen, rejected, beta), preference.dpo(rejected, chosen, beta)
+    return ((1.0 - smoothing) * right - smoothing * wrong) / (1.0 - 2.0 * smoothing)
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "aot", "sigmoid_norm", "robust", "ipo"])
+def test_the_losses_of_pairs_are_those_of_trl(name):
+    case = DPO[name]
+    beta, smoothing = case["beta"], case["label_smoothing"]
+    reduce, loss = {
+        "sigmoid": (preference.masked_sum, preference.dpo),
+        # Of a single pair, TRL's "aot" is the loss of conservative DPO.
+        "aot": (preference.masked_sum, preference.dpo),
+        "robust": (preference.masked_sum, robust),
+        # TRL divides these two by the length of the completion.
+        "sigmoid_norm": (preference.masked_mean, preference.dpo),
+        "ipo": (preference.masked_mean, lambda c, r, tau, _: preference.ipo(c, r, tau)),
+    }[name]
+    losses, slope = of_pairs(lambda c, r: loss(c, r, beta, smoothing), case, reduce)
+    close(losses, case["loss"])
+    close(slope, case["slope"])
+    if reduce is preference.masked_mean:
+        summed, _ = of_pairs(lambda c, r: loss(c, r, beta, smoothing), case)
+        assert float(jnp.abs(summed - jnp.array(case["loss"])).max()) > 0.1
+
+
+def test_the_losses_of_pairs_are_the_loops():
+    chosen, rejected = -np.random.default_rng(6).gamma(1.0, 1.0, size=(2, 40))
+    expected = {"dpo": [], "ipo": [], "simpo": [], "orpo": []}
+    for a, b in zip(chosen, rejected, strict=True):
+        sigma = lambda x: 1.0 / (1.0 + np.exp(-x))  # noqa: E731
+        odds = [np.exp(m) / (1.0 - np.exp(m)) for m in (a, b)]
+        p = sigma(0.3 * (a - b))
+        expected["dpo"].append(-0.8 * np.log(p) - 0.2 * np.log(1.0 - p))
+        expected["ipo"].append((a - b - 1.0 / (2.0 * 0.3)) ** 2)
+        expected["simpo"].append(-np.log(sigma(2.0 * a - 2.0 * b - 0.7)))
+        expected["orpo"].append(-a - 0.3 * np.log(sigma(np.log(odds[0] / odds[1]))))
+    pair = single(chosen, rejected)
+    close(preference.dpo(*pair, 0.3, 0.2), expected["dpo"])
+    close(preference.ipo(*pair, 0.3), expected["ipo"])
+    close(preference.simpo(*pair, 2.0, 0.7), expected["simpo"])
+    close(preference.orpo(*pair, 0.3), expected["orpo"], rtol=1e-4)
+
+
+def test_the_gradients_of_simpo_and_orpo_are_the_formulas():
+    chosen, rejected = -np.random.default_rng(7).gamma(1.0, 1.0, size=(2, 40))
+    sigma = lambda x: 1.0 / (1.0 + np.exp(-x))  # noqa: E731
+    log_odds = lambda m: m - np.log1p(-np.exp(m))  # noqa: E731
+    behind = -2.0 * sigma(-(2.0 * (chosen - rejected) - 0.7))
+    share = -0.3 * sigma(log_odds(rejected) - log_odds(chosen))
+    slopes = {
+        "simpo": (behind, -behind),
+        # d log odds / dm = 1 / (1 - p), as in eq. 10 of the paper on ORPO
+        "orpo": (share / (1.0 - np.exp(chosen)) - 1.0, -share / (1.0 - np.exp(rejected))),
+    }
+    losses = {
+        "simpo": lambda c, r: preference.simpo(c, r, 2.0, 0.7).sum(),
+        "orpo": lambda c, r: preference.orpo(c, r, 0.3).sum(),
+    }
+    for name, loss in losses.items():
+        actual = jax.grad(loss, (0, 1))(*single(chosen, rejected))
+        close(jnp.stack(actual), np.stack(slopes[name]), rtol=1e-4)
+
+
+def test_odds_stay_finite_and_exact_at_both_ends():
+    certain, tiny = jnp.array([0.0, -1e-4]), jnp.array([-40.0, -90.0])
+    for chosen, rejected in ((certain, tiny), (tiny, certain), (certain, certain)):
+        loss = lambda c, r: preference.orpo(c, r, 1.0).sum()  # noqa: E731
+        value, slopes = jax.value_and_grad(loss, (0, 1))(chosen, rejected)
+        assert np.isfinite([value, *slopes[0], *slopes[1]]).all()
+    # p = exp(-1e-4): odds of about 1e4 - 1/2, which 1 - p in single precision would miss
+    loss = preference.orpo(jnp.array([-1e-4]), jnp.array([-1e-4 - 1e-6]), 1.0) - 1e-4
+    odds = [np.exp(-m) / -np.expm1(-m) for m in (1e-4, 1e-4 + 1e-6)]
+    close(loss, [-np.log(odds[0] / (odds[0] + odds[1]))], rtol=1e-6)
+
+
+@pytest.mark.parametrize("case", golden("kto"), ids=lambda c: str(c["beta"]))
+def test_the_loss_of_judged_completions_is_that_of_trl(case):
+    log_prob, ref_log_prob, mask, label = arrays(case, "log_prob", "ref_log_prob", "mask", "label")
+    others = arrays(case, "mismatched_log_prob", "mismatched_ref_log_prob")
+    kl = jnp.mean(others[0] - others[1])
+    weights = (case["desirable_weight"], case["undesirable_weight"])
+
+    def loss(log_prob):
+        log_ratio = preference.masked_sum(log_prob - ref_log_prob, mask, 1)
+        return preference.kto(log_ratio, label, kl, case["beta"], *weights).mean()
+
+    value, slope = jax.value_and_grad(loss)(log_prob)
+    assert max(float(kl), 0.0) == pytest.approx(case["kl"], abs=1e-6)
+    close(value, case["loss"])
+    close(slope, case["slope"])
+
+
+def test_judged_completions_by_hand():
+    # f - z0 = log 3 at beta 1: a loss of 1/4 if desirable, of 3/4 if not
+    f, label = jnp.full(2, 1.0 + jnp.log(3.0)), jnp.array([True, False])
+    close(preference.kto(f, label, 1.0, 1.0, 2.0, 4.0), [0.5, 3.0])
+    # a negative estimate counts as 0, and z0 has no gradient
+    close(preference.kto(jnp.zeros(2), label, -5.0, 1.0), [0.5, 0.5])
+    slope = jax.grad(lambda kl: preference.kto(f, label, kl, 1.0).sum())
+    assert float(slope(1.0)) == 0.0
 
 
 # --- rewards of tokens, advantages of completions ------------------------------------------------
@@ -733,6 +834,12 @@ TABLE, TABLE_MASK = jnp.ones((3, 2)), jnp.ones((3, 2), bool)
         (preference.token_kl, (COLUMN, ROW, "k1")),
         (preference.preference_probability, (COLUMN, ROW)),
         (preference.bradley_terry, (COLUMN, ROW)),
+        (preference.dpo, (COLUMN, ROW, 0.1)),
+        (preference.ipo, (COLUMN, ROW, 0.1)),
+        (preference.simpo, (COLUMN, ROW, 0.1)),
+        (preference.orpo, (COLUMN, ROW, 0.1)),
+        (preference.kto, (COLUMN, MASK, 0.0, 0.1)),
+        (preference.kto, (ROW, ROW, 0.0, 0.1)),  # labels of numbers
         (preference.token_rewards, (COLUMN, TABLE, TABLE, TABLE_MASK, 0.1)),
         (preference.token_rewards, (ROW, TABLE, TABLE[:1], TABLE_MASK, 0.1)),
         (preference.token_rewards, (ROW, TABLE, TABLE, TABLE, 0.1)),
@@ -752,5 +859,5 @@ def test_wrong_shapes_are_refused(function, args):
 
 def test_examples():
     results = doctest.testmod(preference)
-    assert results.attempted >= 23
+    assert results.attempted >= 28
     assert results.failed == 0
