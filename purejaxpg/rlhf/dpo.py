@@ -56,7 +56,7 @@ class Config:
     beta: float = 0.2  # β; of ipo, this is τ; simpo needs about 2, orpo does not use it
     label_smoothing: float = 0.0  # of sigmoid: share of labels taken to be wrong, below a half
     simpo_margin: float = 0.5  # γ, by which simpo wants the chosen reward to be larger
-    orpo_lambda: float = 0.1  # λ, weight of the comparison in orpo
+    orpo_lambda: float = 1.0  # λ, weight of the comparison in orpo
     temperature: float = 1.0  # of the reference that samples pairs, and of all log-probabilities
     learning_rate: float = 3e-3  # step size of Adam
     learning_rate_half_life: float = 100.0  # of robbins_monro, in updates
