@@ -414,6 +414,37 @@ def test_the_gradients_of_simpo_and_orpo_are_the_formulas():
         close(jnp.stack(actual), np.stack(slopes[name]), rtol=1e-4)
 
 
+@pytest.mark.parametrize("case", golden("simpo"), ids=lambda c: str(c["beta"]))
+def test_the_loss_of_means_is_that_of_trl(case):
+    log_prob, mask = arrays(case, "log_prob", "mask")
+
+    def loss(log_prob):
+        means = jnp.split(preference.masked_mean(log_prob, mask, 1), 2)
+        return preference.simpo(*means, case["beta"], case["simpo_gamma"]).mean()
+
+    value, slope = jax.value_and_grad(loss)(log_prob)
+    close(value, case["loss"])
+    close(slope, case["slope"])
+
+
+@pytest.mark.parametrize("case", golden("orpo"), ids=lambda c: str(c["beta"]))
+def test_the_loss_of_odds_is_that_of_trl_but_for_the_likelihood(case):
+    log_prob, mask = arrays(case, "log_prob", "mask")
+    likely = jnp.split(mask, 2)[0]
+
+    def loss(log_prob):
+        chosen, rejected = jnp.split(preference.masked_mean(log_prob, mask, 1), 2)
+        own = preference.orpo(chosen, rejected, case["beta"]).mean()
+        # TRL takes the mean over all tokens of a batch, not that of each completion's mean.
+        over_tokens = preference.masked_mean(jnp.split(log_prob, 2)[0], likely)
+        return own + chosen.mean() - over_tokens, own
+
+    (value, own), slope = jax.value_and_grad(loss, has_aux=True)(log_prob)
+    close(value, case["loss"])
+    close(slope, case["slope"])
+    assert abs(float(own) - case["loss"]) > 0.01
+
+
 def test_odds_stay_finite_and_exact_at_both_ends():
     certain, tiny = jnp.array([0.0, -1e-4]), jnp.array([-40.0, -90.0])
     for chosen, rejected in ((certain, tiny), (tiny, certain), (certain, certain)):
