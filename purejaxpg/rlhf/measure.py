@@ -229,25 +229,41 @@ def _table(
 
 def check_given(config: Any, given: Any) -> None:
     """Raise an InputError unless the given models fit the task."""
-    task = tasks.make(config.task)
-    longest = task.prompt_length + task.completion_length
     for name, output in (("reference", "tokens"), ("teacher", "tokens"), ("reward", "scalar")):
         model = getattr(given, name, None)
-        if model is None:
-            continue
-        a = model.architecture
-        makes = {"tokens": "a language model", "scalar": "a reward model"}
-        configs.require(
-            a.output == output,
-            f"given {name} must be {makes[output]}, but is {makes[a.output]}.",
-        )
-        configs.require(
-            a.vocab_size == len(task.words),
-            f"given {name} must have the {len(task.words)} tokens of task {config.task!r}, "
-            f"but has {a.vocab_size}.",
-        )
-        configs.require(
-            a.positions != "learned" or a.context >= longest,
-            f"given {name} must have a context of at least {longest} tokens, a prompt and a "
-            f"completion of task {config.task!r}, but has {a.context}.",
-        )
+        if model is not None:
+            check_model(config, name, model, output=output)
+
+
+def check_model(
+    config: Any,
+    name: str,
+    model: transformer.Model,
+    longest: int | None = None,
+    output: str = "tokens",
+) -> None:
+    """Raise an InputError unless a given model fits the task.
+
+    Args:
+        config: its `task` is read.
+        name: the field of the trainer's `Given`.
+        model: whose parameters may be jax.ShapeDtypeStruct.
+        longest: tokens of the longest sequence that it sees; None: a prompt and a completion.
+        output: what the model must return.
+    """
+    task, a = tasks.make(config.task), model.architecture
+    longest = longest or task.prompt_length + task.completion_length
+    makes = {"tokens": "a language model", "scalar": "a reward model"}
+    configs.require(
+        a.output == output, f"given {name} must be {makes[output]}, but is {makes[a.output]}."
+    )
+    configs.require(
+        a.vocab_size == len(task.words),
+        f"given {name} must have the {len(task.words)} tokens of task {config.task!r}, "
+        f"but has {a.vocab_size}.",
+    )
+    configs.require(
+        a.positions != "learned" or a.context >= longest,
+        f"given {name} must have a context of at least {longest} tokens for task "
+        f"{config.task!r}, but has {a.context}.",
+    )
