@@ -608,6 +608,7 @@ def sequence_log_ratio(log_prob: jax.Array, old_log_prob: jax.Array, mask: jax.A
     >>> sequence_log_ratio(log_prob, jnp.array([[-2.0, -2.0, -1.0]]), mask).tolist()
     [[0.5, 0.5, 0.0]]
     """
+    chex.assert_equal_shape([log_prob, old_log_prob, mask])
     mean = masked_mean(log_prob - old_log_prob, mask, -1)[..., None]
     own = log_prob - jax.lax.stop_gradient(log_prob)
     return jnp.where(mask, jax.lax.stop_gradient(mean) + own, 0.0)

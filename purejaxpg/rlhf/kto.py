@@ -43,7 +43,7 @@ class Config:
     """Settings of one run: floats are traced, the rest is part of the compiled program."""
 
     task: str = "sentiment"  # prompts, and the reward that labels completions
-    num_updates: int = 150  # gradient steps
+    num_updates: int = 600  # gradient steps
     batch_size: int = 128  # B, completions of a gradient step; one alone has no other to compare
     learning_rate_schedule: str = "linear"  # to zero; or "constant" or "robbins_monro"
 
@@ -52,7 +52,7 @@ class Config:
     undesirable_weight: float = 1.0  # λ_U
     threshold: float = 0.0  # reward of a sampled completion that is as often desirable as not
     temperature: float = 1.0  # of the reference that samples, and of all log-probabilities
-    learning_rate: float = 1e-3  # step size of Adam
+    learning_rate: float = 3e-3  # step size of Adam
     learning_rate_half_life: float = 100.0  # of robbins_monro, in updates
     max_grad_norm: float = 1.0  # bound on the global gradient norm; inf: off
 

@@ -289,31 +289,43 @@ def _table(
 
 def check_given(config: Any, given: Any) -> None:
     """Raise an InputError unless the given models fit the task."""
-    task = tasks.make(config.task)
-    longest = task.prompt_length + task.completion_length
     for name in ("reference", "teacher", "reward"):
         model = getattr(given, name, None)
-        if model is None:
-            continue
-        a = model.architecture
-        makes = {False: "a language model", True: "a reward model"}
-        wanted, actual = name == "reward", a.output != "tokens"
-        configs.require(
-            wanted == actual,
-            f"given {name} must be {makes[wanted]}, but is {makes[actual]}.",
-        )
-        configs.require(
-            a.output not in ("product", "minimum") or task.steps is not None,
-            f"given {name} must be a reward model of whole completions, because task "
-            f"{config.task!r} has no steps, but takes the {a.output} over steps.",
-        )
-        configs.require(
-            a.vocab_size == len(task.words),
-            f"given {name} must have the {len(task.words)} tokens of task {config.task!r}, "
-            f"but has {a.vocab_size}.",
-        )
-        configs.require(
-            a.positions != "learned" or a.context >= longest,
-            f"given {name} must have a context of at least {longest} tokens, a prompt and a "
-            f"completion of task {config.task!r}, but has {a.context}.",
-        )
+        if model is not None:
+            check_model(config, name, model)
+
+
+def check_model(
+    config: Any, name: str, model: transformer.Model, longest: int | None = None
+) -> None:
+    """Raise an InputError unless a given model fits the task.
+
+    Args:
+        config: its `task` is read.
+        name: the field of the trainer's `Given`; "reward" is a reward model, others are language
+            models.
+        model: whose parameters may be jax.ShapeDtypeStruct.
+        longest: tokens of the longest sequence that it sees; None: a prompt and a completion.
+    """
+    task, a = tasks.make(config.task), model.architecture
+    makes = {False: "a language model", True: "a reward model"}
+    wanted, actual = name == "reward", a.output != "tokens"
+    configs.require(
+        wanted == actual, f"given {name} must be {makes[wanted]}, but is {makes[actual]}."
+    )
+    configs.require(
+        a.output not in ("product", "minimum") or task.steps is not None,
+        f"given {name} must be a reward model of whole completions, because task "
+        f"{config.task!r} has no steps, but takes the {a.output} over steps.",
+    )
+    configs.require(
+        a.vocab_size == len(task.words),
+        f"given {name} must have the {len(task.words)} tokens of task {config.task!r}, "
+        f"but has {a.vocab_size}.",
+    )
+    longest = longest or task.prompt_length + task.completion_length
+    configs.require(
+        a.positions != "learned" or a.context >= longest,
+        f"given {name} must have a context of at least {longest} tokens for task "
+        f"{config.task!r}, but has {a.context}.",
+    )

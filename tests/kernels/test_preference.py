@@ -1,4 +1,5 @@
 import doctest
+import functools
 import json
 import pathlib
 
@@ -414,6 +415,37 @@ def test_the_gradients_of_simpo_and_orpo_are_the_formulas():
         close(jnp.stack(actual), np.stack(slopes[name]), rtol=1e-4)
 
 
+@pytest.mark.parametrize("case", golden("simpo"), ids=lambda c: str(c["beta"]))
+def test_the_loss_of_means_is_that_of_trl(case):
+    log_prob, mask = arrays(case, "log_prob", "mask")
+
+    def loss(log_prob):
+        means = jnp.split(preference.masked_mean(log_prob, mask, 1), 2)
+        return preference.simpo(*means, case["beta"], case["simpo_gamma"]).mean()
+
+    value, slope = jax.value_and_grad(loss)(log_prob)
+    close(value, case["loss"])
+    close(slope, case["slope"])
+
+
+@pytest.mark.parametrize("case", golden("orpo"), ids=lambda c: str(c["beta"]))
+def test_the_loss_of_odds_is_that_of_trl_but_for_the_likelihood(case):
+    log_prob, mask = arrays(case, "log_prob", "mask")
+    likely = jnp.split(mask, 2)[0]
+
+    def loss(log_prob):
+        chosen, rejected = jnp.split(preference.masked_mean(log_prob, mask, 1), 2)
+        own = preference.orpo(chosen, rejected, case["beta"]).mean()
+        # TRL takes the mean over all tokens of a batch, not that of each completion's mean.
+        over_tokens = preference.masked_mean(jnp.split(log_prob, 2)[0], likely)
+        return own + chosen.mean() - over_tokens, own
+
+    (value, own), slope = jax.value_and_grad(loss, has_aux=True)(log_prob)
+    close(value, case["loss"])
+    close(slope, case["slope"])
+    assert abs(float(own) - case["loss"]) > 0.01
+
+
 def test_odds_stay_finite_and_exact_at_both_ends():
     certain, tiny = jnp.array([0.0, -1e-4]), jnp.array([-40.0, -90.0])
     for chosen, rejected in ((certain, tiny), (tiny, certain), (certain, certain)):
@@ -648,6 +680,157 @@ def test_the_clipped_loss_of_whole_completions_is_that_of_trl(case):
     close(slope, case["slope"])
 
 
+# --- groups ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", preference.SCALES)
+def test_group_advantages_are_the_loop(scale):
+    reward = np.random.default_rng(15).normal(size=(4, 5))
+    expected = np.empty((4, 5))
+    for i in range(4):
+        of_scale = {"group": reward[i], "batch": reward.ravel(), "none": None}[scale]
+        std = 1.0
+        if of_scale is not None:
+            mean = sum(of_scale) / len(of_scale)
+            variance = sum((r - mean) ** 2 for r in of_scale) / (len(of_scale) - 1)
+            std = np.sqrt(variance) + 0.3
+        for j in range(5):
+            expected[i, j] = (reward[i, j] - sum(reward[i]) / 5) / std
+    close(preference.group_advantages(*single(reward), scale, 0.3), expected)
+
+
+def test_group_advantages_by_hand_and_their_reductions():
+    # mean 2, std sqrt((1 + 0 + 1) / 2) = 1
+    reward = jnp.array([[1.0, 2.0, 3.0]])
+    assert preference.group_advantages(reward, "group", 1.0).tolist() == [[-0.5, 0.0, 0.5]]
+    assert preference.group_advantages(reward, "none").tolist() == [[-1.0, 0.0, 1.0]]
+    whole = preference.leave_one_out(reward + 7.0)
+    close(preference.group_advantages(reward, "none"), whole * 2 / 3)
+    correct = preference.group_advantages(jnp.array([[True, False]]), "none")
+    assert correct.tolist() == [[0.5, -0.5]]
+
+
+@pytest.mark.parametrize("scale", preference.SCALES)
+@pytest.mark.parametrize("eps", [0.0, 1e-4])
+def test_equal_rewards_of_a_group_have_no_advantage_at_all(scale, eps):
+    # 0.1 times seven does not round to seven times 0.1
+    alone = preference.group_advantages(jnp.full((1, 7), 0.1), scale, eps)
+    assert alone.tolist() == [[0.0] * 7]
+    beside = jnp.array([[0.1] * 7, [0.0, 1.0] + [0.5] * 5])
+    both = preference.group_advantages(beside, scale, eps)
+    assert both[0].tolist() == [0.0] * 7 and (both[1, :2] != 0.0).all()
+
+
+def test_a_group_of_two_has_the_sign_of_the_difference():
+    with jax.enable_x64(True):
+        reward = jnp.asarray(np.random.default_rng(16).normal(size=(50, 2)))
+        sign = jnp.sign(reward - reward[:, ::-1]) / np.sqrt(2.0)
+        close(preference.group_advantages(reward, "group", 0.0), sign, rtol=0, atol=1e-10)
+
+
+def test_a_group_of_one_and_an_unknown_scale_are_refused():
+    with pytest.raises(ValueError, match="the group size is 1; a group needs at least 2"):
+        preference.group_advantages(jnp.ones((3, 1)))
+    with pytest.raises(ValueError, match='scale is "std"; it must be "group", "batch" or "none"'):
+        preference.group_advantages(jnp.ones((3, 2)), "std")
+
+
+@pytest.mark.parametrize("case", golden("grpo", "advantages"), ids=lambda c: c["scale"])
+def test_group_advantages_are_those_of_trl(case):
+    (score,) = arrays(case, "score")
+    groups = score.reshape(-1, case["group_size"])
+    actual = preference.group_advantages(groups, case["scale"]).reshape(-1)
+    close(actual, case["advantage"])
+
+
+def test_sequence_log_ratio_is_the_loop_and_has_a_slope_for_each_token():
+    log_prob, old_log_prob, mask = tokens(17)
+    expected = np.zeros_like(log_prob)
+    for i in range(len(mask)):
+        length = int(mask[i].sum())
+        expected[i, :length] = (log_prob - old_log_prob)[i, :length].sum() / max(length, 1)
+    args = single(log_prob, old_log_prob)
+    actual = preference.sequence_log_ratio(*args, mask)
+    close(actual, expected)
+    weight = jnp.arange(30.0).reshape(6, 5)
+
+    def total(x):
+        return (weight * preference.sequence_log_ratio(x, args[1], mask)).sum()
+
+    assert jax.grad(total)(args[0]).tolist() == jnp.where(mask, weight, 0.0).tolist()
+
+
+def test_one_ratio_for_a_completion_has_the_gradient_of_its_own_formula():
+    log_prob, old_log_prob, mask = tokens(18)
+    args, lengths = single(log_prob, old_log_prob), jnp.maximum(jnp.sum(jnp.asarray(mask), 1), 1)
+    worth = jnp.arange(1.0, 7.0)
+
+    def of_formula(x):
+        sums = preference.masked_sum(x - args[1], mask, 1)
+        return (worth * jnp.exp(sums / lengths)).sum()
+
+    def of_tokens(x):
+        ratio = jnp.exp(preference.sequence_log_ratio(x, args[1], mask))
+        return (worth * preference.masked_mean(ratio, mask, 1)).sum()
+
+    (_, expected), (_, actual) = (jax.value_and_grad(f)(args[0]) for f in (of_formula, of_tokens))
+    close(actual, expected)
+
+
+# --- divergences over the vocabulary --------------------------------------------------------------
+
+
+def two_distributions(seed=19, number=20, words=6):
+    draw = np.random.default_rng(seed)
+    return np.log(draw.dirichlet(np.ones(words), (2, number)))
+
+
+def test_divergences_are_the_loop():
+    log_q, log_p = two_distributions()
+    kl = lambda a, b: sum(np.exp(x) * (x - y) for x, y in zip(a, b, strict=True))  # noqa: E731
+    expected = {name: [] for name in preference.DIVERGENCES}
+    for q, p in zip(log_q, log_p, strict=True):
+        mixture = np.log(0.3 * np.exp(p) + 0.7 * np.exp(q))
+        expected["forward_kl"].append(kl(p, q))
+        expected["reverse_kl"].append(kl(q, p))
+        expected["jensen_shannon"].append(0.3 * kl(p, mixture) + 0.7 * kl(q, mixture))
+    for name, values in expected.items():
+        close(preference.vocabulary_divergence(*single(log_q, log_p), name, 0.3), values)
+
+
+def test_jensen_shannon_tends_to_both_divergences_and_is_bounded():
+    with jax.enable_x64(True):
+        log_q, log_p = two_distributions(20)
+        divergence = functools.partial(preference.vocabulary_divergence, log_q, log_p)
+        for weight, name in ((1e-6, "forward_kl"), (1 - 1e-6, "reverse_kl")):
+            scaled = divergence("jensen_shannon", weight) / min(weight, 1 - weight)
+            close(scaled, divergence(name), rtol=1e-3)
+        disjoint = jnp.array([[0.0, -1e9], [-1e9, 0.0]])
+        most = preference.vocabulary_divergence(disjoint[0], disjoint[1], "jensen_shannon")
+        assert float(most) == pytest.approx(np.log(2.0))
+
+
+@pytest.mark.parametrize("name", preference.DIVERGENCES)
+def test_divergences_vanish_with_their_gradient_where_both_agree(name):
+    # A word that neither can say, and whose log-probability has no digits left.
+    logits = jnp.concatenate([jnp.arange(5.0), jnp.full(1, -1e9)])
+    log_p = jax.nn.log_softmax(logits)
+
+    def of_logits(x):
+        return preference.vocabulary_divergence(jax.nn.log_softmax(x), log_p, name)
+
+    value, gradient = jax.value_and_grad(of_logits)(logits)
+    assert abs(float(value)) < 1e-6
+    close(gradient, 0.0)
+    _, apart = jax.value_and_grad(of_logits)(logits.at[0].add(1.0))
+    assert 1e-4 < float(jnp.abs(apart).max()) < 1.0 and apart[5] == 0.0
+
+
+def test_an_unknown_divergence_is_refused():
+    with pytest.raises(ValueError, match='divergence is "kl"; it must be "forward_kl"'):
+        preference.vocabulary_divergence(jnp.zeros(2), jnp.zeros(2), "kl")
+
+
 # --- the best policies ---------------------------------------------------------------------------
 
 
@@ -844,6 +1027,10 @@ TABLE, TABLE_MASK = jnp.ones((3, 2)), jnp.ones((3, 2), bool)
         (preference.token_rewards, (ROW, TABLE, TABLE[:1], TABLE_MASK, 0.1)),
         (preference.token_rewards, (ROW, TABLE, TABLE, TABLE, 0.1)),
         (preference.leave_one_out, (ROW,)),
+        (preference.group_advantages, (ROW,)),
+        (preference.sequence_log_ratio, (TABLE, TABLE[:1], TABLE_MASK)),
+        (preference.sequence_log_ratio, (TABLE, TABLE, TABLE)),
+        (preference.vocabulary_divergence, (COLUMN, ROW, "reverse_kl")),
         (preference.log_partition, (COLUMN, ROW, 1.0)),
         (preference.optimal_log_prob, (COLUMN, ROW, 1.0)),
         (preference.frontier, (TABLE, TABLE[:, :1], ROW)),

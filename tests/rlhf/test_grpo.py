@@ -159,16 +159,129 @@ def optimum(beta):
     return preference.optimal_log_prob(sequences(token_log_probs(REFERENCE)), REWARD, beta)
 
 
-def test_show(ends):
+def test_with_std_it_ends_at_its_own_fixed_point(ends):
+    probability = jnp.exp(ends["std"])
+    centred = REWARD - (probability * REWARD).sum(1, keepdims=True)
+    std = jnp.sqrt((probability * centred**2).sum(1, keepdims=True)) + 1e-4
     reference = sequences(token_log_probs(REFERENCE))
-    p = jnp.exp(ends["std"])
-    centred = REWARD - (p * REWARD).sum(1, keepdims=True)
-    std = jnp.sqrt((p * centred**2).sum(1, keepdims=True)) + 1e-4
-    own = preference.optimal_log_prob(reference, REWARD / std, 2.0)
-    print("std own", kl_between(ends["std"], own), "pi*", kl_between(ends["std"], optimum(2.0)))
-    print("binary", (jnp.exp(ends["binary"]) * BINARY).sum(1), jnp.exp(preference.optimal_log_prob(reference, BINARY, BETA) ) .__mul__(BINARY).sum(1))
-    for name in ("sequence", "k2", "k3"):
-        print(name, kl_between(ends[name], optimum(BETA)))
-    print([cosine(pair_gradient(config_of(**c)), true_gradient(LOGITS)) for c in ({"scale": "group"}, {"normaliser": "sequence"}, {"scale":"batch"})])
-    old_policy = LOGITS + 0.3 * np.random.default_rng(5).normal(size=LOGITS.shape)
-    print([cosine(pair_gradient(config_of(is_cap=c),old_policy), true_gradient(LOGITS)) for c in (2., 1.,1e-9)])
+    fixed = preference.optimal_log_prob(reference, REWARD / std, 2.0)
+    assert kl_between(ends["std"], fixed) < 1e-8
+    assert kl_between(ends["std"], optimum(2.0)) > 1e-3
+
+
+def test_with_std_and_a_small_beta_it_becomes_deterministic(ends):
+    best = preference.optimal_log_prob(sequences(token_log_probs(REFERENCE)), BINARY, BETA)
+    assert (jnp.exp(ends["binary"]) * BINARY).sum(1).min() > 0.999
+    assert (jnp.exp(best) * BINARY).sum(1).min() < 0.7
+
+
+def test_a_mean_over_own_tokens_is_another_way_to_the_same_end(ends):
+    assert kl_between(ends["sequence"], optimum(BETA)) < 1e-4
+
+
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_a_divergence_in_the_loss_misses_the_optimum(ends, estimator):
+    assert kl_between(ends[estimator], optimum(BETA)) > 0.01
+
+
+# --- the loss, completion by completion -----------------------------------------------------------
+
+
+def slopes(config, log_prob=None, seed=4):
+    """The gradient of the loss of some completions in their log-probabilities [X*N, L]."""
+    old = token_log_probs(jnp.asarray(LOGITS))
+    draw = np.random.default_rng(seed)
+    batch = batch_of(old, ALL_MASK, jnp.asarray(draw.normal(size=X * N)), jnp.ones(X * N))
+    return jax.grad(lambda x: grpo.objective(x, batch, config)[0])(
+        old if log_prob is None else log_prob
+    )
+
+
+IN_LOSS = {"kl_placement": "loss", "kl_estimator": "k3"}
+
+
+@pytest.mark.parametrize(
+    ("change", "other"),
+    [
+        ({"ratio": "sequence"}, {}),
+        ({"surrogate": "cispo"}, {}),
+        ({"kl_placement": "loss", "kl_estimator": "k2"}, {**IN_LOSS, "kl_times_ratio": True}),
+    ],
+    ids=str,
+)
+def test_equal_gradients_at_the_beginning_of_an_update(change, other):
+    both = [slopes(config_of(**x)) for x in (change, other)]
+    np.testing.assert_allclose(*both, rtol=0, atol=1e-14)
+    moved = token_log_probs(jnp.asarray(LOGITS)) + 0.5 * np.sin(np.arange(X * N * L)).reshape(-1, L)
+    apart = [slopes(config_of(**x), moved) for x in (change, other)]
+    assert relative(*apart) > 1e-3
+
+
+def test_what_is_left_out_is_not_counted():
+    for normaliser in ("constant", "token", "sequence"):
+        config = config_of(normaliser=normaliser)
+        old = token_log_probs(jnp.asarray(LOGITS))
+        advantage, weight = jnp.asarray(REWARD.ravel()), jnp.ones(X * N)
+        rows = np.arange(X * N) % 3 > 0
+        mask = ALL_MASK & rows[:, None]
+        part = batch_of(old[rows], ALL_MASK[rows], advantage[rows], weight[rows])
+        whole = batch_of(old, mask, advantage, weight)
+        values = [grpo.objective(b.log_prob + 0.1, b, config)[0] for b in (part, whole)]
+        np.testing.assert_allclose(*values, rtol=1e-12)
+        nothing = dataclasses.replace(whole, mask=np.zeros_like(mask))
+        assert grpo.objective(old, nothing, config)[0] == 0.0
+
+
+def test_unequal_groups_come_first():
+    config = config_of(group_size=2, batch_size=4, oversample=2)
+    score = jnp.array([1.0, 1.0, 0.0, 1.0, 2.0, 2.0, 1.0, 0.0])
+    assert grpo.chosen(score, config).tolist() == [2, 3, 6, 7]
+    assert grpo.chosen(score.at[7].set(1.0), config).tolist() == [2, 3, 0, 1]
+    once = dataclasses.replace(config, oversample=1)
+    assert grpo.chosen(score[:4], once).tolist() == [0, 1, 2, 3]
+
+
+# --- TRL ------------------------------------------------------------------------------------------
+
+NORMALISERS = {
+    "grpo": "sequence",
+    "bnpo": "token",
+    "dapo": "token",
+    "cispo": "token",
+    "dr_grpo": "constant",
+}
+
+
+def config_of_trl(case):
+    cispo = case["loss_type"] == "cispo"
+    high = case["epsilon_high"]
+    return config_of(
+        normaliser=NORMALISERS[case["loss_type"]],
+        ratio=case["importance_sampling_level"],
+        surrogate="cispo" if cispo else "clip",
+        clip_eps=float("inf") if cispo else case["epsilon_low"],
+        clip_eps_high=high - 1.0 if cispo else high,  # TRL's bound of CISPO is that of the ratio
+        kl_times_ratio=case["kl_times_ratio"],
+        beta=case["beta"],
+        **IN_LOSS,
+    )
+
+
+def name_of_trl(case):
+    keys = ("loss_type", "importance_sampling_level", "beta", "kl_times_ratio")
+    return " ".join(str(case[key]) for key in keys)
+
+
+@pytest.mark.parametrize("case", json.loads(GOLDEN.read_text())["losses"], ids=name_of_trl)
+def test_the_losses_are_those_of_trl(case):
+    names = ("log_prob", "old_log_prob", "ref_log_prob", "mask", "slope")
+    # TRL divides dr_grpo's loss by the length that completions may have, ours by that of the array.
+    padding = ((0, 0), (0, case["max_completion_length"] - len(case["mask"][0])))
+    log_prob, old, reference, mask, slope = (jnp.pad(np.array(case[n]), padding) for n in names)
+    advantage = jnp.array(case["advantage"])
+    weight = jnp.ones_like(advantage)
+    batch = grpo.Batch(None, None, mask, old, reference, advantage, weight)
+    value_and_slope = jax.value_and_grad(lambda x: grpo.objective(x, batch, config_of_trl(case))[0])
+    value, own = value_and_slope(log_prob)
+    np.testing.assert_allclose(value, case["loss"], rtol=1e-7)
+    np.testing.assert_allclose(own, slope, rtol=1e-6, atol=1e-9)
