@@ -15,7 +15,7 @@ from jax import lax, nn, random
 
 from purejaxpg import config as configs
 from purejaxpg.kernels import preference, verification
-from purejaxpg.rlhf import data, generate, tasks, tokens, transformer
+from purejaxpg.rlhf import data, generate, tasks, tilt, tokens, transformer
 
 # Activations of a token in a layer, in units of the width: queries, keys and values 3, their mix 1,
 # the MLP 4, and 4 around them.
@@ -231,9 +231,10 @@ def frontier(key: jax.Array, config: Any, given: Any) -> dict[str, np.ndarray]:
 
     The policy π*_β, proportional to π_ref exp(r / β), is the best at its own divergence from the
     reference, so β from large to small traces the frontier. Where a task has few completions, the
-    expectations are exact. Otherwise, they are estimated from samples of the reference, as in
-    Ziegler et al. 2019, arXiv:1909.08593, figure 3, as far as enough of the samples count. Where
-    there are many prompts, so are the prompts.
+    expectations are exact. Where the reward is a sum over neighbouring tokens, they are estimated
+    from samples that are nearly those of π*_β (`tilt.py`). Otherwise, from samples of the
+    reference, as in Ziegler et al. 2019, arXiv:1909.08593, figure 3. A point is left out if too few
+    samples count. Where there are many prompts, some are drawn.
 
     Args:
         key: for the samples.
@@ -250,6 +251,15 @@ def frontier(key: jax.Array, config: Any, given: Any) -> dict[str, np.ndarray]:
         key, key_prompt = random.split(key)
         drawn = task.prompts(key_prompt, FRONTIER_PROMPTS, held_out=True)
         prompt_ids, weight = np.asarray(drawn), np.ones(FRONTIER_PROMPTS)
+    mean = functools.partial(np.average, axis=0, weights=weight)
+    if task.additive is not None:
+        betas = jnp.geomspace(30.0, 0.05, 30)
+        points = tilt.frontier(
+            key, given.reference, jnp.asarray(prompt_ids), task, config.temperature, betas
+        )
+        expected, kl, effective = map(np.asarray, points)
+        enough = effective.min(0) >= LEAST_SAMPLES
+        return {"kl": mean(kl)[enough], "return": mean(expected)[enough]}
     table = jax.jit(_table, static_argnums=3)
     log_weight, reward = table(key, given.reference, prompt_ids, task, config.temperature)
     betas = jnp.geomspace(30.0, 0.03, 60)
@@ -258,7 +268,6 @@ def frontier(key: jax.Array, config: Any, given: Any) -> dict[str, np.ndarray]:
     enough = np.full(len(betas), True)
     if task.completion_ids is None:  # the entropy of the weights says how many samples count
         enough = kl.max(0) <= np.log(FRONTIER_SAMPLES / LEAST_SAMPLES)
-    mean = functools.partial(np.average, axis=0, weights=weight)
     return {"kl": mean(kl)[enough], "return": mean(expected)[enough]}
 
 
