@@ -27,7 +27,10 @@ from purejaxpg.rlhf import tokens
 IMPOSSIBLE = -1e9
 
 POSITIONS, NORMS, MLPS = ("learned", "rotary"), ("layer", "rms"), ("relu", "gelu", "silu_gated")
-BIASES, OUTPUTS = ("none", "qkv", "all"), ("tokens", "scalar")
+BIASES = ("none", "qkv", "all")
+# How the probabilities of a completion's steps make a reward: `kernels.verification.step_reward`.
+AGGREGATIONS = ("product", "minimum", "last")
+OUTPUTS = ("tokens", "scalar", *AGGREGATIONS)
 
 Cache = tuple[tuple[jax.Array, jax.Array], ...]  # keys and values of each layer, [B, S, K, H]
 
@@ -57,7 +60,9 @@ class Architecture:
     bias: str = "none"  # of linear layers: "none", "qkv" or "all"
     qk_norm: bool = False  # RMSNorm of each query and key
     tied: bool = True  # the head is the transposed embedding
-    output: str = "tokens"  # or "scalar", for reward models and critics
+    # "scalar" for reward models and critics; one of AGGREGATIONS for a process reward model, whose
+    # scalars are the log-odds that steps are right
+    output: str = "tokens"
     suppressed: tuple[int, ...] = ()  # ids that are never predicted, such as padding
 
 
@@ -161,7 +166,7 @@ class Transformer(nn.Module):
 
     def head(self, x: jax.Array, embed: nn.Embed) -> jax.Array:
         a = self.architecture
-        if a.output == "scalar":
+        if a.output != "tokens":
             std = (a.width + 1) ** -0.5
             return nn.Dense(1, kernel_init=nn.initializers.normal(std), name="head")(x)[..., 0]
         output = embed.attend if a.tied else dense(a, a.vocab_size, "head", bias=False)

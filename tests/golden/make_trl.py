@@ -352,6 +352,59 @@ def kto_case(seed, beta, desirable_weight, undesirable_weight, batch=6):
     }
 
 
+# --- SimPO and ORPO ------------------------------------------------------------------------------
+
+
+def reference_free_case(trainer_class, seed, pairs=5, longest=4, **settings):
+    """The loss of pairs, from a model of two tokens of which the second one is always chosen."""
+    rng = np.random.default_rng(seed)
+    mask = mask_of(rng.integers(1, longest + 1, 2 * pairs), longest)
+    log_prob = log_probs(rng, 2 * pairs, longest).requires_grad_()
+    logits = torch.stack([torch.log1p(-torch.exp(log_prob)), log_prob], -1)
+    logits = torch.cat([logits, torch.zeros_like(logits[:, :1])], 1)
+    # A column for the prompt, whose token is not predicted.
+    attended = torch.cat([torch.ones(2 * pairs, 1), mask], 1).long()
+    parts = {
+        "input_ids": torch.ones_like(attended),
+        "attention_mask": attended,
+        "labels": torch.cat([torch.full((2 * pairs, 1), -100), torch.where(mask, 1, -100)], 1),
+    }
+    batch = {
+        f"{name}_{part}": rows
+        for part, both in parts.items()
+        for name, rows in zip(("chosen", "rejected"), both.chunk(2), strict=True)
+    }
+    trainer = stand_in(
+        is_encoder_decoder=False,
+        pad_token_id=0,
+        padding_value=0,
+        concatenated_inputs=trainer_class.concatenated_inputs,
+        get_batch_logps=trainer_class.get_batch_logps,
+        **settings,
+    )
+    for name in ("concatenated_forward", "cpo_loss", "odds_ratio_loss"):
+        if hasattr(trainer_class, name):
+            setattr(trainer, name, types.MethodType(getattr(trainer_class, name), trainer))
+    model = lambda *_, **__: types.SimpleNamespace(logits=logits)  # noqa: E731
+    loss, _ = trainer_class.get_batch_loss_metrics(trainer, model, batch)
+    (slope,) = slopes(loss, log_prob)
+    return {**settings, "mask": mask, "log_prob": log_prob, "loss": loss, "slope": slope}
+
+
+def simpo_case(seed, beta, gamma):
+    from trl.experimental.cpo import CPOTrainer
+
+    settings = {"beta": beta, "simpo_gamma": gamma, "loss_type": "simpo"}
+    settings |= {"cpo_alpha": 0.0, "alpha": 0.0, "label_smoothing": 0.0}
+    return reference_free_case(CPOTrainer, seed, **settings)
+
+
+def orpo_case(seed, beta):
+    from trl.experimental.orpo import ORPOTrainer
+
+    return reference_free_case(ORPOTrainer, seed, beta=beta)
+
+
 # --- PPO -----------------------------------------------------------------------------------------
 
 PAD, EOS, WORDS = 0, 1, 6
@@ -577,6 +630,8 @@ def write_rest():
         },
     )
     write("trl_kto.json", {"cases": [kto_case(51, 0.3, 1.0, 1.0), kto_case(52, 0.1, 1.0, 1.5)]})
+    write("trl_simpo.json", {"cases": [simpo_case(61, 2.0, 0.5), simpo_case(62, 2.5, 1.375)]})
+    write("trl_orpo.json", {"cases": [orpo_case(63, 0.1), orpo_case(64, 1.0)]})
 
 
 if __name__ == "__main__":
