@@ -5,7 +5,7 @@ tokens, at the policy that sampled them.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from jax import lax
 
 from purejaxpg.kernels import preference
 from purejaxpg.lab import tabular
-from purejaxpg.rlhf import ppo, rloo
+from purejaxpg.rlhf import grpo, ppo, rloo
 
 SUM, MEAN = "sum", "mean"  # over the tokens of each completion
 REWARD, LOSS, WEIGHTED_LOSS = "reward", "loss", "ratio in loss"
@@ -147,121 +147,128 @@ def penalised_losses(
     def in_loss(penalty: Penalty, log_prob: jax.Array, weight: jax.Array) -> jax.Array:
         if penalty.place == REWARD:
             return jnp.zeros(())
-        kl = preference.token_kl(log_prob, of_reference, penalty.estimator)
-        if penalty.place == WEIGHTED_LOSS:
-            kl = jnp.exp(log_prob - lax.stop_gradient(log_prob)) * kl
-        over = preference.masked_mean if penalty.over == MEAN else preference.masked_sum
-        return (weight * over(kl, mask, 1)).sum() / weight.sum()
+        return penalty_in_loss(penalty, log_prob, of_reference, completions, weight, beta)
 
-    return losses + beta * jnp.stack(list(map(in_loss, PENALTIES, log_prob, weight)))
+    return losses + jnp.stack(list(map(in_loss, PENALTIES, log_prob, weight)))
 
 
-# -------------------------------------------------------------------------- groups and normalisers
+def penalty_in_loss(
+    penalty: Penalty,
+    log_prob: jax.Array,
+    of_reference: jax.Array,
+    completions: tabular.Completions,
+    weight: jax.Array,
+    beta: float,
+) -> jax.Array:
+    """GRPO's loss without advantages: β times the divergence in the loss.
 
-# How a batch of groups becomes the advantages that RLOO's objective takes:
-# (returns [B], mask [B, L], the group size G) -> advantages [B]. A further one, such as that of
-# another trainer, needs a line in NORMALISERS and, if it is linear in the returns, one in LINEAR.
-Normaliser = Callable[[jax.Array, jax.Array, int], jax.Array]
+    Args:
+        penalty: one whose place is the loss.
+        log_prob: [B, L] of the policy, to be differentiated.
+        of_reference: [B, L] log-probabilities of the reference.
+        completions: B of them.
+        weight: [B] probabilities, or equal.
+        beta: β.
 
-
-def none(total: jax.Array, mask: jax.Array, group_size: int) -> jax.Array:
-    """REINFORCE: the returns themselves."""
-    return rloo.advantages(total, rloo.Config(baseline="none", group_size=group_size))
-
-
-def leave_one_out(total: jax.Array, mask: jax.Array, group_size: int) -> jax.Array:
-    """RLOO: less the mean of the others."""
-    return rloo.advantages(total, rloo.Config(group_size=group_size))
-
-
-def own_mean(total: jax.Array, mask: jax.Array, group_size: int) -> jax.Array:
-    """Less the mean of the whole group."""
-    groups = total.reshape(-1, group_size)
-    return (groups - groups.mean(1, keepdims=True)).ravel()
-
-
-def group_std(total: jax.Array, mask: jax.Array, group_size: int) -> jax.Array:
-    """Also divided by the group's standard deviation, with G - 1 in its denominator."""
-    groups = total.reshape(-1, group_size)
-    return _scaled(own_mean(total, mask, group_size), groups.std(1, keepdims=True, ddof=1))
-
-
-def batch_std(total: jax.Array, mask: jax.Array, group_size: int) -> jax.Array:
-    """Less the mean of the group, divided by the standard deviation of the batch."""
-    return _scaled(own_mean(total, mask, group_size), total.std(keepdims=True, ddof=1)[None])
-
-
-def constant_length(total: jax.Array, mask: jax.Array, group_size: int) -> jax.Array:
-    """RLOO, divided by the longest length there is."""
-    return leave_one_out(total, mask, group_size) / mask.shape[1]
+    Returns:
+        Scalar. GRPO divides the sum over tokens by the longest length, which is undone here.
+    """
+    config = grpo.Config(
+        beta=beta,
+        kl_placement="loss",
+        kl_estimator=penalty.estimator,
+        kl_times_ratio=penalty.place == WEIGHTED_LOSS,
+        normaliser="sequence" if penalty.over == MEAN else "constant",
+    )
+    nothing, share = jnp.zeros_like(weight), weight * len(weight) / weight.sum()
+    old, ids = lax.stop_gradient(log_prob), (completions.prompt_ids, completions.ids)
+    batch = grpo.Batch(*ids, completions.mask, old, of_reference, nothing, share)
+    loss = grpo.objective(log_prob, batch, config)[0]
+    return loss if penalty.over == MEAN else loss * log_prob.shape[1]
 
 
-def sequence_mean(total: jax.Array, mask: jax.Array, group_size: int) -> jax.Array:
-    """RLOO, with a mean over the completion's own tokens instead of their sum."""
-    return leave_one_out(total, mask, group_size) / mask.sum(1)
+# ------------------------------------------------------------------------------------------ groups
+
+# A trainer's loss of a batch of groups at the policy that sampled it. The completions of one prompt
+# follow each other, G at a time: (log-probabilities [B, L], of_reference [B, L], completions [B],
+# G, β) -> scalar, whose negative gradient is the estimate. Another trainer's needs a line in
+# NORMALISERS and, if it is linear in the returns, one in LINEAR.
+Loss = Callable[[jax.Array, jax.Array, tabular.Completions, int, float], jax.Array]
 
 
-def token_mean(total: jax.Array, mask: jax.Array, group_size: int) -> jax.Array:
-    """RLOO, with a mean over all tokens of the batch."""
-    return leave_one_out(total, mask, group_size) / (mask.sum() / len(mask))
+def _of_rloo(advantages: Callable[[jax.Array, int], jax.Array]) -> Loss:
+    """Return RLOO's loss, with advantages [B] of the returns [B] of groups of a size."""
+
+    def loss(
+        log_prob: jax.Array,
+        of_reference: jax.Array,
+        completions: tabular.Completions,
+        group_size: int,
+        beta: float,
+    ) -> jax.Array:
+        mask, ids = completions.mask, (completions.prompt_ids, completions.ids)
+        kl = preference.token_kl(lax.stop_gradient(log_prob), of_reference, "k1")
+        total = completions.score - beta * preference.masked_sum(kl, mask, 1)
+        return rloo.objective(log_prob, rloo.Batch(*ids, mask, advantages(total, group_size)))
+
+    return loss
 
 
-def _scaled(advantage: jax.Array, std: jax.Array) -> jax.Array:
-    """Divide the advantages of each group by a standard deviation [groups or 1, 1]."""
-    by_group = advantage.reshape(len(std), -1)
-    return jnp.where(std > 0.0, by_group / jnp.where(std > 0.0, std, 1.0), 0.0).ravel()
+def _of_grpo(scale: str, normaliser: str) -> Loss:
+    """Return GRPO's loss, with k1 in the reward."""
+
+    def loss(
+        log_prob: jax.Array,
+        of_reference: jax.Array,
+        completions: tabular.Completions,
+        group_size: int,
+        beta: float,
+    ) -> jax.Array:
+        mask, ids = completions.mask, (completions.prompt_ids, completions.ids)
+        old = lax.stop_gradient(log_prob)
+        config = grpo.Config(group_size=group_size, scale=scale, normaliser=normaliser, beta=beta)
+        kl = preference.masked_sum(preference.token_kl(old, of_reference, "k1"), mask, 1)
+        advantage = grpo.advantages(completions.score, kl, config)
+        one = jnp.ones_like(advantage)
+        batch = grpo.Batch(*ids, mask, old, of_reference, advantage, one)
+        return grpo.objective(log_prob, batch, config)[0]
+
+    return loss
 
 
-NORMALISERS: dict[str, Normaliser] = {
-    "none": none,
-    "leave one out": leave_one_out,
-    "mean incl. itself": own_mean,
-    "group std": group_std,
-    "batch std": batch_std,
-    "constant length": constant_length,
-    "sequence mean": sequence_mean,
-    "token mean": token_mean,
+def _own_mean(total: jax.Array, group_size: int) -> jax.Array:
+    return preference.group_advantages(total.reshape(-1, group_size), "none").ravel()
+
+
+def _baseline(name: str) -> Callable[[jax.Array, int], jax.Array]:
+    return lambda total, size: rloo.advantages(total, rloo.Config(baseline=name, group_size=size))
+
+
+NORMALISERS: dict[str, Loss] = {
+    "none": _of_rloo(_baseline("none")),
+    "leave one out": _of_rloo(_baseline("leave_one_out")),
+    "mean incl. itself": _of_rloo(_own_mean),
+    "constant length": _of_grpo("none", "constant"),
+    "sequence mean": _of_grpo("none", "sequence"),
+    "token mean": _of_grpo("none", "token"),
+    "group std": _of_grpo("group", "constant"),
+    "batch std": _of_grpo("batch", "constant"),
+    "group std, sequence mean": _of_grpo("group", "sequence"),
 }
+
+
+def _shrunk(group_size: int) -> float:
+    """(G - 1) / G, in units of the same for a pair."""
+    return 2.0 * (group_size - 1) / group_size
+
+
 # Linear in the returns of a group and symmetric: means over the pairs in it, but for a factor that
 # depends on G. So pairs say everything about groups of any size.
 LINEAR: dict[str, Callable[[int], float]] = {
     "leave one out": lambda group_size: 1.0,
-    "mean incl. itself": lambda group_size: 2.0 * (group_size - 1) / group_size,
-    "constant length": lambda group_size: 1.0,
-    "sequence mean": lambda group_size: 1.0,
+    "mean incl. itself": _shrunk,
+    "constant length": _shrunk,
+    "sequence mean": _shrunk,
 }
 # Depend on completions of other groups, so that no group alone has a gradient.
 OF_BATCH = ("batch std", "token mean")
-
-
-def group_gradients(
-    names: Sequence[str],
-    log_prob: jax.Array,
-    of_reference: jax.Array,
-    completions: tabular.Completions,
-    group_size: int,
-    beta: float,
-) -> jax.Array:
-    """RLOO's gradient for a batch of groups, with the advantages of each normaliser.
-
-    Args:
-        names: E keys of NORMALISERS.
-        log_prob: [B, L] of the policy.
-        of_reference: [B, L] log-probabilities of the reference.
-        completions: B of them; those of one prompt follow each other.
-        group_size: G.
-        beta: β; the penalty is in the return, as RLOO has it.
-
-    Returns:
-        [E, B, L] gradients in the log-probabilities, estimates of that of E[r] − β KL.
-    """
-    mask = completions.mask
-    kl = preference.token_kl(log_prob, of_reference, "k1")
-    total = completions.score - beta * preference.masked_sum(kl, mask, 1)
-
-    def gradient(advantage: jax.Array) -> jax.Array:
-        batch = rloo.Batch(completions.prompt_ids, completions.ids, mask, advantage)
-        return -jax.grad(rloo.objective)(log_prob, batch)
-
-    advantages = [NORMALISERS[name](total, mask, group_size) for name in names]
-    return jax.vmap(gradient)(jnp.stack(advantages))

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax, random
+from jax import lax
 
 from purejaxpg.lab import estimators, laboratory, moments, tabular
 
@@ -25,7 +25,7 @@ Known = tuple[np.ndarray, float]  # mean [D] and expected squared norm of the gr
 
 
 def rows(lab: laboratory.Lab) -> list[laboratory.Row]:
-    """Compare RLOO's gradient for each group size and normaliser with that of E[r] − β KL."""
+    """Compare the gradients of RLOO and GRPO, for each group size, with that of E[r] − β KL."""
     logits = lab.policy(lab.far)
     truth = laboratory.true_gradient(lab, logits)
     directions = moments.unit_vectors(truth, lab.setting.seed)
@@ -68,8 +68,9 @@ def gradients_of(
 
     def of_log_prob(log_prob: jax.Array, completions: Any, _: jax.Array) -> jax.Array:
         of_reference = tabular.token_log_probs(lab.reference, completions)
-        known = log_prob, of_reference, completions, group_size, lab.setting.beta
-        return estimators.group_gradients(names, *known)
+        known = of_reference, completions, group_size, lab.setting.beta
+        losses = [jax.grad(estimators.NORMALISERS[name])(log_prob, *known) for name in names]
+        return -jnp.stack(losses)
 
     return of_log_prob
 
@@ -208,7 +209,7 @@ def sampled(
         )
 
     run = jax.jit(lambda key: moments.sampled(draw, key, lab.setting.keys, jnp.asarray(directions)))
-    return run(random.fold_in(lab.key, 1))
+    return run(lab.next_key())
 
 
 def as_moments(known: Known, directions: np.ndarray, group_size: int) -> moments.Moments:

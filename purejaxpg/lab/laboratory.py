@@ -89,12 +89,17 @@ class Lab:
         """Draw the policies; `say` takes a line of progress."""
         self.setting, self.say = setting, say
         self.tree = check(setting)
-        self.key = random.key(setting.seed)
+        self.key, self.num_keys = random.key(setting.seed), 0
         draws = np.random.default_rng(setting.seed)
         self.reference = jnp.asarray(draws.normal(size=self.tree.shape))
         self.noise = jnp.asarray(draws.normal(size=self.tree.shape))
         self.value_noise = draws.normal(size=(2, *self.tree.shape[:2]))
         self.listed = tabular.every(self.tree)
+
+    def next_key(self) -> jax.Array:
+        """Return a key of its own for each comparison."""
+        self.num_keys += 1
+        return random.fold_in(self.key, self.num_keys)
 
     def policy(self, distance: float) -> jax.Array:
         """Return the logits [X, S, V] at a distance from the reference."""
@@ -116,7 +121,8 @@ class Lab:
         exact = gradients.exact(logits, directions)
         if not self.setting.keys:
             return Compared(exact, None, 0)
-        return Compared(exact, gradients.sampled(self.key, logits, directions), self.setting.keys)
+        seen = gradients.sampled(self.next_key(), logits, directions)
+        return Compared(exact, seen, self.setting.keys)
 
 
 class Gradients:

@@ -125,7 +125,7 @@ def sample(key: jax.Array, tree: Tree, logits: jax.Array, prompt: jax.Array) -> 
 
 def token_log_probs(logits: jax.Array, completions: Completions) -> jax.Array:
     """Return the log-probability of each token under a policy [X, S, V] -> [B, L]."""
-    rows = logits[completions.prompt[:, None], completions.prefix]
+    rows = jnp.asarray(logits)[completions.prompt[:, None], completions.prefix]
     return tokens.log_probs(rows, completions.action)
 
 
