@@ -1,4 +1,4 @@
-"""The command line: list, train, plan, sweep, report, export, eval, fsck, fork, bench.
+"""The command line: list, train, plan, sweep, report, export, eval, fsck, fork, bench, estimators.
 
 jax is imported only when a command needs it, so that help is fast and the number of CPU devices can
 still be chosen.
@@ -109,6 +109,7 @@ def make_parser() -> Parser:
     forker.add_argument("agent", help="a name from `purejaxpg list agents`")
     forker.add_argument("file", type=Path, metavar="FILE.py", help="the new file")
     add_bench_command(add)
+    add_estimators_command(add)
     return parser
 
 
@@ -196,6 +197,24 @@ def add_bench_command(add: Any) -> None:
     option("--out", type=Path, metavar="DIR", default=Path("results/bench"), help="(results/bench)")
     option("--quiet", action="store_true", help="print results only")
     option("--task", help=argparse.SUPPRESS)  # for a process that measures one case
+
+
+def add_estimators_command(add: Any) -> None:
+    """Add the command that compares estimators of gradients."""
+    text = "tabulate bias and variance of KL estimators, of lambda and of groups, exactly"
+    option = add(estimators, text).add_argument
+    task = "a task whose completions can be listed (enumerable-3-4)"
+    option("--task", metavar="NAME", default="enumerable-3-4", help=task)
+    option("--seed", type=int, default=0, help="of the policies and of the samples (0)")
+    keys = "also sample N gradients with each estimator; 0: exact expectations only (10000)"
+    option("--keys", type=int, default=10_000, metavar="N", help=keys)
+    distance = "of the policy's logits from the reference's (0.001 0.01 1)"
+    default = [0.001, 0.01, 1.0]
+    option("--distance", type=float, nargs="+", metavar="D", default=default, help=distance)
+    option("--beta", type=float, default=0.5, help="price of a nat of divergence (0.5)")
+    option("--out", type=Path, metavar="DIR", default=Path("results/estimators"),
+           help="(results/estimators)")  # fmt: skip
+    option("--quiet", action="store_true", help="print results only")
 
 
 def add_run_options(parser: argparse.ArgumentParser, out: str, devices: str) -> None:
@@ -404,6 +423,17 @@ def bench(arguments: argparse.Namespace) -> None:
         session.make_console(),
         (lambda _: None) if arguments.quiet else say,
     )
+
+
+def estimators(arguments: argparse.Namespace) -> None:
+    """Compare estimators of gradients where everything is known."""
+    session.find_devices(1)
+    from purejaxpg.lab import laboratory, run
+
+    a = arguments
+    setting = laboratory.Setting(a.task, a.seed, a.keys, tuple(a.distance), a.beta)
+    progress = functools.partial(print, file=sys.stderr, flush=True)
+    run.run(setting, a.out, session.make_console(), (lambda _: None) if a.quiet else progress)
 
 
 def make_train_parser(agent: Any, name: str = "AGENT") -> Parser:
