@@ -48,17 +48,17 @@ class Config:
     """Settings of one run: floats are traced, the rest is part of the compiled program."""
 
     task: str = "sentiment"  # prompts, and the reward that labels pairs
-    num_updates: int = 150  # gradient steps
+    num_updates: int = 600  # gradient steps
     batch_size: int = 64  # B, pairs of a gradient step
     loss: str = "sigmoid"  # or "ipo", "simpo" or "orpo"
     learning_rate_schedule: str = "linear"  # to zero; or "constant" or "robbins_monro"
 
-    beta: float = 0.1  # β; of ipo, this is τ; simpo needs about 2, orpo does not use it
+    beta: float = 0.2  # β; of ipo, this is τ; simpo needs about 2, orpo does not use it
     label_smoothing: float = 0.0  # of sigmoid: share of labels taken to be wrong, below a half
     simpo_margin: float = 0.5  # γ, by which simpo wants the chosen reward to be larger
-    orpo_lambda: float = 0.1  # λ, weight of the comparison in orpo
+    orpo_lambda: float = 1.0  # λ, weight of the comparison in orpo
     temperature: float = 1.0  # of the reference that samples pairs, and of all log-probabilities
-    learning_rate: float = 1e-3  # step size of Adam
+    learning_rate: float = 3e-3  # step size of Adam
     learning_rate_half_life: float = 100.0  # of robbins_monro, in updates
     max_grad_norm: float = 1.0  # bound on the global gradient norm; inf: off
 

@@ -43,7 +43,7 @@ class Config:
     """Settings of one run: floats are traced, the rest is part of the compiled program."""
 
     task: str = "sentiment"  # prompts, and the reward that labels pairs
-    num_updates: int = 150  # gradient steps
+    num_updates: int = 300  # gradient steps
     batch_size: int = 64  # B, pairs of a gradient step
     loss: str = "sigmoid"  # or "ipo"
     labels: str = "sampled"  # or "expected": both orders, weighted by their probabilities
@@ -51,7 +51,7 @@ class Config:
 
     beta: float = 0.1  # β, price of a nat of divergence from the reference; of ipo, this is τ
     temperature: float = 1.0  # of sampling, and of all log-probabilities
-    learning_rate: float = 1e-3  # step size of Adam
+    learning_rate: float = 3e-3  # step size of Adam
     learning_rate_half_life: float = 100.0  # of robbins_monro, in updates
     max_grad_norm: float = 1.0  # bound on the global gradient norm; inf: off
 

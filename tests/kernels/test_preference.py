@@ -389,6 +389,7 @@ def test_the_losses_of_pairs_are_the_loops():
         expected["simpo"].append(-np.log(sigma(2.0 * a - 2.0 * b - 0.7)))
         expected["orpo"].append(-a - 0.3 * np.log(sigma(np.log(odds[0] / odds[1]))))
     pair = single(chosen, rejected)
+    close(preference.simpo(*pair, 2.0), preference.dpo(*pair, 2.0))
     close(preference.dpo(*pair, 0.3, 0.2), expected["dpo"])
     close(preference.ipo(*pair, 0.3), expected["ipo"])
     close(preference.simpo(*pair, 2.0, 0.7), expected["simpo"])
@@ -413,6 +414,37 @@ def test_the_gradients_of_simpo_and_orpo_are_the_formulas():
     for name, loss in losses.items():
         actual = jax.grad(loss, (0, 1))(*single(chosen, rejected))
         close(jnp.stack(actual), np.stack(slopes[name]), rtol=1e-4)
+
+
+@pytest.mark.parametrize("case", golden("simpo"), ids=lambda c: str(c["beta"]))
+def test_the_loss_of_means_is_that_of_trl(case):
+    log_prob, mask = arrays(case, "log_prob", "mask")
+
+    def loss(log_prob):
+        means = jnp.split(preference.masked_mean(log_prob, mask, 1), 2)
+        return preference.simpo(*means, case["beta"], case["simpo_gamma"]).mean()
+
+    value, slope = jax.value_and_grad(loss)(log_prob)
+    close(value, case["loss"])
+    close(slope, case["slope"])
+
+
+@pytest.mark.parametrize("case", golden("orpo"), ids=lambda c: str(c["beta"]))
+def test_the_loss_of_odds_is_that_of_trl_but_for_the_likelihood(case):
+    log_prob, mask = arrays(case, "log_prob", "mask")
+    likely = jnp.split(mask, 2)[0]
+
+    def loss(log_prob):
+        chosen, rejected = jnp.split(preference.masked_mean(log_prob, mask, 1), 2)
+        own = preference.orpo(chosen, rejected, case["beta"]).mean()
+        # TRL takes the mean over all tokens of a batch, not that of each completion's mean.
+        over_tokens = preference.masked_mean(jnp.split(log_prob, 2)[0], likely)
+        return own + chosen.mean() - over_tokens, own
+
+    (value, own), slope = jax.value_and_grad(loss, has_aux=True)(log_prob)
+    close(value, case["loss"])
+    close(slope, case["slope"])
+    assert abs(float(own) - case["loss"]) > 0.01
 
 
 def test_odds_stay_finite_and_exact_at_both_ends():

@@ -1,7 +1,8 @@
 """Tasks for language models: a vocabulary, prompts, demonstrations and an exact reward.
 
 `sentiment` is controlled sentiment over a small grammar. `enumerable-V-L` has few enough
-completions to list. The other tasks have right and wrong answers, which an exact rule tells apart:
+completions to list. `constitution` forbids some sentences, and `constitution-lessons` also teaches
+to criticise and to revise them. The other tasks have right and wrong answers, told apart exactly:
 `addition-D` of two numbers of D digits, `sorting-N` of N digits, `countdown-N`, which makes a
 target out of N numbers, and `chain-K-M`, which is K sums modulo M one after the other. Each is a
 pure function of keys, so data are drawn inside the compiled program. `register` adds a task of your
@@ -12,7 +13,15 @@ import functools
 from collections.abc import Callable, Mapping
 
 from purejaxpg import InputError
-from purejaxpg.rlhf.tasks import chain, countdown, enumerable, sentiment, verifiable
+from purejaxpg.rlhf.tasks import (
+    chain,
+    constitution,
+    countdown,
+    enumerable,
+    interface,
+    sentiment,
+    verifiable,
+)
 from purejaxpg.rlhf.tasks.interface import BOS, EOS, PAD, Task
 
 __all__ = ["BOS", "EOS", "PAD", "Task", "make", "register"]
@@ -26,12 +35,19 @@ FAMILIES: Mapping[str, tuple[Callable[..., Task], Mapping[str, tuple[int, int]]]
     "chain": (chain.make, {"K": (2, 8), "M": (2, 10)}),
 }
 
+NAMED: Mapping[str, Callable[[], Task]] = {
+    "sentiment": sentiment.make,
+    "constitution": constitution.make,
+    "constitution-lessons": constitution.lessons,
+}
+
 _registered: dict[str, Callable[[], Task]] = {}
 
 
 def register(name: str, make_task: Callable[[], Task]) -> None:
     """Add a task under a name, for the field `task` of configurations."""
     _registered[name] = make_task
+    make.cache_clear()
 
 
 @functools.cache
@@ -39,16 +55,18 @@ def make(name: str) -> Task:
     """Return the task of this name.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or a registered one does not make sense.
     """
     if name in _registered:
-        return _registered[name]()
-    if name == "sentiment":
-        return sentiment.make()
+        task = _registered[name]()
+        interface.check(task, name)
+        return task
+    if name in NAMED:
+        return NAMED[name]()
     family, *sizes = name.split("-")
     if family in FAMILIES:
         return _sized(name, family, sizes)
-    known = ", ".join(map(repr, ("sentiment", *map(_pattern, FAMILIES), *_registered)))
+    known = ", ".join(map(repr, (*NAMED, *map(_pattern, FAMILIES), *_registered)))
     raise InputError(f"task must be one of {known}, but is {name!r}.")
 
 

@@ -26,11 +26,16 @@ DETERMINERS, CONJUNCTIONS = ("the", "this"), ("and", "but")
 NOUNS = ("film", "plot", "acting", "music", "story", "cast")
 VERBS, ADVERBS = ("was", "felt", "seemed"), ("very", "quite", "rather")
 
+WORDS = ("<pad>", "<bos>", ".", *DETERMINERS, *NOUNS, *VERBS, *CONJUNCTIONS, *ADVERBS, *RATINGS)
 
-def make() -> interface.Task:
-    """Return the task: the reward adds up ratings of words, and demands grammar and an end."""
-    words = ("<pad>", "<bos>", ".", *DETERMINERS, *NOUNS, *VERBS, *CONJUNCTIONS, *ADVERBS, *RATINGS)
-    chains = np.stack([_chain(words, mood) for mood in (-1, 1)])
+
+def make(words: tuple[str, ...] = WORDS) -> interface.Task:
+    """Return the task: the reward adds up ratings of words, and demands grammar and an end.
+
+    Args:
+        words: the vocabulary, with the words of this task first.
+    """
+    chains = grammar(words)
     prompt_ids, probability = _prefixes(chains.mean(0), longest=4)
     rating = np.array([RATINGS.get(word, 0.0) for word in words], np.float32)
     grammatical = (chains > 0).any(0)
@@ -52,6 +57,11 @@ def make() -> interface.Task:
         demonstrate=functools.partial(_continue, chains, 16),
         reward=reward,
     )
+
+
+def grammar(words: tuple[str, ...]) -> np.ndarray:
+    """Return how often each word follows each in sentences of bad and of good mood, [2, V, V]."""
+    return np.stack([_chain(words, mood) for mood in (-1, 1)])
 
 
 def _chain(words: tuple[str, ...], mood: int) -> np.ndarray:
