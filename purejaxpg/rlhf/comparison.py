@@ -165,7 +165,7 @@ def start(key: jax.Array, model: transformer.Model, task: tasks.Task) -> transfo
         common = tuple(slice(min(n)) for n in zip(new.shape, old.shape, strict=True))
         return new.at[common].set(old[common])
 
-    return new.replace(params=jax.tree.map(copied, new.params, model.params))
+    return dataclasses.replace(new, params=jax.tree.map(copied, new.params, model.params))
 
 
 def check_judge(config: Any, judge: transformer.Model | None) -> None:

@@ -158,16 +158,10 @@ def sample(key: jax.Array, config: Config, given: Given) -> data.Pairs:
     return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1])[: config.num_labels], pairs)
 
 
-def loss(
-    params: Any, batch: data.Pairs, is_swapped: jax.Array, config: Config, given: Given
-) -> tuple[jax.Array, Metrics]:
-    """Mean loss of answers; is_swapped [B]: the better one is shown second -> scalar, metrics."""
-    swapped, chosen, rejected = is_swapped[:, None], batch.chosen_ids, batch.rejected_ids
-    first, second = jnp.where(swapped, rejected, chosen), jnp.where(swapped, chosen, rejected)
-    judge, task = judge_of(params, config, given), tasks.make(config.task)
-    first_is_better = comparison.ask(judge, batch.prompt_ids, first, second, task)
+def objective(first_is_better: jax.Array, is_swapped: jax.Array) -> tuple[jax.Array, Metrics]:
+    """The loss of log-odds [B] of "the first", where the second [B] is better or not -> scalar."""
     right = jnp.where(is_swapped, -first_is_better, first_is_better)
-    # The log-odds of the right answer against the only other one: a likelihood of tokens.
+    # No other answer is possible, so this is the likelihood of a token.
     likelihood = preference.bradley_terry(right, jnp.zeros_like(right)).mean()
     metrics = {
         "loss/answer": likelihood,
@@ -175,6 +169,17 @@ def loss(
         "judge/says_first": (first_is_better > 0).mean(),
     }
     return likelihood, metrics
+
+
+def loss(
+    params: Any, batch: data.Pairs, is_swapped: jax.Array, config: Config, given: Given
+) -> tuple[jax.Array, Metrics]:
+    """Mean loss of answers to presentations, swapped [B] or not -> scalar, metrics."""
+    swapped, chosen, rejected = is_swapped[:, None], batch.chosen_ids, batch.rejected_ids
+    first, second = jnp.where(swapped, rejected, chosen), jnp.where(swapped, chosen, rejected)
+    judge, task = judge_of(params, config, given), tasks.make(config.task)
+    first_is_better = comparison.ask(judge, batch.prompt_ids, first, second, task)
+    return objective(first_is_better, is_swapped)
 
 
 def update(

@@ -105,7 +105,7 @@ def check(config: Config) -> None:
     configs.in_range(config)
     configs.at_least(config, 1, "num_updates")
     configs.one_of(config, "reward", ("log_odds", "probability"))
-    configs.one_of(config, "orders", (1, 2))
+    configs.between(config, 1, 2, "orders")
     configs.at_least(config, 2, "group_size")
     configs.divides(config, "group_size", config.batch_size, "batch_size")
     schedules.check(config)
