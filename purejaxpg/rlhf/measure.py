@@ -23,8 +23,8 @@ ACTIVATIONS_PER_WIDTH = 12
 # Of a token in the default model, for a Config that cannot know which one its run is given.
 TYPICAL_ACTIVATIONS = ACTIVATIONS_PER_WIDTH * 32 * 2
 PASS_AT = (1, 4, 16)  # k of pass@k; the largest is the number of samples of each prompt
-FRONTIER_SAMPLES = 8192  # of the reference, for each prompt
-FRONTIER_PROMPTS = 32  # of a task with more held-out prompts, drawn
+FRONTIER_PROMPTS = 128  # drawn from the held-out prompts, if there are more
+FRONTIER_SAMPLES = 8192  # of the reference, for each prompt; 2048 for that many prompts
 LEAST_SAMPLES = 30.0  # effective ones, for a point of a frontier that is estimated from samples
 
 
@@ -274,14 +274,15 @@ def frontier(key: jax.Array, config: Any, given: Any) -> dict[str, np.ndarray]:
         expected, kl, effective = map(np.asarray, points)
         enough = effective.min(0) >= LEAST_SAMPLES
         return {"kl": mean(kl)[enough], "return": mean(expected)[enough]}
-    table = jax.jit(_table, static_argnums=3)
-    log_weight, reward = table(key, given.reference, prompt_ids, task, config.temperature)
+    count = min(FRONTIER_SAMPLES, 2048 * FRONTIER_PROMPTS // len(prompt_ids))
+    table = jax.jit(_table, static_argnums=(3, 5))
+    log_weight, reward = table(key, given.reference, prompt_ids, task, config.temperature, count)
     betas = jnp.geomspace(30.0, 0.03, 60)
     of_prompt = jax.vmap(lambda w, r: preference.frontier(w[None], r[None], betas))
     expected, kl = map(np.asarray, jax.jit(of_prompt)(log_weight, reward))  # [X, K]
     enough = np.full(len(betas), True)
     if task.completion_ids is None:  # the entropy of the weights says how many samples count
-        enough = kl.max(0) <= np.log(FRONTIER_SAMPLES / LEAST_SAMPLES)
+        enough = kl.max(0) <= np.log(count / LEAST_SAMPLES)
     return {"kl": mean(kl)[enough], "return": mean(expected)[enough]}
 
 
@@ -291,10 +292,11 @@ def _table(
     prompt_ids: jax.Array,
     task: tasks.Task,
     temperature: jax.Array | float,
+    num_samples: int,
 ) -> tuple[jax.Array, jax.Array]:
     """Return log-weights and gold rewards [X, N] of all completions, or of samples, per prompt."""
     every = task.completion_ids
-    count = FRONTIER_SAMPLES if every is None else len(every)
+    count = num_samples if every is None else len(every)
 
     def one(now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         key, prompt = now
