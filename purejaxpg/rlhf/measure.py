@@ -138,7 +138,7 @@ def samples(
     return columns
 
 
-def frontier(key: jax.Array, config: Any, given: Any) -> dict[str, np.ndarray]:
+def frontier(key: jax.Array, config: Any, given: Any) -> dict[str, Any]:
     """Return the largest mean gold reward that any policy reaches at each divergence.
 
     The policy π*_β, proportional to π_ref exp(r / β), is the best at its own divergence from the
@@ -152,7 +152,8 @@ def frontier(key: jax.Array, config: Any, given: Any) -> dict[str, np.ndarray]:
         given: with the model `reference`.
 
     Returns:
-        Arrays [K]: `kl`, ascending, and `return`, over the held-out prompts.
+        Arrays [K]: `kl`, ascending, and `return`, over the held-out prompts; and `exact`, whether
+        the expectations are.
     """
     task = tasks.make(config.task)
     held_out = task.held_out if task.held_out.any() else ~task.held_out
@@ -166,7 +167,8 @@ def frontier(key: jax.Array, config: Any, given: Any) -> dict[str, np.ndarray]:
     if task.completion_ids is None:  # the entropy of the weights says how many samples count
         enough = kl.max(0) <= np.log(FRONTIER_SAMPLES / LEAST_SAMPLES)
     mean = functools.partial(np.average, axis=0, weights=weight)
-    return {"kl": mean(kl)[enough], "return": mean(expected)[enough]}
+    exact = task.completion_ids is not None
+    return {"kl": mean(kl)[enough], "return": mean(expected)[enough], "exact": exact}
 
 
 def _table(
