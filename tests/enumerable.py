@@ -72,3 +72,25 @@ def cosine(a, b):
 
 
 LOGITS = REFERENCE + table(3)
+
+# All ordered pairs of different completions of a prompt, as rows of `token_log_probs`.
+FIRST, SECOND = (
+    np.arange(X)[:, None] * N + i[~np.eye(N, dtype=bool).ravel()]
+    for i in (np.repeat(np.arange(N), N), np.tile(np.arange(N), N))
+)
+ROWS = np.concatenate([FIRST.ravel(), SECOND.ravel()])
+
+
+def of_pairs(matrix):
+    """The entries [X, N, N] of the ordered pairs, [B]."""
+    return jnp.reshape(matrix[:, ~np.eye(N, dtype=bool)], -1)
+
+
+def logits_of(log_p):
+    """Log-probabilities of completions [X, N] -> the logits of the tabular policy that has them."""
+    mass = np.zeros((X, COUNT, 3))
+    action = np.where(MASK, EVERY - TASK.eos_id, 0)
+    for x in range(X):
+        share = np.exp(np.asarray(log_p)[x])[:, None] * MASK
+        np.add.at(mass[x], (PREFIX, action), share)
+    return np.log(np.where(mass > 0, mass, 1.0))

@@ -56,7 +56,7 @@ def build(spec: specs.Spec, group: Any, devices: Any) -> compute.Programs:
 
     Not those of an agent's copy, which may change between two sweeps.
     """
-    if not spec.agent.__name__.startswith("purejaxpg.agents."):
+    if not spec.agent.__name__.startswith(("purejaxpg.agents.", "purejaxpg.rlhf.")):
         return BUILD(spec, group, devices)
     sizes = group.rows, spec.eval_episodes, tuple(devices)
     key = spec.agent.__name__, compute.signature(group.config), sizes

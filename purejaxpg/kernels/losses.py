@@ -120,6 +120,127 @@ def ppo_clip(
     return -jnp.minimum(ratio * advantage, clipped * advantage)
 
 
+def clip_higher(
+    log_prob: jax.Array,
+    old_log_prob: jax.Array,
+    advantage: jax.Array,
+    clip_eps: jax.Array | float,
+    clip_eps_high: jax.Array | float,
+) -> jax.Array:
+    """Clipped surrogate loss with a bound of its own above one.
+
+        r    = π(a|s) / π_old(a|s)
+        loss = −min(r A, clip(r, 1 − ε, 1 + ε_high) A)
+
+    A bound on the ratio binds rare actions most: at ε = 0.2, an action of probability 0.01 cannot
+    be made more likely than 0.012 in one update, one of 0.8 can reach 0.96. A larger ε_high lets
+    rare actions grow and so keeps entropy. The lower bound is another matter: a larger ε lets an
+    action disappear.
+
+    Args:
+        log_prob: [...] log π(a|s) under the policy being trained, in nats.
+        old_log_prob: [...] log π_old(a|s), of the policy that took the action, in nats.
+        advantage: [...] A.
+        clip_eps: scalar ε, at least 0; inf turns the lower bound off.
+        clip_eps_high: scalar ε_high, at least 0; inf turns the upper bound off.
+
+    Returns:
+        [...] loss. With ε_high = ε, it is `ppo_clip` exactly.
+
+    Differentiated with respect to `log_prob`. Nothing is stopped: `old_log_prob` and `advantage`
+    must be data.
+
+    References:
+        Yu et al. 2025, arXiv:2503.14476 (DAPO), "Clip-Higher", with ε = 0.2 and ε_high = 0.28.
+
+    >>> ratio, advantage = jnp.array([0.5, 1.25, 1.5, 1.5]), jnp.array([2.0, 2.0, 2.0, -2.0])
+    >>> clip_higher(jnp.log(ratio), jnp.zeros(4), advantage, 0.125, 0.375).tolist()
+    [-1.0, -2.5, -2.75, 3.0]
+    """
+    chex.assert_equal_shape([log_prob, old_log_prob, advantage])
+    ratio = jnp.exp(log_prob - old_log_prob)
+    clipped = jnp.clip(ratio, 1.0 - clip_eps, 1.0 + clip_eps_high)
+    return -jnp.minimum(ratio * advantage, clipped * advantage)
+
+
+def cispo(
+    log_prob: jax.Array,
+    old_log_prob: jax.Array,
+    advantage: jax.Array,
+    clip_eps: jax.Array | float,
+    clip_eps_high: jax.Array | float,
+) -> jax.Array:
+    """Score-function loss, weighted with a clipped and constant importance ratio (CISPO).
+
+        r    = π(a|s) / π_old(a|s)
+        loss = −stop(clip(r, 1 − ε, 1 + ε_high)) A log π(a|s)
+
+    The bounds limit the *weight* of an action, not its gradient. Every action keeps one, also where
+    `clip_higher` has none. Only the gradient has a meaning: the value depends on the entropy.
+
+    Args:
+        log_prob: [...] log π(a|s) under the policy being trained, in nats.
+        old_log_prob: [...] log π_old(a|s), of the policy that took the action, in nats.
+        advantage: [...] A.
+        clip_eps: scalar ε, at least 0; from 1 on, there is no lower bound, as in the experiments of
+            the paper.
+        clip_eps_high: scalar ε_high, at least 0; inf gives the importance-weighted gradient.
+
+    Returns:
+        [...] loss, whose gradient at r = 1 is the plain policy gradient −A ∇log π.
+
+    Differentiated with respect to `log_prob`. The ratio *is* stopped here; `advantage` must be
+    data.
+
+    References:
+        MiniMax 2025, arXiv:2506.13585 (MiniMax-M1), the objective of CISPO, negated.
+
+    >>> log_ratio, advantage = jnp.log(jnp.array([0.5, 1.5, 4.0])), jnp.array([2.0, 2.0, -2.0])
+    >>> loss = lambda x: cispo(x, jnp.zeros(3), advantage, jnp.inf, 1.0).sum()
+    >>> print(jax.grad(loss)(log_ratio).round(4))
+    [-1. -3.  4.]
+    """
+    chex.assert_equal_shape([log_prob, old_log_prob, advantage])
+    ratio = jnp.exp(log_prob - old_log_prob)
+    clipped = jnp.clip(ratio, 1.0 - clip_eps, 1.0 + clip_eps_high)
+    return -jax.lax.stop_gradient(clipped) * advantage * log_prob
+
+
+def truncated_importance(
+    log_prob: jax.Array, behaviour_log_prob: jax.Array, cap: jax.Array | float
+) -> jax.Array:
+    """Importance weight of data that another policy sampled, with an upper bound.
+
+        w = min(π(a|s) / μ(a|s), C),      a ~ μ
+
+    Without the bound, a mean weighted with w is unbiased for π, and its variance may be infinite.
+    With it, the mean is biased towards μ. This weight corrects for *who sampled*; the ratio that
+    `ppo_clip` limits counts from the policy at the beginning of the update.
+
+    Args:
+        log_prob: [...] log π, in nats, of a token or summed over a completion. Only the weight of a
+            whole completion makes its gradient unbiased (for C = inf); weights of tokens ignore how
+            likely the earlier tokens were.
+        behaviour_log_prob: [...] log μ, of the policy that sampled, in nats.
+        cap: scalar C, positive; inf turns the bound off.
+
+    Returns:
+        [...] weight in [0, C]; 1 where the policies agree and C is at least 1.
+
+    Not differentiated: the whole weight *is* stopped here.
+
+    References:
+        Ionides 2008, Truncated importance sampling, Journal of Computational and Graphical
+        Statistics 17.
+
+    >>> log_prob = jnp.log(jnp.array([0.25, 0.5, 0.75]))
+    >>> print(truncated_importance(log_prob, jnp.log(jnp.full(3, 0.25)), 2.5).round(4))
+    [1.  2.  2.5]
+    """
+    chex.assert_equal_shape([log_prob, behaviour_log_prob])
+    return jax.lax.stop_gradient(jnp.minimum(jnp.exp(log_prob - behaviour_log_prob), cap))
+
+
 def ppo_kl_penalty(
     log_prob: jax.Array,
     old_log_prob: jax.Array,

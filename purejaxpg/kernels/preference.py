@@ -19,6 +19,9 @@ import jax.numpy as jnp
 
 from purejaxpg.kernels import losses
 
+SCALES = ("group", "batch", "none")
+DIVERGENCES = ("forward_kl", "reverse_kl", "jensen_shannon")
+
 
 def masked_sum(
     x: jax.Array, mask: jax.Array, axis: int | tuple[int, ...] | None = None
@@ -249,6 +252,190 @@ def bradley_terry(
     return jax.nn.softplus(-difference) + label_smoothing * difference
 
 
+def dpo(
+    chosen_log_ratio: jax.Array,
+    rejected_log_ratio: jax.Array,
+    beta: jax.Array | float,
+    label_smoothing: jax.Array | float = 0.0,
+) -> jax.Array:
+    """Loss of direct preference optimisation (DPO): a policy as its own reward model.
+
+        r(x, y) = β log(π(y|x) / π_ref(y|x)),    loss = bradley_terry(r(x, chosen), r(x, rejected))
+
+    Over labels drawn from `preference_probability`, it is least at the optimum of E[r] − β KL, for
+    the same β and all completions that the pairs compare. Only the difference counts: the chosen
+    completion may become less likely, as long as the rejected one falls further.
+
+    Args:
+        chosen_log_ratio: [...] log π(y|x) − log π_ref(y|x) of the preferred completion, in nats:
+            *summed* over its tokens, with its end and without the prompt.
+        rejected_log_ratio: [...] the same of the other completion of the same prompt.
+        beta: scalar β > 0, in units of the reward per nat.
+        label_smoothing: scalar s in [0, ½), as in `bradley_terry`; above 0, this is conservative
+            DPO.
+
+    Returns:
+        [...] loss in nats; log 2 where the policy is the reference.
+
+    Differentiated with respect to both ratios; nothing is stopped.
+
+    References:
+        Rafailov et al. 2023, arXiv:2305.18290, eq. 7; Mitchell 2023, A note on DPO with noisy
+        preferences and relationship to IPO, eq. 3, for s > 0.
+
+    >>> print(dpo(jnp.array([2.0]), jnp.array([-1.0]), 0.5).round(4))
+    [0.2014]
+    """
+    return bradley_terry(beta * chosen_log_ratio, beta * rejected_log_ratio, label_smoothing)
+
+
+def ipo(
+    chosen_log_ratio: jax.Array, rejected_log_ratio: jax.Array, tau: jax.Array | float
+) -> jax.Array:
+    """Loss of identity preference optimisation (IPO): a difference of log-ratios of finite size.
+
+        loss = (f(x, chosen) − f(x, rejected) − 1 / (2τ))²,    f = log(π / π_ref)
+
+    Its minimum is finite even if labels never contradict each other. Where both completions of the
+    pairs are drawn from a policy μ, it is at f(x, y) = p(y ≻ μ) / τ + c(x), with the probability
+    that y is preferred to a completion by μ. Pass the ratios *summed* over tokens, as the paper and
+    the code published with DPO have it; TRL's DPOTrainer divides each by its own length.
+
+    Args:
+        chosen_log_ratio: [...] f of the preferred completion, as for `dpo`.
+        rejected_log_ratio: [...] f of the other completion of the same prompt.
+        tau: scalar τ > 0, per nat; the greater, the closer to the reference.
+
+    Returns:
+        [...] loss in nats²; 1 / (4τ²) where the policy is the reference.
+
+    Differentiated with respect to both ratios; nothing is stopped.
+
+    References:
+        Azar et al. 2023, arXiv:2310.12036, eq. 17.
+
+    >>> ipo(jnp.array([2.0]), jnp.array([-1.0]), 0.5).tolist()
+    [4.0]
+    """
+    chex.assert_equal_shape([chosen_log_ratio, rejected_log_ratio])
+    return jnp.square(chosen_log_ratio - rejected_log_ratio - 0.5 / tau)
+
+
+def simpo(
+    chosen_log_prob: jax.Array,
+    rejected_log_prob: jax.Array,
+    beta: jax.Array | float,
+    margin: jax.Array | float = 0.0,
+) -> jax.Array:
+    """Loss of simple preference optimisation (SimPO): the mean log-probability as the reward.
+
+        loss = −log σ(β (m(x, chosen) − m(x, rejected)) − γ),    m = log π(y|x) / |y|
+
+    There is no reference, so nothing but early stopping keeps the policy close to one.
+
+    Args:
+        chosen_log_prob: [...] m of the preferred completion: the *mean* log-probability of its
+            tokens, in nats.
+        rejected_log_prob: [...] m of the other completion of the same prompt.
+        beta: scalar β > 0, reward per nat; 2.5 in the paper's appendix B, far above that of DPO,
+            because means are smaller than sums.
+        margin: scalar γ ≥ 0, the difference of rewards that counts as even. TRL has the same γ; the
+            authors' code takes γ / β.
+
+    Returns:
+        [...] loss in nats.
+
+    Differentiated with respect to both log-probabilities; nothing is stopped.
+
+    References:
+        Meng, Xia and Chen 2024, arXiv:2405.14734.
+
+    >>> print(simpo(jnp.array([-0.5]), jnp.array([-1.0]), 2.0, 1.0).round(4))
+    [0.6931]
+    """
+    return bradley_terry(beta * chosen_log_prob - margin, beta * rejected_log_prob)
+
+
+def orpo(
+    chosen_log_prob: jax.Array, rejected_log_prob: jax.Array, weight: jax.Array | float
+) -> jax.Array:
+    """Loss of odds-ratio preference optimisation (ORPO): imitation with a comparison of odds.
+
+        loss = −m(x, chosen) − λ log σ(log odds(x, chosen) − log odds(x, rejected))
+        odds = p / (1 − p),    p = exp m,    m = log π(y|x) / |y|
+
+    The first term is the loss of supervised fine-tuning, so there is no reference and no separate
+    stage before. 1 − p is computed without cancellation, and p is kept below 1 by the precision of
+    the numbers: an infinite ratio of odds has no gradient.
+
+    Args:
+        chosen_log_prob: [...] m of the preferred completion: the *mean* log-probability of its
+            tokens, in nats, at most 0.
+        rejected_log_prob: [...] m of the other completion of the same prompt.
+        weight: scalar λ ≥ 0.
+
+    Returns:
+        [...] loss in nats.
+
+    Differentiated with respect to both log-probabilities; nothing is stopped.
+
+    References:
+        Hong, Lee and Thorne 2024, arXiv:2403.07691, eqs. 4, 6 and 7.
+
+    >>> print(orpo(jnp.log(jnp.array([0.5])), jnp.log(jnp.array([0.25])), 1.0).round(4))
+    [0.9808]
+    """
+    comparison = bradley_terry(_log_odds(chosen_log_prob), _log_odds(rejected_log_prob))
+    return weight * comparison - chosen_log_prob
+
+
+def kto(
+    log_ratio: jax.Array,
+    is_desirable: jax.Array,
+    kl: jax.Array | float,
+    beta: jax.Array | float,
+    desirable_weight: jax.Array | float = 1.0,
+    undesirable_weight: jax.Array | float = 1.0,
+) -> jax.Array:
+    """Loss of Kahneman-Tversky optimisation (KTO): single completions, each good or bad.
+
+        loss = λ_D (1 − σ(β (f − z₀)))  if desirable,    λ_U (1 − σ(β (z₀ − f)))  otherwise
+        f = log(π(y|x) / π_ref(y|x)),    z₀ = max(0, KL)
+
+    A share q of the labels of y is good. At the reference, the gradient with respect to f is
+    β/4 ((1 − q) λ_U − q λ_D), so f rises if the labels are good often enough. All others fall
+    without bound, so there is no finite optimum. The policy has a limit all the same: for small β,
+    it is about π_ref (q λ_D − (1 − q) λ_U)₊, whatever β is. That is not the optimum of E[r] − β KL.
+
+    Args:
+        log_ratio: [...] f, summed over tokens as for `dpo`.
+        is_desirable: [...] bool, the labels.
+        kl: scalar, the mean of log π(y'|x) − log π_ref(y'|x) in nats, over the prompts x of a batch
+            with completions y' of *other* prompts. With its own completion, f would be compared
+            with itself.
+        beta: scalar β > 0, per nat.
+        desirable_weight: scalar λ_D ≥ 0.
+        undesirable_weight: scalar λ_U ≥ 0. For n_D and n_U examples of the two kinds, TRL advises
+            λ_D n_D / (λ_U n_U) from 1 to 4/3.
+
+    Returns:
+        [...] loss without a unit, in [0, λ]; λ/2 where the policy is the reference.
+
+    Differentiated with respect to `log_ratio`; z₀ is stopped.
+
+    References:
+        Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7.
+
+    >>> print(kto(jnp.zeros(2), jnp.array([True, False]), -3.0, 0.1, 1.0, 1.5))
+    [0.5  0.75]
+    """
+    chex.assert_equal_shape([log_ratio, is_desirable])
+    chex.assert_type(is_desirable, bool)
+    margin = beta * (log_ratio - jax.lax.stop_gradient(jnp.maximum(kl, 0.0)))
+    weight = jnp.where(is_desirable, desirable_weight, undesirable_weight)
+    return weight * jax.nn.sigmoid(jnp.where(is_desirable, -margin, margin))
+
+
 def token_rewards(
     score: jax.Array,
     log_prob: jax.Array,
@@ -334,6 +521,158 @@ def leave_one_out(reward: jax.Array) -> jax.Array:
     difference = reward - reward[:, :1]
     others = jnp.sum(difference, -1, keepdims=True) - difference
     return difference - others / (group_size - 1)
+
+
+def group_advantages(
+    reward: jax.Array, scale: str = "group", eps: jax.Array | float = 1e-4
+) -> jax.Array:
+    """Advantage of each completion of a group over the mean of the group.
+
+        A_i = (r_i − mean(r)) / (std + ε)
+
+    The division weights prompts by how much their rewards *vary*, and not by how much they matter:
+    a prompt that nearly always, or nearly never, succeeds counts most. It changes the objective,
+    and with it the optimum. Over all completions of a batch, the standard deviation only changes
+    the length of the step, and a penalty that is added afterwards then has another price in every
+    update.
+
+    Args:
+        reward: [B, G] reward of G completions of each of B prompts, any unit and type.
+        scale: std is that of the group for "group", that of all rewards for "batch"; "none" does
+            not divide. Each is the root of Σ(r − mean)² / (n − 1). Static.
+        eps: ε ≥ 0 in the unit of the reward. It bounds the advantages of a group of nearly equal
+            rewards; 1e-4 is common.
+
+    Returns:
+        [B, G] advantage, floating, without a unit unless the scale is "none". It sums to 0 over a
+        group, and is exactly 0 where all rewards of a group are equal. Two completions have
+        ±1/√2 (for ε = 0): only the sign of their difference counts.
+
+    The mean includes the completion itself, so "none" is (G − 1)/G times `leave_one_out`. Not for
+    differentiation: treat the result as data.
+
+    Raises:
+        ValueError: G is 1, or there is no scale of that name.
+
+    References:
+        Shao et al. 2024, arXiv:2402.03300 (GRPO), for "group"; Liu et al. 2025, arXiv:2503.20783
+        (Dr. GRPO), for "none"; arXiv:2508.08221 for "batch". Their code divides by n − 1.
+
+    >>> print(group_advantages(jnp.array([[1.0, 3.0, 2.0], [5.0, 5.0, 5.0]])).round(3))
+    [[-1.  1.  0.]
+     [ 0.  0.  0.]]
+    """
+    chex.assert_rank(reward, 2)
+    group_size = reward.shape[-1]
+    if group_size < 2:
+        raise ValueError(f"the group size is {group_size}; a group needs at least 2")
+    if scale not in SCALES:
+        raise ValueError(f'scale is "{scale}"; it must be "group", "batch" or "none"')
+    reward = reward.astype(jnp.result_type(reward, float))
+    # Differences from one of them are exact for equal rewards, and a mean may not be.
+    difference = reward - reward[:, :1]
+    centred = difference - jnp.mean(difference, -1, keepdims=True)
+    if scale == "none":
+        return centred
+    axis = -1 if scale == "group" else None
+    spread = jnp.std(difference if scale == "group" else reward, axis, ddof=1, keepdims=True) + eps
+    return centred / jnp.where(spread > 0.0, spread, 1.0)
+
+
+def sequence_log_ratio(log_prob: jax.Array, old_log_prob: jax.Array, mask: jax.Array) -> jax.Array:
+    """Log of one probability ratio for all tokens of a completion, in a form for each token (GSPO).
+
+        log s   = mean over its tokens of log π(y_t|s_t) − log π_old(y_t|s_t)
+        log s_t = stop(log s) + log π(y_t|s_t) − stop(log π(y_t|s_t))
+
+    The *value* is log s at every token, the geometric mean of their ratios, so a completion is
+    clipped as a whole. The *gradient* is that of the token's own log-probability. Averaged over the
+    tokens of a completion, with one advantage for all of them, both are those of s itself. It is
+    not the ratio π(y|x) / π_old(y|x) but its |y|-th root: bounds on it must be much narrower (the
+    paper clips at 3e-4), and it does not make old data unbiased.
+
+    Args:
+        log_prob: [B, L] log π(y_t|s_t) under the policy being trained, in nats.
+        old_log_prob: [B, L] log π_old(y_t|s_t), in nats.
+        mask: [B, L] bool, True at the actions.
+
+    Returns:
+        [B, L] log s_t in nats; 0 outside the mask.
+
+    Differentiated with respect to `log_prob`: each entry has the slope 1 in its own token.
+
+    References:
+        Zheng et al. 2025, arXiv:2507.18071 (GSPO and GSPO-token), section 4.
+
+    >>> log_prob, mask = jnp.array([[-1.0, -2.0, -9.0]]), jnp.array([[True, True, False]])
+    >>> sequence_log_ratio(log_prob, jnp.array([[-2.0, -2.0, -1.0]]), mask).tolist()
+    [[0.5, 0.5, 0.0]]
+    """
+    chex.assert_equal_shape([log_prob, old_log_prob, mask])
+    mean = masked_mean(log_prob - old_log_prob, mask, -1)[..., None]
+    own = log_prob - jax.lax.stop_gradient(log_prob)
+    return jnp.where(mask, jax.lax.stop_gradient(mean) + own, 0.0)
+
+
+def vocabulary_divergence(
+    log_prob: jax.Array,
+    teacher_log_prob: jax.Array,
+    divergence: str,
+    weight: jax.Array | float = 0.5,
+) -> jax.Array:
+    """Exact divergence between two distributions of the next token.
+
+        forward_kl    KL(p ‖ q) = Σ_v p (log p − log q)           p: the teacher's, q: the student's
+        reverse_kl    KL(q ‖ p)
+        jensen_shannon    w KL(p ‖ m) + (1 − w) KL(q ‖ m),    m = w p + (1 − w) q
+
+    All are 0 where the two agree, and only there. They differ for a student that cannot agree:
+    forward KL makes it cover whatever the teacher may say, reverse KL makes it avoid whatever the
+    teacher would not say. Jensen-Shannon is bounded, by the entropy of (w, 1 − w). Divided by w, it
+    tends to forward KL as w → 0; divided by 1 − w, to reverse KL as w → 1. At the ends themselves
+    it is 0 and teaches nothing.
+
+    Args:
+        log_prob: [..., V] log q of the student, in nats, normalised.
+        teacher_log_prob: [..., V] log p of the teacher, likewise, over the same vocabulary.
+        divergence: "forward_kl", "reverse_kl" or "jensen_shannon", static.
+        weight: scalar w in (0, 1), for "jensen_shannon".
+
+    Returns:
+        [...] divergence in nats, at least 0 up to rounding. Log-probabilities must be finite: an
+        impossible token has a very negative one, such as −1e9, in both or in neither.
+
+    Differentiable in both; nothing is stopped.
+
+    Raises:
+        ValueError: there is no divergence of that name.
+
+    References:
+        Agarwal et al. 2023, arXiv:2306.13649 (GKD), eq. 1 for Jensen-Shannon.
+
+    >>> student, teacher = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.75, 0.25]))
+    >>> for name in ("forward_kl", "reverse_kl", "jensen_shannon"):
+    ...     print(name, f"{vocabulary_divergence(student, teacher, name).item():.4f}")
+    forward_kl 0.1308
+    reverse_kl 0.1438
+    jensen_shannon 0.0338
+    """
+    chex.assert_equal_shape([log_prob, teacher_log_prob])
+
+    def kl(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.exp(log_p) * (log_p - log_q), -1)
+
+    if divergence == "forward_kl":
+        return kl(teacher_log_prob, log_prob)
+    if divergence == "reverse_kl":
+        return kl(log_prob, teacher_log_prob)
+    if divergence == "jensen_shannon":
+        own, teacher = jnp.log1p(-weight) + log_prob, jnp.log(weight) + teacher_log_prob
+        mixture = jnp.logaddexp(own, teacher)
+        return weight * kl(teacher_log_prob, mixture) + (1.0 - weight) * kl(log_prob, mixture)
+    raise ValueError(
+        f'divergence is "{divergence}"; it must be "forward_kl", "reverse_kl" or "jensen_shannon"'
+    )
 
 
 def log_partition(ref_log_prob: jax.Array, reward: jax.Array, beta: jax.Array | float) -> jax.Array:
@@ -486,3 +825,11 @@ def _tilted(ref_log_prob: jax.Array, reward: jax.Array, beta: jax.Array | float)
     possible = ~jnp.isneginf(ref_log_prob)
     bonus = jnp.where(possible, reward, 0.0) / beta
     return jnp.where(possible, ref_log_prob + bonus, -jnp.inf)
+
+
+def _log_odds(log_prob: jax.Array) -> jax.Array:
+    """Return log p − log(1 − p), where log(1 − p) has the form that does not cancel."""
+    log_prob = jnp.minimum(log_prob, -jnp.finfo(log_prob.dtype).eps)
+    near_one = log_prob > -jnp.log(2.0)
+    rest = jnp.where(near_one, jnp.log(-jnp.expm1(log_prob)), jnp.log1p(-jnp.exp(log_prob)))
+    return log_prob - rest

@@ -1,9 +1,9 @@
 """Data sets of text as arrays: files of JSON lines, or demonstrations of a task."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,8 @@ from jax import random
 from purejaxpg import FaultError, InputError
 from purejaxpg import config as configs
 from purejaxpg.rlhf import tasks, tokens
+
+KINDS = {str: "a text", bool: "true or false"}  # of the fields of a line, in words
 
 
 @struct.dataclass
@@ -33,7 +35,16 @@ class Pairs:
     rejected_ids: jax.Array  # [R, L] int32
 
 
-Data = TypeVar("Data", Rows, Pairs)
+@struct.dataclass
+class Labelled:
+    """Completions, each with a judgement of its own."""
+
+    prompt_ids: jax.Array  # [R, P] int32, padded on the left
+    completion_ids: jax.Array  # [R, L] int32, padded on the right
+    is_desirable: jax.Array  # [R] bool
+
+
+Data = TypeVar("Data", Rows, Pairs, Labelled)
 
 
 def choose(key: jax.Array, data: Data, count: int) -> Data:
@@ -41,6 +52,32 @@ def choose(key: jax.Array, data: Data, count: int) -> Data:
     size = jax.tree.leaves(data)[0].shape[0]
     index = random.randint(key, (count,), 0, size)
     return jax.tree.map(lambda x: x[index], data)
+
+
+def label(
+    key: jax.Array,
+    prompt_ids: jax.Array,
+    first_ids: jax.Array,
+    second_ids: jax.Array,
+    probability: jax.Array,
+) -> tuple[Pairs, jax.Array]:
+    """Choose one of two completions of each prompt, at random.
+
+    Args:
+        key: for the choices.
+        prompt_ids: [B, P].
+        first_ids: [B, L].
+        second_ids: [B, L].
+        probability: [B] that the first is preferred.
+
+    Returns:
+        Pairs [B], and the probability [B] that their chosen completion had.
+    """
+    is_first = random.bernoulli(key, probability)
+    chosen_ids = jnp.where(is_first[:, None], first_ids, second_ids)
+    rejected_ids = jnp.where(is_first[:, None], second_ids, first_ids)
+    pairs = Pairs(prompt_ids, chosen_ids, rejected_ids)
+    return pairs, jnp.where(is_first, probability, 1.0 - probability)
 
 
 def demonstrations(key: jax.Array, task: tasks.Task, count: int, held_out: bool = False) -> Rows:
@@ -71,9 +108,9 @@ def read_rows(path: Path, task: tasks.Task, length: int) -> Rows:
         InputError: a line is not as it must be, has an unknown word, or is too long.
     """
     rows: list[list[tuple[int, int, bool]]] = [[]]  # of (id, segment, is target)
-    for where, prompt, completion in _lines(path, ("prompt", "completion")):
-        ids = [task.words.index("<bos>"), *_encode(prompt, task, where)]
-        answer = _ended(_encode(completion, task, where), task)
+    for where, record in _lines(path, {"prompt": str, "completion": str}):
+        ids = [task.words.index("<bos>"), *_encode(record["prompt"], task, where)]
+        answer = _ended(_encode(record["completion"], task, where), task)
         size = len(ids) + len(answer)
         configs.require(
             size <= length,
@@ -103,30 +140,58 @@ def read_pairs(path: Path, task: tasks.Task) -> Pairs:
     Raises:
         InputError: a line is not as it must be, has an unknown word, or is too long.
     """
-    fields = ("prompt", "chosen", "rejected")
-    columns: list[list[list[int]]] = [[], [], []]
-    for where, *texts in _lines(path, fields):
-        encoded = [_encode(text, task, where) for text in texts]
-        prompt = [task.words.index("<bos>"), *encoded[0]]
-        limits = (task.prompt_length, task.completion_length, task.completion_length)
-        documents = [prompt, *(_ended(ids, task) for ids in encoded[1:])]
-        for name, ids, limit in zip(
-            ("prompt", "chosen", "rejected"), documents, limits, strict=True
-        ):
-            configs.require(
-                len(ids) <= limit,
-                f"{where}: {name} must have at most {limit} tokens, with beginning and end, but "
-                f"has {len(ids)}.",
-            )
-        left = [[task.pad_id] * (limits[0] - len(prompt)) + prompt]
-        right = [ids + [task.pad_id] * (limits[1] - len(ids)) for ids in documents[1:]]
-        for column, ids in zip(columns, left + right, strict=True):
-            column.append(ids)
+    fields = {"prompt": str, "chosen": str, "rejected": str}
+    columns = zip(
+        *(_padded(where, record, task) for where, record in _lines(path, fields)), strict=True
+    )
     return Pairs(*(jnp.array(column, jnp.int32) for column in columns))
 
 
-def _lines(path: Path, fields: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Yield a place for messages, and the texts of the fields, for each line of a JSONL file."""
+def read_labelled(path: Path, task: tasks.Task) -> Labelled:
+    """Read judged completions from a JSONL file.
+
+    Args:
+        path: each line has the texts `prompt` and `completion`, and `label`, true if desirable.
+        task: as for `read_pairs`.
+
+    Returns:
+        Labelled [R].
+
+    Raises:
+        InputError: as for `read_pairs`, or all labels are equal.
+    """
+    records = list(_lines(path, {"prompt": str, "completion": str, "label": bool}))
+    labels = [record.pop("label") for _, record in records]
+    configs.require(
+        len(set(labels)) == 2,
+        f"{path} must have completions of both labels, true and false, but each of its "
+        f"{len(labels)} has {str(labels[0]).lower()}.",
+    )
+    columns = zip(*(_padded(where, record, task) for where, record in records), strict=True)
+    prompt_ids, completion_ids = (jnp.array(column, jnp.int32) for column in columns)
+    return Labelled(prompt_ids, completion_ids, jnp.array(labels))
+
+
+def _padded(where: str, texts: Mapping[str, str], task: tasks.Task) -> list[list[int]]:
+    """Return the ids of a prompt, padded on the left, and of completions, padded on the right."""
+    columns = []
+    for name, text in texts.items():
+        ids = _encode(text, task, where)
+        is_prompt = name == "prompt"
+        ids = [task.words.index("<bos>"), *ids] if is_prompt else _ended(ids, task)
+        limit = task.prompt_length if is_prompt else task.completion_length
+        configs.require(
+            len(ids) <= limit,
+            f"{where}: {name} must have at most {limit} tokens, with beginning and end, but "
+            f"has {len(ids)}.",
+        )
+        padding = [task.pad_id] * (limit - len(ids))
+        columns.append(padding + ids if is_prompt else ids + padding)
+    return columns
+
+
+def _lines(path: Path, fields: Mapping[str, type]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield a place for messages, and the fields' values, for each line of a JSONL file."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -140,13 +205,13 @@ def _lines(path: Path, fields: Sequence[str]) -> Iterator[tuple[str, ...]]:
             record = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
             raise InputError(f"{where} must be an object in JSON, but is {line!r}.") from error
-        for field in fields:
-            text = record.get(field) if isinstance(record, dict) else None
+        for field, kind in fields.items():
+            value = record.get(field) if isinstance(record, dict) else None
             configs.require(
-                isinstance(text, str),
-                f"{where} must have the field {field!r} with a text, but has {text!r}.",
+                isinstance(value, kind),
+                f"{where} must have the field {field!r} with {KINDS[kind]}, but has {value!r}.",
             )
-        yield (where, *(record[field] for field in fields))
+        yield where, {field: record[field] for field in fields}
 
 
 def _encode(text: str, task: tasks.Task, where: str) -> list[int]:

@@ -5,6 +5,7 @@ was trained on.
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -13,15 +14,17 @@ import numpy as np
 from jax import lax, nn, random
 
 from purejaxpg import config as configs
-from purejaxpg.kernels import preference
-from purejaxpg.rlhf import generate, tasks, tokens, transformer
+from purejaxpg.kernels import preference, verification
+from purejaxpg.rlhf import data, generate, tasks, tokens, transformer
 
 # Activations of a token in a layer, in units of the width: queries, keys and values 3, their mix 1,
 # the MLP 4, and 4 around them.
 ACTIVATIONS_PER_WIDTH = 12
 # Of a token in the default model, for a Config that cannot know which one its run is given.
 TYPICAL_ACTIVATIONS = ACTIVATIONS_PER_WIDTH * 32 * 2
+PASS_AT = (1, 4, 16)  # k of pass@k; the largest is the number of samples of each prompt
 FRONTIER_SAMPLES = 8192  # of the reference, for each prompt
+FRONTIER_PROMPTS = 32  # of a task with more held-out prompts, drawn
 LEAST_SAMPLES = 30.0  # effective ones, for a point of a frontier that is estimated from samples
 
 
@@ -60,10 +63,92 @@ def rewards(
     given: Any, task: tasks.Task, prompt_ids: jax.Array, completion: generate.Completion
 ) -> jax.Array:
     """Return the reward to train on: of the given reward model, or else of the task -> [B]."""
-    if given.reward is None:
+    if getattr(given, "reward", None) is None:
         return task.reward(prompt_ids, completion.ids, completion.mask)
-    ids, mask = completion.ids, completion.mask
-    return tokens.at_end(given.reward, prompt_ids, ids, mask, task.pad_id)
+    return model_rewards(given.reward, task, prompt_ids, completion.ids, completion.mask)
+
+
+def model_rewards(
+    model: transformer.Model,
+    task: tasks.Task,
+    prompt_ids: jax.Array,
+    completion_ids: jax.Array,
+    mask: jax.Array,
+) -> jax.Array:
+    """Return what a reward model, of outcomes or of steps, gives for completions -> [B]."""
+    values = tokens.after(model, prompt_ids, completion_ids, task.pad_id)
+    reading = model.architecture.output
+    if reading == "scalar":
+        return tokens.at_last(values, mask)
+    ends = mask
+    if task.steps is not None:
+        ends, _ = task.steps(prompt_ids, completion_ids, mask)
+    return verification.step_reward(values, ends, reading)
+
+
+def pass_rates(
+    key: jax.Array,
+    policy: transformer.Model,
+    prompt_ids: jax.Array,
+    task: tasks.Task,
+    temperature: jax.Array | float,
+) -> tuple[generate.Completion, dict[str, jax.Array]]:
+    """Complete each prompt, and estimate pass@k from more samples of it.
+
+    Args:
+        key: for all samples.
+        policy: samples.
+        prompt_ids: [E, P].
+        task: if it has no right answers, there is nothing to estimate.
+        temperature: of sampling.
+
+    Returns:
+        Completion [E, L], one of each prompt; and `pass@k` [E] for each k in PASS_AT, or nothing.
+    """
+    if math.isinf(task.passing):
+        return sample(key, policy, prompt_ids, task, temperature), {}
+
+    def one(key: jax.Array) -> tuple[generate.Completion, jax.Array]:
+        completion = sample(key, policy, prompt_ids, task, temperature)
+        reward = task.reward(prompt_ids, completion.ids, completion.mask)
+        return completion, reward >= task.passing
+
+    completions, right = lax.map(one, random.split(key, max(PASS_AT)))
+    rates = {f"pass@{k}": verification.pass_at_k(right.sum(0), max(PASS_AT), k) for k in PASS_AT}
+    return jax.tree.map(lambda x: x[0], completions), rates
+
+
+def sample_pairs(
+    key: jax.Array,
+    policy: transformer.Model,
+    config: Any,
+    count: int,
+    given: Any,
+    held_out: bool = False,
+) -> tuple[data.Pairs, jax.Array]:
+    """Sample two completions of each prompt, and prefer one by the model of Bradley and Terry.
+
+    Args:
+        key: for prompts, completions and labels.
+        policy: the model that writes the completions.
+        config: its `task` and `temperature` are read.
+        count: B, pairs.
+        given: the judge is its model `reward`, or the task's own reward if it has none.
+        held_out: draw the prompts that are for evaluation only.
+
+    Returns:
+        Pairs [B], and the probability [B] that the chosen completion was preferred with: ½ for a
+        tie, and less where the worse one was chosen.
+    """
+    key_prompt, key_sample, key_label = random.split(key, 3)
+    task = tasks.make(config.task)
+    prompt_ids = task.prompts(key_prompt, count, held_out)
+    twice = jnp.concatenate([prompt_ids, prompt_ids])
+    completion = sample(key_sample, policy, twice, task, config.temperature)
+    reward = jnp.split(rewards(given, task, twice, completion), 2)
+    first_ids, second_ids = jnp.split(completion.ids, 2)
+    probability = preference.preference_probability(*reward)
+    return data.label(key_label, prompt_ids, first_ids, second_ids, probability)
 
 
 def score(
@@ -76,18 +161,20 @@ def score(
         policy: the trained model.
         config: its `task` and `temperature` are read.
         num_episodes: E, completions.
-        given: with the model `reference`, and the model `reward` or None.
+        given: with the model `reference`, and perhaps a model `reward`.
 
     Returns:
         Arrays [E]: `evaluation/return`, the gold reward; `length` in tokens; `finished`, whether
         there is an end token; `kl`, the sum over the completion's tokens of the exact divergence
         from the reference, in nats; `win`, 1 where the gold reward is above that of a completion
-        by the reference, ½ where equal; `proxy_return`, of the given reward model.
+        by the reference, ½ where equal; `proxy_return`, of the given reward model. If the task has
+        right answers, also estimates of `pass@k` for the episode's prompt, from max(PASS_AT)
+        samples of it.
     """
     task, temperature = tasks.make(config.task), config.temperature
     key_prompt, key_policy, key_reference = random.split(key, 3)
     prompt_ids = task.prompts(key_prompt, num_episodes, held_out=True)
-    completion = sample(key_policy, policy, prompt_ids, task, temperature)
+    completion, rates = pass_rates(key_policy, policy, prompt_ids, task, temperature)
     other = sample(key_reference, given.reference, prompt_ids, task, temperature)
     gold = task.reward(prompt_ids, completion.ids, completion.mask)
     baseline = task.reward(prompt_ids, other.ids, other.mask)
@@ -102,8 +189,9 @@ def score(
         "finished": tokens.finished(completion.ids, task.eos_id).astype(jnp.float32),
         "kl": preference.masked_sum(kl, completion.mask, 1),
         "win": (gold > baseline) + 0.5 * (gold == baseline),
+        **rates,
     }
-    if given.reward is not None:
+    if getattr(given, "reward", None) is not None:
         values["proxy_return"] = rewards(given, task, prompt_ids, completion)
     return {f"evaluation/{name}": value for name, value in values.items()}
 
@@ -144,7 +232,8 @@ def frontier(key: jax.Array, config: Any, given: Any) -> dict[str, Any]:
     The policy π*_β, proportional to π_ref exp(r / β), is the best at its own divergence from the
     reference, so β from large to small traces the frontier. Where a task has few completions, the
     expectations are exact. Otherwise, they are estimated from samples of the reference, as in
-    Ziegler et al. 2019, arXiv:1909.08593, figure 3, as far as enough of the samples count.
+    Ziegler et al. 2019, arXiv:1909.08593, figure 3, as far as enough of the samples count. Where
+    there are many prompts, so are the prompts.
 
     Args:
         key: for the samples.
@@ -158,6 +247,10 @@ def frontier(key: jax.Array, config: Any, given: Any) -> dict[str, Any]:
     task = tasks.make(config.task)
     held_out = task.held_out if task.held_out.any() else ~task.held_out
     prompt_ids, weight = task.prompt_ids[held_out], task.prompt_probability[held_out]
+    if len(prompt_ids) > FRONTIER_PROMPTS:
+        key, key_prompt = random.split(key)
+        drawn = task.prompts(key_prompt, FRONTIER_PROMPTS, held_out=True)
+        prompt_ids, weight = np.asarray(drawn), np.ones(FRONTIER_PROMPTS)
     table = jax.jit(_table, static_argnums=3)
     log_weight, reward = table(key, given.reference, prompt_ids, task, config.temperature)
     betas = jnp.geomspace(30.0, 0.03, 60)
@@ -198,25 +291,43 @@ def _table(
 
 def check_given(config: Any, given: Any) -> None:
     """Raise an InputError unless the given models fit the task."""
-    task = tasks.make(config.task)
-    longest = task.prompt_length + task.completion_length
-    for name, output in (("reference", "tokens"), ("reward", "scalar")):
+    for name in ("reference", "teacher", "reward"):
         model = getattr(given, name, None)
-        if model is None:
-            continue
-        a = model.architecture
-        makes = {"tokens": "a language model", "scalar": "a reward model"}
-        configs.require(
-            a.output == output,
-            f"given {name} must be {makes[output]}, but is {makes[a.output]}.",
-        )
-        configs.require(
-            a.vocab_size == len(task.words),
-            f"given {name} must have the {len(task.words)} tokens of task {config.task!r}, "
-            f"but has {a.vocab_size}.",
-        )
-        configs.require(
-            a.positions != "learned" or a.context >= longest,
-            f"given {name} must have a context of at least {longest} tokens, a prompt and a "
-            f"completion of task {config.task!r}, but has {a.context}.",
-        )
+        if model is not None:
+            check_model(config, name, model)
+
+
+def check_model(
+    config: Any, name: str, model: transformer.Model, longest: int | None = None
+) -> None:
+    """Raise an InputError unless a given model fits the task.
+
+    Args:
+        config: its `task` is read.
+        name: the field of the trainer's `Given`; "reward" is a reward model, others are language
+            models.
+        model: whose parameters may be jax.ShapeDtypeStruct.
+        longest: tokens of the longest sequence that it sees; None: a prompt and a completion.
+    """
+    task, a = tasks.make(config.task), model.architecture
+    makes = {False: "a language model", True: "a reward model"}
+    wanted, actual = name == "reward", a.output != "tokens"
+    configs.require(
+        wanted == actual, f"given {name} must be {makes[wanted]}, but is {makes[actual]}."
+    )
+    configs.require(
+        a.output not in ("product", "minimum") or task.steps is not None,
+        f"given {name} must be a reward model of whole completions, because task "
+        f"{config.task!r} has no steps, but takes the {a.output} over steps.",
+    )
+    configs.require(
+        a.vocab_size == len(task.words),
+        f"given {name} must have the {len(task.words)} tokens of task {config.task!r}, "
+        f"but has {a.vocab_size}.",
+    )
+    longest = longest or task.prompt_length + task.completion_length
+    configs.require(
+        a.positions != "learned" or a.context >= longest,
+        f"given {name} must have a context of at least {longest} tokens for task "
+        f"{config.task!r}, but has {a.context}.",
+    )

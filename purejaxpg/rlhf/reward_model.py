@@ -117,17 +117,8 @@ def draw(
     key: jax.Array, config: Config, given: Given, count: int, held_out: bool = False
 ) -> tuple[data.Pairs, jax.Array]:
     """Draw pairs -> Pairs [count], probability [count] that a label agrees with the better one."""
-    key_prompt, key_sample, key_label = random.split(key, 3)
-    task = tasks.make(config.task)
-    prompt_ids = task.prompts(key_prompt, count, held_out)
-    twice = jnp.concatenate([prompt_ids, prompt_ids])
-    completion = measure.sample(key_sample, given.reference, twice, task, config.temperature)
-    gold = task.reward(twice, completion.ids, completion.mask)
-    first, second = completion.ids[:count], completion.ids[count:]
-    probability = preference.preference_probability(gold[:count], gold[count:])
-    is_first = random.bernoulli(key_label, probability)[:, None]
-    chosen, rejected = jnp.where(is_first, first, second), jnp.where(is_first, second, first)
-    return data.Pairs(prompt_ids, chosen, rejected), jnp.maximum(probability, 1.0 - probability)
+    pairs, probability = measure.sample_pairs(key, given.reference, config, count, given, held_out)
+    return pairs, jnp.maximum(probability, 1.0 - probability)
 
 
 def compare(

@@ -188,7 +188,8 @@ def score(
 
     `evaluation/return` is the mean log-probability of a demonstration's tokens, in nats: more
     likely is better, and the completion that scores best is no good imitation. The task's own
-    reward of the model's completions is `evaluation/gold_return`.
+    reward of the model's completions is `evaluation/gold_return`; where a task has right answers,
+    there is `evaluation/pass@k` as well.
     """
     task = tasks.make(config.task)
     key_demonstration, key_prompt, key_completion = random.split(key, 3)
@@ -197,12 +198,13 @@ def score(
     logits = language_model(rows.ids, rows.segments)[:, :-1]
     log_prob = tokens.log_probs(logits, rows.ids[:, 1:])
     prompt_ids = task.prompts(key_prompt, num_episodes, held_out=True)
-    completion = measure.sample(key_completion, language_model, prompt_ids, task, 1.0)
+    completion, rates = measure.pass_rates(key_completion, language_model, prompt_ids, task, 1.0)
     return {
         "evaluation/return": preference.masked_mean(log_prob, rows.is_target[:, 1:], 1),
         "evaluation/gold_return": task.reward(prompt_ids, completion.ids, completion.mask),
         "evaluation/length": completion.mask.sum(1).astype(jnp.float32),
         "evaluation/finished": tokens.finished(completion.ids, task.eos_id).astype(jnp.float32),
+        **{f"evaluation/{name}": rate for name, rate in rates.items()},
     }
 
 

@@ -141,6 +141,23 @@ def before(
     return _outputs(model, prompt_ids, completion_ids, pad_id)[:, prompt_ids.shape[1] - 1 : -1]
 
 
+def after(
+    model: Function, prompt_ids: jax.Array, completion_ids: jax.Array, pad_id: int
+) -> jax.Array:
+    """Return the outputs of a model after each token of a completion.
+
+    Args:
+        model: (ids [B, S], segments [B, S]) -> [B, S, ...], such as a reward model.
+        prompt_ids: [B, P] int32, padded on the left.
+        completion_ids: [B, L] int32.
+        pad_id: the token that pads the prompts.
+
+    Returns:
+        [B, L, ...]: what the model says of the completion up to each token, inclusive.
+    """
+    return _outputs(model, prompt_ids, completion_ids, pad_id)[:, prompt_ids.shape[1] :]
+
+
 def at_end(
     model: Function,
     prompt_ids: jax.Array,
@@ -160,8 +177,7 @@ def at_end(
     Returns:
         [B] scores.
     """
-    outputs = _outputs(model, prompt_ids, completion_ids, pad_id)[:, prompt_ids.shape[1] :]
-    return at_last(outputs, mask)
+    return at_last(after(model, prompt_ids, completion_ids, pad_id), mask)
 
 
 def _outputs(

@@ -1,12 +1,13 @@
 """Write the golden values of TRL that the tests of preferences and language models compare with.
 
-They are kept as JSON beside this file, so that the tests need neither torch nor trl. Two versions
+They are kept as JSON beside this file, so that the tests need neither torch nor trl. Three versions
 are needed, each in an environment of its own, with torch 2.13.0 and transformers 5.24.0:
 
-    trl 1.12.0, the last with a PPO trainer    trl_ppo.json
-    trl 1.16.0                                 all the others
+    trl 1.12.0, the last with a PPO trainer                     trl_ppo.json
+    trl 1.13.0, the last with a trainer of process rewards      trl_prm.json
+    trl 1.16.0                                                  all the others
 
-Run `HF_HUB_OFFLINE=1 python tests/golden/make_trl.py` in both to make them again. The versions are
+Run `HF_HUB_OFFLINE=1 python tests/golden/make_trl.py` in each to make them again. The versions are
 recorded in each file.
 
 Everything that is compared comes out of the library's own code. Its trainers' methods are called on
@@ -352,6 +353,59 @@ def kto_case(seed, beta, desirable_weight, undesirable_weight, batch=6):
     }
 
 
+# --- SimPO and ORPO ------------------------------------------------------------------------------
+
+
+def reference_free_case(trainer_class, seed, pairs=5, longest=4, **settings):
+    """The loss of pairs, from a model of two tokens of which the second one is always chosen."""
+    rng = np.random.default_rng(seed)
+    mask = mask_of(rng.integers(1, longest + 1, 2 * pairs), longest)
+    log_prob = log_probs(rng, 2 * pairs, longest).requires_grad_()
+    logits = torch.stack([torch.log1p(-torch.exp(log_prob)), log_prob], -1)
+    logits = torch.cat([logits, torch.zeros_like(logits[:, :1])], 1)
+    # A column for the prompt, whose token is not predicted.
+    attended = torch.cat([torch.ones(2 * pairs, 1), mask], 1).long()
+    parts = {
+        "input_ids": torch.ones_like(attended),
+        "attention_mask": attended,
+        "labels": torch.cat([torch.full((2 * pairs, 1), -100), torch.where(mask, 1, -100)], 1),
+    }
+    batch = {
+        f"{name}_{part}": rows
+        for part, both in parts.items()
+        for name, rows in zip(("chosen", "rejected"), both.chunk(2), strict=True)
+    }
+    trainer = stand_in(
+        is_encoder_decoder=False,
+        pad_token_id=0,
+        padding_value=0,
+        concatenated_inputs=trainer_class.concatenated_inputs,
+        get_batch_logps=trainer_class.get_batch_logps,
+        **settings,
+    )
+    for name in ("concatenated_forward", "cpo_loss", "odds_ratio_loss"):
+        if hasattr(trainer_class, name):
+            setattr(trainer, name, types.MethodType(getattr(trainer_class, name), trainer))
+    model = lambda *_, **__: types.SimpleNamespace(logits=logits)  # noqa: E731
+    loss, _ = trainer_class.get_batch_loss_metrics(trainer, model, batch)
+    (slope,) = slopes(loss, log_prob)
+    return {**settings, "mask": mask, "log_prob": log_prob, "loss": loss, "slope": slope}
+
+
+def simpo_case(seed, beta, gamma):
+    from trl.experimental.cpo import CPOTrainer
+
+    settings = {"beta": beta, "simpo_gamma": gamma, "loss_type": "simpo"}
+    settings |= {"cpo_alpha": 0.0, "alpha": 0.0, "label_smoothing": 0.0}
+    return reference_free_case(CPOTrainer, seed, **settings)
+
+
+def orpo_case(seed, beta):
+    from trl.experimental.orpo import ORPOTrainer
+
+    return reference_free_case(ORPOTrainer, seed, beta=beta)
+
+
 # --- PPO -----------------------------------------------------------------------------------------
 
 PAD, EOS, WORDS = 0, 1, 6
@@ -508,6 +562,54 @@ def ppo_settings(kl_estimator, gamma, lam, whiten_rewards):
     }
 
 
+# --- process reward model ------------------------------------------------------------------------
+
+
+class Words:
+    """A tokenizer of words between spaces."""
+
+    bos_token_id = 1
+
+    def __init__(self, words):
+        self.words = words
+
+    def __call__(self, text, **_):
+        return {"input_ids": self.encode(text)}
+
+    def encode(self, text, **_):
+        return [self.words.index(word) for word in text.split()]
+
+
+def prm_case(seed):
+    from transformers.loss import loss_utils
+    from trl.experimental import prm
+
+    words = ["<pad>", "<bos>", "<end>", *"0123456789", ";", ":"]
+    rows = [
+        {"prompt": "3 5 2 9 :", "completions": ["8", "0", "9"], "labels": [True, True, True]},
+        {"prompt": "3 5 2 9 :", "completions": ["8", "1"], "labels": [True, False]},
+        {"prompt": "0 0 7 7 :", "completions": ["1"], "labels": [False]},
+        {"prompt": "9 9 9 9 :", "completions": ["8", "7 7"], "labels": [True, False]},
+    ]
+    settings = {"max_length": None, "max_completion_length": None, "is_eval": False}
+    settings |= {"train_on_last_step_only": False, "step_separator": ";"}
+    tokenized = [prm.PRMTrainer.tokenize_row(row, Words(words), **settings) for row in rows]
+    longest = max(len(row["labels"]) for row in tokenized)
+    labels = [row["labels"] + [-100] * (longest - len(row["labels"])) for row in tokenized]
+    logits = draw(np.random.default_rng(seed), len(rows), longest, 2).requires_grad_()
+    # The loss of the trainer is that of its model, a token classifier with two classes.
+    config = types.SimpleNamespace(num_labels=2)
+    loss = loss_utils.ForTokenClassification(logits, torch.as_tensor(labels), config)
+    return {
+        "words": words,
+        "ids": [row["input_ids"] for row in tokenized],
+        "labels": labels,
+        "logits": logits,
+        "loss": loss,
+        "slope": slopes(loss, logits)[0],
+    }
+
+
 def write(name, groups):
     text = json.dumps({"versions": VERSIONS, **plain(groups)}, indent=1)
     (HERE / name).write_text(text + "\n")
@@ -524,6 +626,10 @@ def write_ppo():
             ]
         },
     )
+
+
+def write_prm():
+    write("trl_prm.json", {"cases": [prm_case(61)]})
 
 
 def write_rest():
@@ -577,12 +683,16 @@ def write_rest():
         },
     )
     write("trl_kto.json", {"cases": [kto_case(51, 0.3, 1.0, 1.0), kto_case(52, 0.1, 1.0, 1.5)]})
+    write("trl_simpo.json", {"cases": [simpo_case(61, 2.0, 0.5), simpo_case(62, 2.5, 1.375)]})
+    write("trl_orpo.json", {"cases": [orpo_case(63, 0.1), orpo_case(64, 1.0)]})
 
 
 if __name__ == "__main__":
     if trl.__version__ == "1.12.0":
         write_ppo()
+    elif trl.__version__ == "1.13.0":
+        write_prm()
     elif trl.__version__ == "1.16.0":
         write_rest()
     else:
-        sys.exit(f"trl is {trl.__version__}; 1.12.0 and 1.16.0 are needed")
+        sys.exit(f"trl is {trl.__version__}; 1.12.0, 1.13.0 and 1.16.0 are needed")

@@ -186,6 +186,8 @@ def test_at_ratio_one_every_surrogate_has_the_plain_policy_gradient():
     expected = plain(logits)
     for actual in (
         surrogate(losses.ppo_clip, 0.2),
+        surrogate(losses.clip_higher, 0.2, 0.3),
+        surrogate(losses.cispo, 0.2, 0.3),
         surrogate(losses.ppo_kl_penalty, jnp.zeros(32), 3.0),
         surrogate(lambda new, old, adv: losses.score_function(new, adv)),
     ):
@@ -218,6 +220,52 @@ def test_ppo_clip_is_that_of_stable_baselines(case):
     gradient = slope(losses.ppo_clip, log_prob, old_log_prob, advantage, case["clip_eps"])
     np.testing.assert_allclose(gradient, np.array(case["policy_gradient"]), rtol=1e-5, atol=1e-6)
     assert 0 < np.sum(np.array(case["policy_gradient"]) == 0.0) < len(log_prob)
+
+
+CLIPPED = (losses.clip_higher, losses.cispo)
+
+
+def test_clip_higher_and_cispo_are_the_loop():
+    log_prob, old_log_prob, advantage = batch(13)
+    high, weighted = [], []
+    for new, old, adv in zip(log_prob, old_log_prob, advantage, strict=True):
+        ratio = np.exp(new - old)
+        clipped = min(max(ratio, 1.0 - 0.1), 1.0 + 0.4)
+        high.append(-min(ratio * adv, clipped * adv))
+        weighted.append(-clipped * adv * new)
+    args = single(log_prob, old_log_prob, advantage)
+    for loss, expected in zip(CLIPPED, (high, weighted), strict=True):
+        np.testing.assert_allclose(loss(*args, 0.1, 0.4), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+@pytest.mark.parametrize("ratio", [0.5, 0.85, 0.95, 1.0, 1.3, 1.5, 3.0])
+def test_clip_higher_stops_beyond_its_own_bounds_and_cispo_only_bounds_the_weight(advantage, ratio):
+    args = single([np.log(ratio)], [0.0], [advantage])
+    stopped = (advantage > 0 and ratio > 1.4) or (advantage < 0 and ratio < 0.9)
+    expected = 0.0 if stopped else -advantage * ratio
+    assert slope(losses.clip_higher, *args, 0.1, 0.4).item() == pytest.approx(expected, rel=1e-6)
+    expected = -advantage * min(max(ratio, 0.9), 1.4)
+    assert slope(losses.cispo, *args, 0.1, 0.4).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_bounds_at_equal_distance_give_ppo_clip_and_none_the_plain_ratio():
+    args = single(*batch(14))
+    assert losses.clip_higher(*args, 0.2, 0.2).tolist() == losses.ppo_clip(*args, 0.2).tolist()
+    plain = slope(losses.ppo_clip, *args, jnp.inf)
+    for loss in CLIPPED:
+        np.testing.assert_allclose(slope(loss, *args, jnp.inf, jnp.inf), plain, rtol=1e-6)
+
+
+def test_truncated_importance_by_hand_and_without_gradient():
+    # 1/2 over 1/4, 1/8 over 1/4, and 1/2 over 1/16 = 8, at most 3
+    log_prob, behaviour = np.log([0.5, 0.125, 0.5]), np.log([0.25, 0.25, 0.0625])
+    args = single(log_prob, behaviour)
+    np.testing.assert_allclose(losses.truncated_importance(*args, 3.0), [2.0, 0.5, 3.0], rtol=1e-6)
+    np.testing.assert_allclose(losses.truncated_importance(*args, jnp.inf)[2], 8.0, rtol=1e-6)
+    assert slope(losses.truncated_importance, *args, jnp.inf).tolist() == [0.0] * 3
+    same = losses.truncated_importance(args[0], args[0], 1.0)
+    assert same.tolist() == [1.0] * 3
 
 
 def test_ppo_kl_penalty_is_the_loop():
@@ -590,6 +638,9 @@ def test_a_fresh_batch_has_nothing_to_clip():
 
 FUNCTIONS = {
     "ppo_clip": lambda a, b, c, eps: losses.ppo_clip(a, b, c, eps),
+    "clip_higher": lambda a, b, c, eps: losses.clip_higher(a, b, c, eps, 2.0 * eps),
+    "cispo": lambda a, b, c, eps: losses.cispo(a, b, c, eps, 2.0 * eps),
+    "truncated_importance": lambda a, b, c, eps: losses.truncated_importance(a, b, eps) + 0.0 * c,
     "ppo_kl_penalty": lambda a, b, c, eps: losses.ppo_kl_penalty(a, b, c, c, eps),
     "value_loss": lambda a, b, c, eps: losses.value_loss(a, b) + 0.0 * c,
     "value_loss_clipped": lambda a, b, c, eps: losses.value_loss_clipped(a, b, c, eps),

@@ -1,4 +1,5 @@
 import doctest
+import functools
 import json
 import pathlib
 
@@ -335,21 +336,154 @@ def test_the_loss_of_a_reward_model_is_that_of_trl(case):
     assert float(jnp.mean(chosen > rejected)) == pytest.approx(case["accuracy"])
 
 
+# --- losses of pairs and of judged completions ---------------------------------------------------
+
 DPO = {case["loss_type"]: case for case in golden("dpo")}
 
 
-@pytest.mark.parametrize("name", ["sigmoid", "aot"])
-def test_bradley_terry_of_implicit_rewards_is_direct_preference_optimisation_in_trl(name):
-    # Of a single pair, TRL's "aot" is the loss with smoothed labels.
-    case = DPO[name]
+def of_pairs(loss, case, reduce=preference.masked_sum):
+    """Losses of pairs from summed (or averaged) log-ratios, and their slope in token log-probs."""
     log_prob, ref_log_prob, mask = arrays(case, "log_prob", "ref_log_prob", "mask")
 
-    def loss(log_prob):
-        reward = case["beta"] * preference.masked_sum(log_prob - ref_log_prob, mask, axis=1)
-        return preference.bradley_terry(*jnp.split(reward, 2), case["label_smoothing"])
+    def losses(log_prob):
+        return loss(*jnp.split(reduce(log_prob - ref_log_prob, mask, axis=1), 2))
 
-    close(loss(log_prob), case["loss"])
-    close(jax.grad(lambda x: loss(x).sum())(log_prob), case["slope"])
+    return losses(log_prob), jax.grad(lambda x: losses(x).sum())(log_prob)
+
+
+def robust(chosen, rejected, beta, smoothing):
+    right, wrong = preference.dpo(chosen, rejected, beta), preference.dpo(rejected, chosen, beta)
+    return ((1.0 - smoothing) * right - smoothing * wrong) / (1.0 - 2.0 * smoothing)
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "aot", "sigmoid_norm", "robust", "ipo"])
+def test_the_losses_of_pairs_are_those_of_trl(name):
+    case = DPO[name]
+    beta, smoothing = case["beta"], case["label_smoothing"]
+    reduce, loss = {
+        "sigmoid": (preference.masked_sum, preference.dpo),
+        # Of a single pair, TRL's "aot" is the loss of conservative DPO.
+        "aot": (preference.masked_sum, preference.dpo),
+        "robust": (preference.masked_sum, robust),
+        # TRL divides these two by the length of the completion.
+        "sigmoid_norm": (preference.masked_mean, preference.dpo),
+        "ipo": (preference.masked_mean, lambda c, r, tau, _: preference.ipo(c, r, tau)),
+    }[name]
+    losses, slope = of_pairs(lambda c, r: loss(c, r, beta, smoothing), case, reduce)
+    close(losses, case["loss"])
+    close(slope, case["slope"])
+    if reduce is preference.masked_mean:
+        summed, _ = of_pairs(lambda c, r: loss(c, r, beta, smoothing), case)
+        assert float(jnp.abs(summed - jnp.array(case["loss"])).max()) > 0.1
+
+
+def test_the_losses_of_pairs_are_the_loops():
+    chosen, rejected = -np.random.default_rng(6).gamma(1.0, 1.0, size=(2, 40))
+    expected = {"dpo": [], "ipo": [], "simpo": [], "orpo": []}
+    for a, b in zip(chosen, rejected, strict=True):
+        sigma = lambda x: 1.0 / (1.0 + np.exp(-x))  # noqa: E731
+        odds = [np.exp(m) / (1.0 - np.exp(m)) for m in (a, b)]
+        p = sigma(0.3 * (a - b))
+        expected["dpo"].append(-0.8 * np.log(p) - 0.2 * np.log(1.0 - p))
+        expected["ipo"].append((a - b - 1.0 / (2.0 * 0.3)) ** 2)
+        expected["simpo"].append(-np.log(sigma(2.0 * a - 2.0 * b - 0.7)))
+        expected["orpo"].append(-a - 0.3 * np.log(sigma(np.log(odds[0] / odds[1]))))
+    pair = single(chosen, rejected)
+    close(preference.simpo(*pair, 2.0), preference.dpo(*pair, 2.0))
+    close(preference.dpo(*pair, 0.3, 0.2), expected["dpo"])
+    close(preference.ipo(*pair, 0.3), expected["ipo"])
+    close(preference.simpo(*pair, 2.0, 0.7), expected["simpo"])
+    close(preference.orpo(*pair, 0.3), expected["orpo"], rtol=1e-4)
+
+
+def test_the_gradients_of_simpo_and_orpo_are_the_formulas():
+    chosen, rejected = -np.random.default_rng(7).gamma(1.0, 1.0, size=(2, 40))
+    sigma = lambda x: 1.0 / (1.0 + np.exp(-x))  # noqa: E731
+    log_odds = lambda m: m - np.log1p(-np.exp(m))  # noqa: E731
+    behind = -2.0 * sigma(-(2.0 * (chosen - rejected) - 0.7))
+    share = -0.3 * sigma(log_odds(rejected) - log_odds(chosen))
+    slopes = {
+        "simpo": (behind, -behind),
+        # d log odds / dm = 1 / (1 - p), as in eq. 10 of the paper on ORPO
+        "orpo": (share / (1.0 - np.exp(chosen)) - 1.0, -share / (1.0 - np.exp(rejected))),
+    }
+    losses = {
+        "simpo": lambda c, r: preference.simpo(c, r, 2.0, 0.7).sum(),
+        "orpo": lambda c, r: preference.orpo(c, r, 0.3).sum(),
+    }
+    for name, loss in losses.items():
+        actual = jax.grad(loss, (0, 1))(*single(chosen, rejected))
+        close(jnp.stack(actual), np.stack(slopes[name]), rtol=1e-4)
+
+
+@pytest.mark.parametrize("case", golden("simpo"), ids=lambda c: str(c["beta"]))
+def test_the_loss_of_means_is_that_of_trl(case):
+    log_prob, mask = arrays(case, "log_prob", "mask")
+
+    def loss(log_prob):
+        means = jnp.split(preference.masked_mean(log_prob, mask, 1), 2)
+        return preference.simpo(*means, case["beta"], case["simpo_gamma"]).mean()
+
+    value, slope = jax.value_and_grad(loss)(log_prob)
+    close(value, case["loss"])
+    close(slope, case["slope"])
+
+
+@pytest.mark.parametrize("case", golden("orpo"), ids=lambda c: str(c["beta"]))
+def test_the_loss_of_odds_is_that_of_trl_but_for_the_likelihood(case):
+    log_prob, mask = arrays(case, "log_prob", "mask")
+    likely = jnp.split(mask, 2)[0]
+
+    def loss(log_prob):
+        chosen, rejected = jnp.split(preference.masked_mean(log_prob, mask, 1), 2)
+        own = preference.orpo(chosen, rejected, case["beta"]).mean()
+        # TRL takes the mean over all tokens of a batch, not that of each completion's mean.
+        over_tokens = preference.masked_mean(jnp.split(log_prob, 2)[0], likely)
+        return own + chosen.mean() - over_tokens, own
+
+    (value, own), slope = jax.value_and_grad(loss, has_aux=True)(log_prob)
+    close(value, case["loss"])
+    close(slope, case["slope"])
+    assert abs(float(own) - case["loss"]) > 0.01
+
+
+def test_odds_stay_finite_and_exact_at_both_ends():
+    certain, tiny = jnp.array([0.0, -1e-4]), jnp.array([-40.0, -90.0])
+    for chosen, rejected in ((certain, tiny), (tiny, certain), (certain, certain)):
+        loss = lambda c, r: preference.orpo(c, r, 1.0).sum()  # noqa: E731
+        value, slopes = jax.value_and_grad(loss, (0, 1))(chosen, rejected)
+        assert np.isfinite([value, *slopes[0], *slopes[1]]).all()
+    # p = exp(-1e-4): odds of about 1e4 - 1/2, which 1 - p in single precision would miss
+    loss = preference.orpo(jnp.array([-1e-4]), jnp.array([-1e-4 - 1e-6]), 1.0) - 1e-4
+    odds = [np.exp(-m) / -np.expm1(-m) for m in (1e-4, 1e-4 + 1e-6)]
+    close(loss, [-np.log(odds[0] / (odds[0] + odds[1]))], rtol=1e-6)
+
+
+@pytest.mark.parametrize("case", golden("kto"), ids=lambda c: str(c["beta"]))
+def test_the_loss_of_judged_completions_is_that_of_trl(case):
+    log_prob, ref_log_prob, mask, label = arrays(case, "log_prob", "ref_log_prob", "mask", "label")
+    others = arrays(case, "mismatched_log_prob", "mismatched_ref_log_prob")
+    kl = jnp.mean(others[0] - others[1])
+    weights = (case["desirable_weight"], case["undesirable_weight"])
+
+    def loss(log_prob):
+        log_ratio = preference.masked_sum(log_prob - ref_log_prob, mask, 1)
+        return preference.kto(log_ratio, label, kl, case["beta"], *weights).mean()
+
+    value, slope = jax.value_and_grad(loss)(log_prob)
+    assert max(float(kl), 0.0) == pytest.approx(case["kl"], abs=1e-6)
+    close(value, case["loss"])
+    close(slope, case["slope"])
+
+
+def test_judged_completions_by_hand():
+    # f - z0 = log 3 at beta 1: a loss of 1/4 if desirable, of 3/4 if not
+    f, label = jnp.full(2, 1.0 + jnp.log(3.0)), jnp.array([True, False])
+    close(preference.kto(f, label, 1.0, 1.0, 2.0, 4.0), [0.5, 3.0])
+    # a negative estimate counts as 0, and z0 has no gradient
+    close(preference.kto(jnp.zeros(2), label, -5.0, 1.0), [0.5, 0.5])
+    slope = jax.grad(lambda kl: preference.kto(f, label, kl, 1.0).sum())
+    assert float(slope(1.0)) == 0.0
 
 
 # --- rewards of tokens, advantages of completions ------------------------------------------------
@@ -547,6 +681,157 @@ def test_the_clipped_loss_of_whole_completions_is_that_of_trl(case):
     close(slope, case["slope"])
 
 
+# --- groups ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", preference.SCALES)
+def test_group_advantages_are_the_loop(scale):
+    reward = np.random.default_rng(15).normal(size=(4, 5))
+    expected = np.empty((4, 5))
+    for i in range(4):
+        of_scale = {"group": reward[i], "batch": reward.ravel(), "none": None}[scale]
+        std = 1.0
+        if of_scale is not None:
+            mean = sum(of_scale) / len(of_scale)
+            variance = sum((r - mean) ** 2 for r in of_scale) / (len(of_scale) - 1)
+            std = np.sqrt(variance) + 0.3
+        for j in range(5):
+            expected[i, j] = (reward[i, j] - sum(reward[i]) / 5) / std
+    close(preference.group_advantages(*single(reward), scale, 0.3), expected)
+
+
+def test_group_advantages_by_hand_and_their_reductions():
+    # mean 2, std sqrt((1 + 0 + 1) / 2) = 1
+    reward = jnp.array([[1.0, 2.0, 3.0]])
+    assert preference.group_advantages(reward, "group", 1.0).tolist() == [[-0.5, 0.0, 0.5]]
+    assert preference.group_advantages(reward, "none").tolist() == [[-1.0, 0.0, 1.0]]
+    whole = preference.leave_one_out(reward + 7.0)
+    close(preference.group_advantages(reward, "none"), whole * 2 / 3)
+    correct = preference.group_advantages(jnp.array([[True, False]]), "none")
+    assert correct.tolist() == [[0.5, -0.5]]
+
+
+@pytest.mark.parametrize("scale", preference.SCALES)
+@pytest.mark.parametrize("eps", [0.0, 1e-4])
+def test_equal_rewards_of_a_group_have_no_advantage_at_all(scale, eps):
+    # 0.1 times seven does not round to seven times 0.1
+    alone = preference.group_advantages(jnp.full((1, 7), 0.1), scale, eps)
+    assert alone.tolist() == [[0.0] * 7]
+    beside = jnp.array([[0.1] * 7, [0.0, 1.0] + [0.5] * 5])
+    both = preference.group_advantages(beside, scale, eps)
+    assert both[0].tolist() == [0.0] * 7 and (both[1, :2] != 0.0).all()
+
+
+def test_a_group_of_two_has_the_sign_of_the_difference():
+    with jax.enable_x64(True):
+        reward = jnp.asarray(np.random.default_rng(16).normal(size=(50, 2)))
+        sign = jnp.sign(reward - reward[:, ::-1]) / np.sqrt(2.0)
+        close(preference.group_advantages(reward, "group", 0.0), sign, rtol=0, atol=1e-10)
+
+
+def test_a_group_of_one_and_an_unknown_scale_are_refused():
+    with pytest.raises(ValueError, match="the group size is 1; a group needs at least 2"):
+        preference.group_advantages(jnp.ones((3, 1)))
+    with pytest.raises(ValueError, match='scale is "std"; it must be "group", "batch" or "none"'):
+        preference.group_advantages(jnp.ones((3, 2)), "std")
+
+
+@pytest.mark.parametrize("case", golden("grpo", "advantages"), ids=lambda c: c["scale"])
+def test_group_advantages_are_those_of_trl(case):
+    (score,) = arrays(case, "score")
+    groups = score.reshape(-1, case["group_size"])
+    actual = preference.group_advantages(groups, case["scale"]).reshape(-1)
+    close(actual, case["advantage"])
+
+
+def test_sequence_log_ratio_is_the_loop_and_has_a_slope_for_each_token():
+    log_prob, old_log_prob, mask = tokens(17)
+    expected = np.zeros_like(log_prob)
+    for i in range(len(mask)):
+        length = int(mask[i].sum())
+        expected[i, :length] = (log_prob - old_log_prob)[i, :length].sum() / max(length, 1)
+    args = single(log_prob, old_log_prob)
+    actual = preference.sequence_log_ratio(*args, mask)
+    close(actual, expected)
+    weight = jnp.arange(30.0).reshape(6, 5)
+
+    def total(x):
+        return (weight * preference.sequence_log_ratio(x, args[1], mask)).sum()
+
+    assert jax.grad(total)(args[0]).tolist() == jnp.where(mask, weight, 0.0).tolist()
+
+
+def test_one_ratio_for_a_completion_has_the_gradient_of_its_own_formula():
+    log_prob, old_log_prob, mask = tokens(18)
+    args, lengths = single(log_prob, old_log_prob), jnp.maximum(jnp.sum(jnp.asarray(mask), 1), 1)
+    worth = jnp.arange(1.0, 7.0)
+
+    def of_formula(x):
+        sums = preference.masked_sum(x - args[1], mask, 1)
+        return (worth * jnp.exp(sums / lengths)).sum()
+
+    def of_tokens(x):
+        ratio = jnp.exp(preference.sequence_log_ratio(x, args[1], mask))
+        return (worth * preference.masked_mean(ratio, mask, 1)).sum()
+
+    (_, expected), (_, actual) = (jax.value_and_grad(f)(args[0]) for f in (of_formula, of_tokens))
+    close(actual, expected)
+
+
+# --- divergences over the vocabulary --------------------------------------------------------------
+
+
+def two_distributions(seed=19, number=20, words=6):
+    draw = np.random.default_rng(seed)
+    return np.log(draw.dirichlet(np.ones(words), (2, number)))
+
+
+def test_divergences_are_the_loop():
+    log_q, log_p = two_distributions()
+    kl = lambda a, b: sum(np.exp(x) * (x - y) for x, y in zip(a, b, strict=True))  # noqa: E731
+    expected = {name: [] for name in preference.DIVERGENCES}
+    for q, p in zip(log_q, log_p, strict=True):
+        mixture = np.log(0.3 * np.exp(p) + 0.7 * np.exp(q))
+        expected["forward_kl"].append(kl(p, q))
+        expected["reverse_kl"].append(kl(q, p))
+        expected["jensen_shannon"].append(0.3 * kl(p, mixture) + 0.7 * kl(q, mixture))
+    for name, values in expected.items():
+        close(preference.vocabulary_divergence(*single(log_q, log_p), name, 0.3), values)
+
+
+def test_jensen_shannon_tends_to_both_divergences_and_is_bounded():
+    with jax.enable_x64(True):
+        log_q, log_p = two_distributions(20)
+        divergence = functools.partial(preference.vocabulary_divergence, log_q, log_p)
+        for weight, name in ((1e-6, "forward_kl"), (1 - 1e-6, "reverse_kl")):
+            scaled = divergence("jensen_shannon", weight) / min(weight, 1 - weight)
+            close(scaled, divergence(name), rtol=1e-3)
+        disjoint = jnp.array([[0.0, -1e9], [-1e9, 0.0]])
+        most = preference.vocabulary_divergence(disjoint[0], disjoint[1], "jensen_shannon")
+        assert float(most) == pytest.approx(np.log(2.0))
+
+
+@pytest.mark.parametrize("name", preference.DIVERGENCES)
+def test_divergences_vanish_with_their_gradient_where_both_agree(name):
+    # A word that neither can say, and whose log-probability has no digits left.
+    logits = jnp.concatenate([jnp.arange(5.0), jnp.full(1, -1e9)])
+    log_p = jax.nn.log_softmax(logits)
+
+    def of_logits(x):
+        return preference.vocabulary_divergence(jax.nn.log_softmax(x), log_p, name)
+
+    value, gradient = jax.value_and_grad(of_logits)(logits)
+    assert abs(float(value)) < 1e-6
+    close(gradient, 0.0)
+    _, apart = jax.value_and_grad(of_logits)(logits.at[0].add(1.0))
+    assert 1e-4 < float(jnp.abs(apart).max()) < 1.0 and apart[5] == 0.0
+
+
+def test_an_unknown_divergence_is_refused():
+    with pytest.raises(ValueError, match='divergence is "kl"; it must be "forward_kl"'):
+        preference.vocabulary_divergence(jnp.zeros(2), jnp.zeros(2), "kl")
+
+
 # --- the best policies ---------------------------------------------------------------------------
 
 
@@ -733,10 +1018,20 @@ TABLE, TABLE_MASK = jnp.ones((3, 2)), jnp.ones((3, 2), bool)
         (preference.token_kl, (COLUMN, ROW, "k1")),
         (preference.preference_probability, (COLUMN, ROW)),
         (preference.bradley_terry, (COLUMN, ROW)),
+        (preference.dpo, (COLUMN, ROW, 0.1)),
+        (preference.ipo, (COLUMN, ROW, 0.1)),
+        (preference.simpo, (COLUMN, ROW, 0.1)),
+        (preference.orpo, (COLUMN, ROW, 0.1)),
+        (preference.kto, (COLUMN, MASK, 0.0, 0.1)),
+        (preference.kto, (ROW, ROW, 0.0, 0.1)),  # labels of numbers
         (preference.token_rewards, (COLUMN, TABLE, TABLE, TABLE_MASK, 0.1)),
         (preference.token_rewards, (ROW, TABLE, TABLE[:1], TABLE_MASK, 0.1)),
         (preference.token_rewards, (ROW, TABLE, TABLE, TABLE, 0.1)),
         (preference.leave_one_out, (ROW,)),
+        (preference.group_advantages, (ROW,)),
+        (preference.sequence_log_ratio, (TABLE, TABLE[:1], TABLE_MASK)),
+        (preference.sequence_log_ratio, (TABLE, TABLE, TABLE)),
+        (preference.vocabulary_divergence, (COLUMN, ROW, "reverse_kl")),
         (preference.log_partition, (COLUMN, ROW, 1.0)),
         (preference.optimal_log_prob, (COLUMN, ROW, 1.0)),
         (preference.frontier, (TABLE, TABLE[:, :1], ROW)),
@@ -752,5 +1047,5 @@ def test_wrong_shapes_are_refused(function, args):
 
 def test_examples():
     results = doctest.testmod(preference)
-    assert results.attempted >= 23
+    assert results.attempted >= 28
     assert results.failed == 0

@@ -2,8 +2,10 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import random
 
 from purejaxpg import FaultError, InputError
 from purejaxpg.rlhf import data, tasks
@@ -11,6 +13,7 @@ from purejaxpg.rlhf import data, tasks
 TASK = tasks.make("sentiment")
 GOOD = {"prompt": "the film was", "completion": "great ."}
 PAIR = {"prompt": "the film", "chosen": "was great .", "rejected": "was bad"}
+JUDGED = {"prompt": "the film", "completion": "was great .", "label": True}
 
 
 def write(path, *records):
@@ -43,6 +46,46 @@ def test_pairs_are_padded_on_both_sides_and_ended(tmp_path):
     assert pairs.chosen_ids.shape == pairs.rejected_ids.shape == (1, TASK.completion_length)
 
 
+def test_judged_completions_are_read_with_their_labels(tmp_path):
+    worse = {"prompt": "this", "completion": "plot was bad", "label": False}
+    data_set = data.read_labelled(write(tmp_path / "l.jsonl", JUDGED, worse), TASK)
+    assert [words(ids) for ids in data_set.prompt_ids] == [
+        "<pad> <bos> the film",
+        "<pad> <pad> <bos> this",
+    ]
+    assert words(data_set.completion_ids[0]).startswith("was great . <pad>")
+    assert words(data_set.completion_ids[1]).startswith("plot was bad . <pad>")
+    assert data_set.is_desirable.tolist() == [True, False]
+    assert data_set.completion_ids.shape == (2, TASK.completion_length)
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([{**JUDGED, "label": 1}], r"line 2 must have the field 'label' with true or false, .* 1"),
+        ([{**JUDGED, "label": "true"}], r"field 'label' with true or false, but has 'true'"),
+        ([{"prompt": "", "label": True}], r"line 2 must have the field 'completion' with a text"),
+        (
+            [{**JUDGED, "label": False, "completion": "bad " * 16}],
+            "line 2: completion must have at most 16 tokens",
+        ),
+        ([JUDGED, JUDGED], "both labels, true and false, but each of its 3 has true"),
+    ],
+)
+def test_a_wrong_judgement_is_named(tmp_path, records, message):
+    with pytest.raises(InputError, match=message):
+        data.read_labelled(write(tmp_path / "l.jsonl", JUDGED, *records), TASK)
+
+
+def test_a_label_is_drawn_with_its_probability():
+    ids = jnp.arange(4000)[:, None]
+    pairs, probability = data.label(random.key(0), ids, ids, -ids, jnp.full(4000, 0.8))
+    is_first = np.asarray(pairs.chosen_ids == ids)[1:, 0]
+    assert is_first.mean() == pytest.approx(0.8, abs=0.03)
+    assert (pairs.chosen_ids == -pairs.rejected_ids).all()
+    np.testing.assert_allclose(probability[1:], np.where(is_first, 0.8, 0.2), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
@@ -72,5 +115,7 @@ def test_a_prompt_or_completion_that_does_not_fit_is_named(tmp_path):
 def test_an_empty_and_a_missing_file_are_refused(tmp_path):
     with pytest.raises(InputError, match="at least one line, but is empty"):
         data.read_rows(write(tmp_path / "d.jsonl", ""), TASK, 20)
+    with pytest.raises(InputError, match="at least one line, but is empty"):
+        data.read_labelled(write(tmp_path / "d.jsonl", ""), TASK)
     with pytest.raises(FaultError, match="cannot be read: No such file"):
         data.read_pairs(tmp_path / "none.jsonl", TASK)

@@ -1,11 +1,15 @@
 """The tasks: their rewards by hand, and prompts, demonstrations and completions as documented."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+import scipy.stats
 from jax import random
 
 from purejaxpg import InputError
 from purejaxpg.rlhf import tasks, tokens
+from purejaxpg.rlhf.tasks import sentiment
 
 SENTIMENT = tasks.make("sentiment")
 
@@ -25,7 +29,7 @@ def reward(prompt, completion):
         ("great great .", 3.1 - 1.0),  # no adjective follows another
         (".", -1.0),  # nor does the end follow a verb
         ("great . superb superb", 1.55),  # what follows the end does not count
-        ("great and the plot was superb", tasks.UNFINISHED),
+        ("great and the plot was superb", sentiment.UNFINISHED),
     ],
 )
 def test_gold_reward_of_a_sentence(completion, expected):
@@ -36,9 +40,9 @@ def test_demonstrations_are_grammatical_and_in_two_moods():
     prompt_ids = SENTIMENT.prompts(random.key(0), 512)
     ids = np.asarray(SENTIMENT.demonstrate(random.key(1), prompt_ids))
     mask = np.asarray(tokens.completion_mask(ids, SENTIMENT.eos_id))
-    rating = np.array([tasks.RATINGS.get(word, 0.0) for word in SENTIMENT.words])[ids]
+    rating = np.array([sentiment.RATINGS.get(word, 0.0) for word in SENTIMENT.words])[ids]
     ended = (ids == SENTIMENT.eos_id).any(1)
-    expected = np.where(ended, (0.5 * rating * mask).sum(1), tasks.UNFINISHED)
+    expected = np.where(ended, (0.5 * rating * mask).sum(1), sentiment.UNFINISHED)
     gold = np.asarray(SENTIMENT.reward(prompt_ids, ids, mask))
     np.testing.assert_allclose(gold, expected, atol=1e-5)  # so no pair is ungrammatical
     positive = ((rating > 0) & mask).sum() / ((rating != 0) & mask).sum()
@@ -65,8 +69,66 @@ def test_completions_can_be_listed(actions, length):
     assert len(np.unique(np.asarray(task.reward(prompts, ids, mask)))) == len(ids)
 
 
+def test_prompts_are_drawn_as_often_as_they_should_be():
+    probability = SENTIMENT.prompt_probability[SENTIMENT.held_out]
+    known = [tuple(ids) for ids in SENTIMENT.prompt_ids[SENTIMENT.held_out].tolist()]
+    drawn = [tuple(ids) for ids in SENTIMENT.prompts(random.key(3), 20_000, True).tolist()]
+    seen = [drawn.count(prompt) for prompt in known]
+    assert sum(seen) == 20_000
+    expected = probability / probability.sum() * 20_000
+    assert scipy.stats.chisquare(seen, expected).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "possible"), [("addition-2", 10_000), ("addition-3", 10**6), ("chain-3-4", 256)]
+)
+def test_a_table_of_prompts_has_them_all_or_ten_thousand(name, possible):
+    task = tasks.make(name)
+    distinct = {tuple(ids) for ids in task.prompt_ids.tolist()}
+    assert len(distinct) == len(task.prompt_ids) == min(possible, 10_000)
+    assert task.held_out.mean() == pytest.approx(0.2, abs=0.01)
+    trained = {tuple(ids) for ids in task.prompts(random.key(0), 5000).tolist()}
+    tested = {tuple(ids) for ids in task.prompt_ids[task.held_out].tolist()}
+    assert trained <= distinct and not trained & tested
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("addition", "task must be 'addition-D' with D from 1 to 6, but is 'addition'"),
+        ("addition-0", "D from 1 to 6, but is 'addition-0'"),
+        ("addition-02", "but is 'addition-02'"),
+        ("countdown-5", "N from 2 to 4, but is 'countdown-5'"),
+        ("chain-4", "'chain-K-M' with K from 2 to 8 and M from 2 to 10, but is 'chain-4'"),
+        ("chain-4-11", "M from 2 to 10, but is 'chain-4-11'"),
+        ("chain-4-10-2", "but is 'chain-4-10-2'"),
+        ("enumerable-3-x", "'enumerable-V-L' with V from 2 to 9 and L from 1 to 6"),
+    ],
+)
+def test_a_size_that_is_not_possible_is_refused(name, message):
+    with pytest.raises(InputError, match=message):
+        tasks.make(name)
+
+
 def test_an_unknown_task_is_refused_and_an_own_one_is_found():
     with pytest.raises(InputError, match=r"task must be one of 'sentiment', .*, but is 'humour'"):
         tasks.make("humour")
     tasks.register("own", lambda: SENTIMENT)
     assert tasks.make("own") is SENTIMENT
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pad_id": 2}, "pad_id of task 'wrong' must not be its eos_id, .* both are 2"),
+        ({"suppressed": (1,)}, "suppressed of task 'wrong' must hold its pad_id 0"),
+        ({"completion_length": 0}, "completion_length of task 'wrong' must be 1 or more, but is 0"),
+        ({"held_out": np.zeros(3, bool)}, r"must have the shape \[X, P\] .* and \(3,\)"),
+        ({"prompt_probability": SENTIMENT.prompt_probability * 2}, "must sum to 1, but sums to 2"),
+        ({"words": SENTIMENT.words[:4]}, "must be below 4, the number of words, but the largest"),
+    ],
+)
+def test_a_registered_task_that_makes_no_sense_is_refused(change, message):
+    tasks.register("wrong", lambda: dataclasses.replace(SENTIMENT, **change))
+    with pytest.raises(InputError, match=message):
+        tasks.make("wrong")

@@ -1,0 +1,254 @@
+"""Kahneman-Tversky optimisation (KTO): learn from single completions, each judged good or bad.
+
+Minimises, over completions y of prompts x with the log-ratio f = log(π(y|x) / π_ref(y|x)),
+
+    λ_D (1 − σ(β (f − z₀)))  if y is desirable,    λ_U (1 − σ(β (z₀ − f)))  otherwise
+    z₀ = max(0, mean over i of log(π(y_{i-1}|x_i) / π_ref(y_{i-1}|x_i)))
+
+z₀, which is not differentiated, stands for the divergence from the reference. It is estimated from
+the prompts of a batch with the completions of other prompts, so a batch needs two. If a share q of
+the labels of y is good, the policy tends to π_ref (q λ_D − (1 − q) λ_U)₊ for small β. Completions
+that are too often bad vanish, and β says little about how far the others move, so this is not the
+optimum of E[r] − β KL(π ‖ π_ref).
+
+Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7. Differs from the code published with it: the
+mismatched completion is the one before, not the one after, as in TRL; and a pair that is
+mismatched in name only, because the data hold it twice, does not count.
+
+Without data of your own, the reference writes new completions in every update. A label is drawn
+with the probability σ(r(x, y) − threshold) of "desirable", from the task's own reward r.
+
+Run: purejaxpg train rlhf.kto --given reference=results/sft --seed 0
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import lax, nn, random
+
+from purejaxpg import config as configs
+from purejaxpg import schedules
+from purejaxpg.kernels import preference
+from purejaxpg.rlhf import data, measure, tasks, tokens, transformer
+
+UNIT = "tokens"
+Metrics = dict[str, jax.Array]
+
+
+@configs.dataclass
+class Config:
+    """Settings of one run: floats are traced, the rest is part of the compiled program."""
+
+    task: str = "sentiment"  # prompts, and the reward that labels completions
+    num_updates: int = 600  # gradient steps
+    batch_size: int = 128  # B, completions of a gradient step; one alone has no other to compare
+    learning_rate_schedule: str = "linear"  # to zero; or "constant" or "robbins_monro"
+
+    beta: float = 0.1  # β, scale of the log-ratios at which an example stops to count
+    desirable_weight: float = 1.0  # λ_D
+    undesirable_weight: float = 1.0  # λ_U
+    threshold: float = 0.0  # reward of a sampled completion that is as often desirable as not
+    temperature: float = 1.0  # of the reference that samples, and of all log-probabilities
+    learning_rate: float = 3e-3  # step size of Adam
+    learning_rate_half_life: float = 100.0  # of robbins_monro, in updates
+    max_grad_norm: float = 1.0  # bound on the global gradient norm; inf: off
+
+    @property
+    def steps_per_update(self) -> int:
+        """Tokens of the completions of one update, padding included."""
+        return self.batch_size * tasks.make(self.task).completion_length
+
+    @property
+    def activations(self) -> int:
+        """Activations of one gradient step, which decide how many runs share a CPU core."""
+        return self.steps_per_update * measure.TYPICAL_ACTIVATIONS
+
+
+@struct.dataclass
+class Given:
+    """The model to start from and to compare with, and judged completions, or it samples them."""
+
+    reference: transformer.Model
+    labelled: data.Labelled | None = None
+
+
+@struct.dataclass
+class Batch:
+    """Judged completions with what the loss needs."""
+
+    prompt_ids: jax.Array  # [B, P] padded on the left
+    completion_ids: jax.Array  # [B, L]
+    mask: jax.Array  # [B, L] bool, True up to the end token, inclusive
+    is_desirable: jax.Array  # [B] bool
+    ref_log_prob: jax.Array  # [B, L]
+    kl: jax.Array  # [] of mismatched completions; z₀ if it is positive
+    weight: jax.Array  # [B] 1; a probability, where the batch lists all completions
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that a run carries from one update to the next."""
+
+    params: Any  # of the policy
+    opt_state: Any
+    num_updates: jax.Array  # [] int32, finished
+
+
+def check(config: Config) -> None:
+    """Raise an InputError with one plain sentence unless the configuration makes sense."""
+    tasks.make(config.task)
+    configs.in_range(config)
+    configs.at_least(config, 1, "num_updates")
+    configs.at_least(config, 2, "batch_size")
+    configs.above(config, 0, "beta")
+    configs.at_least(config, 0, "desirable_weight", "undesirable_weight")
+    configs.finite(config, "desirable_weight", "undesirable_weight", "threshold")
+    schedules.check(config)
+
+
+def check_given(config: Config, given: Given) -> None:
+    """Raise an InputError unless the given models fit the task."""
+    measure.check_given(config, given)
+
+
+def read(name: str, path: Path, config: Config) -> data.Labelled:
+    """Read judged completions from a JSONL file with `prompt`, `completion` and `label`."""
+    return data.read_labelled(path, tasks.make(config.task))
+
+
+def policy_of(params: Any, given: Given) -> transformer.Model:
+    return transformer.Model(params, given.reference.architecture)
+
+
+def make_optimizer(config: Config, num_updates: Any = 0) -> optax.GradientTransformation:
+    clip = optax.clip_by_global_norm(config.max_grad_norm)
+    adam = optax.adam(schedules.scheduled(config, config.learning_rate, num_updates))
+    return optax.flatten(optax.chain(clip, adam))  # one vector compiles and runs faster
+
+
+def init(key: jax.Array, config: Config, given: Given) -> TrainState:
+    params = given.reference.params
+    return TrainState(params, make_optimizer(config).init(params), jnp.zeros((), jnp.int32))
+
+
+def draw(key: jax.Array, config: Config, given: Given) -> data.Labelled:
+    """Draw B judged completions: given ones, or new ones by the reference."""
+    if given.labelled is not None:
+        return data.choose(key, given.labelled, config.batch_size)
+    task = tasks.make(config.task)
+    key_prompt, key_completion, key_label = random.split(key, 3)
+    prompt_ids = task.prompts(key_prompt, config.batch_size)
+    completion = measure.sample(
+        key_completion, given.reference, prompt_ids, task, config.temperature
+    )
+    reward = task.reward(prompt_ids, completion.ids, completion.mask)
+    is_desirable = random.bernoulli(key_label, nn.sigmoid(reward - config.threshold))
+    return data.Labelled(prompt_ids, completion.ids, is_desirable)
+
+
+def rollout(key: jax.Array, state: TrainState, config: Config, given: Given) -> Batch:
+    """Draw B completions, and compare each prompt with the completion before its own."""
+    task, labelled = tasks.make(config.task), draw(key, config, given)
+    prompt_ids, ids = labelled.prompt_ids, labelled.completion_ids
+    before = (jnp.roll(prompt_ids, 1, axis=0), jnp.roll(ids, 1, axis=0))
+    is_other = (before[0] != prompt_ids).any(1) | (before[1] != ids).any(1)
+    mask, other_mask = (tokens.completion_mask(x, task.eos_id) for x in (ids, before[1]))
+
+    def log_probs(model: transformer.Model, ids: jax.Array) -> jax.Array:
+        return measure.token_log_probs(model, prompt_ids, ids, task, config.temperature)
+
+    policy = policy_of(state.params, given)
+    log_ratio = log_probs(policy, before[1]) - log_probs(given.reference, before[1])
+    kl = preference.masked_mean(preference.masked_sum(log_ratio, other_mask, 1), is_other)
+    reference, weight = log_probs(given.reference, ids), jnp.ones(config.batch_size)
+    return Batch(prompt_ids, ids, mask, labelled.is_desirable, reference, kl, weight)
+
+
+def objective(log_prob: jax.Array, batch: Batch, config: Config) -> tuple[jax.Array, Metrics]:
+    """The loss of new log-probabilities [B, L] of the tokens -> scalar, metrics."""
+    log_ratio = preference.masked_sum(log_prob - batch.ref_log_prob, batch.mask, 1)
+    weights = (config.desirable_weight, config.undesirable_weight)
+    losses = preference.kto(log_ratio, batch.is_desirable, batch.kl, config.beta, *weights)
+
+    def mean(x: jax.Array, among: jax.Array | bool = True) -> jax.Array:
+        weight = jnp.where(among, batch.weight, 0.0)
+        total = weight.sum()
+        return (weight * x).sum() / jnp.where(total > 0, total, 1.0)
+
+    desirable = mean(log_ratio, batch.is_desirable)
+    undesirable = mean(log_ratio, ~batch.is_desirable)
+    metrics = {
+        "loss/preference": mean(losses),
+        "policy/mismatched_kl": batch.kl,  # z₀ where it is positive
+        "policy/desirable_log_ratio": desirable,
+        "policy/undesirable_log_ratio": undesirable,
+        "reward/margin": config.beta * (desirable - undesirable),  # of the implicit reward
+        "reward/desirable": mean(batch.is_desirable),  # share of the labels
+    }
+    return mean(losses), metrics
+
+
+def loss(params: Any, batch: Batch, config: Config, given: Given) -> tuple[jax.Array, Metrics]:
+    """Mean loss of the completions of a batch -> scalar, metrics."""
+    task, policy = tasks.make(config.task), policy_of(params, given)
+    prompt_ids, ids = batch.prompt_ids, batch.completion_ids
+    log_prob = measure.token_log_probs(policy, prompt_ids, ids, task, config.temperature)
+    return objective(log_prob, batch, config)
+
+
+def update(
+    key: jax.Array, state: TrainState, config: Config, given: Given
+) -> tuple[TrainState, Metrics]:
+    """One gradient step on a batch of judged completions."""
+    batch = rollout(key, state, config, given)
+    gradient, metrics = jax.grad(loss, has_aux=True)(state.params, batch, config, given)
+    optimizer = make_optimizer(config, state.num_updates)
+    change, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, change)
+    return TrainState(params, opt_state, state.num_updates + 1), metrics
+
+
+def train(key: jax.Array, config: Config, given: Given) -> tuple[TrainState, Metrics]:
+    """A whole run from one key -> final state, metrics [num_updates]."""
+    state = init(random.fold_in(key, 0), config, given)
+
+    def step(state: TrainState, u: jax.Array) -> tuple[TrainState, Metrics]:
+        return update(random.fold_in(key, u), state, config, given)
+
+    return lax.scan(step, state, jnp.arange(1, config.num_updates + 1))
+
+
+def score(
+    key: jax.Array, state: TrainState, config: Config, num_episodes: int, given: Given
+) -> dict[str, jax.Array]:
+    """Evaluate on held-out prompts, beside the reference -> arrays [E]."""
+    return measure.score(key, policy_of(state.params, given), config, num_episodes, given)
+
+
+def samples(
+    key: jax.Array, state: TrainState, config: Config, num_samples: int, given: Given
+) -> dict[str, list[Any]]:
+    """Completions of held-out prompts by the reference and the policy, as text."""
+    return measure.samples(key, policy_of(state.params, given), config, num_samples, given)
+
+
+def frontier(key: jax.Array, config: Config, given: Given) -> Any:
+    """The best gold reward at each divergence from the reference -> arrays [K] by name."""
+    return measure.frontier(key, config, given)
+
+
+def model(state: TrainState, config: Config, given: Given) -> transformer.Model:
+    """The policy, for later stages."""
+    return policy_of(state.params, given)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from purejaxpg import cli
+
+    sys.exit(cli.main(["train", __file__, *sys.argv[1:]]))
