@@ -20,7 +20,8 @@ field with the default None may be absent. These functions run on the host::
 
     check_given(config, given)           raises an InputError; leaves may be jax.ShapeDtypeStruct
     samples(key, state, config, num_samples, *given)   -> columns of text, by name
-    frontier(key, config, *given)        -> {"kl": [K], "return": [K]}, the best that is possible
+    frontier(key, config, *given)        -> {"kl": [K], "return": [K], "exact": a bool}, the best
+                                            that is possible
     model(state, config, *given)         -> a pytree of arrays, which a later trainer is given
     read(name, path, config)             -> a pytree of arrays out of a file, for a field of Given
 
@@ -524,18 +525,22 @@ def samples(trainer: types.ModuleType, key: Any, trained: Any, count: int) -> di
     return dict(columns)
 
 
-def frontier(trainer: types.ModuleType, key: Any, trained: Any) -> dict[str, list[float]] | None:
-    """Return the best return at each divergence, lists `kl` and `return`; None if it is unknown.
+def frontier(trainer: types.ModuleType, key: Any, trained: Any) -> dict[str, Any] | None:
+    """Return the best return at each divergence as plain values; None if it is unknown.
 
     Args:
         trainer: a module.
         key: for samples, if it is estimated.
         trained: with the attributes config and given.
+
+    Returns:
+        Lists `kl` and `return`, and `exact`, whether they are more than an estimate.
     """
     if not hasattr(trainer, "frontier"):
         return None
     arrays = trainer.frontier(key, trained.config, *trained.given)
-    return {name: [float(x) for x in values] for name, values in arrays.items()}
+    lists = {name: [float(x) for x in arrays[name]] for name in ("kl", "return")}
+    return {**lists, "exact": bool(arrays.get("exact", False))}
 
 
 def horizon(config: Any) -> int | None:

@@ -240,7 +240,7 @@ def samples(
     return columns
 
 
-def frontier(key: jax.Array, config: Any, given: Any) -> dict[str, np.ndarray]:
+def frontier(key: jax.Array, config: Any, given: Any) -> dict[str, Any]:
     """Return the largest mean gold reward that any policy reaches at each divergence.
 
     The policy π*_β, proportional to π_ref exp(r / β), is the best at its own divergence from the
@@ -256,7 +256,8 @@ def frontier(key: jax.Array, config: Any, given: Any) -> dict[str, np.ndarray]:
         given: with the model `reference`.
 
     Returns:
-        Arrays [K]: `kl`, ascending, and `return`, over the held-out prompts.
+        Arrays [K]: `kl`, ascending, and `return`, over the held-out prompts; and `exact`, whether
+        the expectations are.
     """
     task = tasks.make(config.task)
     held_out = task.held_out if task.held_out.any() else ~task.held_out
@@ -273,7 +274,7 @@ def frontier(key: jax.Array, config: Any, given: Any) -> dict[str, np.ndarray]:
         )
         expected, kl, effective = map(np.asarray, points)
         enough = effective.min(0) >= LEAST_SAMPLES
-        return {"kl": mean(kl)[enough], "return": mean(expected)[enough]}
+        return {"kl": mean(kl)[enough], "return": mean(expected)[enough], "exact": False}
     count = min(FRONTIER_SAMPLES, 2048 * FRONTIER_PROMPTS // len(prompt_ids))
     table = jax.jit(_table, static_argnums=(3, 5))
     log_weight, reward = table(key, given.reference, prompt_ids, task, config.temperature, count)
@@ -283,7 +284,8 @@ def frontier(key: jax.Array, config: Any, given: Any) -> dict[str, np.ndarray]:
     enough = np.full(len(betas), True)
     if task.completion_ids is None:  # the entropy of the weights says how many samples count
         enough = kl.max(0) <= np.log(count / LEAST_SAMPLES)
-    return {"kl": mean(kl)[enough], "return": mean(expected)[enough]}
+    exact = task.completion_ids is not None
+    return {"kl": mean(kl)[enough], "return": mean(expected)[enough], "exact": exact}
 
 
 def _table(
