@@ -109,7 +109,7 @@ def read_rows(path: Path, task: tasks.Task, length: int) -> Rows:
     """
     rows: list[list[tuple[int, int, bool]]] = [[]]  # of (id, segment, is target)
     for where, record in _lines(path, {"prompt": str, "completion": str}):
-        ids = [task.words.index("<bos>"), *_encode(record["prompt"], task, where)]
+        ids = [tasks.BOS, *_encode(record["prompt"], task, where)]
         answer = _ended(_encode(record["completion"], task, where), task)
         size = len(ids) + len(answer)
         configs.require(
@@ -178,7 +178,7 @@ def _padded(where: str, texts: Mapping[str, str], task: tasks.Task) -> list[list
     for name, text in texts.items():
         ids = _encode(text, task, where)
         is_prompt = name == "prompt"
-        ids = [task.words.index("<bos>"), *ids] if is_prompt else _ended(ids, task)
+        ids = [tasks.BOS, *ids] if is_prompt else _ended(ids, task)
         limit = task.prompt_length if is_prompt else task.completion_length
         configs.require(
             len(ids) <= limit,

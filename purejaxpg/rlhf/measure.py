@@ -356,3 +356,22 @@ def check_model(
         f"given {name} must have a context of at least {longest} tokens for task "
         f"{config.task!r}, but has {a.context}.",
     )
+    expected, found = shapes_of(a), _shapes(model.params)
+    wrong = min((x for x in {*expected, *found} if expected.get(x) != found.get(x)), default="")
+    configs.require(
+        not wrong,
+        f"given {name} must have parameters of the shapes of its architecture, but {wrong} has the "
+        f"shape {found.get(wrong)} instead of {expected.get(wrong)}.",
+    )
+
+
+@functools.cache
+def shapes_of(architecture: transformer.Architecture) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each parameter of a model, by its path."""
+    model = jax.eval_shape(lambda key: transformer.init(key, architecture), random.key(0))
+    return _shapes(model.params)
+
+
+def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in leaves}

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -100,12 +101,17 @@ def test_an_impossible_configuration_is_refused(trainer, change, message):
 
 def test_a_model_that_does_not_fit_is_refused(reference):
     short = dataclasses.replace(reference.architecture, context=4)
+    wide = dataclasses.replace(reference.architecture, mlp_width=9)
     scalar = transformer.scalar_model(random.key(0), reference, 1.0)
     config = ppo.Config(**BASE)
     for given, message in (
         (ppo.Given(dataclasses.replace(reference, architecture=short)), "context of at least 6"),
         (ppo.Given(scalar), "given reference must be a language model, but is a reward model"),
         (ppo.Given(reference, reference), "given reward must be a reward model"),
+        (
+            ppo.Given(dataclasses.replace(reference, architecture=wide)),
+            r"given reference .* layer_0/down/kernel has the shape \(8, 8\) instead of \(9, 8\)",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             ppo.check_given(config, given)
@@ -157,3 +163,46 @@ def test_a_pipeline_of_the_trainers_runs_and_resumes(tmp_path, capsys):
     assert capsys.readouterr().out.count("reference reward") == 3
     assert session.sweep(path, options) == 0
     assert capsys.readouterr().out.count("already finished") == 3
+
+
+OWN_TASK = """
+import dataclasses
+from purejaxpg.rlhf import tasks
+tasks.register("own-ends", lambda: dataclasses.replace(tasks.make("sentiment"), pad_id=2))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["./mine.py", "--task", "own-ends"], "pad_id of task 'own-ends' must not be its eos_id"),
+        (["rlhf.sft", "--given", "demonstrations=./empty.jsonl"], "empty.jsonl must have at least"),
+        (
+            ["rlhf.sft", "--given", "demonstrations=./short.jsonl"],
+            "short.jsonl, line 1 must have the field 'completion' with a text, but has None",
+        ),
+        (["rlhf.sft", "--positions", "absolute"], "positions must be one of 'learned', 'rotary'"),
+        (["rlhf.ppo"], "agent 'rlhf.ppo' must be given reference, with [given] or --given"),
+    ],
+)
+def test_bad_input_ends_in_one_sentence(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    source = pathlib.Path(sft.__file__).read_text()
+    guard = source.index("if __name__")
+    pathlib.Path("mine.py").write_text(source[:guard] + OWN_TASK + source[guard:])
+    pathlib.Path("empty.jsonl").write_text("\n")
+    pathlib.Path("short.jsonl").write_text('{"prompt": "the film was"}\n')
+    assert cli.main(["train", *words, "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not pathlib.Path("results").exists()
+
+
+def test_a_wrong_value_of_a_later_stage_stops_the_pipeline_before_it_starts(tmp_path, capsys):
+    path, out = tmp_path / "tiny.toml", tmp_path / "out"
+    text = PIPELINE.replace(",\n         ", ",").replace("beta = [0.1, 1.0]", "beta = [0.1, -1.0]")
+    path.write_text(text)
+    assert cli.main(["sweep", str(path), "--out", str(out), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert "beta must be 0 or more, but is -1.0" in error and error.count("\n") == 1
+    assert not out.exists()
