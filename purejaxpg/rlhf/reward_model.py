@@ -6,8 +6,10 @@ Minimises, over pairs of a chosen completion w and a rejected one l of a prompt 
 
 r is one number, read off the transformer at the last token of the completion. Preferences say
 nothing about a constant added to all rewards of a prompt; the term with c keeps them centred
-around 0. Christiano et al. 2017, arXiv:1706.03741, eq. 1; Ouyang et al. 2022, arXiv:2203.02155,
-eq. 1; the centring is by Eisenstein et al. 2023, arXiv:2312.09244.
+around 0. It also shrinks their differences: small ones to 1 / (1 + 8 c), large ones more. With
+c = 0, the expected loss is least where the differences are those that made the labels. Christiano
+et al. 2017, arXiv:1706.03741, eq. 1; Ouyang et al. 2022, arXiv:2203.02155, eq. 1; the centring is
+by Eisenstein et al. 2023, arXiv:2312.09244.
 
 Without data of your own, the reference samples two completions of each prompt in every update, and
 the task's own reward labels them at random by the Bradley-Terry model. With a given judge, a
@@ -49,7 +51,7 @@ class Config:
     temperature: float = 1.0  # of the reference that samples the pairs
     learning_rate: float = 1e-3  # step size of Adam
     learning_rate_half_life: float = 100.0  # of robbins_monro, in updates
-    center_coef: float = 0.01  # c, keeps rewards around 0
+    center_coef: float = 0.01  # c, keeps rewards around 0; shrinks their differences
     max_grad_norm: float = 1.0  # bound on the global gradient norm; inf: off
 
     @property

@@ -139,9 +139,10 @@ def _check_prompts(task: Task, of_task: str) -> None:
         f"prompt_probability {of_task} be 0 or more and sum to 1, but is at least "
         f"{probability.min():.6g} and sums to {probability.sum():.6g}.",
     )
-    shape = np.shape(task.completion_ids)
-    configs.require(
-        task.completion_ids is None or shape[1:] == (task.completion_length,),
-        f"completion_ids {of_task} have the shape [N, {task.completion_length}], but the shape is "
-        f"{shape}.",
-    )
+    if task.completion_ids is not None:
+        shape = np.shape(task.completion_ids)
+        configs.require(
+            shape[1:] == (task.completion_length,),
+            f"completion_ids {of_task} have the shape [N, {task.completion_length}], but the shape "
+            f"is {shape}.",
+        )
