@@ -80,7 +80,8 @@ def test_a_transformer_learns_the_differences_from_sampled_labels():
         vocab_size=len(task.words), context=6, width=32, num_layers=1, suppressed=task.suppressed
     )
     given = reward_model.Given(transformer.init(random.key(0), architecture))
-    config = reward_model.Config(task="enumerable-3-3", num_updates=3000, batch_size=256)
+    sizes = {"task": "enumerable-3-3", "num_updates": 3000, "batch_size": 256}
+    config = reward_model.Config(**sizes, center_coef=0.0)
     state, _ = jax.jit(reward_model.train)(random.key(1), config, given)
     model = reward_model.model(state, config, given)
     prompts, every = task.prompt_ids, task.completion_ids
@@ -91,4 +92,4 @@ def test_a_transformer_learns_the_differences_from_sampled_labels():
     centred = [x - x.mean(1, keepdims=True) for x in (learnt, gold)]
     # What is left of the spread of the rewards.
     error = jnp.sqrt(jnp.square(centred[0] - centred[1]).mean() / jnp.square(centred[1]).mean())
-    assert error < 0.25  # 0.18 was seen; half as many updates leave 0.5
+    assert error < 0.15  # 0.06 and 0.08 were seen in two runs
