@@ -5,10 +5,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax import random
 
 from purejaxpg.kernels import preference
-from purejaxpg.rlhf import measure, tasks, tilt, tokens, transformer
+from purejaxpg.rlhf import measure, rloo, sft, tasks, tilt, tokens, transformer
 
 UNFINISHED = -3.0
 
@@ -58,3 +59,25 @@ def test_the_frontier_is_that_of_all_completions():
     assert (np.abs(expected - exact_return) < error + 1e-4).all()
     assert (np.abs(kl - exact_kl) < error / betas + 0.05).all()
     assert exact_kl.max() > 1.5 and exact_return.max() > exact_return.min() + 1
+
+
+@pytest.mark.slow
+def test_the_frontier_of_sentiment_goes_far_and_agrees_with_plain_samples(monkeypatch):
+    """The reference is trained, so its completions are sentences that mostly end."""
+    task, config = tasks.make("sentiment"), sft.Config(num_updates=400)
+    state, _ = jax.jit(sft.train)(random.key(0), config, sft.Given())
+    given = rloo.Given(sft.model(state, config, sft.Given()))
+    far = measure.frontier(random.key(1), rloo.Config(), given)
+    assert far["kl"].max() > 10 and far["kl"].min() < 0.1
+    assert (np.diff(far["kl"]) > 0).all() and (np.diff(far["return"]) > 0).all()
+    # The slope of the frontier is beta, which only falls. Near 0, it is the ratio of two errors.
+    slope = (np.diff(far["return"]) / np.diff(far["kl"]))[far["kl"][1:] > 0.05]
+    assert (np.diff(slope) < 0.02).all()
+
+    tasks.register("plain", lambda: dataclasses.replace(task, additive=None))
+    monkeypatch.setattr(measure, "FRONTIER_SAMPLES", 4096)
+    near = measure.frontier(random.key(2), rloo.Config(task="plain"), given)
+    assert 2 < near["kl"].max() < 8
+    there = np.interp(near["kl"], far["kl"], far["return"])
+    inside = near["kl"] > far["kl"].min()
+    np.testing.assert_allclose(near["return"][inside], there[inside], rtol=0, atol=0.1)
