@@ -214,13 +214,17 @@ def test_an_impossible_configuration_is_refused(change, message):
         process_reward_model.check(dataclasses.replace(CONFIG, **change))
 
 
+def shapes_of(architecture):
+    return jax.eval_shape(lambda: transformer.init(random.key(0), architecture))
+
+
 def test_a_model_of_steps_is_refused_where_there_are_none(given):
     config = rloo.Config(task="addition-2")
     sizes = {"vocab_size": len(tasks.make("addition-2").words), "context": 20}
     architecture = dataclasses.replace(given.reference.architecture, **sizes)
-    reference = transformer.Model(given.reference.params, architecture)
+    reference = shapes_of(architecture)
     for output, message in (("product", "takes the product over steps"), ("last", None)):
-        reward = transformer.Model({}, dataclasses.replace(architecture, output=output))
+        reward = shapes_of(dataclasses.replace(architecture, output=output))
         if message is None:
             rloo.check_given(config, rloo.Given(reference, reward))
             continue
