@@ -4,16 +4,17 @@ Both need the trainer's code, so a sweep makes them once, when it is finished, a
 DIR/completions.json. The report only reads them.
 """
 
+import functools
 import math
-import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from purejaxpg import FaultError, contract, disk
+from purejaxpg import FaultError, InputError, contract, disk, trainers
 from purejaxpg.report import figures, ranking
+from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep.store import Store
 
 if TYPE_CHECKING:
@@ -26,35 +27,60 @@ SAMPLES = 8  # of each of them
 RANKED = (contract.RETURN, contract.GREEDY_RETURN)
 
 
-def keep(store: Store, trainer: types.ModuleType, file: Path | None) -> None:
-    """Write samples and the frontier of a finished sweep, unless they are there.
+def keep(store: Store, spec: specs.Spec, say: Callable[[str], object]) -> None:
+    """Write samples and frontiers of a finished sweep, unless they are there.
+
+    A mistake in a trainer's `samples` or `frontier` costs these, and not the report.
 
     Args:
         store: an open result directory.
-        trainer: its module; nothing is written if it has neither `samples` nor `frontier`.
-        file: the trainer's file, if it is not one of the package.
+        spec: the sweep; nothing is written if its trainer has neither `samples` nor `frontier`.
+        say: prints a line.
 
     Raises:
         FaultError: a checkpoint is damaged, or the file cannot be written.
     """
-    if not contract.writes_text(trainer) or read(store.path) is not None:
+    if not contract.writes_text(spec.agent) or read(store.path) is not None:
         return
-    from purejaxpg import prng
-    from purejaxpg.report import playback
-
     runs = {run["run_id"]: run for run in store.ledger.runs()}
     best = [c.run_ids for c in ranking.rank(store) if c.rank is not None][:SHOWN]
     firsts = [runs[own[0]] for own in best]
-    of_seeds = {runs[run_id]["seed"]: runs[run_id] for own in best for run_id in own}
-    key, quiet = prng.key(0), lambda _: None
+    given = spec.given  # runs that share a reference share a frontier
+    of_items = {
+        given.items[runs[run_id]["seed"]] if given.by_seed else 0: runs[run_id]
+        for own in best
+        for run_id in own
+    }
+    try:
+        disk.write_hashed(store.path / FILE, _written(store, spec, firsts, list(of_items.values())))
+    except (InputError, FaultError):
+        raise
+    except Exception as error:  # in the trainer's own code
+        kind = type(error).__name__
+        say(f"Note: no samples and no frontier: {spec.agent_name} raised {kind}: {error}.")
+
+
+def _written(
+    store: Store, spec: specs.Spec, firsts: list[Any], of_items: list[Any]
+) -> dict[str, Any]:
+    """Return the samples of some runs and the frontiers of others."""
+    from purejaxpg import prng
+    from purejaxpg.report import playback
+
+    own = trainers.is_path(spec.agent_name)
+    load = functools.partial(
+        playback.load_all,
+        store,
+        agent=Path(str(spec.agent.__file__)) if own else None,
+        say=lambda _: None,
+    )
+    key = prng.key(0)
     samples = [
-        {"label": label(run), "columns": contract.samples(t.agent, key, t, SAMPLES)}
-        for run, t in zip(firsts, playback.load_all(store, firsts, file, quiet), strict=True)
+        {"label": label(t.run), "columns": contract.samples(t.agent, key, t, SAMPLES)}
+        for t in (load(firsts) if hasattr(spec.agent, "samples") else ())
     ]
-    trained = playback.load_all(store, list(of_seeds.values()), file, quiet)
-    frontiers = [contract.frontier(t.agent, key, t) for t in trained]
-    content = {"samples": samples, "frontiers": [f for f in frontiers if f is not None]}
-    disk.write_hashed(store.path / FILE, content)
+    frontiers = [contract.frontier(t.agent, key, t) for t in load(of_items)]
+    return {"samples": samples, "frontiers": [f for f in frontiers if f is not None]}
 
 
 def read(root: Path) -> dict[str, Any] | None:
@@ -66,9 +92,11 @@ def read(root: Path) -> dict[str, Any] | None:
 
 
 def label(run: Mapping[str, Any]) -> str:
-    """Return the swept fields and the seed of a run."""
+    """Return the swept fields and the seed of a run, and whether it is no finished, healthy one."""
     swept = [f"{name} {value}" for name, value in run["swept"].items()]
-    return ", ".join([*swept, f"seed {run['seed']}"])
+    stopped = [f"{run['stop']} of {run['total']} updates"] if run["stop"] < run["total"] else []
+    diverged = ["diverged"] if run["status"] == "diverged" else []
+    return ", ".join([*swept, f"seed {run['seed']}", *stopped, *diverged])
 
 
 def scores(store: Store) -> dict[str, dict[str, float]]:
@@ -129,5 +157,6 @@ def draw(store: Store, means: Mapping[str, Mapping[str, float]]) -> "Figure | No
             axes.annotate(text, (x_mean, y_mean), **place)
     axes.set_xlabel("KL to the reference (nats per completion)")
     axes.set_ylabel("return")
-    axes.legend(frameon=False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
     return figure

@@ -133,11 +133,11 @@ def _print_further(
     names = sorted({name for scores in further.values() for name in scores})
     if not names:
         return
-    rows = []
+    rows, gap = [], " " if len(names) < 5 else "\n"  # many columns must fit into 120 characters
     for configuration in data.ranked[:SHOWN]:
         own = [further[run_id] for run_id in configuration.run_ids if run_id in further]
-        cells = [_interval([scores[name] for scores in own if name in scores]) for name in names]
-        rows.append([configuration.label, *cells])
+        values = [[scores[name] for scores in own if name in scores] for name in names]
+        rows.append([configuration.label, *(_interval(each, gap) for each in values)])
     short_names = [name.removeprefix(contract.EVALUATION).replace("_", " ") for name in names]
     console.print(_table(_Text("Further scores: mean over runs", ["", *short_names], rows)))
     if contract.KL in names:
@@ -148,14 +148,14 @@ def _print_further(
         console.print(note, markup=False, highlight=False)
 
 
-def _interval(values: Sequence[float]) -> str:
+def _interval(values: Sequence[float], gap: str) -> str:
     if not values:
         return "-"
     mean = f"{np.mean(values):.3g}"
     if len(values) == 1:
         return mean
     low, high = stats.bootstrap_ci(np.asarray(values), np.mean)
-    return f"{mean} [{float(low):.3g}, {float(high):.3g}]"
+    return f"{mean}{gap}[{float(low):.3g}, {float(high):.3g}]"
 
 
 def _write_completions(
@@ -215,7 +215,7 @@ def _table(text: _Text) -> "Table":
     )
     for header, *column in zip(text.headers, *text.rows, strict=True):
         # On a narrow terminal headers may wrap, but values stay whole.
-        widest = max(len(cell) for cell in column)
+        widest = max(len(line) for cell in column for line in cell.splitlines() or [""])
         table.add_column(Text(header), justify="right", min_width=min(widest, 24), overflow="fold")
     for i, row in enumerate(text.rows):
         style = "bold" if i == 0 and len(text.rows) > 1 else None
