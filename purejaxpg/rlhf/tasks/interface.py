@@ -33,6 +33,8 @@ class Task:
         steps: (prompt ids [B, P], completion ids [B, L], mask [B, L]) -> [B, L] bool, the last
             token of each step, and [B, L] bool, whether that step is right. The last token of a
             completion ends a step. None if completions have no steps.
+        additive: the reward of each token after each, [V, V], of which the reward of a completion
+            is the sum, and the reward of a completion without an end. None: it is no such sum.
         pad_id: the token that fills prompts and completions.
         eos_id: the token that ends a completion; never the same.
     """
@@ -48,6 +50,7 @@ class Task:
     completion_ids: np.ndarray | None = None
     passing: float = math.inf
     steps: Callable[..., tuple[jax.Array, jax.Array]] | None = None
+    additive: tuple[np.ndarray, float] | None = None
     pad_id: int = PAD
     eos_id: int = EOS
 
