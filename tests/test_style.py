@@ -58,7 +58,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cluster": {*INNER, "sweep", "cluster"},
     "report": {*INNER, "sweep", "report"},
     "bench": {*OUTER, "bench"},
-    "cli": {*OUTER, "bench"},
+    # It takes the trainers of language models apart, so it imports them.
+    "lab": {*INNER, "rlhf", "report", "lab"},
+    "cli": {*OUTER, "bench", "lab"},
 }
 # The modules inside a package that put packages together.
 COMPOSES = {"purejaxpg.sweep.session": OUTER, "purejaxpg.sweep.sources": OUTER}
