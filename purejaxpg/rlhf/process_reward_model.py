@@ -235,7 +235,7 @@ def score(
     task = tasks.make(config.task)
     key_prompt, key_sample = random.split(key)
     prompt_ids = task.prompts(key_prompt, num_episodes, held_out=True)
-    judge = reward_of(state.params, config, given)
+    verifier = reward_of(state.params, config, given)
 
     def one(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         completion = measure.sample(key, given.reference, prompt_ids, task, config.temperature)
@@ -244,7 +244,7 @@ def score(
         if task.steps is not None:
             ends, right = task.steps(*arrays)
         sound = (right | ~ends).all(1)
-        return measure.model_rewards(judge, task, *arrays), task.reward(*arrays), sound
+        return measure.model_rewards(verifier, task, *arrays), task.reward(*arrays), sound
 
     reward, gold, sound = lax.map(one, random.split(key_sample, max(BEST_OF)))
     best = {n: jnp.arange(num_episodes) + num_episodes * reward[:n].argmax(0) for n in BEST_OF}
