@@ -26,12 +26,9 @@ def gradient_rows(lab: laboratory.Lab) -> list[laboratory.Row]:
         everywhere = jnp.broadcast_to(logits, (COUNT, *logits.shape))
         value = values(lab, everywhere, completions, 0.0, 1.0)
         of_reference = tabular.token_log_probs(reference, completions)
-
-        def loss(log_prob: jax.Array) -> jax.Array:
-            known = of_reference, completions, value, ones, 0.0, 1.0
-            return estimators.penalised_losses(log_prob, *known).sum()
-
-        return jax.grad(loss)(jnp.broadcast_to(log_prob, (COUNT, *log_prob.shape)))
+        known = of_reference, completions, value, ones, 0.0, 1.0
+        gradient = jax.grad(lambda x: estimators.penalised_losses(x, *known).sum())
+        return gradient(jnp.broadcast_to(log_prob, (COUNT, *log_prob.shape)))
 
     gradients = laboratory.Gradients(lab, of_log_prob)
     true_gradient = jax.jit(jax.grad(lambda logits: tabular.divergence(tree, logits, reference)))

@@ -115,17 +115,15 @@ def _all_pairs(
     of_log_prob = gradients_of(lab, names, 2)
     weight = jnp.exp(tabular.log_probs(logits, lab.listed)).reshape(shape)
 
+    def of_pair(first: jax.Array, second: jax.Array) -> jax.Array:
+        both = jnp.stack([first, first // count * count + second])
+        pair = jax.tree.map(lambda x: x[both], lab.listed)
+        return laboratory.chained(of_log_prob, logits, pair)
+
     def of_first(first: jax.Array) -> tuple[jax.Array, jax.Array]:
-        prompt = first // count
-
-        def of_second(second: jax.Array) -> jax.Array:
-            both = jnp.stack([first, prompt * count + second])
-            pair = jax.tree.map(lambda x: x[both], lab.listed)
-            return laboratory.chained(of_log_prob, logits, pair)
-
-        h = jax.vmap(of_second)(jnp.arange(count))
-        mean = jnp.einsum("n,ned->ed", weight[prompt], h)
-        return mean, weight[prompt] @ jnp.square(h).sum(-1)
+        h = jax.vmap(lambda second: of_pair(first, second))(jnp.arange(count))
+        own = weight[first // count]
+        return jnp.einsum("n,ned->ed", own, h), own @ jnp.square(h).sum(-1)
 
     run = jax.jit(lambda firsts: lax.map(of_first, firsts))
     found = run(jnp.arange(num_prompts * count))

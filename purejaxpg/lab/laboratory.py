@@ -145,12 +145,12 @@ class Gradients:
             gradients = jax.vmap(lambda completion: one(logits, completion))(listed)
             return moments.weighted(gradients, tabular.probability(tree, logits), directions)
 
-        def sampled(key: jax.Array, logits: jax.Array, directions: jax.Array) -> Moments:
-            def draw(key: jax.Array) -> jax.Array:
-                (completion,) = sample(key, lab, logits, 1, (1,))
-                return chained(of_log_prob, logits, completion)
+        def draw(key: jax.Array, logits: jax.Array) -> jax.Array:
+            (completion,) = sample(key, lab, logits, 1, (1,))
+            return chained(of_log_prob, logits, completion)
 
-            return moments.sampled(draw, key, keys, directions)
+        def sampled(key: jax.Array, logits: jax.Array, directions: jax.Array) -> Moments:
+            return moments.sampled(lambda key: draw(key, logits), key, keys, directions)
 
         self.exact = jax.jit(exact)
         self.sampled = jax.jit(sampled)

@@ -61,11 +61,20 @@ def values_of(rows: Iterable[Row], name: str) -> list[Any]:
 
 def cell(row: Row, name: str, digits: int = 2) -> str:
     """Return a number of a row as text, after ~ if it is sampled."""
-    value = row[name]
+    text = brief(row[name], digits)
+    return f"~{text}" if row["how"] == "sampled" and text != "-" else text
+
+
+def brief(value: float, digits: int = 2) -> str:
+    """Return a number with few digits, 0 for a rounding error, or a dash if it is not finite."""
     if not math.isfinite(value):
         return "-"
-    text = "0" if abs(value) < NOTHING else number(value, digits)
-    return f"~{text}" if row["how"] == "sampled" else text
+    if abs(value) < NOTHING:
+        return "0"
+    if abs(value) < 1000.0:
+        return number(value, digits)
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def enough(row: Row, bias: str = "bias") -> float:
@@ -76,19 +85,24 @@ def enough(row: Row, bias: str = "bias") -> float:
 def divergences(rows: Sequence[Row]) -> Table:
     """Return the table of estimators of the divergence."""
     found = of(rows, "kl")
-    distances = values_of(found, "distance")
-    names = [("bias", 2), ("cosine", 3), ("variance", 2)]
-    headers = [f"{name} {short(d)}" for name, _ in names for d in distances]
+    distances = [short(distance) for distance in values_of(found, "distance")]
     lines = []
     for over in values_of(found, "over"):
         for estimator in values_of(found, "estimator"):
             own = [r for r in found if (r["over"], r["estimator"]) == (over, estimator)]
-            cells = [cell(row, name, digits) for name, digits in names for row in own]
+            bias, variance = ([cell(row, name) for row in own] for name in ("bias", "variance"))
             limit = enough(own[-1])
-            last = number(limit, 2) if math.isfinite(limit) else "any"
-            lines.append([estimator, over, *cells, last])
+            last = brief(limit) if math.isfinite(limit) else "any"
+            cosine = cell(own[-1], "cosine", 3)
+            lines.append([estimator, over, *bias, cosine, *variance, last])
+    headers = [
+        *(f"bias {distance}" for distance in distances),
+        f"cosine {distances[-1]}",
+        *(f"variance {distance}" for distance in distances),
+        "enough",
+    ]
     title = "Gradient of KL(π ‖ π_ref), by the policy's distance from the reference"
-    return Table(title, ["estimator", "tokens", *headers, "enough"], lines)
+    return Table(title, ["estimator", "tokens", *headers], lines)
 
 
 def ascents(rows: Sequence[Row], best: float) -> Table:
@@ -99,7 +113,7 @@ def ascents(rows: Sequence[Row], best: float) -> Table:
         finite = all(math.isfinite(row[name]) for name in names)
         collapsed = finite and row["entropy"] < COLLAPSED
         remark = "" if finite and not collapsed else "one completion" if collapsed else "diverges"
-        cells = [number(row[name], 3) for name in names]
+        cells = [brief(row[name], 3) for name in names]
         lines.append([row["estimator"], row["over"], *cells, remark])
     headers = ["estimator", "tokens", "J", "KL to π*", "E[r]", "KL to π_ref", "entropy", ""]
     beta = of(rows, "ascent")[0]["beta"]
@@ -110,37 +124,36 @@ def ascents(rows: Sequence[Row], best: float) -> Table:
 def advantages(rows: Sequence[Row]) -> Table:
     """Return the table of generalised advantage estimates."""
     found = of(rows, "gae")
-    lambdas = values_of(found, "gae_lambda")
-    names = ("bias", "variance")
     lines = []
     for values in values_of(found, "values"):
         own = [row for row in found if row["values"] == values]
-        lines.append([values, *(cell(row, name) for name in names for row in own)])
-    headers = [f"{name} λ={short(x)}" for name in names for x in lambdas]
-    return Table("Policy gradient of PPO, by λ and by what V is", ["V", *headers], lines)
+        for name in ("bias", "variance"):
+            lines.append([values, name, *(cell(row, name) for row in own)])
+    headers = [f"λ = {short(gae_lambda)}" for gae_lambda in values_of(found, "gae_lambda")]
+    return Table("Policy gradient of PPO, by λ and by what V is", ["V", "", *headers], lines)
 
 
 def groups(rows: Sequence[Row]) -> list[Table]:
     """Return the tables of group sizes and normalisers."""
     alone, *found = of(rows, "group")
     sizes = values_of(found, "group_size")
-    names = [("bias_scaled", 2), ("cosine", 3), ("variance_scaled", 2)]
+    names = ("bias_scaled", "variance_scaled")
     by_name = {
         name: [scaled(row) for row in found if row["normaliser"] == name]
         for name in values_of(found, "normaliser")
     }
-    headers = [f"{name.split('_')[0]} {size}" for name, _ in names for size in sizes]
+    headers = [f"{name.split('_')[0]} {size}" for name in names for size in sizes]
     lines = [
-        [name, *(cell(row, number_name, digits) for number_name, digits in names for row in own)]
-        for name, own in by_name.items()
+        [normaliser, *(cell(row, name) for name in names for row in own)]
+        for normaliser, own in by_name.items()
     ]
-    share = ", ".join(number(row["of_prompts"], 2) for row in by_name["leave one out"])
+    share = ", ".join(brief(row["of_prompts"]) for row in by_name["leave one out"])
     note = (
         "Bias and variance after division by the scale, which a learning rate makes up for. "
-        f"Without a baseline (REINFORCE), the variance is {cell(scaled(alone), 'variance', 2)}. Of "
-        f"the variance, {share} is due to the choice of prompts: larger groups are fewer prompts."
+        f"Without a baseline (REINFORCE), the variance is {cell(alone, 'variance')}. Of that with "
+        f"leave one out, {share} is due to the choice of prompts: larger groups are fewer prompts."
     )
-    title = "Policy gradient of RLOO, by group size G and normaliser, per sampled completion"
+    title = "Policy gradient of RLOO and GRPO, by group size and normaliser, per sampled completion"
     scales = [[name, *(cell(row, "scale", 3) for row in own)] for name, own in by_name.items()]
     headings = [f"G = {size}" for size in sizes]
     return [

@@ -27,12 +27,11 @@ def rows(lab: laboratory.Lab) -> list[laboratory.Row]:
     def of_log_prob(log_prob: jax.Array, completions: Any, _: jax.Array) -> jax.Array:
         reward = token_rewards(log_prob, reference, completions, beta)
 
-        def gradient(table: jax.Array, gae_lambda: jax.Array) -> jax.Array:
-            value = table[completions.prompt[:, None], completions.prefix]
-            known = completions, reward, value, one, gae_lambda
-            return -jax.grad(estimators.policy_loss)(log_prob, *known)
-
-        return jax.vmap(gradient)(stacked, lambdas)
+        value = stacked[:, completions.prompt[:, None], completions.prefix]
+        gradient = jax.vmap(
+            jax.grad(estimators.policy_loss), in_axes=(None, None, None, 0, None, 0)
+        )
+        return -gradient(log_prob, completions, reward, value, one, lambdas)
 
     truth = laboratory.true_gradient(lab, logits)
     compared = lab.compare(laboratory.Gradients(lab, of_log_prob), truth, logits)
