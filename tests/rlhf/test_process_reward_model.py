@@ -14,6 +14,7 @@ from jax import lax, random
 
 from purejaxpg import InputError
 from purejaxpg.rlhf import (
+    data,
     generate,
     measure,
     process_reward_model,
@@ -135,7 +136,8 @@ def test_a_model_of_steps_rewards_whole_completions(given):
             measure.rewards(rloo.Given(given.reference, model), TASK, PROMPTS, completion)
             for model in models
         ]
-        return tokens.after(scalar, PROMPTS, COMPLETIONS, tasks.PAD), rewards
+        whole = jnp.hstack([PROMPTS, COMPLETIONS])
+        return scalar(whole, jnp.ones_like(whole))[:, PROMPTS.shape[1] :], rewards
 
     values, (last_value, *rewards) = all_rewards(scalar.params)
     probability = 1 / (1 + np.exp(-np.asarray(values)[:, [1, 3, 4]]))  # `;`, `;` and the end
@@ -197,6 +199,19 @@ def test_labels_and_loss_are_those_of_trl():
     assert loss == pytest.approx(case["loss"], rel=1e-5)
     expected = np.pad(case["slope"], [*to_length, (0, 0)])[:, start:, 1]
     np.testing.assert_allclose(slope, expected, atol=1e-6)
+
+
+def test_given_steps_are_drawn_with_labels_up_to_the_first_mistake(given):
+    mask = tokens.completion_mask(COMPLETIONS, tasks.EOS)
+    ends, right = TASK.steps(PROMPTS, COMPLETIONS, mask)
+    own = dataclasses.replace(given, steps=data.Steps(PROMPTS, COMPLETIONS, ends, right))
+    process_reward_model.check_given(CONFIG, own)
+    batch = process_reward_model.draw(random.key(0), CONFIG, own)
+    expected = process_reward_model.label(batch.prompt_ids, batch.completion_ids, CONFIG)
+    jax.tree.map(np.testing.assert_array_equal, batch, expected)
+    assert len({tuple(ids) for ids in batch.prompt_ids.tolist()}) > 5
+    with pytest.raises(InputError, match='labels must be "process" if steps are given, but is'):
+        process_reward_model.check_given(dataclasses.replace(CONFIG, labels="outcome"), own)
 
 
 @pytest.mark.parametrize(
