@@ -85,6 +85,13 @@ def test_every_experiment_is_a_valid_sweep(path: pathlib.Path) -> None:
 
 
 @pytest.mark.fast
+@pytest.mark.parametrize("path", sorted(ROOT.glob("experiments/rlhf/*.toml")), ids=lambda p: p.stem)
+def test_every_pipeline_of_the_experiments_is_valid(path: pathlib.Path) -> None:
+    pipeline = stages.read(path)
+    assert pipeline is not None and all(spec.runs for spec in stages.plan(pipeline))
+
+
+@pytest.mark.fast
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_to_files_and_sections_lead_somewhere(page: pathlib.Path) -> None:
     links = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))

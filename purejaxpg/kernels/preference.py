@@ -402,10 +402,10 @@ def kto(
         loss = λ_D (1 − σ(β (f − z₀)))  if desirable,    λ_U (1 − σ(β (z₀ − f)))  otherwise
         f = log(π(y|x) / π_ref(y|x)),    z₀ = max(0, KL)
 
-    The gradient with respect to f has the sign of (1 − q) λ_U − q λ_D, where a share q of the
-    labels of y is good. So a completion rises without bound if its labels are good often enough,
-    and falls otherwise: there is no finite optimum, and β sets a scale but no distance from the
-    reference.
+    A share q of the labels of y is good. At the reference, the gradient with respect to f is
+    β/4 ((1 − q) λ_U − q λ_D), so f rises if the labels are good often enough. All others fall
+    without bound, so there is no finite optimum. The policy has a limit all the same: for small β,
+    it is about π_ref (q λ_D − (1 − q) λ_U)₊, whatever β is. That is not the optimum of E[r] − β KL.
 
     Args:
         log_ratio: [...] f, summed over tokens as for `dpo`.

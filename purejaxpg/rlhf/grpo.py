@@ -61,10 +61,10 @@ class Config:
     """Settings of one run: floats are traced, the rest is part of the compiled program."""
 
     task: str = "sentiment"  # prompts and the gold reward
-    num_updates: int = 300
+    num_updates: int = 150
     batch_size: int = 64  # B, completions per update
     group_size: int = 8  # G, completions of each prompt; must divide batch_size
-    num_epochs: int = 1  # passes over the completions of an update
+    num_epochs: int = 4  # passes over the completions of an update
     num_minibatches: int = 1  # gradient steps per pass; must divide batch_size
     scale: str = "none"  # divide advantages by std: of the "group", of the "batch", or "none"
     normaliser: str = "constant"  # N: B times L; "token": all tokens; "sequence": B |y_i|

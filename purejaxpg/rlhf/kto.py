@@ -6,9 +6,10 @@ Minimises, over completions y of prompts x with the log-ratio f = log(π(y|x) / 
     z₀ = max(0, mean over i of log(π(y_{i-1}|x_i) / π_ref(y_{i-1}|x_i)))
 
 z₀, which is not differentiated, stands for the divergence from the reference. It is estimated from
-the prompts of a batch with the completions of other prompts, so a batch needs two. A completion
-that rises or falls with the labels rises or falls for ever: the loss has no finite optimum, and is
-not that of E[r] − β KL. What ends a run is its length.
+the prompts of a batch with the completions of other prompts, so a batch needs two. If a share q of
+the labels of y is good, the policy tends to π_ref (q λ_D − (1 − q) λ_U)₊ for small β. Completions
+that are too often bad vanish, and β says little about how far the others move, so this is not the
+optimum of E[r] − β KL(π ‖ π_ref).
 
 Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7. Differs from the code published with it: the
 mismatched completion is the one before, not the one after, as in TRL; and a pair that is

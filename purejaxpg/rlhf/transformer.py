@@ -12,6 +12,7 @@ arXiv:2305.13245; RMSNorm by Zhang and Sennrich 2019, arXiv:1910.07467.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -26,12 +27,14 @@ from purejaxpg.rlhf import tokens
 # Not -inf: a probability of exactly zero makes entropies and exact divergences NaN.
 IMPOSSIBLE = -1e9
 
-POSITIONS, NORMS, MLPS = ("learned", "rotary"), ("layer", "rms"), ("relu", "gelu", "silu_gated")
-BIASES = ("none", "qkv", "all")
 # How the probabilities of a completion's steps make a reward: `kernels.verification.step_reward`.
 AGGREGATIONS = ("product", "minimum", "last")
-OUTPUTS = ("tokens", "scalar", *AGGREGATIONS)
+CHOICES = {
+    "positions": ("learned", "rotary"), "norm": ("layer", "rms"), "bias": ("none", "qkv", "all"),
+    "mlp": ("relu", "gelu", "silu_gated"), "output": ("tokens", "scalar", *AGGREGATIONS),
+}  # fmt: skip
 
+Index = jax.Array | int
 Cache = tuple[tuple[jax.Array, jax.Array], ...]  # keys and values of each layer, [B, S, K, H]
 
 
@@ -60,9 +63,8 @@ class Architecture:
     bias: str = "none"  # of linear layers: "none", "qkv" or "all"
     qk_norm: bool = False  # RMSNorm of each query and key
     tied: bool = True  # the head is the transposed embedding
-    # "scalar" for reward models and critics; one of AGGREGATIONS for a process reward model, whose
-    # scalars are the log-odds that steps are right
-    output: str = "tokens"
+    output: str = "tokens"  # "scalar" for reward models and critics; AGGREGATIONS for process
+    # reward models, whose scalars are the log-odds that steps are right
     suppressed: tuple[int, ...] = ()  # ids that are never predicted, such as padding
 
 
@@ -85,10 +87,7 @@ class Model:
 def check(architecture: Architecture) -> None:
     """Raise an InputError unless an architecture makes sense."""
     a = architecture
-    for name, choices in (
-        ("positions", POSITIONS), ("norm", NORMS), ("mlp", MLPS), ("bias", BIASES),
-        ("output", OUTPUTS),
-    ):  # fmt: skip
+    for name, choices in CHOICES.items():
         configs.one_of(a, name, choices)
     sizes = ("vocab_size", "context", "width", "num_layers", "num_heads", "num_kv_heads")
     configs.at_least(a, 1, *sizes, "head_dim", "mlp_width")
@@ -109,17 +108,12 @@ def init(key: jax.Array, architecture: Architecture) -> Model:
 def scalar_model(key: jax.Array, model: Model, scale: float) -> Model:
     """Return a model with the body of another and a new head for one number per token.
 
-    Args:
-        key: for the head.
-        model: any model; its body is copied.
-        scale: of the head: 1 for a reward model, whose weights are N(0, 1 / (D + 1)) as in
-            Ziegler et al. 2019, arXiv:1909.08593, section 2.2; 0 for a critic that starts at 0.
+    The weights of the head are N(0, scale² / (D + 1)). A reward model has scale 1, as in Ziegler et
+    al. 2019, arXiv:1909.08593, section 2.2; a critic that starts at 0 has scale 0.
     """
     architecture = dataclasses.replace(model.architecture, output="scalar")
-    head = init(key, architecture).params["head"]
-    head = jax.tree.map(lambda x: scale * x, head)
-    body = {name: value for name, value in model.params.items() if name != "head"}
-    return Model({**body, "head": head}, architecture)
+    head = jax.tree.map(lambda x: scale * x, init(key, architecture).params["head"])
+    return Model({**model.params, "head": head}, architecture)
 
 
 def empty_cache(architecture: Architecture, batch: int, length: int) -> Cache:
@@ -140,11 +134,7 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        token_ids: jax.Array,
-        segments: jax.Array,
-        cache: Cache | None = None,
-        start: jax.Array | int = 0,
+        self, token_ids: jax.Array, segments: jax.Array, cache: Any = None, start: Index = 0
     ) -> tuple[jax.Array, Cache]:
         a = self.architecture
         small = nn.initializers.normal(0.05)
@@ -154,8 +144,7 @@ class Transformer(nn.Module):
         mask = tokens.attention_mask(segments, start, length)
         x = embed(token_ids)
         if a.positions == "learned":
-            table = self.param("positions", small, (a.context, a.width))
-            x = x + table[index]
+            x = x + self.param("positions", small, (a.context, a.width))[index]
         new = []
         for layer in range(a.num_layers):
             block = Block(a, name=f"layer_{layer}")
@@ -181,11 +170,11 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, index: jax.Array, mask: jax.Array, cache: Any, start: jax.Array | int
+        self, x: jax.Array, index: jax.Array, mask: jax.Array, cache: Any, start: Index
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         a = self.architecture
-        normed = norm(a, "attention_norm")(x)
-        attended, keys_and_values = self.attention(normed, index, mask, cache, start)
+        h = norm(a, "attention_norm")(x)
+        attended, keys_and_values = self.attention(h, index, mask, cache, start)
         x = x + attended
         h = norm(a, "mlp_norm")(x)
         up = dense(a, a.mlp_width, "up")(h)
@@ -196,7 +185,7 @@ class Block(nn.Module):
         return x + dense(a, a.width, "down", residual=True)(up), keys_and_values
 
     def attention(
-        self, x: jax.Array, index: jax.Array, mask: jax.Array, cache: Any, start: jax.Array | int
+        self, x: jax.Array, index: jax.Array, mask: jax.Array, cache: Any, start: Index
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """Attend to the tokens in `mask` [B, T, S] -> [B, T, D], keys and values [B, S, K, H]."""
         a = self.architecture
@@ -210,10 +199,8 @@ class Block(nn.Module):
         if a.positions == "rotary":
             query, key = (rotate(h, index, a.rope_theta) for h in (query, key))
         if cache is not None:
-            key, value = (
-                lax.dynamic_update_slice_in_dim(old, new, start, axis=1)
-                for old, new in zip(cache, (key, value), strict=True)
-            )
+            put = functools.partial(lax.dynamic_update_slice_in_dim, start_index=start, axis=1)
+            key, value = put(cache[0], key), put(cache[1], value)
         grouped = query.reshape(*x.shape[:2], a.num_kv_heads, -1, a.head_dim)
         scores = jnp.einsum("btkgh,bskh->bkgts", grouped, key) * a.head_dim**-0.5
         weights = nn.softmax(jnp.where(mask[:, None, None], scores, IMPOSSIBLE))
@@ -228,24 +215,15 @@ def norm(architecture: Architecture, name: str) -> nn.Module:
 
 
 def dense(
-    architecture: Architecture,
-    features: int,
-    name: str,
-    bias: bool | None = None,
-    residual: bool = False,
+    a: Architecture, features: int, name: str, bias: bool | None = None, residual: bool = False
 ) -> nn.Dense:
-    """Return a linear layer; one that is added to the residual stream starts smaller.
+    """Return a linear layer; bias None means: if the architecture has biases everywhere.
 
-    Args:
-        architecture: decides about the bias and the scale.
-        features: of the output.
-        name: of its parameters.
-        bias: whether there is one; None: if the architecture has biases everywhere.
-        residual: divide the initial variance by the number of additions, 2 for each layer, so
-            that the stream keeps its scale at any depth (GPT-2).
+    If its output is added to the residual stream, its initial variance is divided by the number of
+    such additions, so that the stream keeps its scale at any depth (GPT-2).
     """
-    variance = 1 / (2 * architecture.num_layers) if residual else 1.0
-    bias = architecture.bias == "all" if bias is None else bias
+    variance = 1 / (2 * a.num_layers) if residual else 1.0
+    bias = a.bias == "all" if bias is None else bias
     kernel_init = nn.initializers.variance_scaling(variance, "fan_in", "normal")
     return nn.Dense(features, use_bias=bias, kernel_init=kernel_init, name=name)
 

@@ -1,12 +1,13 @@
 """Write the golden values of TRL that the tests of preferences and language models compare with.
 
-They are kept as JSON beside this file, so that the tests need neither torch nor trl. Two versions
+They are kept as JSON beside this file, so that the tests need neither torch nor trl. Three versions
 are needed, each in an environment of its own, with torch 2.13.0 and transformers 5.24.0:
 
-    trl 1.12.0, the last with a PPO trainer    trl_ppo.json
-    trl 1.16.0                                 all the others
+    trl 1.12.0, the last with a PPO trainer                     trl_ppo.json
+    trl 1.13.0, the last with a trainer of process rewards      trl_prm.json
+    trl 1.16.0                                                  all the others
 
-Run `HF_HUB_OFFLINE=1 python tests/golden/make_trl.py` in both to make them again. The versions are
+Run `HF_HUB_OFFLINE=1 python tests/golden/make_trl.py` in each to make them again. The versions are
 recorded in each file.
 
 Everything that is compared comes out of the library's own code. Its trainers' methods are called on
@@ -561,6 +562,54 @@ def ppo_settings(kl_estimator, gamma, lam, whiten_rewards):
     }
 
 
+# --- process reward model ------------------------------------------------------------------------
+
+
+class Words:
+    """A tokenizer of words between spaces."""
+
+    bos_token_id = 1
+
+    def __init__(self, words):
+        self.words = words
+
+    def __call__(self, text, **_):
+        return {"input_ids": self.encode(text)}
+
+    def encode(self, text, **_):
+        return [self.words.index(word) for word in text.split()]
+
+
+def prm_case(seed):
+    from transformers.loss import loss_utils
+    from trl.experimental import prm
+
+    words = ["<pad>", "<bos>", "<end>", *"0123456789", ";", ":"]
+    rows = [
+        {"prompt": "3 5 2 9 :", "completions": ["8", "0", "9"], "labels": [True, True, True]},
+        {"prompt": "3 5 2 9 :", "completions": ["8", "1"], "labels": [True, False]},
+        {"prompt": "0 0 7 7 :", "completions": ["1"], "labels": [False]},
+        {"prompt": "9 9 9 9 :", "completions": ["8", "7 7"], "labels": [True, False]},
+    ]
+    settings = {"max_length": None, "max_completion_length": None, "is_eval": False}
+    settings |= {"train_on_last_step_only": False, "step_separator": ";"}
+    tokenized = [prm.PRMTrainer.tokenize_row(row, Words(words), **settings) for row in rows]
+    longest = max(len(row["labels"]) for row in tokenized)
+    labels = [row["labels"] + [-100] * (longest - len(row["labels"])) for row in tokenized]
+    logits = draw(np.random.default_rng(seed), len(rows), longest, 2).requires_grad_()
+    # The loss of the trainer is that of its model, a token classifier with two classes.
+    config = types.SimpleNamespace(num_labels=2)
+    loss = loss_utils.ForTokenClassification(logits, torch.as_tensor(labels), config)
+    return {
+        "words": words,
+        "ids": [row["input_ids"] for row in tokenized],
+        "labels": labels,
+        "logits": logits,
+        "loss": loss,
+        "slope": slopes(loss, logits)[0],
+    }
+
+
 def write(name, groups):
     text = json.dumps({"versions": VERSIONS, **plain(groups)}, indent=1)
     (HERE / name).write_text(text + "\n")
@@ -577,6 +626,10 @@ def write_ppo():
             ]
         },
     )
+
+
+def write_prm():
+    write("trl_prm.json", {"cases": [prm_case(61)]})
 
 
 def write_rest():
@@ -637,7 +690,9 @@ def write_rest():
 if __name__ == "__main__":
     if trl.__version__ == "1.12.0":
         write_ppo()
+    elif trl.__version__ == "1.13.0":
+        write_prm()
     elif trl.__version__ == "1.16.0":
         write_rest()
     else:
-        sys.exit(f"trl is {trl.__version__}; 1.12.0 and 1.16.0 are needed")
+        sys.exit(f"trl is {trl.__version__}; 1.12.0, 1.13.0 and 1.16.0 are needed")

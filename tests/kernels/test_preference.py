@@ -389,6 +389,7 @@ def test_the_losses_of_pairs_are_the_loops():
         expected["simpo"].append(-np.log(sigma(2.0 * a - 2.0 * b - 0.7)))
         expected["orpo"].append(-a - 0.3 * np.log(sigma(np.log(odds[0] / odds[1]))))
     pair = single(chosen, rejected)
+    close(preference.simpo(*pair, 2.0), preference.dpo(*pair, 2.0))
     close(preference.dpo(*pair, 0.3, 0.2), expected["dpo"])
     close(preference.ipo(*pair, 0.3), expected["ipo"])
     close(preference.simpo(*pair, 2.0, 0.7), expected["simpo"])

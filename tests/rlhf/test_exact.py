@@ -30,7 +30,7 @@ from enumerable import (
 from jax import lax, random
 
 from purejaxpg.kernels import preference
-from purejaxpg.rlhf import measure, ppo, rloo, transformer
+from purejaxpg.rlhf import measure, ppo, rloo, tasks, tokens, transformer
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +86,15 @@ def test_gradient_of_ppo_is_that_of_the_objective(gae_lambda, values):
     assert relative(ppo_gradient(LOGITS, gae_lambda, values), true_gradient(LOGITS)) < 1e-12
 
 
+@pytest.mark.parametrize("method", ["ppo", "rloo"])
+def test_single_precision_loses_little(method):
+    true = true_gradient(LOGITS)
+    with jax.enable_x64(False):
+        gradient = ppo_gradient(LOGITS, 0.95) if method == "ppo" else rloo_gradient(LOGITS)
+    assert gradient.dtype == np.float32
+    assert relative(gradient, true) < 1e-5
+
+
 def test_wrong_values_bias_the_gradient_below_lambda_one():
     assert relative(ppo_gradient(LOGITS, 0.95, "wrong"), true_gradient(LOGITS)) > 0.02
 
@@ -107,6 +116,28 @@ def changed_rewards(kind):
 def test_known_wrong_rewards_have_another_gradient(kind, most):
     gradient = ppo_gradient(LOGITS, 0.95, reward=changed_rewards(kind))
     assert cosine(gradient, true_gradient(LOGITS)) < most
+
+
+def with_kl_in_the_loss(estimator):
+    """The gradient with an estimate of the divergence in the loss, and that of the estimate."""
+    old, reference = token_log_probs(jnp.asarray(LOGITS)), token_log_probs(REFERENCE)
+    score = jnp.asarray(REWARD.ravel())
+    reward = preference.token_rewards(score, old, reference, ALL_MASK, 0.0)
+    weight = jnp.exp(sequences(old)).ravel()
+
+    def penalty(logits):
+        kl = preference.token_kl(token_log_probs(logits), reference, estimator)
+        return (weight * preference.masked_sum(kl, ALL_MASK, 1)).sum() / X
+
+    of_penalty = np.asarray(jax.grad(penalty)(jnp.asarray(LOGITS)))
+    return ppo_gradient(LOGITS, 0.95, reward=reward) - BETA * of_penalty, of_penalty
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_a_divergence_in_the_loss_has_another_gradient(estimator):
+    gradient, of_penalty = with_kl_in_the_loss(estimator)
+    assert cosine(gradient, true_gradient(LOGITS)) < 0.99
+    assert (np.linalg.norm(of_penalty) < 1e-12) == (estimator == "k1")
 
 
 def test_a_mean_over_all_tokens_rescales_and_one_over_own_tokens_does_not():
@@ -226,3 +257,35 @@ def test_gradient_of_a_transformer_by_the_loss_that_trains_it():
     true = jax.jit(jax.grad(objective))(policy, reference).params
     flat = lambda tree: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])  # noqa: E731
     assert relative(-flat(trained), flat(true)) < 1e-12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_training_on_samples_ends_close_to_the_optimal_policy(seed):
+    task = tasks.make("enumerable-3-3")
+    with jax.enable_x64(False):
+        architecture = transformer.Architecture(
+            len(task.words), context=6, num_layers=1, suppressed=task.suppressed
+        )
+        given = rloo.Given(transformer.init(random.key(seed), architecture))
+        config = rloo.Config(
+            task="enumerable-3-3", num_updates=1500, batch_size=192, beta=0.5, learning_rate=3e-3
+        )
+        state, _ = jax.jit(rloo.train)(random.key(seed), config, given)
+        every = jnp.asarray(task.completion_ids)
+        count = len(task.prompt_ids)
+        prompt_ids = jnp.repeat(jnp.asarray(task.prompt_ids), len(every), 0)
+        ids = jnp.tile(every, (count, 1))
+        mask = tokens.completion_mask(ids, task.eos_id)
+
+        def log_probs(model):
+            each = measure.token_log_probs(model, prompt_ids, ids, task, 1.0)
+            return preference.masked_sum(each, mask, 1).reshape(count, -1)
+
+        reward = task.reward(prompt_ids, ids, mask).reshape(count, -1)
+        reference, policy = log_probs(given.reference), log_probs(rloo.model(state, config, given))
+        optimal = preference.optimal_log_prob(reference, reward, config.beta)
+        before, after = (
+            (jnp.exp(log_p) * (log_p - optimal)).sum(1).mean() for log_p in (reference, policy)
+        )
+    assert before > 0.3 and after < 0.03

@@ -232,6 +232,23 @@ def test_what_is_left_out_is_not_counted():
         assert grpo.objective(old, nothing, config)[0] == 0.0
 
 
+def test_the_penalty_keeps_its_price_whatever_the_scale_of_the_scores():
+    score, kl = np.random.default_rng(6).normal(size=(2, 3, 4))
+    centred = score - score.mean(1, keepdims=True)
+    penalty = BETA * (kl - kl.mean(1, keepdims=True))
+    divisors = {
+        "none": 1.0,
+        "group": score.std(1, ddof=1, keepdims=True) + 1e-4,
+        "batch": score.std(ddof=1) + 1e-4,
+    }
+    for scale, divisor in divisors.items():
+        for placement, of_penalty in (("reward", penalty), ("loss", 0.0)):
+            config = config_of(group_size=4, scale=scale, kl_placement=placement)
+            actual = grpo.advantages(score.ravel(), kl.ravel(), config)
+            expected = (centred / divisor - of_penalty).ravel()
+            np.testing.assert_allclose(actual, expected, rtol=1e-12)
+
+
 def test_unequal_groups_come_first():
     config = config_of(group_size=2, batch_size=4, oversample=2)
     score = jnp.array([1.0, 1.0, 0.0, 1.0, 2.0, 2.0, 1.0, 0.0])

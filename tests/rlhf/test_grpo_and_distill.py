@@ -10,11 +10,12 @@ import pytest
 from jax import random
 
 from purejaxpg import InputError
-from purejaxpg.rlhf import distill, grpo, sft, transformer
+from purejaxpg.rlhf import distill, grpo, measure, sft, tasks, transformer
 from purejaxpg.sweep import compute, session
 from purejaxpg.sweep import progress as progresses
 from purejaxpg.sweep import store as stores
 
+TASK = tasks.make("enumerable-3-3")
 SMALL = {"width": 8, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "mlp_width": 8}
 BASE = {"task": "enumerable-3-3", "batch_size": 16}
 
@@ -45,7 +46,7 @@ def equal(a, b):
 
 
 def test_fresh_samples_have_ratio_one_and_no_weight(given):
-    config = grpo.Config(**BASE)
+    config = grpo.Config(**BASE, num_epochs=1)
     (start, after), (metrics,) = updates(config, given, 1)
     assert start.past == () and not equal(start.params, after.params)
     assert abs(float(metrics["policy/kl"])) < 1e-6 and metrics["policy/clip_fraction"] == 0
@@ -56,7 +57,8 @@ def test_fresh_samples_have_ratio_one_and_no_weight(given):
 
 
 def test_stale_samples_come_from_the_policy_of_k_updates_ago(given):
-    config = grpo.Config(**BASE, staleness=2, learning_rate=0.1, is_cap=1.5)
+    options = {"num_epochs": 1, "group_size": 2, "staleness": 2}
+    config = grpo.Config(**BASE, **options, learning_rate=0.1, is_cap=1.5)
     states, metrics = updates(config, given, 3)
     for state, oldest in zip(states, (0, 0, 0, 1), strict=True):
         assert equal(jax.tree.map(lambda x: x[0], state.past), states[oldest].params)
@@ -64,15 +66,60 @@ def test_stale_samples_come_from_the_policy_of_k_updates_ago(given):
     weights = [float(m["policy/importance"]) for m in metrics]
     assert weights[0] == pytest.approx(1.0, abs=1e-5)
     assert 0.0 < weights[2] < 1.5 and abs(weights[2] - 1.0) > 0.01
-    fresh = grpo.Config(**BASE, learning_rate=0.1)
-    keys = random.split(random.key(0))
-    batches = [
-        jax.jit(grpo.rollout)(keys[0], grpo.init(keys[0], c, given), c, given)[0]
-        for c in (config, fresh)
-    ]
-    assert equal(batches[0].completion_ids, batches[1].completion_ids)
-    log_probs = [jnp.where(b.mask, b.log_prob, 0.0) for b in batches]
-    np.testing.assert_allclose(*log_probs, atol=1e-5)
+
+    def drawn(past):
+        stack = jax.tree.map(lambda *x: jnp.stack(x), *(states[i].params for i in past))
+        state = dataclasses.replace(states[2], past=stack)
+        return jax.jit(grpo.rollout)(random.key(4), state, config, given)[0]
+
+    batch = drawn((0, 1))
+    ids = batch.completion_ids
+    assert equal(ids, drawn((0, 0)).completion_ids)
+    assert not equal(ids, drawn((1, 1)).completion_ids)
+    now, then = (grpo.policy_of(states[i].params, given) for i in (2, 0))
+    log_ratio = jnp.where(
+        batch.mask,
+        measure.token_log_probs(now, batch.prompt_ids, ids, TASK, 1.0)
+        - measure.token_log_probs(then, batch.prompt_ids, ids, TASK, 1.0),
+        0.0,
+    ).sum(1)
+    np.testing.assert_allclose(batch.weight, np.minimum(np.exp(log_ratio), 1.5), rtol=1e-4)
+    assert batch.weight.min() < 0.9 and batch.weight.max() == 1.5
+
+
+def test_rollouts_differ_in_what_their_options_say(given):
+    masks = {"mask_truncated": True, "mask_equal": True}
+    options = {"group_size": 2, "num_epochs": 1}
+    configs = [grpo.Config(**BASE, **options, **x) for x in ({"staleness": 2}, masks)]
+    key = random.key(3)
+    stale, masked = (
+        jax.jit(grpo.rollout)(key, grpo.init(key, c, given), c, given)[0] for c in configs
+    )
+    assert equal(stale.completion_ids, masked.completion_ids)
+    whole, ids = stale.mask, masked.completion_ids
+    log_probs = [jnp.where(whole, b.log_prob, 0.0) for b in (stale, masked)]
+    np.testing.assert_allclose(*log_probs, atol=1e-5)  # of the trainer's pass, and the sampler's
+    score = TASK.reward(masked.prompt_ids, ids, whole).reshape(-1, 2)
+    kept = (ids == TASK.eos_id).any(1) & jnp.repeat(score[:, 0] != score[:, 1], 2)
+    assert equal(masked.mask, whole & kept[:, None])
+    assert 0 < kept.sum() < ((ids == TASK.eos_id).any(1)).sum() < len(kept)
+
+
+def test_the_teacher_samples_the_last_completions(given):
+    architecture = given.reference.architecture
+    silent = dataclasses.replace(architecture, suppressed=(*architecture.suppressed, 3, 4))
+    teacher = transformer.Model(given.reference.params, silent)
+    config, both = distill.Config(**BASE, teacher_batch_size=6), distill.Given(model(), teacher)
+    state = distill.init(random.key(0), config, both)
+    other = dataclasses.replace(state, params=jax.tree.map(lambda x: 3.0 * x, state.params))
+    batch, of_other = (
+        jax.jit(distill.rollout)(random.key(1), s, config, both) for s in (state, other)
+    )
+    ids, other_ids = batch.completion_ids, of_other.completion_ids
+    assert equal(ids[10:], other_ids[10:]) and not equal(ids[:10], other_ids[:10])
+    lengths = batch.mask.sum(1).tolist()
+    assert lengths[10:] == [1] * 6 and max(lengths[:10]) > 1
+    np.testing.assert_allclose(jnp.exp(batch.teacher_log_prob).sum(-1), 1.0, rtol=1e-5)
 
 
 PIPELINE = """
@@ -81,21 +128,36 @@ eval_episodes = 16
 [[stage]]
 name = "sft"
 agent = "rlhf.sft"
-config = {BASE, num_updates = 2, SMALL}
+config = {BASE, num_updates = 1, SMALL}
 [[stage]]
 name = "grpo"
-agent = "rlhf.grpo"
-given = {reference = "sft"}
-config = {BASE, num_updates = 3, num_epochs = 2, num_minibatches = 2, scale = "group",
-          group_size = 4, normaliser = "token", ratio = "sequence", kl_placement = "loss",
-          kl_estimator = "k3", kl_times_ratio = true, mask_truncated = true, mask_equal = true,
-          oversample = 2, staleness = 1}
+GRPO
 [[stage]]
 name = "distill"
 agent = "rlhf.distill"
 given = {reference = "sft", teacher = "grpo"}
 config = {BASE, num_updates = 2, teacher_batch_size = 4}
 """
+GRPO = """
+agent = "rlhf.grpo"
+given = {reference = "sft"}
+config = {BASE, num_updates = 3, OPTIONS}
+"""
+OPTIONS = {
+    "num_epochs": 2,
+    "num_minibatches": 2,
+    "scale": "group",
+    "group_size": 4,
+    "normaliser": "token",
+    "ratio": "sequence",
+    "kl_placement": "loss",
+    "kl_estimator": "k3",
+    "kl_times_ratio": True,
+    "mask_truncated": True,
+    "mask_equal": True,
+    "oversample": 2,
+    "staleness": 1,
+}
 
 
 def toml(fields):
@@ -124,34 +186,40 @@ def arrays(out):
         return dict(store.arrays(unit["name"]))
 
 
+def written(path, text):
+    for name, fields in (("BASE", BASE), ("SMALL", SMALL), ("OPTIONS", OPTIONS)):
+        text = text.replace(name, toml(fields))
+    path.write_text(text)
+    return path
+
+
 def test_a_pipeline_runs_and_resumes_to_the_same_bits(tmp_path, shared_programs, monkeypatch):
-    path = tmp_path / "tiny.toml"
-    text = PIPELINE.replace("BASE", toml(BASE)).replace("SMALL", toml(SMALL))
-    path.write_text(text.replace(",\n         ", ","))
     whole = session.Options(out=tmp_path / "whole", devices=1, quiet=True)
+    path = written(tmp_path / "whole.toml", PIPELINE.replace("GRPO", GRPO))
     assert session.sweep(path, whole) == 0
+    alone = GRPO.replace('"sft"', f'"{tmp_path}/whole/sft"')
+    path = written(tmp_path / "alone.toml", f"seeds = 1\neval_episodes = 16\n{alone}")
     halves = dataclasses.replace(whole, out=tmp_path / "halves", snapshot_every_s=0.0)
     advance, seen = progresses.Progress.advance, []
 
     def interrupted(self, *arguments):
         advance(self, *arguments)
         seen.append(self.done_steps)
-        if len(seen) == 4:  # two updates of the first stage, and two of three of the second
+        if len(seen) == 2:  # of three updates
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(progresses.Progress, "advance", interrupted)
         with pytest.raises(KeyboardInterrupt):
             session.sweep(path, halves)
-    assert list((tmp_path / "halves" / "grpo" / "progress").iterdir())
+    assert list((tmp_path / "halves" / "progress").iterdir())
     assert session.sweep(path, halves) == 0
-    for stage in ("grpo", "distill"):
-        expected, actual = (arrays(tmp_path / name / stage) for name in ("whole", "halves"))
-        assert expected.keys() == actual.keys()
-        for name, value in expected.items():
-            np.testing.assert_array_equal(value, actual[name], err_msg=name)
-    kl = expected["evaluation/teacher_kl"]
-    assert (kl >= -1e-6).all() and "evaluation/kl" not in expected
+    expected, actual = arrays(tmp_path / "whole" / "grpo"), arrays(tmp_path / "halves")
+    assert expected.keys() == actual.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(value, actual[name], err_msg=name)
+    kl = arrays(tmp_path / "whole" / "distill")
+    assert (kl["evaluation/teacher_kl"] >= -1e-6).all() and "evaluation/kl" not in kl
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import dataclasses
 import itertools
+import json
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -168,6 +170,33 @@ def test_score_is_of_the_completion_that_the_model_prefers(given, monkeypatch):
     score = process_reward_model.score(random.key(1), state, CONFIG, 500, given)
     assert score["evaluation/sound"].mean() < 0.02
     assert score["evaluation/return"].mean() < score["evaluation/best_of_4"].mean() < 0.5
+
+
+def test_labels_and_loss_are_those_of_trl():
+    golden = pathlib.Path(__file__).parents[1] / "golden" / "trl_prm.json"
+    (case,) = json.loads(golden.read_text())["cases"]
+    task, config = tasks.make("chain-3-10"), process_reward_model.Config(task="chain-3-10")
+    assert case["words"] == list(task.words)
+    start, length = task.prompt_length, task.completion_length
+    # TRL has no label for the end, and all labels that it is given count.
+    ids = [[*row[start:], tasks.EOS] for row in case["ids"]]
+    ids = jnp.array([row + [tasks.PAD] * (length - len(row)) for row in ids])
+    prompt_ids = jnp.array([row[:start] for row in case["ids"]])
+    batch = process_reward_model.label(prompt_ids, ids, config)
+    lines = batch.labelled & (ids == task.words.index(";"))
+    to_length = [(0, 0), (0, start + length - len(case["labels"][0]))]
+    labels = np.pad(case["labels"], to_length, constant_values=-100)[:, start:]
+    np.testing.assert_array_equal(lines, labels != -100)
+    np.testing.assert_array_equal(batch.right & lines, labels == 1)
+    wrong, right = np.moveaxis(np.pad(case["logits"], [*to_length, (0, 0)])[:, start:], 2, 0)
+    batch = dataclasses.replace(batch, labelled=lines)
+    log_odds = jnp.asarray(right - wrong, jnp.float32)
+    loss, slope = jax.value_and_grad(lambda x: process_reward_model.objective(x, batch)[0])(
+        log_odds
+    )
+    assert loss == pytest.approx(case["loss"], rel=1e-5)
+    expected = np.pad(case["slope"], [*to_length, (0, 0)])[:, start:, 1]
+    np.testing.assert_allclose(slope, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(

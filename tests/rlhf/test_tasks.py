@@ -1,5 +1,7 @@
 """The tasks: their rewards by hand, and prompts, demonstrations and completions as documented."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -113,3 +115,20 @@ def test_an_unknown_task_is_refused_and_an_own_one_is_found():
         tasks.make("humour")
     tasks.register("own", lambda: SENTIMENT)
     assert tasks.make("own") is SENTIMENT
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pad_id": 2}, "pad_id of task 'wrong' must not be its eos_id, .* both are 2"),
+        ({"suppressed": (1,)}, "suppressed of task 'wrong' must hold its pad_id 0"),
+        ({"completion_length": 0}, "completion_length of task 'wrong' must be 1 or more, but is 0"),
+        ({"held_out": np.zeros(3, bool)}, r"must have the shape \[X, P\] .* and \(3,\)"),
+        ({"prompt_probability": SENTIMENT.prompt_probability * 2}, "must sum to 1, but sums to 2"),
+        ({"words": SENTIMENT.words[:4]}, "must be below 4, the number of words, but the largest"),
+    ],
+)
+def test_a_registered_task_that_makes_no_sense_is_refused(change, message):
+    tasks.register("wrong", lambda: dataclasses.replace(SENTIMENT, **change))
+    with pytest.raises(InputError, match=message):
+        tasks.make("wrong")

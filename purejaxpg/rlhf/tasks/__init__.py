@@ -13,7 +13,15 @@ import functools
 from collections.abc import Callable, Mapping
 
 from purejaxpg import InputError
-from purejaxpg.rlhf.tasks import chain, constitution, countdown, enumerable, sentiment, verifiable
+from purejaxpg.rlhf.tasks import (
+    chain,
+    constitution,
+    countdown,
+    enumerable,
+    interface,
+    sentiment,
+    verifiable,
+)
 from purejaxpg.rlhf.tasks.interface import BOS, EOS, PAD, Task
 
 __all__ = ["BOS", "EOS", "PAD", "Task", "make", "register"]
@@ -39,6 +47,7 @@ _registered: dict[str, Callable[[], Task]] = {}
 def register(name: str, make_task: Callable[[], Task]) -> None:
     """Add a task under a name, for the field `task` of configurations."""
     _registered[name] = make_task
+    make.cache_clear()
 
 
 @functools.cache
@@ -46,10 +55,12 @@ def make(name: str) -> Task:
     """Return the task of this name.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or a registered one does not make sense.
     """
     if name in _registered:
-        return _registered[name]()
+        task = _registered[name]()
+        interface.check(task, name)
+        return task
     if name in NAMED:
         return NAMED[name]()
     family, *sizes = name.split("-")

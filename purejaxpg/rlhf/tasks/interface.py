@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import random
 
+from purejaxpg import config as configs
+
 PAD, BOS, EOS = 0, 1, 2  # the ids of every task of this package
 
 
@@ -31,6 +33,8 @@ class Task:
         steps: (prompt ids [B, P], completion ids [B, L], mask [B, L]) -> [B, L] bool, the last
             token of each step, and [B, L] bool, whether that step is right. The last token of a
             completion ends a step. None if completions have no steps.
+        additive: the reward of each token after each, [V, V], of which the reward of a completion
+            is the sum, and the reward of a completion without an end. None: it is no such sum.
         pad_id: the token that fills prompts and completions.
         eos_id: the token that ends a completion; never the same.
     """
@@ -46,6 +50,7 @@ class Task:
     completion_ids: np.ndarray | None = None
     passing: float = math.inf
     steps: Callable[..., tuple[jax.Array, jax.Array]] | None = None
+    additive: tuple[np.ndarray, float] | None = None
     pad_id: int = PAD
     eos_id: int = EOS
 
@@ -67,3 +72,43 @@ class Task:
     def text(self, ids: np.ndarray) -> str:
         """Return tokens as words, without padding and beginning."""
         return " ".join(self.words[i] for i in np.asarray(ids) if i not in (PAD, BOS))
+
+
+def check(task: Task, name: str) -> None:
+    """Raise an InputError unless a task makes sense.
+
+    Args:
+        task: made by `tasks.register`'s function.
+        name: of the task, for messages.
+    """
+    probability = np.asarray(task.prompt_probability)
+    shape, held_out = np.shape(task.prompt_ids), np.shape(task.held_out)
+    configs.require(
+        task.pad_id != task.eos_id,
+        f"pad_id of task {name!r} must not be its eos_id, or no completion could learn to end, "
+        f"but both are {task.eos_id}.",
+    )
+    configs.require(
+        task.pad_id in task.suppressed,
+        f"suppressed of task {name!r} must hold its pad_id {task.pad_id}, because padding is "
+        f"never sampled, but is {task.suppressed}.",
+    )
+    configs.require(
+        task.completion_length >= 1,
+        f"completion_length of task {name!r} must be 1 or more, but is {task.completion_length}.",
+    )
+    configs.require(
+        len(shape) == 2 and probability.shape == held_out == shape[:1],
+        f"prompt_ids of task {name!r} must have the shape [X, P] with X probabilities and X flags "
+        f"in held_out, but the shapes are {shape}, {probability.shape} and {held_out}.",
+    )
+    configs.require(
+        bool((probability >= 0).all()) and abs(float(probability.sum()) - 1) < 1e-6,
+        f"prompt_probability of task {name!r} must sum to 1, but sums to {probability.sum():.6g}.",
+    )
+    largest = int(np.max(task.prompt_ids))
+    configs.require(
+        largest < len(task.words),
+        f"prompt_ids of task {name!r} must be below {len(task.words)}, the number of words, but "
+        f"the largest is {largest}.",
+    )
