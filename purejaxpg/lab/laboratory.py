@@ -274,7 +274,7 @@ def numbers(
         "bias": math.sqrt(bias),
         "cosine": float(cosine),
         "bias_scaled": math.sqrt(sideways) / scale if scale > 0.0 and not nothing else math.nan,
-        "variance": variance / size,
+        "variance": float(variance / size),
         "of_prompts": float(of_prompts / size),
         "error": math.sqrt(chance / size),
     }

@@ -85,7 +85,8 @@ def sampled(
 
 def unit_vectors(truth: np.ndarray, seed: int) -> np.ndarray:
     """Return the directions [K, D] in which means are compared; the first is that of `truth`."""
-    further = np.random.default_rng(seed).normal(size=(DIRECTIONS - 1, truth.size))
+    # A stream of their own: the policies are the first draws of the seed.
+    further = np.random.default_rng([seed, 1]).normal(size=(DIRECTIONS - 1, truth.size))
     vectors = np.concatenate([truth.reshape(1, -1), further])
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 

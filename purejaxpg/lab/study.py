@@ -14,10 +14,9 @@ def agreement(rows: Sequence[Row]) -> tuple[int, float, float]:
     from scipy import special
 
     count = sum(each.get("comparisons", 0) for each in rows)
-    largest = max(
-        (abs(each[name]) for each in rows for name in ("z_mean", "z_square") if name in each),
-        default=math.nan,
-    )
+    compared = [each for each in rows if each.get("comparisons")]
+    z = [abs(each[name]) for each in compared for name in ("z_mean", "z_square")]
+    largest = max(z, default=math.nan)
     bound = float(-special.ndtri(0.005 / count)) if count else math.nan
     return count, largest, bound
 

@@ -23,8 +23,10 @@ def written(tmp_path_factory):
     """What the command printed, and the directory that it wrote."""
     out, printed, said = tmp_path_factory.mktemp("lab") / "out", io.StringIO(), io.StringIO()
     words = ["estimators", "--keys", str(KEYS), "--out", str(out)]
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
-        assert cli.main(words) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(divergences, "ASCENT_STEPS", 2000)  # half as many end nearly there
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
+            assert cli.main(words) == 0
     return printed.getvalue(), said.getvalue(), out
 
 
@@ -154,30 +156,32 @@ def numbers_of(line):
 
 
 def test_the_numbers_of_the_documentation_are_those_of_the_command(written):
-    """All that is exact; what was sampled there had more keys."""
+    """All that is exact; what was sampled there had more keys, and ascent took more steps."""
     page = (written[2] / "estimators.md").read_text().splitlines()
     section = PAGE.read_text().partition("## Which estimator where")[2].partition("\n## ")[0]
-    shown = [line for line in section.splitlines() if re.match(r"\| [a-z]", line)]
-    tables = [line for line in shown if re.search(r"\d", line)]
-    assert len(tables) >= 20
-    for line in tables:
+    lines = [line for line in section.splitlines() if line.startswith("| ")]
+    headers = re.findall(r"^(.*)\n\|---", section, re.MULTILINE)
+    shown = [line for line in lines if line not in headers]
+    assert len(headers) == 4 and len(shown) == 14 + 14 + 8 + 8
+    for line in shown:
         name, cells = numbers_of(line)
+        rounding = 0.02 if len(cells) == 7 else 1e-4
         candidates = [numbers_of(each)[1] for each in page if each.startswith(f"| {name} |")]
-        assert any(same(line, cells, other) for other in candidates), line
+        assert any(same(line, cells, other, rounding) for other in candidates), line
 
 
-def same(line, cells, other):
+def same(line, cells, other, rounding):
     if len(cells) != len(other):
         return False
     approximate = "~" in line
     return all(
-        a == b or approximate or close(as_number(a), as_number(b))
+        a == b or approximate or close(as_number(a), as_number(b), rounding)
         for a, b in zip(cells, other, strict=True)
     )
 
 
-def close(a, b):
-    return isinstance(a, float) and isinstance(b, float) and abs(a - b) <= 0.06 * abs(b) + 1e-4
+def close(a, b, rounding):
+    return isinstance(a, float) and isinstance(b, float) and abs(a - b) <= 0.06 * abs(b) + rounding
 
 
 @pytest.mark.fast
