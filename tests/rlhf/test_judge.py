@@ -107,6 +107,24 @@ def test_a_judge_learns_what_is_better_and_the_position_that_it_is_taught():
     assert metrics["judge/says_first"][1, -100:].mean() > 0.8
 
 
+def opponent_only(ids, segments):
+    """A judge that looks at nothing but the completion that is shown second."""
+    logits = jnp.zeros((*ids.shape, V + comparison.NUM_WORDS))
+    code = ids[:, -TASK.completion_length - 1 : -1] @ jnp.array([25.0, 5.0, 1.0])
+    return logits.at[:, -1, V + comparison.FIRST].set(code)
+
+
+def test_completions_of_a_prompt_meet_the_same_opponent():
+    config = rlaif.Config(
+        task="enumerable-3-3", batch_size=32, group_size=4, beta=0.0, orders=1, temperature=2.0
+    )
+    given = rlaif.Given(reference(), judge=jax.tree_util.Partial(opponent_only))
+    state = rlaif.init(random.key(0), config, given)
+    batch, metrics = jax.jit(rlaif.rollout)(random.key(1), state, config, given)
+    assert (batch.advantage == 0).all() and metrics["reward/score"] > 0
+    assert len(np.unique(batch.completion_ids, axis=0)) > 1
+
+
 @pytest.mark.parametrize(
     ("trainer", "change", "message"),
     [

@@ -1,5 +1,8 @@
 """Feedback of a judge: what it equals if the judge is perfect, by enumeration of completions."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +30,7 @@ from flax import struct
 from jax import lax, nn, random
 
 from purejaxpg.kernels import preference
-from purejaxpg.rlhf import comparison, judge, reward_model, rlaif, sft, transformer
+from purejaxpg.rlhf import comparison, judge, reward_model, rlaif, sft, tokens, transformer
 
 PROMPT, OPPONENTS = TASK.prompt_length, np.array([3, 11, 20])  # one completion of each prompt
 EVERY = jnp.asarray(ALL[:N])
@@ -103,25 +106,37 @@ def test_a_reward_model_of_judged_labels_has_the_gradient_of_gold_labels():
 
 
 def test_a_perfect_judge_draws_the_labels_of_the_task():
-    architecture = sft.architecture(
-        sft.Config(task="enumerable-3-4", width=8, num_layers=1, num_heads=1, num_kv_heads=1)
-    )
+    sizes = {"width": 8, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "mlp_width": 8}
+    architecture = sft.architecture(sft.Config(task="enumerable-3-4", **sizes))
     reference = transformer.init(random.key(0), architecture)
     config = reward_model.Config(task="enumerable-3-4")
-    reward = TASK.reward(jnp.asarray(ALL_PROMPTS), jnp.asarray(ALL), jnp.tile(MASK, (X, 1)))
-    perfect = Exact(reward.reshape(X, N), 0.7)
+    rewarded = functools.partial(TASK.reward, jnp.asarray(ALL_PROMPTS))
+    reward = rewarded(jnp.asarray(ALL), jnp.tile(MASK, (X, 1))).reshape(X, N)
 
     @jax.jit
-    def draw(given):
-        return reward_model.draw(random.key(1), config, given, 256)
+    def draw(judge):
+        given = reward_model.Given(reference, judge=judge)
+        greedy = dataclasses.replace(config, labels="greedy")
+        drawn = [reward_model.draw(random.key(1), c, given, 256) for c in (config, greedy)]
+        return *drawn, reward_model.draw(random.key(1), config, given, 256, held_out=True)
 
-    (gold, best), (own, own_best) = (
-        draw(reward_model.Given(reference, judge=judge)) for judge in (None, perfect)
+    def equal(a, b):
+        return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
+
+    (gold, best), *_ = draw(None)
+    (judged, judged_best), (greedy, certain), _ = draw(Exact(reward, 0.7))
+    assert equal(judged, gold)
+    np.testing.assert_allclose(judged_best, best, rtol=0, atol=1e-12)
+    chosen, rejected = (
+        TASK.reward(gold.prompt_ids, ids, tokens.completion_mask(ids, TASK.eos_id))
+        for ids in (greedy.chosen_ids, greedy.rejected_ids)
     )
-    assert all(map(np.array_equal, jax.tree.leaves(gold), jax.tree.leaves(own)))
-    np.testing.assert_allclose(best, own_best, rtol=0, atol=1e-12)
-    other, _ = draw(reward_model.Given(reference, judge=Exact(-perfect.reward)))
-    assert (other.chosen_ids != gold.chosen_ids).any()
+    is_tie = (greedy.chosen_ids == greedy.rejected_ids).all(1)
+    assert ((chosen > rejected) | is_tie).all() and not equal(greedy, gold)
+    np.testing.assert_array_equal(certain, np.where(is_tie, 0.5, 1.0))
+    (opposite, _), _, (held_out, _) = draw(Exact(-reward))
+    assert not equal(opposite, gold)
+    assert equal(held_out, gold)  # what is scored is labelled by the task, whoever teaches
 
 
 def rlaif_gradient(bias, **changed):
