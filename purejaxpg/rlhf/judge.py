@@ -217,11 +217,12 @@ def score(
 ) -> dict[str, jax.Array]:
     """Evaluate on fresh pairs of held-out prompts, labelled without noise -> arrays [E].
 
-    `evaluation/return` is 1 where the judge, asked in both orders, agrees with the label.
-    `evaluation/one_order` is the share of the two orders in which it agrees by itself, and
-    `evaluation/consistent` whether both orders have the same winner. `evaluation/position_bias` is
-    P("the first") − ½ over both orders. `evaluation/best` is the probability that the better
-    completion by the task's own reward was chosen: no judge can agree more often on average.
+    `evaluation/return` is 1 where the judge, asked in both orders, agrees with the label, and ½ in
+    a tie, as between equal completions. `evaluation/one_order` is the share of the two orders in
+    which it agrees by itself, and `evaluation/consistent` whether both orders have the same winner.
+    `evaluation/position_bias` is P("the first") − ½ over both orders. `evaluation/best` is the
+    probability that the better completion by the task's own reward was chosen: no judge can agree
+    more often on average.
     """
     reference, judge = given.reference, judge_of(state.params, config, given)
     pairs, probability = measure.sample_pairs(
@@ -232,7 +233,7 @@ def score(
     )
     log_odds = 0.5 * (shown_first + shown_second)
     values = {
-        "return": log_odds > 0,
+        "return": (log_odds > 0) + 0.5 * (log_odds == 0),
         "one_order": 0.5 * (shown_first > 0) + 0.5 * (shown_second > 0),
         "consistent": (shown_first > 0) == (shown_second > 0),
         "position_bias": comparison.position_bias(shown_first, shown_second),

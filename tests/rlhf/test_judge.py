@@ -101,7 +101,8 @@ def test_a_judge_learns_what_is_better_and_the_position_that_it_is_taught():
     metrics, scores = jax.device_get(run(jnp.array([0.5, 0.1])))
     scores = {name.removeprefix("evaluation/"): value for name, value in scores.items()}
     assert abs(scores["position_bias"][0]) < 0.05 and scores["position_bias"][1] > 0.15
-    assert (scores["return"] < scores["best"]).all() and (scores["return"] > 0.6).all()
+    assert (scores["return"] < scores["best"]).all()
+    assert (scores["return"] > 0.55).all()  # 6 standard errors above chance
     assert scores["one_order"][1] < scores["return"][1] - 0.02
     assert scores["consistent"][1] < scores["consistent"][0]
     assert metrics["judge/says_first"][1, -100:].mean() > 0.8
