@@ -8,6 +8,7 @@ import pytest
 from enumerable import (
     ALL_MASK,
     BETA,
+    LOGITS,
     REFERENCE,
     REWARD,
     X,
@@ -61,6 +62,16 @@ def test_the_loss_starts_at_a_half_and_its_slope_has_the_sign_of_the_weighted_la
         expected = BETA / 4 * mu / X * direction
         np.testing.assert_allclose(slope[:, 0], expected.ravel(), atol=1e-12)
         assert 0 < metrics["reward/desirable"] < 1 and abs(metrics["policy/mismatched_kl"]) < 1e-12
+
+
+def test_the_loss_compares_with_the_divergence(share):
+    config = kto.Config(beta=BETA, desirable_weight=1.5)
+    value, _ = jax.jit(loss)(token_log_probs(LOGITS), config, share)
+    log_p, log_q = (np.asarray(sequences(token_log_probs(x))) for x in (LOGITS, REFERENCE))
+    kl = (np.exp(log_p) * (log_p - log_q)).sum(1).mean()
+    above = 1.0 / (1.0 + np.exp(-BETA * (log_p - log_q - kl)))
+    expected = np.exp(log_q) * (1.5 * share * (1.0 - above) + (1.0 - share) * above)
+    assert kl > 0.1 and float(value) == pytest.approx(expected.sum(1).mean(), rel=1e-12)
 
 
 def test_all_mass_goes_to_completions_that_are_more_often_good(share):

@@ -98,6 +98,28 @@ def test_online_dpo_learns_from_its_own_pairs(reference):
     assert np.mean(gold[-10:]) > np.mean(gold[:10]) + 0.3
 
 
+def test_the_judge_labels_pairs_and_leaves_out_ties(reference):
+    def drawn(labels, reward=None):
+        config = online_dpo.Config(task="enumerable-3-3", batch_size=64, labels=labels)
+        given = online_dpo.Given(reference, reward)
+        state = online_dpo.init(random.key(0), config, given)
+        return jax.jit(online_dpo.rollout)(random.key(1), state, config, given)
+
+    batch, metrics = drawn("expected")
+    gold = np.asarray(TASK.reward(batch.prompt_ids, batch.completion_ids, batch.mask))
+    chosen, rejected = np.split(np.asarray(batch.completion_ids), 2)
+    difference = gold[:64] - gold[64:]
+    np.testing.assert_allclose(batch.probability, 1.0 / (1.0 + np.exp(-difference)), rtol=1e-5)
+    is_tie = (chosen == rejected).all(1)
+    assert 0 < is_tie.sum() < 64 and batch.weight.tolist() == (1.0 - is_tie).tolist()
+    assert metrics["pairs/ties"] == pytest.approx(is_tie.mean())
+    # To a judge that finds all completions equally good, all pairs are ties.
+    indifferent = transformer.scalar_model(random.key(2), reference, 0.0)
+    batch, metrics = drawn("sampled", indifferent)
+    assert metrics["pairs/ties"] == 1 and not batch.weight.any()
+    assert (batch.probability == 1).all()
+
+
 @pytest.mark.parametrize(
     ("trainer", "change", "message"),
     [
@@ -149,7 +171,7 @@ def test_a_sweep_resumes_to_the_same_bits(
             data_set: contract.read(trainer, data_set, files[data_set], trainer.Config(**config))
         }
     given = jax.tree.map(lambda x: np.asarray(x)[None], trainer.Given(reference, **own))
-    table = {"agent": f"rlhf.{contract.name_of(trainer)}", "seeds": 1, "eval_episodes": 4}
+    table = {"agent": contract.name_of(trainer), "seeds": 1, "eval_episodes": 4}
     table |= {"config": config, "sweep": {"beta": [0.1, 1.0]}, "rows_per_device": 2}
     spec, segments = specs.from_dict(table, "tiny", given=given), engine.segments
 
