@@ -247,6 +247,7 @@ def frontier(key: jax.Array, config: Any, given: Any) -> dict[str, Any]:
     task = tasks.make(config.task)
     held_out = task.held_out if task.held_out.any() else ~task.held_out
     prompt_ids, weight = task.prompt_ids[held_out], task.prompt_probability[held_out]
+    exact = task.completion_ids is not None and len(prompt_ids) <= FRONTIER_PROMPTS
     if len(prompt_ids) > FRONTIER_PROMPTS:
         key, key_prompt = random.split(key)
         drawn = task.prompts(key_prompt, FRONTIER_PROMPTS, held_out=True)
@@ -260,7 +261,6 @@ def frontier(key: jax.Array, config: Any, given: Any) -> dict[str, Any]:
     if task.completion_ids is None:  # the entropy of the weights says how many samples count
         enough = kl.max(0) <= np.log(FRONTIER_SAMPLES / LEAST_SAMPLES)
     mean = functools.partial(np.average, axis=0, weights=weight)
-    exact = task.completion_ids is not None
     return {"kl": mean(kl)[enough], "return": mean(expected)[enough], "exact": exact}
 
 
