@@ -1,4 +1,4 @@
-"""The command line: list, train, plan, sweep, report, export, eval, fsck, fork, bench.
+"""The command line: list, train, plan, sweep, report, export, eval, fsck, fork, bench, estimators.
 
 jax is imported only when a command needs it, so that help is fast and the number of CPU devices can
 still be chosen.
@@ -14,15 +14,21 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from purejaxpg import FaultError, InputError, __version__, contract, signals, streams, trainers
 from purejaxpg import config as configs
 from purejaxpg.sweep import session
+from purejaxpg.text import duration
 
 say = functools.partial(print, flush=True)
+NONE: Mapping[str, bool] = {}
+ENV_OPTIONS = (
+    "The environment's own parameters: --env-params.NAME VALUE; the arguments of its "
+    "constructor: --env-kwargs.NAME VALUE."
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -109,12 +115,22 @@ def make_parser() -> Parser:
     forker.add_argument("agent", help="a name from `purejaxpg list agents`")
     forker.add_argument("file", type=Path, metavar="FILE.py", help="the new file")
     add_bench_command(add)
+    add_estimators_command(add)
     return parser
 
 
-def add_given_option(parser: argparse.ArgumentParser) -> None:
-    """Add the option that names the source of a given array."""
+def add_given_option(parser: argparse.ArgumentParser, fields: Mapping[str, bool] = NONE) -> None:
+    """Add the option that names the source of a given array.
+
+    Args:
+        parser: of a command.
+        fields: that the trainer is given, and whether each is required.
+    """
     text = "give the trainer a result directory's model (DIR, or DIR:best) or a .jsonl file"
+    named = [
+        f"{field} is {'required' if needed else 'optional'}" for field, needed in fields.items()
+    ]
+    text += f"; {', '.join(named)}" if named else ""
     parser.add_argument("--given", action="append", default=[], metavar="NAME=SOURCE", help=text)
 
 
@@ -187,6 +203,8 @@ def add_bench_command(add: Any) -> None:
     option("--num-envs", nargs="+", type=int, metavar="N", help="of each agent (its default)")
     option("--env", metavar="NAME", help="environment (the default of each kind)")
     option("--rows", type=int, metavar="N", help="agents in a unit (as in a sweep)")
+    text = "give all agents a result directory's best model (without: a random reference)"
+    option("--given", action="append", default=[], metavar="NAME=DIR", help=text)
     option("--full", action="store_true", help="all kinds, 1 to 4096 agents, 1 to 8192 num_envs")
     option("--accelerator", action="store_true", help="cases for an accelerator (10 minutes)")
     option("--flags", nargs="+", default=[], metavar="xla_X=V", help="also measure with each")
@@ -196,6 +214,24 @@ def add_bench_command(add: Any) -> None:
     option("--out", type=Path, metavar="DIR", default=Path("results/bench"), help="(results/bench)")
     option("--quiet", action="store_true", help="print results only")
     option("--task", help=argparse.SUPPRESS)  # for a process that measures one case
+
+
+def add_estimators_command(add: Any) -> None:
+    """Add the command that compares estimators of gradients."""
+    text = "tabulate bias and variance of KL estimators, of lambda and of groups, exactly"
+    option = add(estimators, text).add_argument
+    task = "a task whose completions can be listed (enumerable-3-4)"
+    option("--task", metavar="NAME", default="enumerable-3-4", help=task)
+    option("--seed", type=int, default=0, help="of the policies and of the samples (0)")
+    keys = "also sample N gradients with each estimator; 0: exact expectations only (10000)"
+    option("--keys", type=int, default=10_000, metavar="N", help=keys)
+    distance = "of the policy's logits from the reference's (0.001 0.01 1)"
+    default = [0.001, 0.01, 1.0]
+    option("--distance", type=float, nargs="+", metavar="D", default=default, help=distance)
+    option("--beta", type=float, default=0.5, help="price of a nat of divergence (0.5)")
+    option("--out", type=Path, metavar="DIR", default=Path("results/estimators"),
+           help="(results/estimators)")  # fmt: skip
+    option("--quiet", action="store_true", help="print results only")
 
 
 def add_run_options(parser: argparse.ArgumentParser, out: str, devices: str) -> None:
@@ -294,12 +330,18 @@ def plan(arguments: argparse.Namespace) -> None:
 
     pipeline = stages.read(arguments.spec)
     if pipeline is not None:
-        configs.require(not arguments.tune, "--tune needs a sweep file without stages.")
-        specs = stages.plan(pipeline, arguments.confirm)
+        configs.require(
+            not arguments.tune,
+            f"--tune needs a sweep file without stages, but {arguments.spec} has stages; "
+            "without --tune, the costs of a row are printed for each stage.",
+        )
+        specs, seconds = stages.plan(pipeline, arguments.confirm), 0.0
         for stage, spec in zip(pipeline.stages, specs, strict=True):
             say(f"{stage.title}.")
             confirm = arguments.confirm if stage is pipeline.stages[-1] else 0
-            forecast.plan(spec, devices, confirm, say, arguments.quick)
+            seconds += forecast.plan(spec, devices, confirm, say, arguments.quick)
+        if seconds:
+            say(f"All stages: about {duration(seconds)}.")
         return
     spec = session.load(arguments.spec)
     if arguments.tune:
@@ -378,8 +420,12 @@ def fork(arguments: argparse.Namespace) -> None:
     except OSError as error:
         raise FaultError(f"{target} cannot be written: {error.strerror}.") from error
     print(f"Copied {arguments.agent} to {target}. Change it, then:")
-    print(f"  python {target}                     one run")
-    print(f'  agent = "./{target.name}"           in a sweep file beside it')
+    given = " --given NAME=DIR" if "\nclass Given" in target.read_text("utf-8") else ""
+    for words, what in (
+        (f"python {target}{given}", "one run"),
+        (f'agent = "./{target.name}"', "in a sweep file beside it"),
+    ):
+        print(f"  {words:<33s} {what}")
 
 
 def bench(arguments: argparse.Namespace) -> None:
@@ -393,6 +439,7 @@ def bench(arguments: argparse.Namespace) -> None:
         return
     from purejaxpg.bench import cases, run
 
+    arguments.given = list(map(parse_given, arguments.given))
     for name in ("devices", "minutes"):
         value = getattr(arguments, name)
         if value is not None and value <= 0:
@@ -409,18 +456,33 @@ def bench(arguments: argparse.Namespace) -> None:
     )
 
 
+def estimators(arguments: argparse.Namespace) -> None:
+    """Compare estimators of gradients where everything is known."""
+    session.find_devices(1)
+    from purejaxpg.lab import laboratory, run
+
+    a = arguments
+    setting = laboratory.Setting(a.task, a.seed, a.keys, tuple(a.distance), a.beta)
+    progress = functools.partial(print, file=sys.stderr, flush=True)
+    run.run(setting, a.out, session.make_console(), (lambda _: None) if a.quiet else progress)
+
+
 def make_train_parser(agent: Any, name: str = "AGENT") -> Parser:
     """Return a parser with the fields of an agent, for the help text of train."""
+    fields = contract.given_fields(agent) if agent else {}
+    needed = "".join(f"--given {field}=DIR " for field, required in fields.items() if required)
+    options = f"{needed}[--seed N] [--out DIR] [--quiet] [--FIELD VALUE ...]"
+    played = agent is None or contract.has_environment(agent.Config)
     parser = Parser(
         prog=f"purejaxpg train {name}",
-        usage=f"purejaxpg train {name} [--seed N] [--out DIR] [--quiet] [--FIELD VALUE ...]",
+        usage=f"purejaxpg train {name} {options}",
         description=(agent.__doc__ or "").strip().splitlines()[0] if agent else None,
-        epilog="The environment's own parameters: --env-params.NAME VALUE; the arguments of its "
-        "constructor: --env-kwargs.NAME VALUE.",
+        epilog=ENV_OPTIONS if played else None,
         allow_abbrev=False,
     )
     parser.add_argument("--seed", metavar="N", help="decides all randomness (0)")
-    add_given_option(parser)
+    if fields or agent is None:
+        add_given_option(parser, fields)
     add_run_options(parser, "results/AGENT-ENV-seedN-HASH", "1")
     if agent is not None:
         group = parser.add_argument_group("fields of the agent")

@@ -86,7 +86,10 @@ def check_trainer(trainer: types.ModuleType, name: str) -> None:
 
 
 def name_of(trainer: types.ModuleType) -> str:
-    """Return the name of a trainer's file, without its ending."""
+    """Return the name of a trainer: as the package lists it, or that of its file."""
+    package, _, name = trainer.__name__.partition(".")
+    if package == "purejaxpg":
+        return name.removeprefix("agents.")
     return Path(str(trainer.__file__)).stem
 
 
@@ -240,10 +243,11 @@ def give(
     if wanted is None and arrays is None:
         return NOTHING
     if wanted is None or not isinstance(arrays, wanted):
-        needed = ", ".join(name for name, required in fields.items() if required) or "nothing"
+        needed = [field for field, required in fields.items() if required] or ["nothing"]
         had = "nothing" if arrays is None else f"a {type(arrays).__name__}"
-        how = ", with [given] or --given" if fields else ""
-        raise InputError(f"agent {name!r} must be given {needed}{how}, but is given {had}.")
+        how = f", with [given] or --given {needed[0]}=DIR" if fields else ""
+        what = ", ".join(needed)
+        raise InputError(f"agent {name!r} must be given {what}{how}, but is given {had}.")
     import jax
 
     for field in fields:
@@ -417,6 +421,12 @@ def timed(config: Any, updates: int, whole: bool) -> dict[str, int]:
     return fields
 
 
+def length(config: Any) -> tuple[str, int]:
+    """Return the name of the field that decides how long a run is, and its value."""
+    field = "total_timesteps" if hasattr(config, "total_timesteps") else "num_updates"
+    return field, int(getattr(config, field))
+
+
 def activations(config: Any) -> int:
     """Return the number of activations in one gradient step, which decides the rows of a unit.
 
@@ -440,8 +450,8 @@ def smaller(config: Any) -> str:
         "replay_capacity": "a smaller replay_capacity",
         "batch_size": "a smaller batch_size",
     }
-    known = [text for name, text in sizes.items() if hasattr(config, name)]
-    return ", ".join(known[:-1]) + " or " + known[-1] if len(known) > 1 else "a smaller network"
+    known = [text for name, text in sizes.items() if hasattr(config, name)] or ["a smaller network"]
+    return " or ".join(filter(None, [", ".join(known[:-1]), known[-1]]))
 
 
 # ------------------------------------------------------------------------------------------- score

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purejaxpg.kernels import preference
+from purejaxpg.lab import tabular
 from purejaxpg.rlhf import tasks, tokens
 
 TASK = tasks.make("enumerable-3-4")
@@ -21,16 +22,9 @@ REWARD = np.random.default_rng(1).normal(size=(X, N))
 BETA = 0.5
 
 
-def prefixes():
-    """Index of the prefix before each token of each completion, [N, L]."""
-    known: dict[tuple[int, ...], int] = {}
-    return np.array(
-        [[known.setdefault((t, *ids[:t]), len(known)) for t in range(L)] for ids in EVERY]
-    )
-
-
-PREFIX = prefixes()
-COUNT = int(PREFIX.max()) + 1
+TREE = tabular.tree(TASK)
+PREFIX = TREE.prefix
+COUNT = TREE.shape[1]
 
 
 def table(seed, scale=1.0):
@@ -42,10 +36,7 @@ REFERENCE = table(2)
 
 def token_log_probs(logits):
     """Logits of a tabular policy [X, COUNT, 3] -> log-probabilities of all tokens [X*N, L]."""
-    log_p = jax.nn.log_softmax(logits)[:, PREFIX]
-    action = np.where(MASK, EVERY - TASK.eos_id, 0)
-    chosen = jnp.take_along_axis(log_p, jnp.broadcast_to(action, (X, N, L))[..., None], -1)
-    return chosen[..., 0].reshape(X * N, L)
+    return tabular.token_log_probs(logits, tabular.every(TREE))
 
 
 def sequences(log_probs):

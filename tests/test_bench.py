@@ -22,6 +22,8 @@ from jax import lax
 from purejaxpg import InputError, cli, trainers
 from purejaxpg.agents import a2c, ddpg, npg, ppo, reinforce, sac, trpo
 from purejaxpg.bench import cases, child, counts, hlo, roof, run, show
+from purejaxpg.rlhf import ppo as language_ppo
+from purejaxpg.rlhf import rloo, sft
 
 # --- FLOPs and bytes -----------------------------------------------------------------------------
 
@@ -105,6 +107,34 @@ def test_a_convolution_is_counted_and_a_fork_is_not() -> None:
 def test_every_agent_of_the_package_is_counted() -> None:
 
     assert set(counts.KINDS) == {name for name in trainers.names() if "." not in name}
+    assert set(counts.LANGUAGE) <= set(trainers.names())
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("changed", [{}, {"positions": "rotary", "mlp": "silu_gated"}])
+def test_the_weights_and_products_of_a_transformer_are_counted(changed: dict[str, str]) -> None:
+    fields = {"task": "enumerable-3-3", "width": 8, "num_heads": 2, "num_kv_heads": 1}
+    config = sft.Config(**fields, num_layers=1, mlp_width=16, **changed)
+    model = sft.model(sft.init(jax.random.key(0), config), config)
+    policy = counts.transformer(model.architecture, config.row_length, 8)
+    flat = jax.tree_util.tree_leaves_with_path(model.params)
+    weights = sum(x.size for path, x in flat if "scale" not in str(path))  # not those of norms
+    assert policy.weights == weights
+    gated = 8 * 16 if changed else 0
+    # Queries, a key and a value of 4 numbers each; scores and their mixture; the MLP; the head.
+    macs = 8 * (8 + 2 * 4) + 2 * 8 * 6 + 8 * 8 + 8 * 16 + gated + 16 * 8 + 8 * 8
+    assert policy.forward[0] == 2 * macs and policy.learn[0] == 3 * 2 * macs
+    found = counts.count("rlhf.sft", config, sft.Given())
+    assert found is not None and found.flops == 6 * macs
+    given = rloo.Given(model)
+    found = counts.count("rlhf.rloo", rloo.Config(task="enumerable-3-3"), given)
+    # A sequence is a prompt of 3 tokens and 3 of a completion: sampled, compared and learnt.
+    assert found is not None and found.flops == 2 * macs * (1 + 1 + 3) * 6 / 3
+    critic = macs - 8 * 8 + 8
+    found = counts.count("rlhf.ppo", language_ppo.Config(task="enumerable-3-3"), given)
+    assert found is not None
+    assert found.flops == (2 * macs * (2 + 4 * 3) + 2 * critic * (1 + 4 * 3)) * 6 / 3
+    assert counts.count("rlhf.reward_model", config, given) is None
 
 
 @pytest.mark.fast
@@ -288,6 +318,11 @@ def test_a_case_is_its_own_dictionary() -> None:
         (["--flags", "fast=1"], ["--flags", "xla_", "'fast=1'"]),
         (["--num-agents", "1", "--devices", "0"], ["--devices", "0"]),
         (["--minutes", "0"], ["--minutes", "0"]),
+        (["--agents", "rlhf.rloo", "--given", "reference"], ["--given", "NAME=SOURCE"]),
+        (["--agents", "rlhf.rloo", "--given", "ref=./x"], ["'ref'", "reference"]),
+        (["--agents", "rlhf.rloo", "--given", "reference=./x"], ["x is not a result directory"]),
+        (["--given", "reference=./x"], ["'ppo' is given nothing", "--given"]),
+        (["--full", "--given", "reference=./x"], ["--full", "--given"]),
     ],
 )
 def test_bad_input_is_one_sentence(
@@ -339,6 +374,27 @@ def test_a_case_in_this_process() -> None:
     per_step = found["kernels"]["per_update"] / config.num_steps
     assert per_step > 3 and found["kernels"]["per_env_step"] == per_step / config.num_envs
     assert found["algorithm"]["samples"] == 1
+
+
+def test_a_language_model_without_a_given_reference_gets_a_random_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from rich.console import Console
+
+    case = cases.Case("rlhf.rloo", 2, {"num_updates": 60}, rows=2, quick=True)
+    measured_here = {"import_s": 1.0, **child.measure(case, jax.devices()[:1])}
+    found = json.loads(json.dumps(measured_here, allow_nan=False))
+    assert found["unit"] == "tokens" and found["config"]["task"] == "enumerable-3-3"
+    assert found["env_steps_per_s"] == pytest.approx(2 * 8 * 3 / found["update_s"]["median"])
+    assert found["algorithm"]["samples"] == 1
+    other = {**found, "algorithm": None}
+    results = {"a": {"case": case.as_dict(), **found}}
+    results["b"] = {"case": {**case.as_dict(), "agent": "./mine.py"}, **other}
+    show.tables({**data_of(), "results": results}, Console(width=200))
+    printed = capsys.readouterr().out
+    assert "tokens/s" in printed and "env-steps" not in printed
+    assert "No share of the roof is known for ./mine.py: its operations are not" in printed
+    assert " tokens/s, " in show.one_line(found)
 
 
 @pytest.mark.slow

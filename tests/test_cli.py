@@ -72,7 +72,20 @@ def test_help_of_an_agent_explains_every_field(capsys: pytest.CaptureFixture[str
     printed = capsys.readouterr().out
     assert "--learning-rate" in printed
     assert "step size of Adam (0.00025)" in printed
-    assert "--env-params.NAME" in printed
+    assert "--env-params.NAME" in printed and "--given" not in printed
+
+
+@pytest.mark.fast
+def test_help_of_a_trainer_says_what_it_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "rlhf.rloo", "--help"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.startswith("usage: purejaxpg train rlhf.rloo --given reference=DIR [--seed")
+    assert "reference is required, reward is optional" in printed and "env-params" not in printed
+    assert cli.main(["train", "rlhf.rloo"]) == 2
+    message = "agent 'rlhf.rloo' must be given reference, with [given] or --given reference=DIR, "
+    assert capsys.readouterr().err == f"{message}but is given nothing.\n"
+    assert cli.main(["fork", "rlhf.rloo", "mine.py"]) == 0
+    assert "python mine.py --given NAME=DIR   one run" in capsys.readouterr().out
 
 
 @pytest.mark.fast

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.fast
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ["purejaxpg/**/*.py"]
 AGENTS = ["purejaxpg/agents/[!_]*.py"]
+LANGUAGE_MODELS = ["purejaxpg/rlhf/[!_]*.py"]
 EVERYTHING = [*PACKAGE, "tests/**/*.py", "experiments/**/*.py", "benchmarks/**/*.py"]
 
 MAX_FUNCTION_LINES = 40
@@ -58,7 +59,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cluster": {*INNER, "sweep", "cluster"},
     "report": {*INNER, "sweep", "report"},
     "bench": {*OUTER, "bench"},
-    "cli": {*OUTER, "bench"},
+    # It takes the trainers of language models apart, so it imports them.
+    "lab": {*INNER, "rlhf", "report", "lab"},
+    "cli": {*OUTER, "bench", "lab"},
 }
 # The modules inside a package that put packages together.
 COMPOSES = {"purejaxpg.sweep.session": OUTER, "purejaxpg.sweep.sources": OUTER}
@@ -81,6 +84,27 @@ SECTIONS = [
     "policy",
     "__main__",
 ]
+
+# The same for a trainer of language models. What measures a trained model may stand in any order.
+RLHF_SECTIONS = [
+    "Config",
+    "Given",
+    "Batch",
+    "TrainState",
+    "check",
+    "check_given",
+    "read",
+    "make_optimizer",
+    "init",
+    "rollout or draw",
+    "objective",
+    "loss",
+    "update",
+    "train",
+    "score, samples, frontier or model",
+    "__main__",
+]
+OPTIONAL_SECTIONS = {"Batch", "check_given", "read", "rollout or draw", "objective"}
 
 
 # --- reading source -----------------------------------------------------------------------------
@@ -258,15 +282,47 @@ def section_of(node: ast.stmt) -> str | None:
 
 def section_order(path: str, source: str) -> list[str]:
     found = [(node, section_of(node)) for node in ast.parse(source).body]
-    found = [(node, section) for node, section in found if section]
-    present = [section for _, section in found]
-    complaints = [f"{path}: {name} is missing" for name in SECTIONS if name not in present]
-    reached = 0
+    return out_of_order(path, found, SECTIONS, set())
+
+
+def rlhf_section_of(node: ast.stmt) -> str | None:
+    """Which of RLHF_SECTIONS a statement at the top level of a trainer is, if any."""
+    name = "__main__" if is_main_guard(node) else getattr(node, "name", "")
+    for section in RLHF_SECTIONS:
+        if name in re.split(", | or ", section):
+            return section
+    return None
+
+
+def rlhf_section_order(path: str, source: str) -> list[str]:
+    """A module with a Config is a trainer; the others are what trainers share."""
+    found = [(node, rlhf_section_of(node)) for node in ast.parse(source).body]
+    if "Config" not in [section for _, section in found]:
+        return []
+    return out_of_order(path, found, RLHF_SECTIONS, OPTIONAL_SECTIONS)
+
+
+def out_of_order(
+    path: str,
+    found: list[tuple[ast.stmt, str | None]],
+    sections: list[str],
+    optional: set[str],
+) -> list[str]:
+    """Complaints about sections that are missing, or that stand after a later one."""
+    present = {section for _, section in found}
+    complaints = [
+        f"{path}: {name} is missing" for name in sections if name not in {*present, *optional}
+    ]
+    seen: set[int] = set()
     for node, section in found:
-        if SECTIONS.index(section) < reached:
+        if section is None:
+            continue
+        here = sections.index(section)
+        later = sorted(place for place in seen if place > here)
+        if later:
             what = getattr(node, "name", section)
-            complaints.append(f"{path}:{node.lineno}: {what} belongs before {SECTIONS[reached]}")
-        reached = max(reached, SECTIONS.index(section))
+            complaints.append(f"{path}:{node.lineno}: {what} belongs before {sections[later[0]]}")
+        seen.add(here)
     return complaints
 
 
@@ -429,6 +485,7 @@ CHECKS = {
     import_direction: PACKAGE,
     modules_not_names: AGENTS,
     section_order: AGENTS,
+    rlhf_section_order: LANGUAGE_MODELS,
     unsafe_loading: PACKAGE,
     forbidden_jax: PACKAGE,
     forbidden_names: PACKAGE,
@@ -492,8 +549,36 @@ OFF_POLICY = AGENT.replace("rollout", "interact").replace(
 AGENT_PATH = "purejaxpg/agents/some.py"
 
 
-def without(section: str) -> str:
-    return "\n".join(line for line in AGENT.splitlines() if section not in line)
+TRAINER = """
+class Config: pass
+class Given: pass
+class Batch: pass
+class TrainState: pass
+def check(config): pass
+def check_given(config, given): pass
+def policy_of(params, given): pass
+def make_optimizer(config): pass
+def init(key, config, given): pass
+def rollout(key, state, config, given): pass
+def advantages(batch, config): pass
+def objective(log_prob, batch): pass
+def loss(params, batch, config, given): pass
+def update(key, state, config, given): pass
+def train(key, config, given): pass
+def score(key, state, config, num_episodes, given): pass
+def model(state, config, given): pass
+if __name__ == "__main__": from purejaxpg import cli
+"""
+TRAINER_PATH = "purejaxpg/rlhf/some.py"
+
+
+def without(section: str, source: str = AGENT) -> str:
+    return "\n".join(line for line in source.splitlines() if section not in line)
+
+
+def moved_to_the_end(section: str) -> str:
+    (line,) = (line for line in TRAINER.splitlines() if section in line)
+    return f"{without(section, TRAINER)}\n{line}"
 
 
 BAD = [
@@ -535,6 +620,14 @@ BAD = [
     (section_order, AGENT_PATH, without("loss(") + "\ndef loss_of_time(): pass"),
     (section_order, AGENT_PATH, without("Config") + "\nclass Config: pass"),
     (section_order, AGENT_PATH, OFF_POLICY + "\ndef temperature_loss(): pass"),
+    *(
+        (rlhf_section_order, TRAINER_PATH, without(name, TRAINER))
+        for name in ("Given", "TrainState", "check(", "init(", "loss(", "train(", "__name__")
+    ),
+    *(
+        (rlhf_section_order, TRAINER_PATH, moved_to_the_end(name))
+        for name in ("Config", "Batch", "check_given(", "rollout(", "objective(", "model(")
+    ),
     (unsafe_loading, "", "import pickle"),
     (unsafe_loading, "", "from cloudpickle import loads"),
     (unsafe_loading, "", "def f():\n import joblib.numpy_pickle"),
@@ -610,6 +703,10 @@ GOOD = [
     (section_order, AGENT_PATH, AGENT),
     (section_order, AGENT_PATH, OFF_POLICY),
     (section_order, AGENT_PATH, AGENT.replace("def loss", "def helper(): pass\ndef surrogate")),
+    (rlhf_section_order, TRAINER_PATH, TRAINER),
+    (rlhf_section_order, TRAINER_PATH, TRAINER.replace("rollout", "draw")),
+    (rlhf_section_order, TRAINER_PATH, without("Batch", without("check_given", TRAINER))),
+    (rlhf_section_order, "purejaxpg/rlhf/tokens.py", "def init(): pass\ndef check(): pass"),
     (unsafe_loading, "", SAFE_LOADING),
     (forbidden_jax, "", GOOD_JAX),
     (forbidden_names, "", "key_env = 0\nf(rng=key)\nrngs = 1"),
@@ -627,6 +724,13 @@ def test_bad_snippet_is_seen(check, path, source):
 @pytest.mark.parametrize(("check", "path", "source"), GOOD)
 def test_good_snippet_passes(check, path, source):
     assert check(path, source) == []
+
+
+def test_what_is_out_of_order_is_named():
+    source = moved_to_the_end("def update")
+    (complaint,) = rlhf_section_order(TRAINER_PATH, source)
+    line = len(source.splitlines())
+    assert complaint == f"{TRAINER_PATH}:{line}: update belongs before train"
 
 
 def test_every_check_is_itself_tested():

@@ -14,6 +14,7 @@ from purejaxpg import config as configs
 BREAKOUT = {"env": "Breakout-MinAtar", "num_envs": 64, "num_minibatches": 8, "activation": "relu"}
 # Small enough to compile and run in seconds anywhere; fields that an agent lacks are left out.
 QUICK: dict[str, Any] = {
+    "task": "enumerable-3-3",
     "num_envs": 2,
     "num_steps": 8,
     "max_steps": 20,
@@ -41,6 +42,7 @@ class Case:
     rows: int | None = None  # of a unit; None: as a sweep chooses them
     flag: str = ""  # of XLA, added to those of the environment
     quick: bool = False
+    given: Mapping[str, str] = dataclasses.field(default_factory=dict)  # sources by field
 
     @property
     def name(self) -> str:
@@ -50,7 +52,8 @@ class Case:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the case as JSON can hold it."""
-        return {**dataclasses.asdict(self), "fields": dict(self.fields)}
+        plain = {"fields": dict(self.fields), "given": dict(self.given)}
+        return {**dataclasses.asdict(self), **plain}
 
     @property
     def label(self) -> str:
@@ -66,16 +69,30 @@ class Case:
             elif name != contract.NUM_ENVS or axis != "environments":
                 parts.append(f"{name}={value}")
         parts += [f"rows={self.rows}"] if self.rows else []
+        parts += [f"{name}={source}" for name, source in self.given.items()]
         return " ".join([self.agent, *parts, *([self.flag] if self.flag else [])])
 
-    def sweep(self, agent: Any) -> dict[str, Any]:
-        """Return the sweep to be timed, for `specs.from_dict`; `agent` is its module."""
-        return {
+    def sweep(self, shapes: bool = False) -> Any:
+        """Return the spec of the sweep to be timed; with `shapes`, of a random model only these.
+
+        Raises:
+            InputError: it cannot be trained.
+        """
+        from purejaxpg.bench import givens
+        from purejaxpg.sweep import spec as specs
+
+        trainer = trainers.load(self.agent)
+        fields = complete(trainer.Config, self.fields, self.quick)
+        raw = {
             "agent": self.agent,
             "seeds": self.num_agents,
-            "config": complete(agent.Config, self.fields, self.quick),
+            "config": fields,
             **({"rows_per_device": self.rows} if self.rows else {}),
         }
+        config = configs.build(trainer.Config, fields)
+        trainer.check(config)
+        given = givens.arrays(trainer, config, self.given, shapes)
+        return specs.from_dict(raw, "bench", given=given)
 
 
 def complete(config_type: Any, fields: Mapping[str, Any], quick: bool) -> dict[str, Any]:
@@ -108,20 +125,22 @@ def choose(asked: Any, on_cpu: bool) -> list[Case]:
         f"--{name.replace('_', '-')}": getattr(asked, name)
         for name in ("agents", "num_agents", "num_envs", "env", "rows")
     }
-    given = [name for name, value in listed.items() if value is not None]
+    chosen_by = [name for name, value in listed.items() if value is not None]
+    chosen_by += ["--given"] if asked.given else []
     ready_made = [name for name in ("full", "accelerator") if getattr(asked, name)]
-    options = [f"--{name}" for name in ready_made] + given
+    options = [f"--{name}" for name in ready_made] + chosen_by
     configs.require(
-        len(ready_made) + bool(given) < 2,
+        len(ready_made) + bool(chosen_by) < 2,
         f"{' and '.join(options[:2])} must not be given together: each chooses the cases.",
     )
-    if given:
+    if chosen_by:
         agents, numbers = asked.agents or ["ppo"], asked.num_agents or [1, 16, 64]
         chosen = product(agents, numbers, asked.num_envs or [], asked.env, asked.rows)
     elif ready_made:
         chosen = full() if asked.full else accelerator(on_cpu)
     else:
         chosen = default(on_cpu)
+    chosen = [dataclasses.replace(case, given=dict(asked.given)) for case in chosen]
     chosen = with_flags(chosen, asked.flags)
     chosen = made_quick(chosen) if asked.quick else chosen
     check(chosen)
@@ -232,11 +251,9 @@ def made_quick(cases: Iterable[Case]) -> list[Case]:
 
 def check(cases: Iterable[Case]) -> None:
     """Raise an InputError if a case cannot be trained."""
-    from purejaxpg.sweep import spec as specs
-
     single = [dataclasses.replace(case, num_agents=1, flag="") for case in cases]
     for case in {case.name: case for case in single}.values():
         try:
-            specs.from_dict(case.sweep(trainers.load(case.agent)), "bench")
+            case.sweep(shapes=True)
         except InputError as error:
             raise InputError(f"{case.label}: {error}") from error

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from purejaxpg import config as configs
-from purejaxpg import trainers
+from purejaxpg import contract
 from purejaxpg.bench import cases, counts, hlo, roof
 from purejaxpg.sweep import compute, memory
 from purejaxpg.sweep import plan as plans
@@ -59,7 +59,7 @@ def measure(
     Raises:
         OutOfMemory: it does not fit.
     """
-    spec = specs.from_dict(case.sweep(trainers.load(case.agent)), "bench")
+    spec = case.sweep()
     (round_, *_) = searches.rehearse(searches.rounds(spec))
     backend = compute.Backend(spec, devices)
     (group,) = backend.groups(0, round_, {})
@@ -73,14 +73,15 @@ def measure(
         return times
     enough = QUICK_ENOUGH_S if case.quick else ENOUGH_S
     trained = train(backend, programs, group.units[: programs.units], enough)
-    count = counts.count(case.agent, group.config)
+    count = counts.count(case.agent, group.config, *spec.given.of_run(0))
     return {
         **times,
         **trained,
         **rates(group, programs.units, trained["update_s"]["median"]),
         "memory": use_of_memory(spec, programs, group.config),
         "kernels": kernels(programs, group.config),
-        "algorithm": count and vars(count),  # per environment step, if it is known
+        "algorithm": count and vars(count),  # per step, if it is known
+        "unit": contract.unit(spec.agent),
         "device_kind": devices[0].device_kind,
         "config": plain(group.config),
     }
@@ -159,7 +160,8 @@ def use_of_memory(spec: specs.Spec, programs: compute.Programs, config: Any) -> 
     """
     plan, needed = programs.segment.memory_analysis(), memory.needed(programs.segment)
     names = ("temp", "argument", "output", "alias")
-    per_agent, data = needed / programs.rows, bytes_of_data(spec.agent, config)
+    data = bytes_of_data(spec.agent, config, *spec.given.of_run(0))
+    per_agent = needed / programs.rows
     stats = programs.sharding.mesh.devices.flat[0].memory_stats() or {}
     return {
         **{name: int(getattr(plan, f"{name}_size_in_bytes")) for name in names},
@@ -171,10 +173,10 @@ def use_of_memory(spec: specs.Spec, programs: compute.Programs, config: Any) -> 
     }
 
 
-def bytes_of_data(agent: Any, config: Any) -> int:
+def bytes_of_data(agent: Any, config: Any, *given: Any) -> int:
     """Return the bytes of an agent's rollout or replay buffer; 0 if it has neither."""
     key = jax.random.key(0)
-    state = jax.eval_shape(agent.init, key, config)
+    state = jax.eval_shape(agent.init, key, config, *given)
     data = getattr(state, "buffer", None)
     if data is None and hasattr(agent, "rollout") and hasattr(agent, "Transition"):
         result = jax.eval_shape(lambda k, s: agent.rollout(k, s, config), key, state)

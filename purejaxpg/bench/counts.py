@@ -1,4 +1,6 @@
-"""Floating-point operations and bytes of one environment step, counted from the algorithm.
+"""Floating-point operations and bytes of one step, counted from the algorithm.
+
+A step is one of an environment, or a token of a language model, padding included.
 
 Only matrix products count as operations: 2 per multiply-add. Environments, random numbers,
 activation functions and optimisers are left out (about a tenth for a network of two layers of 64).
@@ -18,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from purejaxpg import envs
+from purejaxpg import envs, trainers
 
 ADAM, RMSPROP = 2, 1  # moments per parameter
 FLOAT = 4  # bytes
@@ -81,7 +83,7 @@ class Net:
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """What the algorithm takes per environment step of one agent."""
+    """What the algorithm takes per step of one agent."""
 
     flops: float
     bytes: float
@@ -119,11 +121,17 @@ def step_of_optimizer(weights: int, moments: int) -> Work:
     return work(0, (4 + 2 * (1 + moments)) * weights)
 
 
-def count(agent: str, config: Any) -> Count | None:
-    """Return what an agent takes per environment step; None for an agent that is not known here."""
-    if agent not in KINDS:
+def count(agent: str, config: Any, *given: Any) -> Count | None:
+    """Return what an agent takes per step; None for an agent that is not known here.
+
+    Args:
+        agent: its name.
+        config: its configuration.
+        given: the arrays that a run is given, if there are any.
+    """
+    if agent not in {**KINDS, **LANGUAGE}:
         return None
-    total, samples = KINDS[agent](config)
+    total, samples = KINDS[agent](config) if agent in KINDS else LANGUAGE[agent](config, *given)
     return Count(float(total[0]), FLOAT * float(total[1]), samples)
 
 
@@ -268,6 +276,88 @@ def sac(config: Any) -> tuple[Work, float]:
 
 KINDS: dict[str, Callable[[Any], tuple[Work, float]]] = {
     kind.__name__: kind for kind in (reinforce, a2c, npg, trpo, ppo, ddpg, sac)
+}
+
+
+# --------------------------------------------------------------------------------- language models
+
+
+def transformer(architecture: Any, length: int, outputs: int) -> Net:
+    """Return the layers of a transformer for one token of a sequence.
+
+    Args:
+        architecture: as `rlhf.transformer.Architecture`; norms and biases are left out.
+        length: of the sequence; a token attends to all of it, as masked products do.
+        outputs: of the head.
+    """
+    a = architecture
+    rows = a.vocab_size + (a.context if a.positions == "learned" else 0)
+    layers = [Layer(0, a.width, 0, rows * a.width)]  # the embedding, which takes no product
+    inner, kept = a.num_heads * a.head_dim, 2 * a.num_kv_heads * a.head_dim
+    gates = 2 if a.mlp == "silu_gated" else 1
+    for _ in range(a.num_layers):
+        attention = Layer(inner, inner + a.num_heads * length, 2 * inner * length, 0)
+        layers += [dense(a.width, inner + kept), attention, dense(inner, a.width)]
+        layers += [*[dense(a.width, a.mlp_width)] * gates, dense(a.mlp_width, a.width)]
+    head = dense(a.width, outputs)
+    shared = a.tied and a.output == "tokens"
+    return Net((*layers, dataclasses.replace(head, weights=0) if shared else head))
+
+
+def dense(inputs: int, outputs: int) -> Layer:
+    """Return a linear layer; its bias is left out."""
+    return Layer(inputs, outputs, inputs * outputs, inputs * outputs)
+
+
+def completed(config: Any, given: Any) -> tuple[Net, Net, float, Work]:
+    """Return policy, critic, the tokens of a sequence per token of a completion, and the rollout.
+
+    The rollout is the work of sampling a token, of its log-probability under the reference, and of
+    the reward if a model gives it. Sampling reads the weights at each token of the B completions.
+    """
+    a = given.reference.architecture
+    length = trainers.load("rlhf.sft").Config(task=config.task).row_length
+    share = length * config.batch_size / config.steps_per_update
+    policy = transformer(a, length, a.vocab_size)
+    critic = transformer(dataclasses.replace(a, output="scalar"), length, 1)
+    completions = 2 * policy.forward * share + work(0, policy.weights / config.batch_size)
+    if getattr(given, "reward", None) is not None:
+        reward = given.reward.architecture
+        completions += transformer(reward, length, 1).forward * share
+    return policy, critic, share, completions
+
+
+def language_sft(config: Any, given: Any) -> tuple[Work, float]:
+    """SFT: a gradient step on rows of tokens: F = F_π + B_π."""
+    architecture = trainers.load("rlhf.sft").architecture(config)
+    policy = transformer(architecture, config.row_length, architecture.vocab_size)
+    moved = step_of_optimizer(policy.weights, ADAM) / config.steps_per_update
+    return policy.learn + moved, 1
+
+
+def language_rloo(config: Any, given: Any) -> tuple[Work, float]:
+    """RLOO: completions, then one gradient step: F = (2 F_π + F_r) + F_π + B_π."""
+    policy, _, share, total = completed(config, given)
+    total += policy.learn * share
+    return total + step_of_optimizer(policy.weights, ADAM) / config.steps_per_update, 1
+
+
+def language_ppo(config: Any, given: Any) -> tuple[Work, float]:
+    """PPO: completions and their values, then E epochs.
+
+    F = (2 F_π + F_r) + F_V + E (F_π + B_π + F_V + B_V)
+    """
+    policy, critic, share, total = completed(config, given)
+    epochs, steps = config.num_epochs, config.num_epochs * config.num_minibatches
+    total += (critic.forward + epochs * (policy.learn + critic.learn)) * share
+    both = step_of_optimizer(policy.weights + critic.weights, ADAM)
+    return total + steps / config.steps_per_update * both, epochs
+
+
+LANGUAGE: dict[str, Callable[[Any, Any], tuple[Work, float]]] = {
+    "rlhf.sft": language_sft,
+    "rlhf.rloo": language_rloo,
+    "rlhf.ppo": language_ppo,
 }
 
 

@@ -9,9 +9,9 @@ from purejaxpg.bench import cases, counts, roof
 from purejaxpg.report import figures as drawing
 from purejaxpg.text import engineering
 
-Result = Mapping[str, Any]  # as `child.run` returns it; `results` adds "roof", env-steps/s or None
+Result = Mapping[str, Any]  # as `child.run` returns it; `results` adds "roof", steps/s or None
 Measured = tuple[cases.Case, Result]
-Point = tuple[int, float, Result]  # place on the axis, env-steps/s, and all the rest
+Point = tuple[int, float, Result]  # place on the axis, steps/s, and all the rest
 
 AGENTS, ENVS = "agents", "environments"  # the axes
 MARKERS = "osD^v"
@@ -24,9 +24,15 @@ def one_line(result: Result) -> str:
         return f"failed: {result['error']}"
     seconds = result["trace_s"] + result["lower_s"] + result["compile_s"]
     return (
-        f"{engineering(result['env_steps_per_s'])} env-steps/s, {result['agents_per_s']:.3g} "
+        f"{engineering(result['env_steps_per_s'])} {unit(result)}/s, {result['agents_per_s']:.3g} "
         f"agents/s, compiled in {seconds:.1f} s"
     )
+
+
+def unit(*found: Result) -> str:
+    """Return what the steps of results are, such as env-steps."""
+    names = {str(result.get("unit", contract.ENV_STEPS)) for result in found}
+    return " or ".join(sorted(names)).replace(contract.ENV_STEPS, "env-steps")
 
 
 def results(data: Mapping[str, Any]) -> list[Measured]:
@@ -39,7 +45,7 @@ def results(data: Mapping[str, Any]) -> list[Measured]:
 
 
 def roof_of(data: Mapping[str, Any], result: Result) -> float | None:
-    """Return the env-steps/s at the machine's roof, if the algorithm's count is known."""
+    """Return the steps/s at the machine's roof, if the algorithm's count is known."""
     if not result.get("algorithm"):
         return None
     count = counts.Count(**result["algorithm"])
@@ -67,14 +73,14 @@ def counted(result: Result, name: str, form: Callable[[Any], str] = engineering)
 
 
 def slowest_and_fastest(result: Result) -> tuple[float, float]:
-    """Return the env-steps/s of the slowest and of the fastest segment."""
+    """Return the steps/s of the slowest and of the fastest segment."""
     rate, update = result["env_steps_per_s"], result["update_s"]
     return rate * update["median"] / update["max"], rate * update["median"] / update["min"]
 
 
 Columns = Mapping[str, Callable[[Result], str]]
 SPEED: Columns = {
-    "env-steps/s": lambda r: engineering(r["env_steps_per_s"]),
+    "{unit}/s": lambda r: engineering(r["env_steps_per_s"]),
     "slowest-fastest": lambda r: "-".join(map(engineering, slowest_and_fastest(r))),
     "agents/s": lambda r: f"{r['agents_per_s']:.3g}",
     "% of roof": lambda r: f"{100 * r['env_steps_per_s'] / r['roof']:.1f}" if r["roof"] else "-",
@@ -90,7 +96,7 @@ TIMES: Columns = {
 }
 NEEDS_TITLE = (
     "Needs (data: the rollout or the replay buffer; kernels: of all agents on a device together, "
-    "per environment step of one; FLOP and bytes a step: counted from the algorithm)"
+    "per step of one; FLOP and bytes a step: counted from the algorithm)"
 )
 NEEDS: Columns = {
     "bytes an agent": lambda r: engineering(r["memory"]["per_agent"]),
@@ -116,8 +122,18 @@ def tables(data: Mapping[str, Any], console: Any) -> None:
         if "error" in result:
             say = f"{case.label}: {result['error']}"
             console.print(say, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    for sentence in knees(good):
+    for sentence in [*knees(good), *without_roof(good)]:
         console.print(sentence, highlight=False, markup=False)
+
+
+def without_roof(good: Iterable[Measured]) -> list[str]:
+    """Say of which agents no share of the machine's roof is known, and why."""
+    names = dict.fromkeys(case.agent for case, result in good if not result["roof"])
+    if not names:
+        return []
+    return [
+        f"No share of the roof is known for {', '.join(names)}: its operations are not counted."
+    ]
 
 
 def describe(data: Mapping[str, Any]) -> str:
@@ -147,9 +163,11 @@ def table(title: str, columns: Columns, good: Sequence[Measured]) -> Any:
     made = Table(title=Text(title), title_justify="left", **frame)
     made.add_column(Text("case"), overflow="fold")
     rows = [[column(result) for column in columns.values()] for _, result in good]
+    steps = unit(*(result for _, result in good))
     for header, *cells in zip(columns, *rows, strict=True):
         # On a narrow terminal headers may wrap; a value is never squeezed away.
-        made.add_column(Text(header), justify="right", min_width=max(map(len, cells)))
+        name = Text(header.format(unit=steps))
+        made.add_column(name, justify="right", min_width=max(map(len, cells)))
     for (case, _), row in zip(good, rows, strict=True):
         made.add_row(*map(Text, (case.label, *row)))
     return made
@@ -162,10 +180,10 @@ def knees(good: Iterable[Measured]) -> list[str]:
         if len(points) < 3:
             continue
         best = max(rate for _, rate, _ in points)
-        agents, rate, _ = next(point for point in points if point[1] >= KNEE * best)
+        agents, rate, found = next(point for point in points if point[1] >= KNEE * best)
         lines.append(
             f"{name}: {agents} agents reach {100 * rate / best:.0f}% of the best "
-            f"({engineering(best)} env-steps/s)."
+            f"({engineering(best)} {unit(found)}/s)."
         )
     return lines
 
@@ -177,8 +195,9 @@ def curves(good: Iterable[Measured], axis: str) -> dict[str, list[Point]]:
     """
     lines: dict[str, list[Point]] = {}
     for case, result in good:
-        if not case.flag:
-            at = result["config"][contract.NUM_ENVS] if axis == ENVS else case.num_agents
+        known = result["config"].get(contract.NUM_ENVS)
+        at = known if axis == ENVS else case.num_agents
+        if not case.flag and at is not None:
             points = lines.setdefault(case.label_without(axis), [])
             points.append((at, result["env_steps_per_s"], result))
     return {
@@ -192,7 +211,7 @@ def curves(good: Iterable[Measured], axis: str) -> dict[str, list[Point]]:
 
 
 def figures(data: Mapping[str, Any], directory: Path) -> list[Path]:
-    """Draw env-steps/s over agents and over environments, with the roof, as PNG and SVG.
+    """Draw steps/s over agents and over environments, with the roof, as PNG and SVG.
 
     Returns:
         The files; none if no curve has two points.
@@ -206,7 +225,8 @@ def figures(data: Mapping[str, Any], directory: Path) -> list[Path]:
         draw(axes, lines)
         drawing.dress(axes, f"Throughput over {axis}", "median of segments, slowest to fastest")
         axes.set_xlabel(f"{axis} ({'in all' if axis == AGENTS else 'of each agent'})")
-        axes.set_ylabel("environment steps per second, all agents")
+        steps = unit(*(result for points in lines.values() for _, _, result in points))
+        axes.set_ylabel(f"{steps.replace('env-', 'environment ')} per second, all agents")
     paths = [directory / f"bench.{ending}" for ending in ("png", "svg")]
     for path in paths:
         with disk.faults("write", path):

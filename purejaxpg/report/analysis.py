@@ -19,7 +19,7 @@ from purejaxpg import contract, stats
 from purejaxpg.report import curves as training
 from purejaxpg.report import ranking
 from purejaxpg.report.ranking import Configuration
-from purejaxpg.sweep import search, stages
+from purejaxpg.sweep import frozen, search, stages
 from purejaxpg.sweep.store import Store
 from purejaxpg.text import short
 
@@ -33,6 +33,7 @@ _MOST_LEVELS = 12  # distinct values before they are put into bins
 _TOP = 0.75  # quantile above which a configuration is among the best
 _TOP_NEEDS = 20  # configurations, before there is a best quarter to speak of
 _GRID_POINTS = 60
+SEEDS_TO_CONFIRM = 16
 _SPENT = ("wall_s", "compile_s", "env_steps")
 
 
@@ -296,7 +297,7 @@ class Analysis:
 
     identity: dict[str, Any]
     spec_text: str
-    command: str  # confirms the winner
+    command: str  # confirms the winner; empty if no command can
     runs: list[dict[str, Any]]
     training: dict[str, training.Curve]
     sections: list[Section]
@@ -356,7 +357,7 @@ def of_store(store: Store) -> Analysis:
     confirmed = [c for c in confirmed if c.finished]
     by_environment = ranking.sections(confirmed)
     tune = [run for run in runs if run["stage"] == ranking.TUNE]
-    sections = []
+    sections, command = [], _command(store, identity)
     for name, own in ranking.sections(ranked).items():
         roles = _roles(own, by_environment.get(name, []))
         own_legs = [leg for leg in legs if ranking.environment_of(leg) == name]
@@ -364,7 +365,7 @@ def of_store(store: Store) -> Analysis:
     return Analysis(
         identity=identity,
         spec_text=_spec_text(store),
-        command=_command(store, identity),
+        command=command,
         runs=runs,
         training=curves,
         sections=sections,
@@ -375,7 +376,8 @@ def of_store(store: Store) -> Analysis:
         cost=_cost(store, legs),
         unit=_unit(store),
         facts=_facts(store),
-        notes=_notes(ranked, bool(confirmed), episodes, cut, store.ledger.notes()),
+        notes=_notes(ranked, bool(confirmed), _again(store, command), episodes, cut)
+        + store.ledger.notes(),
     )
 
 
@@ -406,24 +408,40 @@ def _spec_text(store: Store) -> str:
 
 
 def _command(store: Store, identity: Mapping[str, Any]) -> str:
-    """Return the command that runs the winner again on fresh seeds."""
+    """Return the command that runs the winner again on fresh seeds; "" if there can be none.
+
+    Only the last of several stages is confirmed, and only on seeds that have given arrays.
+    """
     agent, path = str(identity.get("agent", "")), store.path
+    seeds = min(SEEDS_TO_CONFIRM, frozen.spare_seeds(path, identity))
+    later = stages.after(path)
+    if later or not seeds:
+        return ""
     if path.is_relative_to(Path.cwd()):  # shorter, and valid on another machine
         path = path.relative_to(Path.cwd())
     # The copy of the spec is in another directory, so a relative path in it would not resolve.
     spec = "SPEC.toml" if "/" in agent or agent.endswith(".py") else str(path / "spec.toml")
-    if (store.path.parent / stages.STAGES).is_file():  # of a stage the copy holds the whole file
+    if later is not None:  # of a stage the copy holds the whole file
         spec, path = "SPEC.toml", path.parent
     out = shlex.quote(str(path))
-    return f"purejaxpg sweep {shlex.quote(spec)} --out {out} --confirm 16"
+    return f"purejaxpg sweep {shlex.quote(spec)} --out {out} --confirm {seeds}"
+
+
+def _again(store: Store, command: str) -> str:
+    """Return the end of a sentence, about the command that confirms the winner."""
+    if command:
+        return ": run the winner again on fresh seeds before quoting its number."
+    if stages.after(store.path):
+        return "; do not quote its number."
+    return ": train what it is given on more seeds, then run the winner again on those."
 
 
 def _notes(
     ranked: Sequence[Configuration],
     confirmed: bool,
+    again: str,
     episodes: int | None,
     cut: int,
-    recorded: list[str],
 ) -> list[str]:
     """Return sentences that define the numbers and list missing runs."""
     missing = sum(c.planned - c.finished for c in ranked)
@@ -450,11 +468,8 @@ def _notes(
         notes.append(f"Unfinished: {missing} of {total} runs are missing from this report.")
     several = max(len(section) for section in ranking.sections(ranked).values()) > 1
     if several and not confirmed:
-        notes.append(
-            "The best of many looks better than it is: run the winner again on fresh seeds before "
-            "quoting its number."
-        )
-    return notes + recorded
+        notes.append(f"The best of many looks better than it is{again}")
+    return notes
 
 
 def _unit(store: Store) -> str:

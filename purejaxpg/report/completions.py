@@ -8,7 +8,6 @@ import functools
 import itertools
 import math
 import re
-import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from purejaxpg import FaultError, contract, disk, stats
+from purejaxpg import FaultError, InputError, contract, disk, stats, trainers
 from purejaxpg.report import figures, ranking
 from purejaxpg.report.analysis import Analysis
 from purejaxpg.report.ranking import Configuration
+from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep.store import Store
 from purejaxpg.text import number
 
@@ -144,35 +144,60 @@ def _divergence(row: Row) -> float:
     return float(np.mean([kl for _, kl, _ in row.points]))
 
 
-def keep(store: Store, trainer: types.ModuleType, file: Path | None) -> None:
-    """Write samples and the frontier of a finished sweep, unless they are there.
+def keep(store: Store, spec: specs.Spec, say: Callable[[str], object]) -> None:
+    """Write samples and frontiers of a finished sweep, unless they are there.
+
+    A mistake in a trainer's `samples` or `frontier` costs these, and not the report.
 
     Args:
         store: an open result directory.
-        trainer: its module; nothing is written if it has neither `samples` nor `frontier`.
-        file: the trainer's file, if it is not one of the package.
+        spec: the sweep; nothing is written if its trainer has neither `samples` nor `frontier`.
+        say: prints a line.
 
     Raises:
         FaultError: a checkpoint is damaged, or the file cannot be written.
     """
-    if not contract.writes_text(trainer) or read(store.path) is not None:
+    if not contract.writes_text(spec.agent) or read(store.path) is not None:
         return
-    from purejaxpg import prng
-    from purejaxpg.report import playback
-
     runs = {run["run_id"]: run for run in store.ledger.runs()}
     best = [c.run_ids for c in ranking.rank(store) if c.rank is not None][:SHOWN]
     firsts = [runs[own[0]] for own in best]
-    of_seeds = {runs[run_id]["seed"]: runs[run_id] for own in best for run_id in own}
-    key, quiet = prng.key(0), lambda _: None
+    given = spec.given  # runs that share a reference share a frontier
+    of_items = {
+        given.items[runs[run_id]["seed"]] if given.by_seed else 0: runs[run_id]
+        for own in best
+        for run_id in own
+    }
+    try:
+        disk.write_hashed(store.path / FILE, _written(store, spec, firsts, list(of_items.values())))
+    except (InputError, FaultError):
+        raise
+    except Exception as error:  # in the trainer's own code
+        kind = type(error).__name__
+        say(f"Note: no samples and no frontier: {spec.agent_name} raised {kind}: {error}.")
+
+
+def _written(
+    store: Store, spec: specs.Spec, firsts: list[Any], of_items: list[Any]
+) -> dict[str, Any]:
+    """Return the samples of some runs and the frontiers of others."""
+    from purejaxpg import prng
+    from purejaxpg.report import playback
+
+    own = trainers.is_path(spec.agent_name)
+    load = functools.partial(
+        playback.load_all,
+        store,
+        agent=Path(str(spec.agent.__file__)) if own else None,
+        say=lambda _: None,
+    )
+    key = prng.key(0)
     samples = [
-        {"label": label(run), "columns": contract.samples(t.agent, key, t, SAMPLES)}
-        for run, t in zip(firsts, playback.load_all(store, firsts, file, quiet), strict=True)
+        {"label": label(t.run), "columns": contract.samples(t.agent, key, t, SAMPLES)}
+        for t in (load(firsts) if hasattr(spec.agent, "samples") else ())
     ]
-    trained = playback.load_all(store, list(of_seeds.values()), file, quiet)
-    frontiers = [contract.frontier(t.agent, key, t) for t in trained]
-    content = {"samples": samples, "frontiers": [f for f in frontiers if f is not None]}
-    disk.write_hashed(store.path / FILE, content)
+    frontiers = [contract.frontier(t.agent, key, t) for t in load(of_items)]
+    return {"samples": samples, "frontiers": [f for f in frontiers if f is not None]}
 
 
 def read(root: Path) -> dict[str, Any] | None:
@@ -184,9 +209,11 @@ def read(root: Path) -> dict[str, Any] | None:
 
 
 def label(run: Mapping[str, Any]) -> str:
-    """Return the swept fields and the seed of a run."""
+    """Return the swept fields and the seed of a run, and whether it is no finished, healthy one."""
     swept = [f"{name} {value}" for name, value in run["swept"].items()]
-    return ", ".join([*swept, f"seed {run['seed']}"])
+    stopped = [f"{run['stop']} of {run['total']} updates"] if run["stop"] < run["total"] else []
+    diverged = ["diverged"] if run["status"] == "diverged" else []
+    return ", ".join([*swept, f"seed {run['seed']}", *stopped, *diverged])
 
 
 def scores(store: Store) -> dict[str, dict[str, float]]:

@@ -157,7 +157,7 @@ def _of_sweep(data: Analysis) -> dict[str, Any]:
         "planned": sum(c.planned for c in data.ranked),
         "again": sum(c.configuration.planned for s in data.sections for c in s.confirmed),
         "confirmed": confirmed,
-        "to_confirm": 0 if data.population or confirmed else len(chosen),
+        "to_confirm": 0 if data.population or confirmed or not data.command else len(chosen),
         "profile": data.profile and charts.profile(data.profile),
         "improvement": _improvement_figure(data, improvements) if improvements else None,
         "common": _common(data),

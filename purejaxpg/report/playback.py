@@ -105,9 +105,10 @@ def run(
             _check_gif(gif, ranking.environment_of(chosen))
         trained = load(store, chosen, agent, say)
     key_episodes, key_picture = random.split(random.key(seed, impl="threefry2x32"))
+    columns = contract.samples(trained.agent, key_episodes, trained, samples) if samples else {}
     say(_description(trained))
     if samples:
-        for line in paragraphs(contract.samples(trained.agent, key_episodes, trained, samples)):
+        for line in paragraphs(columns):
             say(line)
         return
     if not played:
@@ -152,6 +153,9 @@ def best_configuration(store: Store) -> list[dict[str, Any]]:
         whole = [run for run in own if run["status"] == "done" and math.isfinite(run["score"])]
         if configuration.environment == ranked[0].environment and whole:
             return whole
+    diverged = [run for run in runs.values() if run["status"] == "diverged"]
+    if runs and len(diverged) == len(runs):
+        raise InputError(f"All runs of {store.path} diverged; there is no best one.")
     raise InputError(f"No run of {store.path} has been trained to its end yet; name one by its id.")
 
 

@@ -180,7 +180,8 @@ def _print(data: Analysis, console: "Console") -> None:
 
 def _print_further(written: completions.Texts, console: "Console") -> None:
     """Print the means of all further scores of each configuration."""
-    text = _further(written, 1)  # the return is in the tables above
+    many = len(written.names) > 5  # they must fit into 120 characters
+    text = _further(written, 1, "\n[" if many else " [")  # the return is in the tables above
     if text is None:
         return
     console.print(_table(text))
@@ -188,12 +189,13 @@ def _print_further(written: completions.Texts, console: "Console") -> None:
         console.print(page.EQUAL_KL.format("frontier.png"), markup=False, highlight=False)
 
 
-def _further(written: completions.Texts, start: int = 0) -> _Text | None:
+def _further(written: completions.Texts, start: int = 0, gap: str = " [") -> _Text | None:
     """Return the table of further scores from column `start`; None if there are none."""
     if not written.rows:
         return None
+    names = written.names[start:]
     rows = [
-        [row.name, *(row.means[name].text() for name in written.names[start:])]
+        [row.name, *(row.means[name].text().replace(" [", gap) for name in names)]
         for row in written.rows[:SHOWN]
     ]
     title = "Further scores: mean over runs, 95% interval"
@@ -254,7 +256,7 @@ def _table(text: _Text) -> "Table":
     )
     for header, *column in zip(text.headers, *text.rows, strict=True):
         # On a narrow terminal headers may wrap, but values stay whole.
-        widest = max(len(cell) for cell in column)
+        widest = max(len(line) for cell in column for line in cell.splitlines() or [""])
         table.add_column(Text(header), justify="right", min_width=min(widest, 24), overflow="fold")
     for i, row in enumerate(text.rows):
         style = "bold" if i == 0 and len(text.rows) > 1 else None

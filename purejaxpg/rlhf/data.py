@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import random
 
@@ -14,7 +15,7 @@ from purejaxpg import FaultError, InputError
 from purejaxpg import config as configs
 from purejaxpg.rlhf import tasks, tokens
 
-KINDS = {str: "a text", bool: "true or false"}  # of the fields of a line, in words
+KINDS = {str: "a text", bool: "true or false", list: "a list"}  # of the fields of a line, in words
 
 
 @struct.dataclass
@@ -44,7 +45,17 @@ class Labelled:
     is_desirable: jax.Array  # [R] bool
 
 
-Data = TypeVar("Data", Rows, Pairs, Labelled)
+@struct.dataclass
+class Steps:
+    """Completions, with a judgement of each of their steps."""
+
+    prompt_ids: jax.Array  # [R, P] int32, padded on the left
+    completion_ids: jax.Array  # [R, L] int32, padded on the right
+    ends: jax.Array  # [R, L] bool, the last token of each step
+    right: jax.Array  # [R, L] bool, whether the step that ends there is right
+
+
+Data = TypeVar("Data", Rows, Pairs, Labelled, Steps)
 
 
 def choose(key: jax.Array, data: Data, count: int) -> Data:
@@ -109,7 +120,7 @@ def read_rows(path: Path, task: tasks.Task, length: int) -> Rows:
     """
     rows: list[list[tuple[int, int, bool]]] = [[]]  # of (id, segment, is target)
     for where, record in _lines(path, {"prompt": str, "completion": str}):
-        ids = [task.words.index("<bos>"), *_encode(record["prompt"], task, where)]
+        ids = [tasks.BOS, *_encode(record["prompt"], task, where)]
         answer = _ended(_encode(record["completion"], task, where), task)
         size = len(ids) + len(answer)
         configs.require(
@@ -172,13 +183,52 @@ def read_labelled(path: Path, task: tasks.Task) -> Labelled:
     return Labelled(prompt_ids, completion_ids, jnp.array(labels))
 
 
+def read_steps(path: Path, task: tasks.Task) -> Steps:
+    """Read completions with judged steps from a JSONL file.
+
+    Args:
+        path: each line has the text `prompt`, and lists: the texts of `steps`, and their `labels`,
+            true if right. The steps together are the completion.
+        task: as for `read_pairs`.
+
+    Returns:
+        Steps [R].
+
+    Raises:
+        InputError: as for `read_pairs`, or there is not one label for each step.
+    """
+    prompts, completions, marks = [], [], []
+    for where, record in _lines(path, {"prompt": str, "steps": list, "labels": list}):
+        steps, labels = record["steps"], record["labels"]
+        for step in steps:
+            configs.require(
+                isinstance(step, str) and bool(step.split()),
+                f"{where}: each of steps must be a text with a word or more, but one is {step!r}.",
+            )
+        configs.require(
+            bool(steps) and len(labels) == len(steps) and {*map(type, labels)} == {bool},
+            f"{where}: labels must be true or false for each of the {len(steps)} steps, one or "
+            f"more, but are {labels!r}.",
+        )
+        texts = {"prompt": record["prompt"], "completion": " ".join(steps)}
+        prompt, completion = _padded(where, texts, task)
+        mark = np.zeros((2, len(completion)), bool)
+        last = np.cumsum([len(step.split()) for step in steps]) - 1
+        mark[0, last], mark[1, last] = True, labels
+        prompts.append(prompt)
+        completions.append(completion)
+        marks.append(mark)
+    ends, right = jnp.array(marks).swapaxes(0, 1)
+    return Steps(jnp.array(prompts, jnp.int32), jnp.array(completions, jnp.int32), ends, right)
+
+
 def _padded(where: str, texts: Mapping[str, str], task: tasks.Task) -> list[list[int]]:
     """Return the ids of a prompt, padded on the left, and of completions, padded on the right."""
     columns = []
     for name, text in texts.items():
         ids = _encode(text, task, where)
         is_prompt = name == "prompt"
-        ids = [task.words.index("<bos>"), *ids] if is_prompt else _ended(ids, task)
+        ids = [tasks.BOS, *ids] if is_prompt else _ended(ids, task)
         limit = task.prompt_length if is_prompt else task.completion_length
         configs.require(
             len(ids) <= limit,

@@ -35,6 +35,7 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     greedy: bool = False,
+    bonus: jax.Array | None = None,
 ) -> Completion:
     """Sample completions of at most `length` tokens.
 
@@ -54,6 +55,7 @@ def generate(
         top_p: sample among the most probable tokens whose probabilities reach p together; 1: among
             all. Static.
         greedy: take the most probable token.
+        bonus: [L, V, V] added to the logits of each step, for the token before and the next one.
 
     Returns:
         Completions [B, L].
@@ -63,7 +65,8 @@ def generate(
 
     def forward(ids: jax.Array, cache: Any, at: Any) -> tuple[jax.Array, Any]:
         logits, cache = model.apply(ids, segments, cache, at)
-        return truncated(logits[:, -1] / temperature, top_k, top_p), cache
+        added = 0.0 if bonus is None else bonus[at + ids.shape[1] - start, ids[:, -1]]
+        return truncated(logits[:, -1] / temperature + added, top_k, top_p), cache
 
     def choose(key: jax.Array, logits: jax.Array, alive: jax.Array) -> tuple[jax.Array, jax.Array]:
         chosen = logits.argmax(-1) if greedy else random.categorical(key, logits)
@@ -71,18 +74,16 @@ def generate(
         return jnp.where(alive, chosen, pad_id).astype(jnp.int32), log_prob
 
     def step(carry: Any, now: Any) -> Any:
-        (cache, logits, alive), (at, key) = carry, now
+        (logits, cache, alive), (at, key) = carry, now
         ids, log_prob = choose(key, logits, alive)
         logits, cache = forward(ids[:, None], cache, at)
-        return (cache, logits, alive & (ids != eos_id)), (ids, alive, log_prob)
+        return (logits, cache, alive & (ids != eos_id)), (ids, alive, log_prob)
 
     keys = random.split(key, length)
     cache = transformer.empty_cache(model.architecture, *segments.shape)
-    logits, cache = forward(prompt_ids, cache, 0)
-    carry = (cache, logits, jnp.ones(len(prompt_ids), bool))
-    carry, outputs = lax.scan(step, carry, (start + jnp.arange(length - 1), keys[:-1]))
-    _, logits, alive = carry  # the last token needs no forward pass of its own
-    ids, log_prob = choose(keys[-1], logits, alive)
+    carry = (*forward(prompt_ids, cache, 0), jnp.ones(len(prompt_ids), bool))
+    (logits, _, alive), outputs = lax.scan(step, carry, (start + jnp.arange(length - 1), keys[:-1]))
+    ids, log_prob = choose(keys[-1], logits, alive)  # needs no forward pass of its own
     columns = jax.tree.map(lambda x, last: jnp.vstack([x, last]).T, outputs, (ids, alive, log_prob))
     return Completion(*columns)
 

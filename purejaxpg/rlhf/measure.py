@@ -15,7 +15,7 @@ from jax import lax, nn, random
 
 from purejaxpg import config as configs
 from purejaxpg.kernels import preference, verification
-from purejaxpg.rlhf import data, generate, tasks, tokens, transformer
+from purejaxpg.rlhf import comparison, data, generate, tasks, tilt, tokens, transformer
 
 # Activations of a token in a layer, in units of the width: queries, keys and values 3, their mix 1,
 # the MLP 4, and 4 around them.
@@ -23,8 +23,8 @@ ACTIVATIONS_PER_WIDTH = 12
 # Of a token in the default model, for a Config that cannot know which one its run is given.
 TYPICAL_ACTIVATIONS = ACTIVATIONS_PER_WIDTH * 32 * 2
 PASS_AT = (1, 4, 16)  # k of pass@k; the largest is the number of samples of each prompt
-FRONTIER_SAMPLES = 8192  # of the reference, for each prompt
-FRONTIER_PROMPTS = 32  # of a task with more held-out prompts, drawn
+FRONTIER_PROMPTS = 128  # drawn from the held-out prompts, if there are more
+FRONTIER_SAMPLES = 8192  # of the reference, for each prompt; 2048 for that many prompts
 LEAST_SAMPLES = 30.0  # effective ones, for a point of a frontier that is estimated from samples
 
 
@@ -125,6 +125,7 @@ def sample_pairs(
     count: int,
     given: Any,
     held_out: bool = False,
+    greedy: bool = False,
 ) -> tuple[data.Pairs, jax.Array]:
     """Sample two completions of each prompt, and prefer one by the model of Bradley and Terry.
 
@@ -133,8 +134,10 @@ def sample_pairs(
         policy: the model that writes the completions.
         config: its `task` and `temperature` are read.
         count: B, pairs.
-        given: the judge is its model `reward`, or the task's own reward if it has none.
+        given: its model `judge` says with which probability each is preferred, asked in both
+            orders; without one, the rewards of its model `reward`, or else those of the task.
         held_out: draw the prompts that are for evaluation only.
+        greedy: prefer the more probable one, and draw only ties.
 
     Returns:
         Pairs [B], and the probability [B] that the chosen completion was preferred with: ½ for a
@@ -145,9 +148,16 @@ def sample_pairs(
     prompt_ids = task.prompts(key_prompt, count, held_out)
     twice = jnp.concatenate([prompt_ids, prompt_ids])
     completion = sample(key_sample, policy, twice, task, config.temperature)
-    reward = jnp.split(rewards(given, task, twice, completion), 2)
     first_ids, second_ids = jnp.split(completion.ids, 2)
-    probability = preference.preference_probability(*reward)
+    judge = getattr(given, "judge", None)
+    if judge is None:
+        reward = jnp.split(rewards(given, task, twice, completion), 2)
+        probability = preference.preference_probability(*reward)
+    else:
+        log_odds = comparison.log_odds(judge, prompt_ids, first_ids, second_ids, task)
+        probability = nn.sigmoid(log_odds)
+    if greedy:
+        probability = 0.5 * (1.0 + jnp.sign(probability - 0.5))
     return data.label(key_label, prompt_ids, first_ids, second_ids, probability)
 
 
@@ -161,13 +171,14 @@ def score(
         policy: the trained model.
         config: its `task` and `temperature` are read.
         num_episodes: E, completions.
-        given: with the model `reference`, and perhaps a model `reward`.
+        given: with the model `reference`, and perhaps a model `reward` or `judge`.
 
     Returns:
         Arrays [E]: `evaluation/return`, the gold reward; `length` in tokens; `finished`, whether
         there is an end token; `kl`, the sum over the completion's tokens of the exact divergence
         from the reference, in nats; `win`, 1 where the gold reward is above that of a completion
-        by the reference, ½ where equal; `proxy_return`, of the given reward model. If the task has
+        by the reference, ½ where equal; `proxy_return`, of the given reward model; `judged_win`,
+        the probability of such a win to the given judge, asked in both orders. If the task has
         right answers, also estimates of `pass@k` for the episode's prompt, from max(PASS_AT)
         samples of it.
     """
@@ -193,6 +204,9 @@ def score(
     }
     if getattr(given, "reward", None) is not None:
         values["proxy_return"] = rewards(given, task, prompt_ids, completion)
+    if getattr(given, "judge", None) is not None:
+        asked = (given.judge, prompt_ids, completion.ids, other.ids, task)
+        values["judged_win"] = nn.sigmoid(comparison.log_odds(*asked))
     return {f"evaluation/{name}": value for name, value in values.items()}
 
 
@@ -231,9 +245,10 @@ def frontier(key: jax.Array, config: Any, given: Any) -> dict[str, Any]:
 
     The policy π*_β, proportional to π_ref exp(r / β), is the best at its own divergence from the
     reference, so β from large to small traces the frontier. Where a task has few completions, the
-    expectations are exact. Otherwise, they are estimated from samples of the reference, as in
-    Ziegler et al. 2019, arXiv:1909.08593, figure 3, as far as enough of the samples count. Where
-    there are many prompts, so are the prompts.
+    expectations are exact. Where the reward is a sum over neighbouring tokens, they are estimated
+    from samples that are nearly those of π*_β (`tilt.py`). Otherwise, from samples of the
+    reference, as in Ziegler et al. 2019, arXiv:1909.08593, figure 3. A point is left out if too few
+    samples count. Where there are many prompts, some are drawn.
 
     Args:
         key: for the samples.
@@ -252,15 +267,25 @@ def frontier(key: jax.Array, config: Any, given: Any) -> dict[str, Any]:
         key, key_prompt = random.split(key)
         drawn = task.prompts(key_prompt, FRONTIER_PROMPTS, held_out=True)
         prompt_ids, weight = np.asarray(drawn), np.ones(FRONTIER_PROMPTS)
-    table = jax.jit(_table, static_argnums=3)
-    log_weight, reward = table(key, given.reference, prompt_ids, task, config.temperature)
+    mean = functools.partial(np.average, axis=0, weights=weight)
+    if task.additive is not None:
+        betas = jnp.geomspace(30.0, 0.05, 30)
+        points = tilt.frontier(
+            key, given.reference, jnp.asarray(prompt_ids), task, config.temperature, betas
+        )
+        expected, kl, effective = map(np.asarray, points)
+        enough = effective.min(0) >= LEAST_SAMPLES
+        return {"kl": mean(kl)[enough], "return": mean(expected)[enough], "exact": False}
+    count = min(FRONTIER_SAMPLES, 2048 * FRONTIER_PROMPTS // len(prompt_ids))
+    table = jax.jit(_table, static_argnums=(3, 5))
+    log_weight, reward = table(key, given.reference, prompt_ids, task, config.temperature, count)
     betas = jnp.geomspace(30.0, 0.03, 60)
     of_prompt = jax.vmap(lambda w, r: preference.frontier(w[None], r[None], betas))
     expected, kl = map(np.asarray, jax.jit(of_prompt)(log_weight, reward))  # [X, K]
     enough = np.full(len(betas), True)
     if task.completion_ids is None:  # the entropy of the weights says how many samples count
-        enough = kl.max(0) <= np.log(FRONTIER_SAMPLES / LEAST_SAMPLES)
-    mean = functools.partial(np.average, axis=0, weights=weight)
+        enough = kl.max(0) <= np.log(count / LEAST_SAMPLES)
+    exact = task.completion_ids is not None
     return {"kl": mean(kl)[enough], "return": mean(expected)[enough], "exact": exact}
 
 
@@ -270,10 +295,11 @@ def _table(
     prompt_ids: jax.Array,
     task: tasks.Task,
     temperature: jax.Array | float,
+    num_samples: int,
 ) -> tuple[jax.Array, jax.Array]:
     """Return log-weights and gold rewards [X, N] of all completions, or of samples, per prompt."""
     every = task.completion_ids
-    count = FRONTIER_SAMPLES if every is None else len(every)
+    count = num_samples if every is None else len(every)
 
     def one(now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         key, prompt = now
@@ -331,3 +357,22 @@ def check_model(
         f"given {name} must have a context of at least {longest} tokens for task "
         f"{config.task!r}, but has {a.context}.",
     )
+    expected, found = shapes_of(a), _shapes(model.params)
+    wrong = min((x for x in {*expected, *found} if expected.get(x) != found.get(x)), default="")
+    configs.require(
+        not wrong,
+        f"given {name} must have parameters of the shapes of its architecture, but {wrong} has the "
+        f"shape {found.get(wrong)} instead of {expected.get(wrong)}.",
+    )
+
+
+@functools.cache
+def shapes_of(architecture: transformer.Architecture) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each parameter of a model, by its path."""
+    model = jax.eval_shape(lambda key: transformer.init(key, architecture), random.key(0))
+    return _shapes(model.params)
+
+
+def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in leaves}

@@ -109,7 +109,7 @@ class TrainState:
 
     params: Any  # {"policy", "critic"}
     opt_state: Any
-    beta: jax.Array  # []
+    beta_factor: jax.Array  # [] moved towards reference_kl; β is the configuration's times this
     num_updates: jax.Array  # [] int32, finished
 
 
@@ -149,7 +149,7 @@ def init(key: jax.Array, config: Config, given: Given) -> TrainState:
     return TrainState(
         params=params,
         opt_state=make_optimizer(config).init(params),
-        beta=jnp.asarray(config.beta, jnp.float32),
+        beta_factor=jnp.ones((), jnp.float32),
         num_updates=jnp.zeros((), jnp.int32),
     )
 
@@ -168,14 +168,15 @@ def rollout(
     finished = tokens.finished(ids, task.eos_id)
     score = measure.rewards(given, task, prompt_ids, completion)
     penalised = score - jnp.where(finished, 0.0, config.missing_eos_penalty)
-    reward = preference.token_rewards(penalised, completion.log_prob, reference, mask, state.beta)
+    beta = config.beta * state.beta_factor
+    reward = preference.token_rewards(penalised, completion.log_prob, reference, mask, beta)
     value = tokens.before(critic_of(state.params, given), prompt_ids, ids, task.pad_id)
     kl = preference.masked_sum(completion.log_prob - reference, mask, 1)
     metrics = {
         "reward/score": score.mean(),
         "reward/gold": task.reward(prompt_ids, ids, mask).mean(),
         "policy/reference_kl": kl.mean(),
-        "policy/beta": state.beta,
+        "policy/beta": beta,
         "completion/length": mask.sum(1).mean(),
         "completion/finished": finished.mean(),
     }
@@ -254,8 +255,8 @@ def update(
     )
     share = config.batch_size / config.kl_horizon
     kl = metrics["policy/reference_kl"]
-    beta = preference.kl_coefficient(state.beta, kl, config.reference_kl, share)
-    state = TrainState(*carry, beta, state.num_updates + 1)
+    factor = preference.kl_coefficient(state.beta_factor, kl, config.reference_kl, share)
+    state = TrainState(*carry, factor, state.num_updates + 1)
     return state, {**metrics, **{name: value.mean() for name, value in steps.items()}}
 
 

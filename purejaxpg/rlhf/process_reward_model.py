@@ -11,15 +11,16 @@ al. 2023, arXiv:2305.20050. With `labels = "outcome"`, this is the other kind of
 labels whole completions by their answers: a single step, whose p at the last token is the reward.
 Cobbe et al. 2021, arXiv:2110.14168.
 
-The reference samples a completion of a prompt, and the task labels its steps: exactly, where people
-or rollouts would err. The end of a completion is a step of its own. Otherwise, a completion that
-stops after a right step would have the highest reward. The model starts from the reference's body
-with a new head.
+Without data of your own, the reference samples completions of prompts, and the task labels their
+steps: exactly, where people or rollouts would err. The end of a completion is a step of its own.
+Otherwise, a completion that stops after a right step would have the highest reward. The model
+starts from the reference's body with a new head.
 
 Run: purejaxpg train rlhf.process_reward_model --given reference=results/sft --seed 0
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -31,7 +32,7 @@ from jax import lax, nn, random
 from purejaxpg import config as configs
 from purejaxpg import schedules
 from purejaxpg.kernels import preference, verification
-from purejaxpg.rlhf import measure, tasks, tokens, transformer
+from purejaxpg.rlhf import data, measure, tasks, tokens, transformer
 
 UNIT = "tokens"
 Metrics = dict[str, jax.Array]
@@ -67,9 +68,10 @@ class Config:
 
 @struct.dataclass
 class Given:
-    """The language model that samples the completions, and to start from."""
+    """The language model to start from, and judged steps; without any, it samples completions."""
 
     reference: transformer.Model
+    steps: data.Steps | None = None
 
 
 @struct.dataclass
@@ -112,8 +114,17 @@ def check(config: Config) -> None:
 
 
 def check_given(config: Config, given: Given) -> None:
-    """Raise an InputError unless the given model fits the task."""
+    """Raise an InputError unless what is given fits the configuration."""
     measure.check_given(config, given)
+    configs.require(
+        given.steps is None or config.labels == "process",
+        f'labels must be "process" if steps are given, but is {config.labels!r}.',
+    )
+
+
+def read(name: str, path: Path, config: Config) -> data.Steps:
+    """Read judged steps from a JSONL file with `prompt`, `steps` and `labels`."""
+    return data.read_steps(path, tasks.make(config.task))
 
 
 def reward_of(params: Any, config: Config, given: Given) -> transformer.Model:
@@ -149,8 +160,13 @@ def label(prompt_ids: jax.Array, ids: jax.Array, config: Config) -> Batch:
 
 
 def draw(key: jax.Array, config: Config, given: Given) -> Batch:
-    """Sample and label B completions -> Batch."""
+    """Draw B given completions, or sample and label them -> Batch."""
     task = tasks.make(config.task)
+    if given.steps is not None:
+        chosen = data.choose(key, given.steps, config.batch_size)
+        labelled = verification.until_mistake(chosen.ends, chosen.right)
+        weight = jnp.ones(config.batch_size)
+        return Batch(chosen.prompt_ids, chosen.completion_ids, labelled, chosen.right, weight)
     key_prompt, key_sample = random.split(key)
     prompt_ids = task.prompts(key_prompt, config.batch_size)
     completion = measure.sample(key_sample, given.reference, prompt_ids, task, config.temperature)
@@ -219,7 +235,7 @@ def score(
     task = tasks.make(config.task)
     key_prompt, key_sample = random.split(key)
     prompt_ids = task.prompts(key_prompt, num_episodes, held_out=True)
-    judge = reward_of(state.params, config, given)
+    verifier = reward_of(state.params, config, given)
 
     def one(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         completion = measure.sample(key, given.reference, prompt_ids, task, config.temperature)
@@ -228,7 +244,7 @@ def score(
         if task.steps is not None:
             ends, right = task.steps(*arrays)
         sound = (right | ~ends).all(1)
-        return measure.model_rewards(judge, task, *arrays), task.reward(*arrays), sound
+        return measure.model_rewards(verifier, task, *arrays), task.reward(*arrays), sound
 
     reward, gold, sound = lax.map(one, random.split(key_sample, max(BEST_OF)))
     best = {n: jnp.arange(num_episodes) + num_episodes * reward[:n].argmax(0) for n in BEST_OF}

@@ -6,12 +6,15 @@ Minimises, over pairs of a chosen completion w and a rejected one l of a prompt 
 
 r is one number, read off the transformer at the last token of the completion. Preferences say
 nothing about a constant added to all rewards of a prompt; the term with c keeps them centred
-around 0. Christiano et al. 2017, arXiv:1706.03741, eq. 1; Ouyang et al. 2022, arXiv:2203.02155,
-eq. 1; the centring is by Eisenstein et al. 2023, arXiv:2312.09244.
+around 0. It also shrinks their differences: small ones to 1 / (1 + 8 c), large ones more. With
+c = 0, the expected loss is least where the differences are those that made the labels. Christiano
+et al. 2017, arXiv:1706.03741, eq. 1; Ouyang et al. 2022, arXiv:2203.02155, eq. 1; the centring is
+by Eisenstein et al. 2023, arXiv:2312.09244.
 
 Without data of your own, the reference samples two completions of each prompt in every update, and
-the task's own reward labels them at random by the Bradley-Terry model. The model starts from the
-reference's body with a new head. An ensemble is a sweep over seeds.
+the task's own reward labels them at random by the Bradley-Terry model. With a given judge, a
+language model labels them instead, asked in both orders; Lee et al. 2023, arXiv:2309.00267. The
+model starts from the reference's body with a new head. An ensemble is a sweep over seeds.
 
 Run: purejaxpg train rlhf.reward_model --given reference=results/sft --seed 0
 """
@@ -29,7 +32,7 @@ from jax import lax, random
 from purejaxpg import config as configs
 from purejaxpg import schedules
 from purejaxpg.kernels import preference
-from purejaxpg.rlhf import data, measure, tasks, tokens, transformer
+from purejaxpg.rlhf import comparison, data, measure, tasks, tokens, transformer
 
 UNIT = "tokens"
 Metrics = dict[str, jax.Array]
@@ -42,12 +45,13 @@ class Config:
     task: str = "sentiment"  # prompts, and the reward that labels pairs
     num_updates: int = 400  # gradient steps
     batch_size: int = 64  # B, pairs of a gradient step
+    labels: str = "sampled"  # or "greedy": the more probable one; what is scored is sampled
     learning_rate_schedule: str = "linear"  # to zero; or "constant" or "robbins_monro"
 
     temperature: float = 1.0  # of the reference that samples the pairs
     learning_rate: float = 1e-3  # step size of Adam
     learning_rate_half_life: float = 100.0  # of robbins_monro, in updates
-    center_coef: float = 0.01  # c, keeps rewards around 0
+    center_coef: float = 0.01  # c, keeps rewards around 0; shrinks their differences
     max_grad_norm: float = 1.0  # bound on the global gradient norm; inf: off
 
     @property
@@ -63,10 +67,11 @@ class Config:
 
 @struct.dataclass
 class Given:
-    """The language model to start from, and pairs; without any, it samples them."""
+    """The language model to start from, and pairs; without any, it samples them for the judge."""
 
     reference: transformer.Model
     pairs: data.Pairs | None = None
+    judge: transformer.Model | None = None  # labels pairs; without one, the task's reward does
 
 
 @struct.dataclass
@@ -83,12 +88,14 @@ def check(config: Config) -> None:
     tasks.make(config.task)
     configs.in_range(config)
     configs.at_least(config, 1, "num_updates")
+    configs.one_of(config, "labels", ("sampled", "greedy"))
     schedules.check(config)
 
 
 def check_given(config: Config, given: Given) -> None:
     """Raise an InputError unless the given models fit the task."""
     measure.check_given(config, given)
+    comparison.check_judge(config, given.judge)
 
 
 def read(name: str, path: Path, config: Config) -> data.Pairs:
@@ -116,8 +123,14 @@ def init(key: jax.Array, config: Config, given: Given) -> TrainState:
 def draw(
     key: jax.Array, config: Config, given: Given, count: int, held_out: bool = False
 ) -> tuple[data.Pairs, jax.Array]:
-    """Draw pairs -> Pairs [count], probability [count] that a label agrees with the better one."""
-    pairs, probability = measure.sample_pairs(key, given.reference, config, count, given, held_out)
+    """Draw pairs -> Pairs [count], probability [count] that a label agrees with the better one.
+
+    The task's own reward labels the pairs of held-out prompts, whoever labels the others.
+    """
+    by, greedy = (None, False) if held_out else (given, config.labels == "greedy")
+    pairs, probability = measure.sample_pairs(
+        key, given.reference, config, count, by, held_out, greedy
+    )
     return pairs, jnp.maximum(probability, 1.0 - probability)
 
 

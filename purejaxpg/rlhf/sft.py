@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jax import lax, random
@@ -206,6 +207,22 @@ def score(
         "evaluation/finished": tokens.finished(completion.ids, task.eos_id).astype(jnp.float32),
         **{f"evaluation/{name}": rate for name, rate in rates.items()},
     }
+
+
+def samples(
+    key: jax.Array, state: TrainState, config: Config, num_samples: int, given: Given = NOTHING
+) -> dict[str, list[Any]]:
+    """Completions of held-out prompts by demonstration and by the model, as text."""
+    task = tasks.make(config.task)
+    key_prompt, key_demonstration, key_completion = random.split(key, 3)
+    prompt_ids = task.prompts(key_prompt, num_samples, held_out=True)
+    draw = jax.jit(measure.sample, static_argnums=3)
+    texts = {
+        "prompt": prompt_ids,
+        "demonstration": task.demonstrate(key_demonstration, prompt_ids),
+        "policy": draw(key_completion, model(state, config), prompt_ids, task, 1.0).ids,
+    }
+    return {name: [task.text(ids) for ids in np.asarray(rows)] for name, rows in texts.items()}
 
 
 if __name__ == "__main__":

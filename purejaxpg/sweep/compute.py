@@ -229,6 +229,17 @@ class Backend:
         update = functools.partial(update_rows, self.spec.agent)
         return sorted(jax.eval_shape(update, inputs, shared, states, np.int32(1))[1])
 
+    def score_bytes(self, unit: plans.Unit) -> int:
+        """Return the bytes of the evaluation of a run."""
+        episodes = self.spec.eval_episodes
+        if not contract.scores_itself(self.spec.agent):
+            return 13 * episodes  # two returns, a length and a flag for each episode
+        inputs, shared = inputs_of(self.spec, unit, 1), self.spec.given.shared()
+        states = jax.eval_shape(functools.partial(start_rows, self.spec.agent), inputs, shared)
+        score = functools.partial(score_rows, self.spec.agent, episodes)
+        scores = jax.eval_shape(score, inputs, shared, states, np.int32(1))
+        return sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(scores))
+
     def facts(self, programs: Programs, group: plans.Group) -> dict[str, Any]:
         """Return the facts to record about the computation of a unit."""
         device = programs.sharding.mesh.devices.flat[0]

@@ -54,10 +54,10 @@ class Fit(NamedTuple):
     per_row: float
 
 
-def fit(small: Measurement, large: Measurement) -> Fit:
-    """Return the line through two measurements of memory."""
+def fit(small: Measurement, large: Measurement, shared: int = 0) -> Fit:
+    """Return the line through two measurements of memory, or through one and `shared` bytes."""
     if small.rows == large.rows:
-        return Fit(0.0, large.bytes_per_device / large.rows)
+        return Fit(float(shared), (large.bytes_per_device - shared) / large.rows)
     slope = (large.bytes_per_device - small.bytes_per_device) / (large.rows - small.rows)
     return Fit(large.bytes_per_device - slope * large.rows, slope)
 
@@ -115,8 +115,8 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
 
 def plan(
     spec: specs.Spec, devices: Sequence[jax.Device], confirm: int, say: Say, quick: bool = False
-) -> None:
-    """Print the forecast of a sweep.
+) -> float:
+    """Print the forecast of a sweep and return its seconds; 0 if nothing was timed.
 
     Args:
         spec: the sweep.
@@ -145,8 +145,8 @@ def plan(
         say(f"Round {index + 1}, group {group.index}: {size_of(spec, group, devices)}")
     say(f"Disk: about {bytes_on_disk(spec, planned, backend, len(devices)) / 2**20:.1f} MiB.")
     if quick:
-        return
-    report_time(planned, measurements(spec, planned, devices, say), devices, say)
+        return 0.0
+    return report_time(planned, measurements(spec, planned, devices, say), devices, say)
 
 
 def size_of(spec: specs.Spec, group: plans.Group, devices: Sequence[jax.Device]) -> str:
@@ -196,8 +196,7 @@ def bytes_on_disk(
         leaves = jax.tree.leaves(backend.template(unit))
         state = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
         metrics = 4 * len(backend.metric_names(unit)) * (group.stop - group.start)
-        evaluation = 13 * spec.eval_episodes  # two returns, a length and a flag for each episode
-        arrays += group.num_legs * (metrics + evaluation)
+        arrays += group.num_legs * (metrics + backend.score_bytes(unit))
         states[index] = states.get(index, 0.0) + group.num_legs * state
         ids = {leg.run.run_id for unit in group.units for leg in unit.legs}
         runs[index] = runs.get(index, set()) | ids
@@ -244,15 +243,18 @@ def measurements(
             continue
         measured[key] = full
         half = measure(spec, group, group.rows // 2, devices) if group.rows > 1 else full
-        say(memory_line(half, full, devices))
+        shared = jax.tree.leaves(spec.given.shared())
+        say(memory_line(half, full, devices, sum(array.nbytes for array in shared)))
         if half.rows < full.rows:
             say(row_cost(half, full))
     return measured
 
 
-def memory_line(half: Measurement, full: Measurement, devices: Sequence[jax.Device]) -> str:
-    """Describe the memory of a unit, and how many rows would fit."""
-    line, limit = fit(half, full), memory.limit(devices[: full.devices])
+def memory_line(
+    half: Measurement, full: Measurement, devices: Sequence[jax.Device], shared: int
+) -> str:
+    """Describe the memory of a unit, of which all rows share some bytes, and how many would fit."""
+    line, limit = fit(half, full, shared), memory.limit(devices[: full.devices])
     most = int((limit - line.fixed) / line.per_row) if line.per_row > 0 else full.rows
     planned = full.devices * full.bytes_per_device
     # XLA does not count the memory that convolutions on a CPU allocate.
@@ -282,10 +284,10 @@ def report_time(
     measured: Mapping[tuple[str, int], Measurement],
     devices: Sequence[jax.Device],
     say: Say,
-) -> None:
-    """Print the predicted time, assuming the same cost per step for unmeasured programs."""
+) -> float:
+    """Print and return the predicted time; unmeasured programs cost as much per step as others."""
     if not measured:
-        return
+        return 0.0
     work_s, known_steps, unknown_steps = 0.0, 0, 0
     mean = sum(m.compile_s for m in measured.values()) / len(measured)
     keys = dict.fromkeys((group.signature, group.rows) for _, group in planned)
@@ -301,6 +303,7 @@ def report_time(
     work_s *= 1 + unknown_steps / known_steps
     rough = "" if not unknown_steps else " (partly estimated: not every program was timed)"
     say(f"Time: about {duration(compile_s + work_s)}, {compile_s:.0f} s of it compiling{rough}.")
+    return compile_s + work_s
 
 
 # ------------------------------------------------------------------------------------------- tune

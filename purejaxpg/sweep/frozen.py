@@ -57,6 +57,22 @@ def check(root: Path) -> dict[str, Any]:
     return content
 
 
+def spare_seeds(root: Path, identity: Mapping[str, Any]) -> int:
+    """Return the number of seeds that a sweep has given arrays for and does not use.
+
+    Without arrays, or if all seeds share them, every seed can be used; if they are damaged, none.
+    """
+    if "given" not in identity:
+        return 2**32
+    try:
+        content = disk.read_hashed(root / FOLDER / STRUCTURE)
+    except FaultError:
+        return 0
+    by_seed = any(shape[0] > 1 for _, shape in content["arrays"])
+    known = {seed for seed, _ in content["items"]}
+    return len(known - set(identity["seeds"])) if by_seed else 2**32
+
+
 def load(root: Path, identity: Mapping[str, Any], trainer: types.ModuleType) -> contract.Given:
     """Read the given arrays of a result directory.
 

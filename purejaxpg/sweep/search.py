@@ -148,9 +148,11 @@ def refuse_empty(legs: Iterable[plans.Leg]) -> None:
     """Raise an InputError if a leg has no updates."""
     for leg in legs:
         if leg.stop <= leg.start:
+            field, given = contract.length(leg.run.config)
+            updates = leg.run.config.num_updates
             raise InputError(
-                f"total_timesteps must be enough for an update in every rung or generation, but "
-                f"{leg.run.config.total_timesteps} gives {leg.run.config.num_updates} updates."
+                f"{field} must be enough for an update in every rung or generation, but is {given}"
+                f"{'.' if field == 'num_updates' else f', which gives {updates} updates.'}"
             )
 
 

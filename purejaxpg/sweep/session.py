@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from purejaxpg import FaultError, InputError, signals, streams, trainers
+from purejaxpg import FaultError, InputError, signals, streams
 from purejaxpg.cluster import processes
 
 # The first makes PPO a tenth faster on a processor with 512-bit registers and does nothing on
@@ -114,6 +114,7 @@ def run_stages(pipeline: Any, options: Options, devices: Sequence[Any]) -> Path:
         FaultError: as for `run`.
     """
     from purejaxpg.sweep import stages
+    from purejaxpg.sweep import store as stores
 
     out = options.out or Path("results") / pipeline.path.stem
     for stage, spec in zip(pipeline.stages, stages.plan(pipeline, options.confirm), strict=True):
@@ -122,15 +123,16 @@ def run_stages(pipeline: Any, options: Options, devices: Sequence[Any]) -> Path:
             stages.trace(spec, devices)
     stages.prepare(pipeline, out)
     console = make_console()
-    for stage in pipeline.stages:
-        spec, last = stages.load(pipeline, stage, out), stage is pipeline.stages[-1]
-        stages.refuse_changed(pipeline, stage, spec, out)
-        confirm = options.confirm if last else 0
-        own = dataclasses.replace(options, out=out / stage.name, confirm=confirm)
-        directory = _results(spec, own, devices, None, console, stage.title)
-        if last or not stages.reported(directory):
-            written = report(directory, console)
-    report_stages(out, console)
+    with stores.held(out):
+        for stage in pipeline.stages:
+            spec, last = stages.load(pipeline, stage, out), stage is pipeline.stages[-1]
+            stages.refuse_changed(pipeline, stage, spec, out)
+            confirm = options.confirm if last else 0
+            own = dataclasses.replace(options, out=out / stage.name, confirm=confirm)
+            directory = _results(spec, own, devices, None, console, stage.title)
+            if last or not stages.reported(directory):
+                written = report(directory, console)
+        report_stages(out, console)
     return written
 
 
@@ -202,8 +204,7 @@ def _results(
         else:
             say(f"{title}: already finished." if title else f"Already finished: {out}")
         logs.finish(store)
-        own = trainers.is_path(spec.agent_name)
-        completions.keep(store, spec.agent, Path(spec.agent.__file__) if own else None)
+        completions.keep(store, spec, say)
     return out
 
 

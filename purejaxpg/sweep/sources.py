@@ -108,8 +108,9 @@ def resolve(
         lacking = [seed for seed in seeds if source.best is None and seed not in source.of_seed]
         if lacking:
             raise InputError(
-                f"given {field} has no model for seed {lacking[0]}: {source.what} has only seeds "
-                f"{', '.join(map(str, source.of_seed))}; use some of these, or {BEST[1:]!r} of it."
+                f"given {field} has no model for seed {lacking[0]}: {source.what} has models of "
+                f"seeds {', '.join(map(str, source.of_seed))} only, and a diverged run gives none; "
+                f"use these seeds, or {table[field] + BEST!r} for all."
             )
     every = [set(source.of_seed) for source in found.values() if source.best is None]
     spare = sorted(set.intersection(*every) - set(seeds)) if every else []

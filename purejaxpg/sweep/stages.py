@@ -32,7 +32,7 @@ from purejaxpg.sweep import search as searches
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import store as stores
 
-STAGES = "stages.json"  # in DIR: the names of the stages in order
+STAGES = stores.STAGES
 DEFAULTS = ("seeds", "eval_episodes")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -72,13 +72,14 @@ def read(path: Path) -> Pipeline | None:
             earlier stage.
     """
     raw, text = specs.parse(path)
+    configs.require("stages" not in raw, f"The stages of {path} must be tables [[stage]].")
     if "stage" not in raw:
         return None
     tables, defaults = raw.pop("stage"), raw
     for key in defaults:
         configs.require_known(key, DEFAULTS, "key outside of the stages named")
     valid = isinstance(tables, list) and all(isinstance(table, dict) for table in tables)
-    configs.require(valid, f"stage must be tables, each as [[stage]], but is {tables!r}.")
+    configs.require(valid and tables, f"stage must be tables, each [[stage]], but is {tables!r}.")
     names = [_name(table) for table in tables]
     stages = []
     for i, (name, table) in enumerate(zip(names, tables, strict=True)):
@@ -258,7 +259,7 @@ def prepare(pipeline: Pipeline, out: Path) -> None:
     """
     with disk.faults("write", out):
         if out.exists() and not (out / STAGES).exists():
-            left = {path.name for path in out.iterdir()} - {f".{STAGES}.tmp"}
+            left = {path.name for path in out.iterdir()} - {f".{STAGES}.tmp", "lock"}
             configs.require(
                 not left,
                 f"{out} is not empty and is no directory of stages: it holds no {STAGES}; choose "
@@ -329,8 +330,31 @@ def directories(directory: Path) -> list[Path]:
     return begun
 
 
+def after(directory: Path) -> list[str] | None:
+    """Return the names of the stages after the one in a result directory; None if it is no stage.
+
+    Raises:
+        FaultError: the list of stages is damaged.
+    """
+    if not os.path.isfile(directory.parent / STAGES):
+        return None
+    names = disk.read_hashed(directory.parent / STAGES)["stages"]
+    return names[names.index(directory.name) + 1 :] if directory.name in names else None
+
+
 def last(directory: Path) -> Path:
-    """Return the result directory of the last stage; of a plain sweep, its own."""
+    """Return the result directory of the last stage; of a plain sweep, its own.
+
+    Raises:
+        InputError: this stage has not begun.
+        FaultError: the list of stages is damaged.
+    """
     if not os.path.isfile(directory / STAGES):
         return directory
-    return Path(directory / disk.read_hashed(directory / STAGES)["stages"][-1])
+    begun = directories(directory)
+    final = Path(directory / disk.read_hashed(directory / STAGES)["stages"][-1])
+    configs.require(
+        final in begun,
+        f"The last stage, {final}, has not begun; name one that has: {', '.join(map(str, begun))}.",
+    )
+    return final

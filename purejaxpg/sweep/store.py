@@ -33,6 +33,7 @@ from purejaxpg import FaultError, InputError, checkpoint, disk
 from purejaxpg.sweep import ledger as ledgers
 
 REPAIR = "`purejaxpg fsck DIR --repair` rebuilds it from the records of its units"
+STAGES = "stages.json"  # in a directory of stages: their names in order
 MEMBER = "metric."  # a bare metric name could clash with a parameter of np.savez
 
 
@@ -100,12 +101,12 @@ class Store:
             The store; methods that would change it raise an InputError.
 
         Raises:
-            InputError: there is no result directory at this path.
+            InputError: there is no result directory at this path, or one of stages.
             FaultError: the ledger is damaged or cannot be read.
         """
         root = Path(os.path.abspath(path))
         if not os.path.isfile(root / ledgers.LEDGER):  # Path.is_file raises if the name is too long
-            raise InputError(f"{root} is not a result directory: it holds no {ledgers.LEDGER}.")
+            raise InputError(_without_results(root))
         with disk.faults("read the ledger", root / ledgers.LEDGER):
             return cls(root, ledgers.Ledger(root, writable=False), None)._checked()
 
@@ -362,9 +363,32 @@ def _lock(root: Path, create: bool) -> int | None:
     return descriptor
 
 
+@contextlib.contextmanager
+def held(root: Path) -> Iterator[None]:
+    """Hold the lock of a directory inside the block, so that one process runs its stages.
+
+    Raises:
+        FaultError: another process holds it, or it cannot be written.
+    """
+    with disk.faults("open", root):
+        lock = _lock(root, create=True)
+    try:
+        yield
+    finally:
+        _unlock(lock)
+
+
 def _unlock(descriptor: int | None) -> None:
     if descriptor is not None:
         os.close(descriptor)
+
+
+def _without_results(root: Path) -> str:
+    """Say why nothing can be read from a directory without a ledger."""
+    if os.path.isfile(root / STAGES):
+        names = [str(root / name) for name in disk.read_hashed(root / STAGES)["stages"]]
+        return f"{root} holds stages with results of their own; name one: {', '.join(names)}."
+    return f"{root} is not a result directory: it holds no {ledgers.LEDGER}."
 
 
 def _refuse_foreign(root: Path, create: bool) -> None:

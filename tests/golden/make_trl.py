@@ -258,6 +258,32 @@ def grpo_loss_case(loss_type, level="token", beta=0.0, times_ratio=False, high=0
     return {**settings, "kl_times_ratio": times_ratio, **case, "loss": loss, "slope": slope}
 
 
+# --- distillation --------------------------------------------------------------------------------
+
+
+def distill_case(beta, temperature, seed=41, batch=4, longest=3, words=5):
+    rng = np.random.default_rng(seed)
+    mask = mask_of([3, 1, 2, 3], longest)
+    logits = draw(rng, batch, longest, words).requires_grad_()
+    teacher_logits = draw(rng, batch, longest, words)
+    # The outputs of a model whose head is the identity are its logits.
+    head = torch.eye(words)
+    loss_of = sys.modules[trl.DistillationTrainer.__module__]._chunked_divergence_loss
+    loss, *_ = loss_of(
+        logits, teacher_logits, head, head, mask.long(), beta, temperature=temperature
+    )
+    (slope,) = slopes(loss, logits)
+    return {
+        "beta": beta,
+        "temperature": temperature,
+        "mask": mask,
+        "logits": logits,
+        "teacher_logits": teacher_logits,
+        "loss": loss,
+        "slope": slope,
+    }
+
+
 # --- DPO and KTO ---------------------------------------------------------------------------------
 
 
@@ -679,6 +705,15 @@ def write_rest():
                 # Its optimal transport sorts a batch of one pair, which leaves the loss of
                 # conservative DPO: cross-entropy with smoothed labels.
                 dpo_case("aot", label_smoothing=0.1),
+            ]
+        },
+    )
+    write(
+        "trl_distill.json",
+        {
+            "cases": [
+                *(distill_case(beta, 1.0) for beta in (0.0, 0.3, 1.0)),
+                distill_case(0.5, 0.7),
             ]
         },
     )

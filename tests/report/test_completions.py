@@ -49,7 +49,9 @@ def language(path, betas=BETAS, seeds=SEEDS, diverged=(), exact=False, spec=""):
         "policy/kl": kl,
     }
     outcomes = [
-        Outcome(run.run_id, "diverged" if run.run_id in diverged else "done", float(score), None)
+        Outcome(
+            run.run_id, "diverged" if run.run_id in diverged else "done", float(score), math.nan
+        )
         for run, score in zip(runs, arrays["evaluation/return"].mean(1), strict=True)
     ]
     with Store.open(path, {"agent": "mine", "sweep": {"beta": list(betas)}}, spec) as store:
@@ -104,7 +106,7 @@ def test_several_swept_fields_are_not_joined_by_a_line(tmp_path):
             "evaluation/kl": np.arange(8.0).reshape(4, 2),
             "evaluation/return": np.ones((4, 2)),
         }
-        outcomes = [Outcome(run.run_id, "done", 1.0, None) for run in runs]
+        outcomes = [Outcome(run.run_id, "done", 1.0, math.nan) for run in runs]
         store.commit("unit", arrays, None, outcomes, {})
     texts = texts_of(tmp_path / "out")
     assert len(texts.drawn) == 4 and texts.line == [] and texts.frontiers == ()
@@ -161,7 +163,8 @@ def test_tables_and_terminal_have_the_same_numbers(tmp_path):
     assert rows[0]["configuration"] == "beta 0.05" and rows[0]["seed"] == "0"
     assert float(rows[0]["kl"]) == pytest.approx(arrays["run0-0"]["evaluation/kl"].mean())
     mean = texts_of(tmp_path / "out").rows[0].means[contract.KL].text()
-    assert "[" in mean and mean in text.getvalue() and mean in (target / "table.md").read_text()
+    assert "[" in mean and mean in (target / "table.md").read_text()
+    assert all(part in text.getvalue() for part in mean.split(" ", 1))
     assert "compare configurations at equal KL" in " ".join(text.getvalue().split())
     assert (target / "frontier.svg").is_file() and "policy reward" in (
         target / "samples.md"

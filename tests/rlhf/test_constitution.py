@@ -184,8 +184,8 @@ def test_an_impossible_configuration_is_refused(change, message):
 
 
 def test_an_assistant_that_cannot_read_a_question_is_refused(reference):
-    short = dataclasses.replace(reference.architecture, context=30)
-    short = dataclasses.replace(reference, architecture=short)
+    short_architecture = dataclasses.replace(reference.architecture, context=30)
+    short = jax.eval_shape(lambda: transformer.init(random.key(0), short_architecture))
     for given, name in (
         (trainer.Given(short), "reference"),
         (trainer.Given(reference, short), "assistant"),

@@ -46,6 +46,36 @@ def test_pairs_are_padded_on_both_sides_and_ended(tmp_path):
     assert pairs.chosen_ids.shape == pairs.rejected_ids.shape == (1, TASK.completion_length)
 
 
+def test_judged_steps_are_read_with_their_ends(tmp_path):
+    task = tasks.make("chain-2-3")
+    lines = [
+        {"prompt": "1 2 2 :", "steps": ["0 ;", "2 ;", "<end>"], "labels": [True, True, True]},
+        {"prompt": "0 0 0 :", "steps": ["1 ;", "1 ;"], "labels": [False, True]},
+    ]
+    read = data.read_steps(write(tmp_path / "s.jsonl", *lines), task)
+    assert [task.text(ids) for ids in read.completion_ids] == ["0 ; 2 ; <end>", "1 ; 1 ; <end>"]
+    assert [task.text(ids) for ids in read.prompt_ids] == ["1 2 2 :", "0 0 0 :"]
+    assert [np.flatnonzero(row).tolist() for row in read.ends] == [[1, 3, 4], [1, 3]]
+    assert [np.flatnonzero(row).tolist() for row in read.right] == [[1, 3, 4], [3]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": [True]}, r"line 1: labels must be .* each of the 2 steps, .* are \[True\]"),
+        ({"labels": [True, 1]}, r"labels must be true or false .* are \[True, 1\]"),
+        ({"steps": [], "labels": []}, r"each of the 0 steps, one or more"),
+        ({"steps": ["great", ""]}, r"each of steps must be a text .* one is ''"),
+        ({"steps": "great"}, r"the field 'steps' with a list, but has 'great'"),
+        ({"steps": ["great " * 9] * 2}, r"completion must have at most 16 tokens, .* has 19"),
+    ],
+)
+def test_wrong_steps_are_named(tmp_path, change, message):
+    good = {"prompt": "the film was", "steps": ["great", "."], "labels": [True, False]}
+    with pytest.raises(InputError, match=message):
+        data.read_steps(write(tmp_path / "s.jsonl", {**good, **change}), TASK)
+
+
 def test_judged_completions_are_read_with_their_labels(tmp_path):
     worse = {"prompt": "this", "completion": "plot was bad", "label": False}
     data_set = data.read_labelled(write(tmp_path / "l.jsonl", JUDGED, worse), TASK)

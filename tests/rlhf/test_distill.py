@@ -1,5 +1,8 @@
 """Distillation ends at its teacher, whichever divergence it follows and whoever samples."""
 
+import json
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +15,7 @@ from jax import lax
 from purejaxpg.kernels import preference
 from purejaxpg.rlhf import distill
 
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "trl_distill.json"
 TEACHER = REFERENCE + table(7)
 
 
@@ -81,3 +85,26 @@ def test_every_divergence_ends_at_the_teacher():
     for kind, x in zip(kinds, logits, strict=True):
         log_q = sequences(token_log_probs_of(x))
         assert (jnp.exp(log_q) * (log_q - log_p)).sum(1).max() < 1e-8, kind
+
+
+@pytest.mark.parametrize(
+    "case", json.loads(GOLDEN.read_text())["cases"], ids=lambda c: f"beta {c['beta']}"
+)
+def test_the_loss_is_that_of_trl(case):
+    names = {0.0: "forward_kl", 1.0: "reverse_kl"}
+    config = distill.Config(
+        divergence=names.get(case["beta"], "jensen_shannon"), jensen_shannon_weight=case["beta"]
+    )
+    mask, logits, teacher, slope = (
+        jnp.array(case[name]) for name in ("mask", "logits", "teacher_logits", "slope")
+    )
+    log_prob = jax.nn.log_softmax(teacher / case["temperature"])
+    batch = distill.Batch(None, None, mask, log_prob, jnp.ones(len(mask)))
+
+    def loss_of(logits):
+        student = jax.nn.log_softmax(logits / case["temperature"])
+        return distill.objective(student, batch, config)[0]
+
+    value, own = jax.value_and_grad(loss_of)(logits)
+    assert float(value) == pytest.approx(case["loss"], rel=1e-6)
+    np.testing.assert_allclose(own, slope, rtol=1e-5, atol=1e-7)  # TRL's are in single precision

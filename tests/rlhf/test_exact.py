@@ -193,8 +193,18 @@ def test_a_baseline_that_includes_the_own_return_halves_the_gradient_of_pairs():
     assert relative(2.0 * gradient, true_gradient(LOGITS)) < 1e-12
 
 
+@pytest.mark.parametrize(("bits", "tolerance"), [(64, 1e-12), (32, 1e-5)])
 @pytest.mark.parametrize("method", ["ppo", "rloo"])
-def test_exact_ascent_ends_at_the_optimal_policy_below_the_frontier(method):
+def test_exact_ascent_ends_at_the_optimal_policy_below_the_frontier(method, bits, tolerance):
+    with jax.enable_x64(bits == 64):
+        excess, divergence = ascend(method)
+    assert excess.dtype == f"float{bits}"
+    assert excess <= tolerance
+    assert divergence < 1e-4
+
+
+def ascend(method):
+    """How far a run gets above the frontier, and how far from the best policy it ends, in nats."""
     reference = token_log_probs(REFERENCE)
     optimal = preference.optimal_log_prob(sequences(reference), REWARD, BETA)
     best = BETA * preference.log_partition(sequences(reference), REWARD, BETA).mean()
@@ -227,8 +237,7 @@ def test_exact_ascent_ends_at_the_optimal_policy_below_the_frontier(method):
     run = jax.jit(lambda carry: lax.scan(step, carry, length=2000))
     (logits, _), values = run((start, optimizer.init(start)))
     log_p = sequences(token_log_probs(logits))
-    assert values.max() <= best + 1e-12
-    assert (jnp.exp(log_p) * (log_p - optimal)).sum(1).mean() < 1e-4
+    return values.max() - best, (jnp.exp(log_p) * (log_p - optimal)).sum(1).mean()
 
 
 def test_gradient_of_a_transformer_by_the_loss_that_trains_it():
@@ -259,33 +268,54 @@ def test_gradient_of_a_transformer_by_the_loss_that_trains_it():
     assert relative(-flat(trained), flat(true)) < 1e-12
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_training_on_samples_ends_close_to_the_optimal_policy(seed):
-    task = tasks.make("enumerable-3-3")
+def from_the_best(trainer, seed, width=32, **settings):
+    """Divergence of the reference, and of a policy trained on samples, from the best policy."""
+    config = trainer.Config(beta=0.5, **settings)
+    task = tasks.make(config.task)
     with jax.enable_x64(False):
+        sizes = {"width": width, "head_dim": width // 2, "mlp_width": 4 * width, "num_layers": 1}
+        longest = task.prompt_length + task.completion_length
         architecture = transformer.Architecture(
-            len(task.words), context=6, num_layers=1, suppressed=task.suppressed
+            len(task.words), longest, suppressed=task.suppressed, **sizes
         )
-        given = rloo.Given(transformer.init(random.key(seed), architecture))
-        config = rloo.Config(
-            task="enumerable-3-3", num_updates=1500, batch_size=192, beta=0.5, learning_rate=3e-3
-        )
-        state, _ = jax.jit(rloo.train)(random.key(seed), config, given)
+        given = trainer.Given(transformer.init(random.key(seed), architecture))
+        state, _ = jax.jit(trainer.train)(random.key(seed), config, given)
         every = jnp.asarray(task.completion_ids)
         count = len(task.prompt_ids)
         prompt_ids = jnp.repeat(jnp.asarray(task.prompt_ids), len(every), 0)
         ids = jnp.tile(every, (count, 1))
         mask = tokens.completion_mask(ids, task.eos_id)
 
+        @jax.jit
         def log_probs(model):
             each = measure.token_log_probs(model, prompt_ids, ids, task, 1.0)
             return preference.masked_sum(each, mask, 1).reshape(count, -1)
 
         reward = task.reward(prompt_ids, ids, mask).reshape(count, -1)
-        reference, policy = log_probs(given.reference), log_probs(rloo.model(state, config, given))
+        models = given.reference, trainer.model(state, config, given)
+        reference, policy = map(log_probs, models)
         optimal = preference.optimal_log_prob(reference, reward, config.beta)
-        before, after = (
-            (jnp.exp(log_p) * (log_p - optimal)).sum(1).mean() for log_p in (reference, policy)
-        )
+        return [
+            float((jnp.exp(log_p) * (log_p - optimal)).sum(1).mean())
+            for log_p in (reference, policy)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("trainer", "more"), [(rloo, {}), (ppo, {"num_epochs": 2})], ids=["rloo", "ppo"]
+)
+def test_a_short_training_on_samples_comes_close_to_the_best_policy(trainer, more):
+    sizes = {"task": "enumerable-3-2", "num_updates": 200, "batch_size": 64, "width": 16}
+    before, after = from_the_best(trainer, 0, **sizes, learning_rate=1e-2, **more)
+    assert before > 0.3
+    assert after < 0.01  # without the divergence it is 1, with a score one token late 0.2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("trainer", "seed"), [(rloo, 0), (rloo, 1), (ppo, 0)], ids=["rloo-0", "rloo-1", "ppo-0"]
+)
+def test_training_on_samples_ends_at_the_best_policy(trainer, seed):
+    sizes = {"task": "enumerable-3-3", "num_updates": 1500, "batch_size": 192}
+    before, after = from_the_best(trainer, seed, **sizes, learning_rate=3e-3)
     assert before > 0.3 and after < 0.03

@@ -10,7 +10,7 @@ import pytest
 from jax import random
 
 from purejaxpg import InputError
-from purejaxpg.rlhf import distill, grpo, sft, tasks, transformer
+from purejaxpg.rlhf import distill, grpo, measure, sft, tasks, transformer
 from purejaxpg.sweep import compute, session
 from purejaxpg.sweep import progress as progresses
 from purejaxpg.sweep import store as stores
@@ -57,7 +57,8 @@ def test_fresh_samples_have_ratio_one_and_no_weight(given):
 
 
 def test_stale_samples_come_from_the_policy_of_k_updates_ago(given):
-    config = grpo.Config(**BASE, num_epochs=1, staleness=2, learning_rate=0.1, is_cap=1.5)
+    options = {"num_epochs": 1, "group_size": 2, "staleness": 2}
+    config = grpo.Config(**BASE, **options, learning_rate=0.1, is_cap=1.5)
     states, metrics = updates(config, given, 3)
     for state, oldest in zip(states, (0, 0, 0, 1), strict=True):
         assert equal(jax.tree.map(lambda x: x[0], state.past), states[oldest].params)
@@ -66,10 +67,30 @@ def test_stale_samples_come_from_the_policy_of_k_updates_ago(given):
     assert weights[0] == pytest.approx(1.0, abs=1e-5)
     assert 0.0 < weights[2] < 1.5 and abs(weights[2] - 1.0) > 0.01
 
+    def drawn(past):
+        stack = jax.tree.map(lambda *x: jnp.stack(x), *(states[i].params for i in past))
+        state = dataclasses.replace(states[2], past=stack)
+        return jax.jit(grpo.rollout)(random.key(4), state, config, given)[0]
+
+    batch = drawn((0, 1))
+    ids = batch.completion_ids
+    assert equal(ids, drawn((0, 0)).completion_ids)
+    assert not equal(ids, drawn((1, 1)).completion_ids)
+    now, then = (grpo.policy_of(states[i].params, given) for i in (2, 0))
+    log_ratio = jnp.where(
+        batch.mask,
+        measure.token_log_probs(now, batch.prompt_ids, ids, TASK, 1.0)
+        - measure.token_log_probs(then, batch.prompt_ids, ids, TASK, 1.0),
+        0.0,
+    ).sum(1)
+    np.testing.assert_allclose(batch.weight, np.minimum(np.exp(log_ratio), 1.5), rtol=1e-4)
+    assert batch.weight.min() < 0.9 and batch.weight.max() == 1.5
+
 
 def test_rollouts_differ_in_what_their_options_say(given):
     masks = {"mask_truncated": True, "mask_equal": True}
-    configs = [grpo.Config(**BASE, group_size=2, **x) for x in ({"staleness": 2}, masks)]
+    options = {"group_size": 2, "num_epochs": 1}
+    configs = [grpo.Config(**BASE, **options, **x) for x in ({"staleness": 2}, masks)]
     key = random.key(3)
     stale, masked = (
         jax.jit(grpo.rollout)(key, grpo.init(key, c, given), c, given)[0] for c in configs
@@ -90,7 +111,12 @@ def test_the_teacher_samples_the_last_completions(given):
     teacher = transformer.Model(given.reference.params, silent)
     config, both = distill.Config(**BASE, teacher_batch_size=6), distill.Given(model(), teacher)
     state = distill.init(random.key(0), config, both)
-    batch = jax.jit(distill.rollout)(random.key(1), state, config, both)
+    other = dataclasses.replace(state, params=jax.tree.map(lambda x: 3.0 * x, state.params))
+    batch, of_other = (
+        jax.jit(distill.rollout)(random.key(1), s, config, both) for s in (state, other)
+    )
+    ids, other_ids = batch.completion_ids, of_other.completion_ids
+    assert equal(ids[10:], other_ids[10:]) and not equal(ids[:10], other_ids[:10])
     lengths = batch.mask.sum(1).tolist()
     assert lengths[10:] == [1] * 6 and max(lengths[:10]) > 1
     np.testing.assert_allclose(jnp.exp(batch.teacher_log_prob).sum(-1), 1.0, rtol=1e-5)

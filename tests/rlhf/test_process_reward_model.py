@@ -14,6 +14,7 @@ from jax import lax, random
 
 from purejaxpg import InputError
 from purejaxpg.rlhf import (
+    data,
     generate,
     measure,
     process_reward_model,
@@ -135,7 +136,8 @@ def test_a_model_of_steps_rewards_whole_completions(given):
             measure.rewards(rloo.Given(given.reference, model), TASK, PROMPTS, completion)
             for model in models
         ]
-        return tokens.after(scalar, PROMPTS, COMPLETIONS, tasks.PAD), rewards
+        whole = jnp.hstack([PROMPTS, COMPLETIONS])
+        return scalar(whole, jnp.ones_like(whole))[:, PROMPTS.shape[1] :], rewards
 
     values, (last_value, *rewards) = all_rewards(scalar.params)
     probability = 1 / (1 + np.exp(-np.asarray(values)[:, [1, 3, 4]]))  # `;`, `;` and the end
@@ -199,6 +201,19 @@ def test_labels_and_loss_are_those_of_trl():
     np.testing.assert_allclose(slope, expected, atol=1e-6)
 
 
+def test_given_steps_are_drawn_with_labels_up_to_the_first_mistake(given):
+    mask = tokens.completion_mask(COMPLETIONS, tasks.EOS)
+    ends, right = TASK.steps(PROMPTS, COMPLETIONS, mask)
+    own = dataclasses.replace(given, steps=data.Steps(PROMPTS, COMPLETIONS, ends, right))
+    process_reward_model.check_given(CONFIG, own)
+    batch = process_reward_model.draw(random.key(0), CONFIG, own)
+    expected = process_reward_model.label(batch.prompt_ids, batch.completion_ids, CONFIG)
+    jax.tree.map(np.testing.assert_array_equal, batch, expected)
+    assert len({tuple(ids) for ids in batch.prompt_ids.tolist()}) > 5
+    with pytest.raises(InputError, match='labels must be "process" if steps are given, but is'):
+        process_reward_model.check_given(dataclasses.replace(CONFIG, labels="outcome"), own)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -214,13 +229,17 @@ def test_an_impossible_configuration_is_refused(change, message):
         process_reward_model.check(dataclasses.replace(CONFIG, **change))
 
 
+def shapes_of(architecture):
+    return jax.eval_shape(lambda: transformer.init(random.key(0), architecture))
+
+
 def test_a_model_of_steps_is_refused_where_there_are_none(given):
     config = rloo.Config(task="addition-2")
     sizes = {"vocab_size": len(tasks.make("addition-2").words), "context": 20}
     architecture = dataclasses.replace(given.reference.architecture, **sizes)
-    reference = transformer.Model(given.reference.params, architecture)
+    reference = shapes_of(architecture)
     for output, message in (("product", "takes the product over steps"), ("last", None)):
-        reward = transformer.Model({}, dataclasses.replace(architecture, output=output))
+        reward = shapes_of(dataclasses.replace(architecture, output=output))
         if message is None:
             rloo.check_given(config, rloo.Given(reference, reward))
             continue

@@ -9,9 +9,10 @@ from jax import random
 
 from purejaxpg import InputError
 from purejaxpg.rlhf import tasks, tokens
-from purejaxpg.rlhf.tasks import sentiment
+from purejaxpg.rlhf.tasks import interface, sentiment
 
 SENTIMENT = tasks.make("sentiment")
+EMPTY = {"prompt_probability": np.ones(0), "held_out": np.ones(0, bool)}
 
 
 def reward(prompt, completion):
@@ -120,15 +121,34 @@ def test_an_unknown_task_is_refused_and_an_own_one_is_found():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"pad_id": 2}, "pad_id of task 'wrong' must not be its eos_id, .* both are 2"),
-        ({"suppressed": (1,)}, "suppressed of task 'wrong' must hold its pad_id 0"),
+        ({"words": ()}, "words of task 'wrong' must be at least one, but there are none"),
         ({"completion_length": 0}, "completion_length of task 'wrong' must be 1 or more, but is 0"),
-        ({"held_out": np.zeros(3, bool)}, r"must have the shape \[X, P\] .* and \(3,\)"),
-        ({"prompt_probability": SENTIMENT.prompt_probability * 2}, "must sum to 1, but sums to 2"),
-        ({"words": SENTIMENT.words[:4]}, "must be below 4, the number of words, but the largest"),
+        ({"pad_id": 2}, "pad_id of task 'wrong' must not be its eos_id, .* both are 2"),
+        ({"suppressed": (1,)}, r"suppressed .* must hold its pad_id 0, .* but is \(1,\)"),
+        ({"suppressed": (0, 2)}, "suppressed of task 'wrong' must not hold its eos_id 2"),
+        ({"suppressed": (0, 33)}, "suppressed .* at least 0 and below 33, .* but has 33"),
+        ({"eos_id": -1}, "eos_id of task 'wrong' must be at least 0 and below 33, .* has -1"),
+        ({"words": SENTIMENT.words[:4]}, "prompt_ids .* below 4, the number of words, but has"),
+        ({"held_out": np.zeros(3, bool)}, r"must have the shape \[X, P\], .* and \(3,\)"),
+        ({"prompt_ids": np.array([1, 3])}, r"prompt_ids .* the shapes are \(2,\)"),
+        ({**EMPTY, "prompt_ids": np.ones((0, 3), int)}, r"the shapes are \(0, 3\)"),
+        ({"prompt_ids": SENTIMENT.prompt_ids * 1.0}, "must be integers, but are of type float"),
+        ({"prompt_ids": SENTIMENT.prompt_ids[:, ::-1]}, "prompt at index 0 ends with pad_id 0"),
+        ({"prompt_probability": SENTIMENT.prompt_probability * 2}, "sum to 1, .* sums to 2"),
+        ({"prompt_probability": SENTIMENT.prompt_probability * np.nan}, "and sums to nan"),
+        ({"completion_ids": np.ones((4, 9), int)}, r"shape \[N, 16\], .* is \(4, 9\)"),
     ],
 )
 def test_a_registered_task_that_makes_no_sense_is_refused(change, message):
     tasks.register("wrong", lambda: dataclasses.replace(SENTIMENT, **change))
     with pytest.raises(InputError, match=message):
         tasks.make("wrong")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["sentiment", "enumerable-3-4", "addition-2", "sorting-3", "countdown-3", "chain-3-4",
+     "constitution", "constitution-lessons"],
+)  # fmt: skip
+def test_a_task_of_the_package_makes_sense(name):
+    interface.check(tasks.make(name), name)

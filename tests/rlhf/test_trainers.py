@@ -1,8 +1,8 @@
-"""The trainers: what holds in their first update, what they refuse, and a pipeline of them."""
+"""The trainers: what holds in their first update, and what they refuse."""
 
-import csv
 import dataclasses
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from jax import random
 
-from purejaxpg import InputError, cli
-from purejaxpg.report import completions
+from purejaxpg import InputError, cli, contract
+from purejaxpg.agents import sac
 from purejaxpg.rlhf import measure, ppo, reward_model, rloo, sft, tasks, transformer
-from purejaxpg.sweep import session
 
 TASK = tasks.make("enumerable-3-3")
 SMALL = {"width": 8, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "mlp_width": 8}
@@ -38,17 +37,26 @@ def test_first_update_of_ppo_starts_at_the_reference(reference):
     state, metrics = first_update(ppo, config, ppo.Given(reference))
     assert abs(float(metrics["policy/reference_kl"])) < 1e-5
     assert abs(float(metrics["policy/kl"])) < 1e-6
-    assert metrics["policy/clip_fraction"] == 0 and state.beta == np.float32(0.3)
+    assert metrics["policy/clip_fraction"] == 0 and metrics["policy/beta"] == np.float32(0.3)
+    assert state.beta_factor == 1
     moved = jax.tree.map(
         lambda a, b: bool((a != b).any()), state.params["policy"], reference.params
     )
     assert any(jax.tree.leaves(moved))
 
 
+def test_a_copy_in_a_population_has_the_beta_of_its_own_configuration(reference):
+    config, given = ppo.Config(**BASE, num_epochs=1, beta=0.3), ppo.Given(reference)
+    state, _ = first_update(ppo, config, given)
+    changed = dataclasses.replace(config, beta=0.6)
+    _, metrics = jax.jit(ppo.update)(random.key(2), state, changed, given)
+    assert metrics["policy/beta"] == np.float32(0.6)
+
+
 def test_adaptive_beta_falls_while_the_divergence_is_below_its_target(reference):
     config = ppo.Config(**BASE, num_epochs=1, reference_kl=6.0, kl_horizon=160.0)
     state, _ = first_update(ppo, config, ppo.Given(reference))
-    assert state.beta == pytest.approx(0.1 * (1 - 0.2 * 16 / 160), rel=1e-5)
+    assert state.beta_factor == pytest.approx(1 - 0.2 * 16 / 160, rel=1e-5)
 
 
 def test_missing_end_costs_the_penalty(reference):
@@ -98,14 +106,29 @@ def test_an_impossible_configuration_is_refused(trainer, change, message):
         trainer.check(dataclasses.replace(trainer.Config(), **change))
 
 
+def test_advice_and_messages_have_the_names_of_these_trainers():
+    assert contract.smaller(rloo.Config()) == "a smaller batch_size"
+    assert contract.smaller(sac.Config()).endswith(
+        ", a smaller replay_capacity or a smaller batch_size"
+    )
+    assert contract.name_of(rloo) == "rlhf.rloo" and contract.name_of(sac) == "sac"
+    assert contract.length(rloo.Config(num_updates=7)) == ("num_updates", 7)
+    assert contract.length(sac.Config(total_timesteps=70)) == ("total_timesteps", 70)
+
+
 def test_a_model_that_does_not_fit_is_refused(reference):
     short = dataclasses.replace(reference.architecture, context=4)
+    wide = dataclasses.replace(reference.architecture, mlp_width=9)
     scalar = transformer.scalar_model(random.key(0), reference, 1.0)
     config = ppo.Config(**BASE)
     for given, message in (
         (ppo.Given(dataclasses.replace(reference, architecture=short)), "context of at least 6"),
         (ppo.Given(scalar), "given reference must be a language model, but is a reward model"),
         (ppo.Given(reference, reference), "given reward must be a reward model"),
+        (
+            ppo.Given(dataclasses.replace(reference, architecture=wide)),
+            r"given reference .* layer_0/down/kernel has the shape \(8, 8\) instead of \(9, 8\)",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             ppo.check_given(config, given)
@@ -113,47 +136,34 @@ def test_a_model_that_does_not_fit_is_refused(reference):
         ppo.check_given(ppo.Config(), ppo.Given(reference))
 
 
-PIPELINE = """
-seeds = 2
-eval_episodes = 64
-[[stage]]
-name = "sft"
-agent = "rlhf.sft"
-config = {task = "enumerable-3-3", batch_size = 16, num_updates = 3, width = 8, num_layers = 1,
-          num_heads = 1, num_kv_heads = 1, mlp_width = 8}
-[[stage]]
-name = "reward"
-agent = "rlhf.reward_model"
-config = {task = "enumerable-3-3", batch_size = 16, num_updates = 3}
-given = {reference = "sft"}
-[[stage]]
-name = "ppo"
-agent = "rlhf.ppo"
-config = {task = "enumerable-3-3", batch_size = 16, num_updates = 3, num_epochs = 1}
-given = {reference = "sft", reward = "reward"}
-sweep = {beta = [0.1, 1.0]}
+OWN_TASK = """
+import dataclasses
+from purejaxpg.rlhf import tasks
+tasks.register("own-ends", lambda: dataclasses.replace(tasks.make("sentiment"), pad_id=2))
 """
 
 
-def test_a_pipeline_of_the_trainers_runs_and_resumes(tmp_path, capsys):
-    path, out = tmp_path / "tiny.toml", tmp_path / "out"
-    path.write_text(PIPELINE.replace(",\n         ", ","))
-    options = session.Options(out=out, devices=1, quiet=True)
-    assert session.sweep(path, options) == 0
-    with (out / "ppo" / "report" / "runs.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 4 and all(math.isfinite(float(row["score"])) for row in rows)
-    printed = capsys.readouterr().out
-    assert "Further scores" in printed and "proxy return" in printed and "at equal KL" in printed
-    kept = completions.read(out / "ppo")
-    assert kept is not None and len(kept["frontiers"]) == 2 and len(kept["samples"]) == 2
-    best = kept["frontiers"][0]
-    assert len(best["kl"]) == len(best["return"]) > 10
-    report = out / "ppo" / "report"
-    assert (report / "frontier.png").stat().st_size > 5000
-    text = (report / "samples.md").read_text()
-    assert "## beta 0.1, seed 0" in text and "policy reward" in text
-    assert cli.main(["eval", str(out), "--samples", "3", "--run", rows[0]["run_id"]]) == 0
-    assert capsys.readouterr().out.count("reference reward") == 3
-    assert session.sweep(path, options) == 0
-    assert capsys.readouterr().out.count("already finished") == 3
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["./mine.py", "--task", "own-ends"], "pad_id of task 'own-ends' must not be its eos_id"),
+        (["rlhf.sft", "--given", "demonstrations=./empty.jsonl"], "empty.jsonl must have at least"),
+        (
+            ["rlhf.sft", "--given", "demonstrations=./short.jsonl"],
+            "short.jsonl, line 1 must have the field 'completion' with a text, but has None",
+        ),
+        (["rlhf.sft", "--positions", "absolute"], "positions must be one of 'learned', 'rotary'"),
+        (["rlhf.ppo"], "agent 'rlhf.ppo' must be given reference, with [given] or --given"),
+    ],
+)
+def test_bad_input_ends_in_one_sentence(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    source = pathlib.Path(sft.__file__).read_text()
+    guard = source.index("if __name__")
+    pathlib.Path("mine.py").write_text(source[:guard] + OWN_TASK + source[guard:])
+    pathlib.Path("empty.jsonl").write_text("\n")
+    pathlib.Path("short.jsonl").write_text('{"prompt": "the film was"}\n')
+    assert cli.main(["train", *words, "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not pathlib.Path("results").exists()

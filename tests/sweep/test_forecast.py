@@ -95,6 +95,7 @@ def test_memory_is_a_straight_line() -> None:
     line = forecast.fit(seen(8, 1800), seen(16, 3400))
     assert (line.fixed, line.per_row) == (200.0, 200.0)
     assert forecast.fit(seen(1, 500), seen(1, 500)) == forecast.Fit(0.0, 500.0)
+    assert forecast.fit(seen(1, 500), seen(1, 500), shared=100) == forecast.Fit(100.0, 400.0)
 
 
 def test_a_row_that_costs_more_in_a_larger_unit_is_warned_of() -> None:

@@ -133,7 +133,11 @@ def test_every_environment_keeps_its_own_best() -> None:
 def test_a_rung_without_an_update_is_refused() -> None:
     config = {**TINY["config"], "total_timesteps": 32}
     spec = make(config=config, **HALVING)
-    with pytest.raises(InputError, match=r"total_timesteps .* 32 gives 2 updates"):
+    with pytest.raises(InputError, match=r"total_timesteps .* is 32, which gives 2 updates\."):
+        play(spec, rate)
+    few = {"agent": "rlhf.sft", "config": {"num_updates": 2}, "rows_per_device": 1, **HALVING}
+    spec = specs.from_dict({**few, "sweep": {"learning_rate": [1e-3, 1e-2]}}, "few")
+    with pytest.raises(InputError, match=r"num_updates must be enough .*, but is 2\.$"):
         play(spec, rate)
 
 

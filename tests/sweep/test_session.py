@@ -191,7 +191,10 @@ def test_a_shared_array_is_not_batched(receiver: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("own", "words"),
     [
-        (None, "must be given shared, own, with .given. or --given, but is given nothing"),
+        (
+            None,
+            "must be given shared, own, with .given. or --given shared=DIR, but is given nothing",
+        ),
         ([1.0, 2.0, 3.0], "given own must have a first axis of 1 or of the 2 seeds, but has 3"),
     ],
 )

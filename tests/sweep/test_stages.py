@@ -11,14 +11,18 @@ import sys
 import time
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import relay
 
 import purejaxpg
-from purejaxpg import InputError, cli
+from purejaxpg import InputError, cli, contract, trainers
 from purejaxpg.report import playback
-from purejaxpg.sweep import engine, forecast, frozen, fsck, session, sources, stages
+from purejaxpg.sweep import compute, engine, forecast, frozen, fsck, session, sources, stages
+from purejaxpg.sweep import plan as plans
+from purejaxpg.sweep import search as searches
+from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import store as stores
 
 NAMES = ("first", "judge", "learner")
@@ -91,6 +95,13 @@ def test_every_stage_has_a_report_and_the_last_table_is_printed_last(
         assert (swept / name / "report" / "index.html").is_file()
     assert cli.main(["report", str(swept)]) == 0
     printed = capsys.readouterr().out
+    assert printed.count("The best of many looks better than it is; do not quote its number.") == 1
+    assert printed.count("The best of many looks better than it is: train what it is given on") == 1
+    spare = {"first": 2**32, "judge": 0, "learner": 0}  # seeds that could confirm a winner
+    for name, count in spare.items():
+        assert "again on fresh seeds" not in (swept / name / "report" / "index.html").read_text()
+        with stores.Store.read(swept / name) as store:
+            assert frozen.spare_seeds(store.path, store.ledger.identity) == count
     assert [printed.index(f"{name}/report") for name in NAMES] == sorted(
         printed.index(f"{name}/report") for name in NAMES
     )
@@ -172,6 +183,13 @@ def test_a_mistake_in_any_stage_is_reported_before_the_first_runs(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("text", ["stage = []", "[stage]", "[[stages]]", "stage = [1]"])
+def test_stages_that_are_no_tables_are_refused(tmp_path: pathlib.Path, text: str) -> None:
+    (tmp_path / "relay.toml").write_text(text)
+    with pytest.raises(InputError, match=r"must be tables,? .*\[\[stage\]\]"):
+        stages.read(tmp_path / "relay.toml")
+
+
 def test_a_broken_program_of_a_later_stage_is_reported_before_the_first_runs(
     tmp_path: pathlib.Path,
 ) -> None:
@@ -190,6 +208,17 @@ def test_another_directory_is_left_alone(swept: pathlib.Path, tmp_path: pathlib.
         session.sweep(path, options(tmp_path))
     with pytest.raises(InputError, match="is no directory of stages"):
         session.sweep(path, options(swept / "first"))
+
+
+def test_a_second_process_is_refused_between_two_stages_as_well(
+    swept: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sweep", str(swept.parent / "relay.toml"), "--out", str(swept), "--devices", "1"]
+    with stores.held(swept):
+        assert cli.main(words) == 1
+    message = f"Another process is running this sweep in {swept}; wait for it or stop it.\n"
+    assert capsys.readouterr().err == message
+    assert cli.main(words) == 0
 
 
 def test_a_changed_stage_is_refused_with_what_to_delete(
@@ -258,6 +287,22 @@ def test_a_directory_is_given_to_a_sweep_and_to_one_run(
         assert words_ in capsys.readouterr().err
 
 
+def test_the_directory_of_a_pipeline_is_none_of_results(
+    swept: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(
+        InputError, match=f"name one: {swept}/first, {swept}/judge, {swept}/learner"
+    ):
+        sources.trained(swept, best=True)
+    out = tmp_path / "out"
+    shutil.copytree(swept, out)
+    shutil.rmtree(out / "learner")
+    for words in (["eval", str(out)], ["export", str(out)]):
+        assert cli.main(words) == 2
+        message = f"The last stage, {out}/learner, has not begun; name one that has: {out}/first"
+        assert message in capsys.readouterr().err
+
+
 def test_unfinished_results_are_not_given(tmp_path: pathlib.Path) -> None:
     stores.Store.open(tmp_path / "new", {"agent": "ppo"}).close()
     with pytest.raises(InputError, match="its sweep is unfinished: 0 units of it are done"):
@@ -275,7 +320,9 @@ def test_all_stages_are_planned_without_a_trained_model(
     printed = capsys.readouterr().out
     assert printed.count("compilation(s)") == printed.count("Disk: ") == 3
     assert "Stage 2 of 3: judge." in printed and "64 verdicts" in printed
+    assert "All stages" not in printed
     assert cli.main(["plan", str(path), "--tune"]) == 2
+    assert "relay.toml has stages" in capsys.readouterr().err
 
 
 def test_given_arrays_are_counted_once_on_disk(tmp_path: pathlib.Path) -> None:
@@ -285,6 +332,68 @@ def test_given_arrays_are_counted_once_on_disk(tmp_path: pathlib.Path) -> None:
     assert spec.given.nbytes == (3 + 2 * 3) * 4 and not spec.given.digest
     nothing_else: Any = None
     assert forecast.bytes_on_disk(spec, [], nothing_else, 1) == spec.given.nbytes
+
+
+def test_the_scores_of_a_trainer_are_counted_as_they_are_written(swept: pathlib.Path) -> None:
+    pipeline = stages.read(swept.parent / "relay.toml")
+    assert pipeline is not None
+    for name, spec in zip(NAMES, stages.plan(pipeline), strict=True):
+        unit = plans.Unit("", (searches.whole(spec.runs[0]),))
+        (written, *_) = [run["arrays"] for run in runs(swept / name)]
+        scores = {k: v for k, v in written.items() if k.startswith(contract.EVALUATION)}
+        found = compute.Backend(spec, jax.devices()[:1]).score_bytes(unit)
+        assert found == sum(array.nbytes for array in scores.values()) > 0
+
+
+LARGE = """
+import pathlib
+import jax
+import numpy as np
+from flax import struct
+import bandit
+from bandit import *
+
+
+@struct.dataclass
+class Given:
+    numbers: jax.Array  # [numbers]
+
+
+def init(key, config, given):
+    return bandit.init(key, config)
+
+
+def update(key, state, config, given):
+    state, metrics = bandit.update(key, state, config)
+    return state, {**metrics, "given/largest": given.numbers.max()}
+
+
+def score(key, state, config, num_episodes, given):
+    return bandit.score(key, state, config, num_episodes)
+"""
+
+
+@pytest.mark.parametrize("items", [1, 4])
+def test_arrays_that_all_rows_share_are_in_memory_once_a_device(
+    tmp_path: pathlib.Path, items: int
+) -> None:
+    """Arrays of one seed are in memory for each row."""
+    (tmp_path / "large.py").write_text(LARGE, "utf-8")
+    raw = {"agent": "./large.py", "seeds": 4, "eval_episodes": 2, "config": {"num_updates": 2}}
+    module = trainers.load("./large.py", tmp_path)
+    given = module.Given(np.zeros((items, 2**18), np.float32))
+    spec = specs.from_dict(raw, "large", tmp_path, given=given)
+    (round_,) = searches.rehearse(searches.rounds(spec))
+    backend = compute.Backend(spec, jax.devices()[:1])
+    (group,) = backend.groups(0, round_, {})
+    few = [forecast.measure(spec, group, rows, jax.devices()[:1]) for rows in (1, 4)]
+    line = forecast.fit(*few)
+    shared, own = (2**20, 0) if items == 1 else (0, 2**20)
+    assert shared <= line.fixed < shared + 2**16
+    assert own <= line.per_row < own + 2**16
+    lines: list[str] = []
+    forecast.plan(spec, jax.devices()[:1], 0, lines.append)
+    assert any(f"({line.per_row / 2**20:.2f} for each row)" in text for text in lines)
 
 
 @pytest.mark.parametrize(("seeds", "most"), [(2, 0), (4, 2)])

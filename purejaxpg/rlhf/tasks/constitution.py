@@ -56,7 +56,9 @@ def make() -> interface.Task:
         return correct.astype(jnp.float32) - violated.astype(jnp.float32)
 
     prompt_ids = np.hstack([plain.prompt_ids, colon])
-    return dataclasses.replace(plain, prompt_ids=prompt_ids, demonstrate=demonstrate, reward=reward)
+    return dataclasses.replace(
+        plain, prompt_ids=prompt_ids, demonstrate=demonstrate, reward=reward, additive=None
+    )
 
 
 # ----------------------------------------------------------------------------------- principles

@@ -37,8 +37,8 @@ def make(count: int) -> interface.Task:
 
     def reward(prompt_ids: jax.Array, completion_ids: jax.Array, mask: jax.Array) -> jax.Array:
         body = mask & (completion_ids != EOS)
+        # An expression has an odd number of tokens. Without an end there would be an even one.
         value, valid = jax.vmap(functools.partial(evaluate, size=count))(completion_ids, body)
-        valid &= verifiable.ended(completion_ids, mask)
         used = _how_often(completion_ids, body)
         given = _how_often(prompt_ids[:, 1 : count + 1], True)
         target = (prompt_ids[:, -2:] - ZERO) @ np.array([10, 1])

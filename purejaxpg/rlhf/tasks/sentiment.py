@@ -39,11 +39,11 @@ def make(words: tuple[str, ...] = WORDS) -> interface.Task:
     prompt_ids, probability = _prefixes(chains.mean(0), longest=4)
     rating = np.array([RATINGS.get(word, 0.0) for word in words], np.float32)
     grammatical = (chains > 0).any(0)
+    token_reward = 0.5 * rating + np.float32(UNGRAMMATICAL) * ~grammatical
 
     def reward(prompt_ids: jax.Array, completion_ids: jax.Array, mask: jax.Array) -> jax.Array:
         before = jnp.concatenate([prompt_ids[:, -1:], completion_ids[:, :-1]], axis=1)
-        wrong = ~jnp.asarray(grammatical)[before, completion_ids]
-        score = 0.5 * jnp.asarray(rating)[completion_ids] + UNGRAMMATICAL * wrong
+        score = jnp.asarray(token_reward)[before, completion_ids]
         total = jnp.where(mask, score, 0.0).sum(1)
         return jnp.where((completion_ids == EOS).any(1), total, UNFINISHED)
 
@@ -56,6 +56,7 @@ def make(words: tuple[str, ...] = WORDS) -> interface.Task:
         completion_length=16,
         demonstrate=functools.partial(_continue, chains, 16),
         reward=reward,
+        additive=(token_reward, UNFINISHED),
     )
 
 

@@ -41,7 +41,8 @@ def addition(digits: int) -> interface.Task:
         wrong = body & ((digit < 0) | (digit > 9))
         following = body.sum(1, keepdims=True) - 1 - np.arange(digits + 2)
         value = jnp.where(body & ~wrong, digit * 10 ** jnp.maximum(following, 0), 0).sum(1)
-        spelled = body.any(1) & ~wrong.any(1) & ended(completion_ids, mask)
+        ended = (mask & ~body).any(1)
+        spelled = body.any(1) & ~wrong.any(1) & ended
         return (spelled & (value == right_answer(prompt_ids))).astype(jnp.float32)
 
     def demonstrate(key: jax.Array, prompt_ids: jax.Array) -> jax.Array:
@@ -105,8 +106,3 @@ def chosen(count: int) -> np.ndarray:
 def digits_of(numbers: np.ndarray, base: int, width: int) -> np.ndarray:
     """Return the digits of numbers [X] to some base, the most significant first -> [X, width]."""
     return numbers[:, None] // base ** np.arange(width)[::-1] % base
-
-
-def ended(completion_ids: jax.Array, mask: jax.Array) -> jax.Array:
-    """Return whether a completion has an end token -> [B] bool."""
-    return (mask & (completion_ids == EOS)).any(1)

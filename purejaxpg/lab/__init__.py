@@ -1,0 +1,1 @@
+"""The estimator laboratory: bias and variance of gradient estimators where everything is known."""
