@@ -365,9 +365,12 @@ def report(arguments: argparse.Namespace) -> None:
     """Write the tables and figures of a sweep, or of all its stages, again."""
     from purejaxpg.sweep import stages
 
-    console = session.make_console()
-    for directory in stages.directories(arguments.directory):
+    console, root = session.make_console(), arguments.directory
+    directories = stages.directories(root)
+    for directory in directories:
         session.report(directory, console)
+    if directories != [root]:
+        session.report_stages(root, console)
 
 
 def export(arguments: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from purejaxpg.report import analysis
+from purejaxpg.report import analysis, completions
 from purejaxpg.report.analysis import Axis, Curves, Pair, Profile, Schedule, Section
 from purejaxpg.report.ranking import Configuration
 from purejaxpg.text import number, percent, short
@@ -24,6 +24,8 @@ Figure = dict[str, Any]
 _POINTS = 250  # configurations drawn in a marginal, at most
 _LINES = 600  # configurations drawn in parallel coordinates, at most
 _PARALLEL = 8  # hyperparameters in parallel coordinates, at most
+_COLOURED = 8  # configurations with a colour of their own in the frontier, at most
+_FRONTIER = 200  # points of each line of the frontier, at most
 _LABELLED = 8  # values of a hyperparameter that all get a tick
 
 
@@ -382,3 +384,65 @@ def schedule(data: Schedule, name: str) -> Figure | None:
     traces = [_trace(x, y, "grey", width=1), _trace(ends, mine, "c1", hovertemplate=hover)]
     scale = {"type": "log", "dtick": _decades(np.array(values))} if log else {}
     return _figure(traces, 240, xaxis={"title": {"text": "updates"}}, yaxis=scale)
+
+
+# --------------------------------------------------------------------------------- language models
+
+
+def frontier(texts: completions.Texts) -> Figure:
+    """Draw the return of runs and configurations over their divergence, and the best possible.
+
+    Args:
+        texts: with at least one row that is drawn.
+
+    Returns:
+        The figure; configurations have the colours that `frontier_colours` names.
+    """
+    traces = []
+    for best in texts.frontiers:
+        every = -(-len(best["kl"]) // _FRONTIER) or 1
+        hover = f"{texts.best_possible}: %{{y:.3g}} at KL %{{x:.3g}}<extra></extra>"
+        x, y = best["kl"][::every], best["return"][::every]
+        traces.append(_trace(x, y, "grey", width=1.6, hovertemplate=hover))
+    if texts.line:
+        x, y = zip(*texts.line, strict=True)
+        traces.append(_trace(x, y, "grey 66", width=1))
+        traces[-1]["line"]["dash"] = "dot"
+    for row, colour in zip(texts.drawn, frontier_colours(texts), strict=True):
+        traces += _point_set(row, f"c{colour}", texts.titles[0])
+    axes: Figure = {"xaxis": {"title": {"text": completions.KL_LABEL}, "tickformat": "~g"}}
+    axes["yaxis"] = {"title": {"text": clean(texts.titles[0])}, "tickformat": "~g"}
+    return _figure(traces, 440, **axes)
+
+
+def frontier_colours(texts: completions.Texts) -> list[int]:
+    """Return the number of the colour of each row that is drawn; one for all if they are many."""
+    rows = len(texts.drawn)
+    return list(range(1, rows + 1)) if rows <= _COLOURED else [1] * rows
+
+
+def _point_set(row: completions.Row, colour: str, title: str) -> list[Figure]:
+    """Return the runs of a configuration, small, and its mean with intervals, large."""
+
+    def hover(name: str, kl: str, score: str) -> str:
+        return f"{clean(name)}<br>KL {kl}<br>{clean(title)} {score}<extra></extra>".replace(
+            "%{",
+            "% {",  # it would start a field of plotly's
+        )
+
+    seeds, x, y = zip(*row.points, strict=True)
+    texts = [
+        hover(f"{row.name}, seed {seed}", number(kl), number(score))
+        for seed, kl, score in row.points
+    ]
+    runs = _trace(x, y, f"{colour} 99", "markers", size=6, hovertemplate=texts)
+    if row.centre is None or len(seeds) == 1:
+        return [runs]
+    kl, score = row.centre
+    text = hover(f"{row.name}, mean of {len(seeds)} seeds", kl.text(), score.text())
+    mean = _trace([kl.value], [score.value], colour, "markers", size=10, hovertemplate=text)
+    for axis, of in (("error_x", kl), ("error_y", score)):
+        ends = {"array": rounded([of.high - of.value]), "arrayminus": rounded([of.value - of.low])}
+        bar = {"type": "data", "symmetric": False, **ends, "color": f"@{colour}"}
+        mean[axis] = bar | {"thickness": 1.8, "width": 0}
+    return [runs, mean]

@@ -1,30 +1,147 @@
-"""What language models wrote, and the frontier that their returns are compared with.
+"""What language models wrote, how it was scored, and the frontier that returns are compared with.
 
-Both need the trainer's code, so a sweep makes them once, when it is finished, and keeps them in
-DIR/completions.json. The report only reads them.
+Samples and frontier need the trainer's code, so a sweep makes them once, when it is finished, and
+keeps them in DIR/completions.json. The report only reads them.
 """
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from purejaxpg import FaultError, InputError, contract, disk, trainers
+from purejaxpg import FaultError, InputError, contract, disk, stats, trainers
 from purejaxpg.report import figures, ranking
+from purejaxpg.report.analysis import Analysis
+from purejaxpg.report.ranking import Configuration
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep.store import Store
+from purejaxpg.text import number
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 FILE = "completions.json"
 SHOWN = 20  # configurations with samples
 SAMPLES = 8  # of each of them
+LABELLED = 24  # configurations with a label in the figure
+ROWS = 200  # configurations with further scores
 # Scores that every trainer may have; the others are columns of their own.
 RANKED = (contract.RETURN, contract.GREEDY_RETURN)
+# The order of columns; other scores follow in alphabetical order.
+FIRST = tuple(
+    contract.EVALUATION + name
+    for name in ("return", "gold_return", "proxy_return", "kl", "win", "length", "finished")
+)
+KL_LABEL = "KL to the reference (nats per completion)"
+COLOUR, GREY = figures.COLOURS[0], "#7a7a7a"
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over runs with the ends of its 95% bootstrap interval; equal to it with one run."""
+
+    value: float
+    low: float
+    high: float
+
+    def text(self, form: Callable[[float], str] = number) -> str:
+        """Return the mean with its interval, if it has one."""
+        ends = f" [{form(self.low)}, {form(self.high)}]" if self.high > self.low else ""
+        return form(self.value) + ends
+
+
+UNKNOWN = Mean(math.nan, math.nan, math.nan)
+
+
+@dataclass(frozen=True)
+class Row:
+    """The scores of one configuration.
+
+    Attributes:
+        name: its swept fields; its role comes first if it was run again on fresh seeds.
+        configuration: what the ranking knows of it.
+        runs: seed and scores, by name, of each committed run; those of a diverged run are NaN.
+        means: over the runs, by name; not known if a run diverged.
+    """
+
+    name: str
+    configuration: Configuration
+    runs: tuple[tuple[int, Mapping[str, float]], ...]
+    means: Mapping[str, Mean]
+
+    @property
+    def points(self) -> list[tuple[int, float, float]]:
+        """Seed, divergence and return of each run in which both are finite."""
+        points = [
+            (seed, scores.get(contract.KL, math.nan), scores[contract.RETURN])
+            for seed, scores in self.runs
+        ]
+        return [point for point in points if math.isfinite(point[1] + point[2])]
+
+    @property
+    def centre(self) -> tuple[Mean, Mean] | None:
+        """The mean divergence and the mean return, if both are known."""
+        means = self.means.get(contract.KL, UNKNOWN), self.means[contract.RETURN]
+        return means if math.isfinite(means[0].value + means[1].value) else None
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What the report shows of trainers that score themselves, as those of language models do.
+
+    Attributes:
+        names: of all scores in the order of columns, the return first.
+        rows: the configurations, best return first, then those on fresh seeds.
+        frontiers: for each reference the lists `kl` and `return`, and `exact`.
+        samples: of each configuration a `label`, and `columns` of texts and rewards.
+    """
+
+    names: tuple[str, ...] = ()
+    rows: tuple[Row, ...] = ()
+    frontiers: Sequence[Mapping[str, Any]] = ()
+    samples: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+
+    @property
+    def titles(self) -> list[str]:
+        """The names of the columns in plain words."""
+        words = [name.removeprefix(contract.EVALUATION).replace("_", " ") for name in self.names]
+        words = [re.sub(r"\bkl\b", "KL", word) for word in words]
+        # Beside a divergence, it is the reward of the task, whatever the run was trained on.
+        return ["gold return", *words[1:]] if contract.KL in self.names else words
+
+    @functools.cached_property
+    def drawn(self) -> list[Row]:
+        """The rows of the frontier, by divergence."""
+        return sorted((row for row in self.rows if row.points), key=_divergence)
+
+    @property
+    def best_possible(self) -> str:
+        """The name of the frontier, which says whether it is exact."""
+        exact = all(frontier.get("exact", False) for frontier in self.frontiers)
+        return "best possible" if exact else "best possible (estimate)"
+
+    @property
+    def line(self) -> list[tuple[float, float]]:
+        """The means by divergence, to be joined by a line; empty if several fields were swept."""
+        fields = {tuple(row.configuration.swept) for row in self.drawn}
+        if any(len(names) > 1 for names in fields):
+            return []
+        centres = [row.centre for row in self.drawn]
+        return [(kl.value, score.value) for kl, score in filter(None, centres)]
+
+
+NOTHING = Texts()
+
+
+def _divergence(row: Row) -> float:
+    return float(np.mean([kl for _, kl, _ in row.points]))
 
 
 def keep(store: Store, spec: specs.Spec, say: Callable[[str], object]) -> None:
@@ -120,43 +237,161 @@ def scores(store: Store) -> dict[str, dict[str, float]]:
     return means
 
 
-def draw(store: Store, means: Mapping[str, Mapping[str, float]]) -> "Figure | None":
-    """Draw the return of each run over its divergence, and the frontier.
+def of_store(store: Store, data: Analysis) -> Texts:
+    """Return what the report shows of a sweep whose trainer scores itself.
 
     Args:
         store: an open result directory.
-        means: as `scores` returns them.
+        data: its analysis.
+
+    Returns:
+        The scores, samples and frontiers; all of them empty if an environment scores the runs.
+    """
+    further = scores(store)
+    known = {name for own in further.values() for name in own}
+    if not known:
+        return NOTHING
+    order = {name: place for place, name in enumerate(FIRST)}
+    names = sorted({contract.RETURN, *known}, key=lambda name: (order.get(name, len(order)), name))
+    runs = {run["run_id"]: run for run in data.runs}
+    fresh = [
+        (f"{each.name}, fresh seeds: {each.configuration.label}", each.configuration)
+        for section in data.sections
+        for each in section.confirmed
+    ]
+    shown = [(c.label, c) for c in data.ranked[:ROWS] if c.finished] + fresh
+    rows = [_row(name, c, names, runs, further) for name, c in shown]
+    kept = read(store.path) or {}
+    return Texts(tuple(names), tuple(rows), kept.get("frontiers", ()), kept.get("samples", ()))
+
+
+def _row(
+    name: str,
+    configuration: Configuration,
+    names: Sequence[str],
+    runs: Mapping[str, Mapping[str, Any]],
+    further: Mapping[str, Mapping[str, float]],
+) -> Row:
+    """Return the scores of one configuration."""
+    own: list[tuple[int, dict[str, float]]] = []
+    for run in (runs[run_id] for run_id in configuration.run_ids):
+        scores = {contract.RETURN: run["score"], **further.get(run["run_id"], {})}
+        lost = run["status"] == "diverged"
+        own.append((run["seed"], {n: math.nan if lost else scores.get(n, math.nan) for n in names}))
+    means = {n: _mean([scores[n] for _, scores in own]) for n in names}
+    return Row(name, configuration, tuple(own), means)
+
+
+def _mean(values: Sequence[float]) -> Mean:
+    if not np.isfinite(values).all():
+        return UNKNOWN
+    mean = float(np.mean(values))
+    low, high = stats.bootstrap_ci(np.asarray(values), np.mean)
+    return Mean(mean, min(mean, float(low)), max(mean, float(high)))  # up to rounding
+
+
+# ------------------------------------------------------------------------------------- the figure
+
+
+def draw(texts: Texts) -> "Figure | None":
+    """Draw the return of runs and configurations over their divergence, and the frontier.
+
+    Args:
+        texts: as `of_store` returns them.
 
     Returns:
         The figure; None without divergences.
     """
-    runs = {run["run_id"]: run for run in store.ledger.runs()}
-    measured = {run_id for run_id, own in means.items() if contract.KL in own}
-    ranked = [c for c in ranking.rank(store) if c.run_ids and measured.issuperset(c.run_ids)]
-    if not ranked:
+    if not texts.drawn:
         return None
-    figure, (axes,) = figures.make_panels(1, 1, (6.4, 4.4))
-    for i, frontier in enumerate((read(store.path) or {}).get("frontiers", ())):
-        name = "frontier" if i == 0 else None  # it may be an estimate
-        axes.plot(frontier["kl"], frontier["return"], color="#555555", lw=1, label=name)
-    points = []
-    for configuration in ranked:
-        x = [means[run_id][contract.KL] for run_id in configuration.run_ids]
-        y = [runs[run_id]["score"] for run_id in configuration.run_ids]
-        axes.plot(x, y, ".", color=figures.COLOURS[0], ms=5)
-        points.append((float(np.mean(x)), float(np.mean(y)), configuration.label))
-    points.sort()
-    axes.plot(*zip(*[point[:2] for point in points], strict=True), color=figures.COLOURS[0], lw=1)
-    for x_mean, y_mean, text in points:
-        if math.isfinite(x_mean) and math.isfinite(y_mean):
-            place: dict[str, Any] = {
-                "textcoords": "offset points",
-                "xytext": (5, -9),
-                "fontsize": 7,
-            }
-            axes.annotate(text, (x_mean, y_mean), **place)
-    axes.set_xlabel("KL to the reference (nats per completion)")
-    axes.set_ylabel("return")
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False)
+    figure, (axes,) = figures.make_panels(1, 1, (7.4, 5.0))
+    for frontier in texts.frontiers:
+        axes.plot(frontier["kl"], frontier["return"], color=GREY, lw=1.4, zorder=1)
+    if texts.frontiers:
+        axes.plot([], [], color=GREY, lw=1.4, label=texts.best_possible)
+    line = np.array(texts.line).reshape(-1, 2)
+    axes.plot(*line.T, color=COLOUR, lw=1, alpha=0.4, zorder=2)
+    points = np.array([point[1:] for row in texts.drawn for point in row.points])
+    axes.plot(*points.T, ".", color=COLOUR, ms=5, alpha=0.5, mew=0, zorder=3, label="a run")
+    centres = [(row.name, *row.centre) for row in texts.drawn if row.centre]
+    crosses = _draw_means(axes, [means for _, *means in centres]) if centres else []
+    figures.dress(axes, f"{texts.titles[0].capitalize()} over divergence")
+    axes.set_xlabel(KL_LABEL)
+    axes.set_ylabel(texts.titles[0])
+    axes.legend(frameon=False, loc="lower right", fontsize=9)
+    lines = [np.array([f["kl"], f["return"]], float).T for f in texts.frontiers]
+    names = [(kl.value, score.value, name) for name, kl, score in centres[:LABELLED]]
+    _label(axes, names, [*lines, line, *crosses], points)
     return figure
+
+
+def _draw_means(axes: "Axes", centres: Sequence[Sequence[Mean]]) -> list[np.ndarray]:
+    """Draw the means of configurations; return their intervals as lines ``[2, 2]``."""
+    ends = np.array([[(mean.value, mean.low, mean.high) for mean in pair] for pair in centres])
+    (x, x_low, x_high), (y, y_low, y_high) = ends.transpose(1, 2, 0)
+    axes.errorbar(
+        x, y, xerr=np.stack([x - x_low, x_high - x]), yerr=np.stack([y - y_low, y_high - y]),
+        fmt="o", ms=5.5, color=COLOUR, elinewidth=1.3, zorder=4,
+        label="mean of a configuration, 95% interval",
+    )  # fmt: skip
+    across = np.stack([np.stack([x_low, y], 1), np.stack([x_high, y], 1)], 1)
+    upright = np.stack([np.stack([x, y_low], 1), np.stack([x, y_high], 1)], 1)
+    return [*across, *upright]
+
+
+# Places of a label around its point: distances in points, each in eight directions.
+_DISTANCES, _DIRECTIONS = (7, 16, 28, 42, 60), (-45, 0, 45, -90, 135, 180, 225, 90)
+
+
+def _label(
+    axes: "Axes",
+    names: Sequence[tuple[float, float, str]],
+    lines: Iterable[np.ndarray],
+    points: np.ndarray,
+) -> None:
+    """Write names beside their points, where they cover no line, no point and no other name.
+
+    Args:
+        axes: with a legend; its limits are final.
+        names: each with its place.
+        lines: each ``[n, 2]``, to be kept free.
+        points: ``[n, 2]``, to be kept free.
+    """
+    from matplotlib.text import Text
+
+    figure: Any = axes.get_figure()
+    figure.draw_without_rendering()  # decides where the axes are
+    figure.set_layout_engine("none")
+    dense = [_dense(axes.transData.transform(line)) for line in lines if len(line) > 1]
+    covered = np.concatenate([*dense, axes.transData.transform(points)])
+    legend: Any = axes.get_legend()
+    taken = [legend.get_window_extent()]
+    for x, y, text in names:
+        for note in _candidates(axes, (x, y), figures.plain(text, 40)):
+            note.update_positions(figure.canvas.get_renderer())
+            box = Text.get_window_extent(note).padded(2)  # that of an annotation has its arrow
+            inside = axes.bbox.fully_contains(*box.min) and axes.bbox.fully_contains(*box.max)
+            if inside and not box.count_contains(covered) and not box.count_overlaps(taken):
+                taken.append(box)
+                break
+            note.remove()
+
+
+def _dense(line: np.ndarray) -> np.ndarray:
+    """Return a line ``[n, 2]`` with a point at least every two pixels."""
+    steps = np.abs(np.diff(line, axis=0)).max(1)
+    counts = np.maximum(1, np.ceil(steps / 2)).astype(int)
+    parts = [np.linspace(a, b, n) for a, b, n in zip(line, line[1:], counts, strict=False)]
+    return np.concatenate(parts)
+
+
+def _candidates(axes: "Axes", point: tuple[float, float], text: str) -> Iterator[Any]:
+    """Yield a label at one place after the other, the best first."""
+    for distance, angle in itertools.product(_DISTANCES, _DIRECTIONS):
+        dx, dy = (distance * round(f(math.radians(angle)), 3) for f in (math.cos, math.sin))
+        yield axes.annotate(
+            text, point, (dx, dy), textcoords="offset points", fontsize=8,
+            ha="left" if dx > 1 else "right" if dx < -1 else "center",
+            va="bottom" if dy > 1 else "top" if dy < -1 else "center",
+            arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.6} if distance > 20 else None,
+        )  # fmt: skip

@@ -10,13 +10,13 @@ import functools
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from purejaxpg.report import analysis, charts, ranking
+from purejaxpg.report import analysis, charts, completions, ranking
 from purejaxpg.report.analysis import Analysis, Confirmed, Section
 from purejaxpg.report.charts import Figure, Row
 from purejaxpg.report.ranking import Configuration
@@ -27,15 +27,23 @@ ROWS = 10_000  # of the table with them; table.csv has all
 _CURVES = 2_000  # configurations whose curves can be picked, at most
 _CURVE_POINTS = 30
 _MARGINALS = 8
+_REWARD = " reward"  # ends the name of a column of samples with the rewards of another
+_SCORED = 50  # configurations in the table of further scores, at most
+EQUAL_KL = (
+    "A smaller price of divergence buys a larger return: compare configurations at equal KL, in "
+    "{}, and not by their rank."
+)
+_FEW = 8  # runs below which a bootstrap interval is too narrow; see docs/results.md
 _HERE = Path(__file__).parent
 
 
-def render(data: Analysis, title: str) -> str:
+def render(data: Analysis, title: str, written: completions.Texts = completions.NOTHING) -> str:
     """Return the page.
 
     Args:
         data: the results.
         title: the name of the sweep.
+        written: further scores, samples and frontier, as those of language models.
 
     Returns:
         A complete HTML document.
@@ -64,9 +72,30 @@ def render(data: Analysis, title: str) -> str:
         hashes=[_hash(script) for script in scripts],
         sections=[_of_section(section, data, table) for section in data.sections],
         many=len(data.sections) > 1, percent=percent,
-        **_of_sweep(data),
+        **_of_sweep(data), **_of_texts(written),
     )  # fmt: skip
     return text.lstrip()  # the definitions of the template leave empty lines
+
+
+def render_stages(title: str, stages: Sequence[Mapping[str, Any]], text: str) -> str:
+    """Return the page of a pipeline, which links to the pages of its stages.
+
+    Args:
+        title: the name of the pipeline.
+        stages: in order; each with `name`, `agent`, `given`, `link`, `finished`, `planned`,
+            `diverged` and its `ranked` configurations.
+        text: the sweep file.
+
+    Returns:
+        A complete HTML document without a script.
+    """
+    from markupsafe import Markup
+
+    page = _environment().get_template("stages.html.j2").render(
+        title=title, stages=stages, text=text,
+        style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+    )  # fmt: skip
+    return str(page).lstrip()
 
 
 def _environment() -> Any:
@@ -161,6 +190,39 @@ def _common(data: Analysis) -> Figure | None:
     scores = zip(data.cross.environments, *data.cross.normalized_best.tolist(), strict=True)
     rows = [Row(name, own, before=common) for name, own, common in scores]
     return charts.forest(rows, title="normalised score: ● tuned here   ○ best common setting")
+
+
+# --------------------------------------------------------------------------------- language models
+
+
+def _of_texts(written: completions.Texts) -> dict[str, Any]:
+    """Return the template's values that concern language models."""
+    seeds = max((row.configuration.finished for row in written.rows), default=0)
+    return {
+        "written": written,
+        "scored": written.rows[:_SCORED],
+        "seeds_scored": seeds,
+        "few": 1 < seeds < _FEW,
+        "samples": [(each["label"], _samples(each["columns"])) for each in written.samples],
+        "equal_kl": EQUAL_KL,
+    }
+
+
+def _samples(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Return each sample as its prompt and its texts, each with its reward, if it has one."""
+    rewards = {name for name in columns if name.endswith(_REWARD)}
+    texts = [name for name in columns if name not in {"prompt", *rewards}]
+    found = []
+    for i in range(min(map(len, columns.values()), default=0)):
+        own = [columns[name + _REWARD][i] for name in texts if name + _REWARD in rewards]
+        most = max(own, default=None) if len(set(own)) > 1 else None
+        shown = []
+        for name in texts:
+            reward = columns[name + _REWARD][i] if name + _REWARD in rewards else None
+            best = reward is not None and reward == most
+            shown.append({"name": name, "text": columns[name][i], "reward": reward, "best": best})
+        found.append({"prompt": columns.get("prompt", [""] * (i + 1))[i], "texts": shown})
+    return found
 
 
 # ------------------------------------------------------------------------------------ environments

@@ -6,17 +6,18 @@ the files.
 
 import csv
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from purejaxpg import contract, disk, stats
+from purejaxpg import FaultError, contract, disk
 from purejaxpg.report import analysis, completions, export, figures, page, ranking
 from purejaxpg.report.analysis import Analysis
 from purejaxpg.report.ranking import Configuration
+from purejaxpg.sweep import stages
 from purejaxpg.sweep.store import Store
 from purejaxpg.text import count, paragraphs, short
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+_COUNTS = ("finished", "planned", "diverged")
 SHOWN = 20  # rows of a section on the terminal and in table.md; table.csv has all
 
 
@@ -39,7 +41,7 @@ def write(directory: str | os.PathLike[str], console: "Console") -> Path:
         The path of the report: ``index.html``, the page with everything; the figures that the
         results allow, as PNG and SVG; ``table.csv`` with every configuration and full
         precision, ``table.md`` with the best, ``runs.csv``, ``confirmed.csv``, ``importance.csv``
-        and ``curves.csv``; ``samples.md`` and ``frontier.png`` of language models.
+        and ``curves.csv``; ``samples.md``, ``further.csv`` and ``frontier.png`` of language models.
 
     Raises:
         InputError: there is no result directory at this path.
@@ -51,15 +53,65 @@ def write(directory: str | os.PathLike[str], console: "Console") -> Path:
             target.mkdir(exist_ok=True)
             data = analysis.of_store(store)
             _print(data, console)
-            further = completions.scores(store)
-            _print_further(data, further, console)
-            _write_tables(data, target)
-            text = page.render(data, store.path.name)
+            written = completions.of_store(store, data)
+            _print_further(written, console)
+            _write_tables(data, written, target)
+            text = page.render(data, _title_of(store.path), written)
             (target / "index.html").write_text(text, encoding="utf-8")
-            drawn = figures.write(data, target) + _write_completions(store, further, target)
+            drawn = figures.write(data, target) + _write_completions(written, target)
     line = f"Wrote index.html, table.csv and {count(len(drawn), 'figure')} to {target}"
     console.print(line, markup=False, highlight=False, soft_wrap=True)
     return target
+
+
+def write_stages(directory: str | os.PathLike[str]) -> Path:
+    """Write DIR/index.html of a pipeline, a list of its stages with links to their reports.
+
+    Args:
+        directory: the directory of the stages, at least one of which has begun.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        FaultError: a result or the list of stages is damaged, or the page cannot be written.
+    """
+    root = Path(directory).resolve()
+    begun = stages.directories(root)
+    pipeline = stages.read(begun[-1] / "spec.toml")
+    if pipeline is None:
+        raise FaultError(f"{begun[-1] / 'spec.toml'} is damaged: it has no stages.")
+    rows = [_stage(stage, root / stage.name, begun) for stage in pipeline.stages]
+    target = root / "index.html"
+    disk.write_text(target, page.render_stages(root.name, rows, pipeline.text))
+    return target
+
+
+def _stage(stage: stages.Stage, directory: Path, begun: Sequence[Path]) -> dict[str, Any]:
+    """Return what the page of a pipeline shows of a stage."""
+    given = stage.raw.get("given")
+    sources = given.items() if isinstance(given, dict) else ()
+    written = (directory / "report" / "index.html").is_file()
+    shown: dict[str, Any] = {
+        "name": stage.name,
+        "agent": stage.raw.get("agent", ""),
+        "given": ", ".join(f"{name} = {source}" for name, source in sources),
+        "link": f"{stage.name}/report/index.html" if written else None,
+        "ranked": [],
+    }
+    if directory not in begun:
+        return shown
+    with Store.read(directory) as store:
+        ranked = ranking.rank(store)
+    count = {name: sum(getattr(c, name) for c in ranked) for name in _COUNTS}
+    return shown | count | {"ranked": ranked}
+
+
+def _title_of(directory: Path) -> str:
+    """Return the name of a result directory; that of a stage follows the name of its pipeline."""
+    if (directory.parent / stages.STAGES).is_file():
+        return f"{directory.parent.name}: {directory.name}"
+    return directory.name
 
 
 # -------------------------------------------------------------------------------- tables for people
@@ -126,50 +178,39 @@ def _print(data: Analysis, console: "Console") -> None:
         console.print(note, markup=False, highlight=False)
 
 
-def _print_further(
-    data: Analysis, further: Mapping[str, Mapping[str, float]], console: "Console"
-) -> None:
-    """Print the mean of every further score over the runs of a configuration, with its interval."""
-    names = sorted({name for scores in further.values() for name in scores})
-    if not names:
+def _print_further(written: completions.Texts, console: "Console") -> None:
+    """Print the means of all further scores of each configuration."""
+    many = len(written.names) > 5  # they must fit into 120 characters
+    text = _further(written, 1, "\n[" if many else " [")  # the return is in the tables above
+    if text is None:
         return
-    rows, gap = [], " " if len(names) < 5 else "\n"  # many columns must fit into 120 characters
-    for configuration in data.ranked[:SHOWN]:
-        own = [further[run_id] for run_id in configuration.run_ids if run_id in further]
-        values = [[scores[name] for scores in own if name in scores] for name in names]
-        rows.append([configuration.label, *(_interval(each, gap) for each in values)])
-    short_names = [name.removeprefix(contract.EVALUATION).replace("_", " ") for name in names]
-    console.print(_table(_Text("Further scores: mean over runs", ["", *short_names], rows)))
-    if contract.KL in names:
-        note = (
-            "A smaller price of divergence buys a larger return: compare configurations at equal "
-            "KL, in frontier.png, and not by their rank."
-        )
-        console.print(note, markup=False, highlight=False)
+    console.print(_table(text))
+    if contract.KL in written.names:
+        console.print(page.EQUAL_KL.format("frontier.png"), markup=False, highlight=False)
 
 
-def _interval(values: Sequence[float], gap: str) -> str:
-    if not values:
-        return "-"
-    mean = f"{np.mean(values):.3g}"
-    if len(values) == 1:
-        return mean
-    low, high = stats.bootstrap_ci(np.asarray(values), np.mean)
-    return f"{mean}{gap}[{float(low):.3g}, {float(high):.3g}]"
+def _further(written: completions.Texts, start: int = 0, gap: str = " [") -> _Text | None:
+    """Return the table of further scores from column `start`; None if there are none."""
+    if not written.rows:
+        return None
+    names = written.names[start:]
+    rows = [
+        [row.name, *(row.means[name].text().replace(" [", gap) for name in names)]
+        for row in written.rows[:SHOWN]
+    ]
+    title = "Further scores: mean over runs, 95% interval"
+    return _Text(title, ["", *written.titles[start:]], rows)
 
 
-def _write_completions(
-    store: Store, further: Mapping[str, Mapping[str, float]], target: Path
-) -> list[str]:
+def _write_completions(written: completions.Texts, target: Path) -> list[str]:
     """Write samples.md and the figure of the frontier; return the names of the figures."""
-    kept = completions.read(store.path)
-    if kept is not None:
+    if written.samples:
         text = [
             "\n".join([f"## {each['label']}", "", "```", *paragraphs(each["columns"]), "```"])
-            for each in kept["samples"]
+            for each in written.samples
         ]
         (target / "samples.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
-    figure = completions.draw(store, further)
+    figure = completions.draw(written)
     if figure is None:
         return []
     for name in ("frontier.png", "frontier.svg"):
@@ -223,10 +264,11 @@ def _table(text: _Text) -> "Table":
     return table
 
 
-def _markdown(data: Analysis) -> str:
+def _markdown(data: Analysis, written: completions.Texts) -> str:
     """Return the same tables as Markdown."""
     lines: list[str] = []
-    for text in _texts(data):
+    further = _further(written)
+    for text in [*_texts(data), *([further] if further else [])]:
         lines += [f"### {text.title}", "", _markdown_row(text.headers)]
         lines.append("|" + " ---: |" * len(text.headers))
         lines += [_markdown_row(row) for row in text.rows]
@@ -241,12 +283,13 @@ def _markdown_row(cells: Sequence[str]) -> str:
 # ------------------------------------------------------------------------------ tables for programs
 
 
-def _write_tables(data: Analysis, target: Path) -> None:
+def _write_tables(data: Analysis, written: completions.Texts, target: Path) -> None:
     """Write the Markdown table and all CSV files; those without content are left out."""
-    (target / "table.md").write_text(_markdown(data), encoding="utf-8")
+    (target / "table.md").write_text(_markdown(data, written), encoding="utf-8")
     fields = ranking.fields(data.ranked)
     _write_csv(target / "table.csv", _configuration_rows(data, data.ranked, fields))
     _write_csv(target / "runs.csv", _run_rows(data, fields))
+    _write_csv(target / "further.csv", _further_rows(written))
     fresh = [c.configuration for section in data.sections for c in section.confirmed]
     roles = [c.role for section in data.sections for c in section.confirmed]
     confirmed = [
@@ -320,6 +363,16 @@ def _run_rows(data: Analysis, fields: Sequence[str]) -> list[dict[str, Any]]:
             | {"env_steps": int(steps), "device_seconds": seconds}
         )
     return rows
+
+
+def _further_rows(written: completions.Texts) -> list[dict[str, Any]]:
+    """Return every score of every run whose trainer scores itself."""
+    return [
+        {"configuration": row.name, "seed": seed}
+        | {name.removeprefix(contract.EVALUATION): scores[name] for name in written.names}
+        for row in written.rows
+        for seed, scores in row.runs
+    ]
 
 
 def _importance_rows(data: Analysis) -> list[dict[str, Any]]:

@@ -262,6 +262,7 @@ def frontier(key: jax.Array, config: Any, given: Any) -> dict[str, Any]:
     task = tasks.make(config.task)
     held_out = task.held_out if task.held_out.any() else ~task.held_out
     prompt_ids, weight = task.prompt_ids[held_out], task.prompt_probability[held_out]
+    exact = task.completion_ids is not None and len(prompt_ids) <= FRONTIER_PROMPTS
     if len(prompt_ids) > FRONTIER_PROMPTS:
         key, key_prompt = random.split(key)
         drawn = task.prompts(key_prompt, FRONTIER_PROMPTS, held_out=True)

@@ -132,6 +132,7 @@ def run_stages(pipeline: Any, options: Options, devices: Sequence[Any]) -> Path:
             directory = _results(spec, own, devices, None, console, stage.title)
             if last or not stages.reported(directory):
                 written = report(directory, console)
+        report_stages(out, console)
     return written
 
 
@@ -214,6 +215,14 @@ def report(out: Path, console: Any) -> Path:
     written = writer.write(out, console)
     console.print(f"Results: {written}", highlight=False, soft_wrap=True, markup=False)
     return Path(written)
+
+
+def report_stages(out: Path, console: Any) -> None:
+    """Write the page of a pipeline, and say where it is."""
+    from purejaxpg.report import writer
+
+    written = writer.write_stages(out)
+    console.print(f"All stages: {written}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _compute(

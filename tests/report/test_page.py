@@ -16,7 +16,7 @@ import synthetic_sweep
 from plotly import graph_objects, offline
 from rich.console import Console
 
-from purejaxpg.report import analysis, charts, page, ranking, writer
+from purejaxpg.report import analysis, charts, completions, page, ranking, writer
 from purejaxpg.sweep.ledger import Outcome, Run
 from purejaxpg.sweep.store import Store
 from purejaxpg.text import number, short
@@ -106,9 +106,34 @@ def refuse(constant):
     raise AssertionError(constant)
 
 
-def rendered(path):
+def rendered(path, *texts):
     with Store.read(path) as store:
-        return page.render(analysis.of_store(store), path.name)
+        return page.render(analysis.of_store(store), path.name, *texts)
+
+
+def written(path):
+    """What a language model may have written, with markup, for the configurations of a sweep."""
+    with Store.read(path) as store:
+        ranked = ranking.rank(store)
+    names = ("evaluation/return", "evaluation/kl")
+    rows = [
+        completions.Row(
+            f"{NASTY}{c.rank}", c,
+            tuple((seed, dict.fromkeys(names, c.rank + seed / 10)) for seed in range(2)),
+            dict.fromkeys(names, completions.Mean(c.rank + 0.05, c.rank + 0.0, c.rank + 0.1)),
+        )
+        for c in ranked
+    ]  # fmt: skip
+    columns = {
+        "prompt": ["<b>this</b>", NASTY],
+        "reference": ["<pad> bad", NASTY],
+        "reference reward": [-1.0, 0.5],
+        "policy": ["good <end>", NASTY],
+        "policy reward": [1.25, 0.5],
+    }
+    samples = [{"label": f"{NASTY}{i}", "columns": columns} for i in range(2)]
+    frontier = {"kl": [0.0, 1.0, 8.0], "return": [0.0, 2.0, 9.0], "exact": True}
+    return completions.Texts(names, tuple(rows), (frontier,), samples)
 
 
 def data_of(found):
@@ -276,6 +301,45 @@ def test_no_name_and_no_value_becomes_markup(tmp_path):
     assert "<script>document" not in (path / "report" / "curves.svg").read_text()
 
 
+def test_no_completion_becomes_markup(tmp_path):
+    path = nasty(tmp_path / "out")
+    text = rendered(path, written(path))
+    found = check(text)
+    assert not re.search(r"<(img|pad|end)|<b>this", text.replace(PLOTLY, ""))
+    words = words_of(found)
+    assert all(each in words for each in ("<b>this</b>", "<pad> bad", "good <end>"))
+    assert "&lt;pad&gt; bad" in text and "%{" not in json.dumps(
+        data_of(found)["figures"][0]["data"][2]
+    )
+
+
+def test_a_page_of_language_models_leads_with_the_frontier(small):
+    path, plain = small
+    texts = written(path)
+    found = check(rendered(path, texts))
+    chapters = [value for value in found.ids if value != "data"]
+    assert chapters[:4] == ["frontier", "scores", "samples", "answer"]
+    assert not {"frontier", "scores", "samples"} & set(check(plain).ids)
+    words = words_of(found)
+    assert "compare configurations at equal KL" in words
+    assert "seeds are few" not in words  # eight are enough for an interval
+    frontier, *points = data_of(found)["figures"][0]["data"]
+    assert frontier["line"]["color"] == "@grey" and "best possible:" in frontier["hovertemplate"]
+    runs, mean = points[0], points[1]
+    assert runs["x"] == [1.0, 1.1] and mean["x"] == [1.05]
+    assert [each.split("<br>")[0][-6:] for each in runs["hovertemplate"]] == ["seed 0", "seed 1"]
+    assert mean["error_x"]["array"] == mean["error_y"]["arrayminus"] == [0.05]
+    # Twelve configurations share a colour, because there are fewer colours.
+    assert {point["marker"]["color"][:3] for point in points} == {"@c1"}
+    assert words.count("1.25") == 2 and words.count("0.5") >= 4  # rewards of both samples
+
+
+def test_samples_without_a_reward_or_a_prompt_are_shown(small):
+    texts = completions.Texts(samples=[{"label": "a", "columns": {"policy": ["one", "two"]}}])
+    found = check(rendered(small[0], texts))
+    assert found.ids[0] == "answer" and "two" in words_of(found)
+
+
 def digest(script):
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
@@ -394,10 +458,13 @@ def opened(path, tmp_path):
 
 @needs_browser
 def test_a_browser_runs_nothing_that_comes_from_results(tmp_path):
-    path = tmp_path / "index.html"
-    path.write_text(with_script(rendered(nasty(tmp_path / "out")), DRAW_ALL))
+    path, own = tmp_path / "index.html", nasty(tmp_path / "out")
+    path.write_text(with_script(rendered(own, written(own)), READ))
     document, logged = opened(path, tmp_path)
     assert "<title>out · sweep report</title>" in document and logged == []
+    # The frontier is drawn and says where a point is from; one configuration's samples are open.
+    state = dict(re.findall(r'data-(\w+)="([^"]*)"', re.search(r"<html[^>]*>", document).group(0)))
+    assert (state["opened"], state["side"]) == ("0 1", "true")
     assert 'data-ready="true"' in document and "<img" not in document.replace(PLOTLY, "")
     assert "data-error" not in re.search(r"<html[^>]*>", document).group(0)
     assert document.count('class="main-svg"') >= 3
@@ -409,7 +476,20 @@ def with_script(text, script):
     return text.replace("</body>", f"<script>{script}</script></body>")
 
 
-DRAW_ALL = "window.addEventListener('load', () => window.dispatchEvent(new Event('beforeprint')));"
+READ = """
+window.addEventListener("load", () => {
+  window.dispatchEvent(new Event("beforeprint"));
+  const state = root.dataset;
+  const details = all("#samples details");
+  details[1].open = true;
+  const [before, after] = all("div", details[1].querySelector("li"));
+  const [a, b] = [before.getBoundingClientRect(), after.getBoundingClientRect()];
+  state.side = a.top === b.top && a.right <= b.left && a.width > 100;
+  setTimeout(() => {
+    state.opened = details.map((each) => Number(each.open)).join(" ");
+  }, 300);
+});
+"""
 USE = """
 const button = (name) => all("th button").find((each) => each.textContent === name);
 const column = () => all(".ranking tbody tr").map((row) => row.cells[0].textContent);
