@@ -262,7 +262,15 @@ def of_store(store: Store, data: Analysis) -> Texts:
     shown = [(c.label, c) for c in data.ranked[:ROWS] if c.finished] + fresh
     rows = [_row(name, c, names, runs, further) for name, c in shown]
     kept = read(store.path) or {}
-    return Texts(tuple(names), tuple(rows), kept.get("frontiers", ()), kept.get("samples", ()))
+    frontiers = tuple(_within(frontier, rows) for frontier in kept.get("frontiers", ()))
+    return Texts(tuple(names), tuple(rows), frontiers, kept.get("samples", ()))
+
+
+def _within(frontier: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+    """Return a frontier as far as runs go, and a little farther."""
+    reach = 1.3 * max((kl for row in rows for _, kl, _ in row.points), default=math.inf)
+    count = sum(kl <= reach for kl in frontier["kl"]) + 1  # `kl` ascends
+    return {**frontier, "kl": frontier["kl"][:count], "return": frontier["return"][:count]}
 
 
 def _row(
