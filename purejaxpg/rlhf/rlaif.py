@@ -22,7 +22,7 @@ adds a constant to the log-odds then changes "probability", but not "log_odds".
 Lee et al. 2023, arXiv:2309.00267, "Direct RLAIF". Differs from it: their judge rates one completion
 on a scale from 1 to 10, and this one compares two.
 
-Run: purejaxpg train rlhf.rlaif --given reference=results/sft judge=results/judge --seed 0
+Run: purejaxpg train rlhf.rlaif --given reference=results/sft --given judge=results/judge
 """
 
 from typing import Any
