@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax, nn, random
 
-from purejaxpg.rlhf import tokens, transformer
+from purejaxpg.rlhf import tasks, tokens, transformer
 
 
 @struct.dataclass
@@ -86,6 +86,27 @@ def generate(
     ids, log_prob = choose(keys[-1], logits, alive)  # needs no forward pass of its own
     columns = jax.tree.map(lambda x, last: jnp.vstack([x, last]).T, outputs, (ids, alive, log_prob))
     return Completion(*columns)
+
+
+def complete(
+    key: jax.Array,
+    model: transformer.Model,
+    prompt_ids: jax.Array,
+    task: tasks.Task,
+    temperature: jax.Array | float,
+    bonus: jax.Array | None = None,
+) -> Completion:
+    """Sample one completion of each prompt of a task [B, P] -> Completion [B, L]."""
+    return generate(
+        key,
+        model,
+        prompt_ids,
+        task.completion_length,
+        eos_id=task.eos_id,
+        pad_id=task.pad_id,
+        temperature=temperature,
+        bonus=bonus,
+    )
 
 
 def truncated(logits: jax.Array, top_k: int, top_p: float) -> jax.Array:

@@ -232,9 +232,13 @@ def score(
         judge, pairs.prompt_ids, pairs.chosen_ids, pairs.rejected_ids, tasks.make(config.task)
     )
     log_odds = 0.5 * (shown_first + shown_second)
+
+    def agrees(log_odds: jax.Array) -> jax.Array:
+        return (log_odds > 0) + 0.5 * (log_odds == 0)
+
     values = {
-        "return": (log_odds > 0) + 0.5 * (log_odds == 0),
-        "one_order": 0.5 * (shown_first > 0) + 0.5 * (shown_second > 0),
+        "return": agrees(log_odds),
+        "one_order": 0.5 * (agrees(shown_first) + agrees(shown_second)),
         "consistent": (shown_first > 0) == (shown_second > 0),
         "position_bias": comparison.position_bias(shown_first, shown_second),
         "best": jnp.maximum(probability, 1.0 - probability),

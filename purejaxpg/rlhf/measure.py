@@ -36,15 +36,7 @@ def sample(
     temperature: jax.Array | float,
 ) -> generate.Completion:
     """Sample one completion of each prompt [B, P] -> Completion [B, L]."""
-    return generate.generate(
-        key,
-        policy,
-        prompt_ids,
-        task.completion_length,
-        eos_id=task.eos_id,
-        pad_id=task.pad_id,
-        temperature=temperature,
-    )
+    return generate.complete(key, policy, prompt_ids, task, temperature)
 
 
 def token_log_probs(

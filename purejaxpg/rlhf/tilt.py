@@ -53,7 +53,7 @@ def frontier(
 
     def point(beta: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         bonus = bonuses(follow, task, beta)
-        completion = sample(key_sample, reference, ids, task, temperature, bonus)
+        completion = generate.complete(key_sample, reference, ids, task, temperature, bonus)
         logits = tokens.before(reference, ids, completion.ids, task.pad_id)
         log_ratio = tokens.log_probs(logits, completion.ids, temperature) - completion.log_prob
         reward = task.reward(ids, completion.ids, completion.mask)
@@ -68,27 +68,6 @@ def frontier(
     return expected.T, kl.T, effective.T
 
 
-def sample(
-    key: jax.Array,
-    model: transformer.Model,
-    prompt_ids: jax.Array,
-    task: tasks.Task,
-    temperature: jax.Array | float,
-    bonus: jax.Array | None,
-) -> generate.Completion:
-    """Complete prompts [B, P], with a bonus [L, V, V] for each token after each."""
-    return generate.generate(
-        key,
-        model,
-        prompt_ids,
-        task.completion_length,
-        eos_id=task.eos_id,
-        pad_id=task.pad_id,
-        temperature=temperature,
-        bonus=bonus,
-    )
-
-
 def bigram(
     key: jax.Array,
     reference: transformer.Model,
@@ -98,7 +77,7 @@ def bigram(
 ) -> jax.Array:
     """Return the mean distribution of the reference after each token -> log-probs [V, V]."""
     ids = jnp.repeat(prompt_ids, BIGRAM_SAMPLES, axis=0)
-    completion = sample(key, reference, ids, task, temperature, None)
+    completion = generate.complete(key, reference, ids, task, temperature)
     logits = tokens.before(reference, ids, completion.ids, task.pad_id)
     before = jnp.concatenate([ids[:, -1:], completion.ids[:, :-1]], axis=1)
     is_last = nn.one_hot(before, len(task.words)) * completion.mask[..., None]

@@ -86,9 +86,11 @@ def test_given_pairs_are_the_labels():
 
 def test_a_judge_learns_what_is_better_and_the_position_that_it_is_taught():
     config = judge.Config(
-        task="enumerable-3-3", num_updates=500, num_labels=1024, learning_rate=1e-2
+        task="enumerable-3-3", num_updates=500, batch_size=256, num_labels=4096, learning_rate=3e-3
     )
-    given = judge.Given(reference())
+    # A smaller judge, or one that sees less, learns too little of random rewards.
+    architecture = sft.architecture(sft.Config(task="enumerable-3-3"))
+    given = judge.Given(transformer.init(random.key(0), architecture))
 
     @jax.jit
     @jax.vmap
@@ -102,7 +104,7 @@ def test_a_judge_learns_what_is_better_and_the_position_that_it_is_taught():
     scores = {name.removeprefix("evaluation/"): value for name, value in scores.items()}
     assert abs(scores["position_bias"][0]) < 0.05 and scores["position_bias"][1] > 0.15
     assert (scores["return"] < scores["best"]).all()
-    assert (scores["return"] > 0.55).all()  # 6 standard errors above chance
+    assert (scores["return"] > 0.6).all()
     assert scores["one_order"][1] < scores["return"][1] - 0.02
     assert scores["consistent"][1] < scores["consistent"][0]
     assert metrics["judge/says_first"][1, -100:].mean() > 0.8
