@@ -68,7 +68,10 @@ def run(
         store.path / "progress", backend.save, backend.load, snapshot_every_s
     )
     work = Work(store, backend, progress, shots, executor or on_this_machine, after_commit)
-    requeue_damaged(work)
+    damaged = store.damaged()
+    store.ledger.reset(damaged)  # computed again
+    for unit, reason in damaged.items():
+        progress.say(f"Note: {reason.rstrip('.')}; the unit {unit} is computed again.")
     warn_of_other_versions(work)
     known: list[plans.Round] = []
     for round_ in searches.played(rounds, lambda index, _: results(store, index)):
@@ -93,14 +96,6 @@ def results(store: stores.Store, index: int) -> searches.Results:
         for leg in store.ledger.legs()
         if leg["round"] == index
     }
-
-
-def requeue_damaged(work: Work) -> None:
-    """Make damaged committed units pending again."""
-    damaged = work.store.damaged()
-    work.store.ledger.reset(damaged)
-    for unit, reason in damaged.items():
-        work.progress.say(f"Note: {reason.rstrip('.')}; the unit {unit} is computed again.")
 
 
 def warn_of_other_versions(work: Work) -> None:

@@ -90,8 +90,10 @@ def mend(root: Path, problems: list[Problem], say: Say) -> None:
     if any(problem.kind == "ledger" for problem in problems):
         say(f"The ledger is rebuilt with {len(store.rebuild(root))} units from their records.")
         problems = check(root)
+    with store.Store.read(root) as reader:
+        identity = reader.ledger.identity
     # With the directory's lock, because a running sweep may be writing a file that looks left over.
-    with _reopened(root) as opened:
+    with store.Store.open(root, identity) as opened:
         for problem in problems:
             if problem.path is not None:
                 _remove(problem.path)
@@ -101,13 +103,6 @@ def mend(root: Path, problems: list[Problem], say: Say) -> None:
                 opened.ledger.write_record(problem.unit)
         if any(problem.kind == "text" for problem in problems):
             opened.write_texts()
-
-
-def _reopened(root: Path) -> store.Store:
-    """Open the result directory of any sweep for writing."""
-    with store.Store.read(root) as opened:
-        identity = opened.ledger.identity
-    return store.Store.open(root, identity)
 
 
 def _texts(root: Path) -> list[Problem]:
