@@ -181,7 +181,8 @@ def _results(
 ) -> Path:
     """Compute the missing results of a sweep, called `title`, and return its directory."""
     from purejaxpg.report import completions, sinks
-    from purejaxpg.sweep import engine, frozen
+    from purejaxpg.sweep import compute, engine, frozen
+    from purejaxpg.sweep import progress as progresses
     from purejaxpg.sweep import search as searches
     from purejaxpg.sweep import store as stores
 
@@ -191,7 +192,10 @@ def _results(
     with stores.Store.open(out, dict(spec.identity), spec.text) as store:
         frozen.keep(store.path, spec.given)
         if engine.unfinished(searches.rounds(spec, options.confirm), store):
-            _compute(spec, options, devices, make_backend, store, logs, console, title)
+            log, then = store.path / "progress.jsonl", functools.partial(logs.write, store)
+            progress = progresses.Progress(console, options.quiet, log, title)
+            backend = (make_backend or compute.Backend)(spec, devices)
+            _compute(spec, options, store, backend, progress, then)
         else:
             say(f"{title}: already finished." if title else f"Already finished: {out}")
         logs.finish(store)
@@ -217,39 +221,22 @@ def report_stages(out: Path, console: Any) -> None:
 
 
 def _compute(
-    spec: Any,
-    options: Options,
-    devices: Sequence[Any],
-    make_backend: Callable[..., Any] | None,
-    store: Any,
-    logs: Any,
-    console: Any,
-    title: str,
+    spec: Any, options: Options, store: Any, backend: Any, progress: Any, then: Callable[[], None]
 ) -> None:
-    """Compute the missing results of a result directory."""
-    from purejaxpg.sweep import compute, engine
-    from purejaxpg.sweep import progress as progresses
+    """Compute the missing results of a result directory; call `then` after each commit."""
+    from purejaxpg.sweep import engine
     from purejaxpg.sweep import search as searches
 
-    log = store.path / "progress.jsonl"
-    with progresses.Progress(console, options.quiet, log, title) as progress:
-        progress.begin(spec, searches.rehearse(searches.rounds(spec, options.confirm)))
-        backend = (make_backend or compute.Backend)(spec, devices)
+    rounds = functools.partial(searches.rounds, spec, options.confirm)
+    with progress:
+        progress.begin(spec, searches.rehearse(rounds()))
         executor = None
         if options.executor == "ray":
             from purejaxpg.cluster import ray_executor
 
             executor = ray_executor.Ray(spec, options.ray_address, dict(options.ray_task))
             backend.slots, backend.on_cpu = executor.slots, executor.on_cpu
-        engine.run(
-            searches.rounds(spec, options.confirm),
-            store,
-            backend,
-            progress,
-            options.snapshot_every_s,
-            executor,
-            functools.partial(logs.write, store),
-        )
+        engine.run(rounds(), store, backend, progress, options.snapshot_every_s, executor, then)
 
 
 def exit_status(error: BaseException) -> int:
