@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from purejaxpg import contract, disk
+from purejaxpg import contract
 from purejaxpg.bench import cases, counts, roof
 from purejaxpg.report import figures as drawing
 from purejaxpg.report import tables as text_tables
@@ -216,11 +216,7 @@ def figures(data: Mapping[str, Any], directory: Path) -> list[Path]:
         axes.set_xlabel(f"{axis} ({'in all' if axis == AGENTS else 'of each agent'})")
         steps = unit(*(result for points in lines.values() for _, _, result in points))
         axes.set_ylabel(f"{steps.replace('env-', 'environment ')} per second, all agents")
-    paths = [directory / f"bench.{ending}" for ending in ("png", "svg")]
-    for path in paths:
-        with disk.faults("write", path):
-            drawing.save(figure, path)
-    return paths
+    return drawing.save_both(figure, directory, "bench")
 
 
 def draw(axes: Any, lines: Mapping[str, Sequence[Point]]) -> None:
@@ -247,5 +243,4 @@ def draw(axes: Any, lines: Mapping[str, Sequence[Point]]) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    legend = {"loc": "upper left", "bbox_to_anchor": (0.0, -0.13), "borderaxespad": 0.0}
-    axes.legend(frameon=False, fontsize=10, ncols=2, **legend)
+    drawing.legend_below(axes, 2)

@@ -192,11 +192,7 @@ def write(directory: Path, rows: Sequence[Row], text: str) -> list[Path]:
         directory.mkdir(parents=True, exist_ok=True)
     disk.write_text(directory / "estimators.md", text)
     disk.write_text(directory / "estimators.csv", csv_text(rows))
-    drawn = [directory / f"estimators.{ending}" for ending in ("png", "svg")]
-    figure = draw(rows)
-    for path in drawn:
-        with disk.faults("write", path):
-            figures.save(figure, path)
+    drawn = figures.save_both(draw(rows), directory, "estimators")
     return [directory / "estimators.md", directory / "estimators.csv", *drawn]
 
 

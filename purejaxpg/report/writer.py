@@ -205,22 +205,16 @@ def _write_completions(written: completions.Texts, target: Path) -> list[str]:
             for each in written.samples
         ]
         (target / "samples.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
-    return [path.name for path in _write_figure(completions.draw(written), target)]
+    return [path.name for path in _write_figure(completions.draw(written), target)[:1]]
 
 
 def _write_figure(figure: "Figure | None", folder: Path) -> list[Path]:
-    """Write the figure of a frontier as PNG and SVG; without it, remove that of an earlier report.
-
-    Returns:
-        The path of the PNG file; nothing without a figure.
-    """
-    paths = [folder / name for name in ("frontier.png", "frontier.svg")]
-    for path in paths:
-        if figure is None:
-            path.unlink(missing_ok=True)
-        else:
-            figures.save(figure, path)
-    return paths[:1] if figure is not None else []
+    """Write the figure of a frontier; without it, remove the files of an earlier report."""
+    if figure is not None:
+        return figures.save_both(figure, folder, "frontier")
+    for path in folder.glob("frontier.*"):
+        path.unlink()
+    return []
 
 
 def _tables(data: Analysis) -> list[tables.Table]:
