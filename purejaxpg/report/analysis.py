@@ -319,6 +319,11 @@ class Analysis:
         return [each for section in self.sections for each in section.confirmed]
 
     @property
+    def greedy(self) -> bool:
+        """Whether greedy policies were evaluated, too; not every trainer has one."""
+        return _greedy(self.ranked)
+
+    @property
     def population(self) -> bool:
         """Whether members of populations were trained."""
         return ranking.is_population(self.identity)
@@ -454,8 +459,8 @@ def _notes(
     number = f"{episodes} " if episodes else ""
     notes = [
         f"Final return: IQM over seeds of the mean of {number}stochastic evaluation episodes "
-        "after the last update, with a 95% bootstrap interval over seeds; greedy: the same with "
-        "greedy actions."
+        "after the last update, with a 95% bootstrap interval over seeds"
+        + ("; greedy: the same with greedy actions." if _greedy(ranked) else ".")
     ]
     if cut:
         notes.append(
@@ -473,6 +478,10 @@ def _notes(
     if several and not confirmed:
         notes.append(f"The best of many looks better than it is{again}")
     return notes
+
+
+def _greedy(ranked: Iterable[Configuration]) -> bool:
+    return any(math.isfinite(c.greedy_iqm) for c in ranked)
 
 
 def _unit(store: Store) -> str:

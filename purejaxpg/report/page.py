@@ -97,6 +97,7 @@ def render_stages(
     page = _environment().get_template("stages.html.j2").render(
         title=title, stages=stages, text=text, equal_kl=EQUAL_KL.format("this figure"),
         frontier=base64.b64encode(frontier).decode(),
+        few=_few(max((c.finished for stage in stages for c in stage["ranked"]), default=0)),
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
     )  # fmt: skip
     return str(page).lstrip()
@@ -206,10 +207,15 @@ def _of_texts(written: completions.Texts) -> dict[str, Any]:
         "written": written,
         "scored": written.rows[:_SCORED],
         "seeds_scored": seeds,
-        "few": 1 < seeds < _FEW,
+        "few": _few(seeds),
         "samples": [(each["label"], _samples(each["columns"])) for each in written.samples],
         "equal_kl": EQUAL_KL,
     }
+
+
+def _few(seeds: int) -> str:
+    """Return a sentence about intervals over few seeds; "" if they are enough, or is only one."""
+    return f"{seeds} seeds are few: these intervals are too narrow." if 1 < seeds < _FEW else ""
 
 
 def _samples(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
@@ -373,9 +379,13 @@ def _columns(data: Analysis) -> list[tuple[dict[str, Any], Callable[[Configurati
             for name in ranking.fields(data.ranked)
         ),
         column("final return, too", "mean", lambda c: _cell(c.mean, _score)),
-        column("final return, too", "greedy", lambda c: _cell(c.greedy_iqm, _score)),
-        column("during training", "best", lambda c: _cell(data.during_training(c)[0], _score)),
-        column("during training", "AUC", lambda c: _cell(data.during_training(c)[1], _score)),
+        *[column("final return, too", "greedy", lambda c: _cell(c.greedy_iqm, _score))]
+        * data.greedy,
+        *[
+            column("during training", "best", lambda c: _cell(data.during_training(c)[0], _score)),
+            column("during training", "AUC", lambda c: _cell(data.during_training(c)[1], _score)),
+        ]
+        * bool(data.training),
         *[column(cost, "trained", lambda c: _cell(c.reached, percent))] * stops,
         column(cost, "diverged", _failed_cell, "fail"),
         column(

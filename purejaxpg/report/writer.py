@@ -130,10 +130,9 @@ def _decimals(section: Sequence[Configuration]) -> int:
 
 
 def _cells(
-    first: str, configuration: Configuration, fields: Sequence[str], decimals: int
+    first: str, c: Configuration, fields: Sequence[str], decimals: int, greedy: bool
 ) -> list[str]:
     """Return one row of a table as text."""
-    c = configuration
 
     def score(value: float) -> str:
         return f"{value:.{decimals}f}" if np.isfinite(value) else "-"
@@ -146,12 +145,9 @@ def _cells(
         score(c.iqm),
         interval,
         score(c.mean),
-        score(c.greedy_iqm),
+        *([score(c.greedy_iqm)] if greedy else []),
         f"{c.diverged}/{c.finished}{missing}",
     ]
-
-
-_HEADERS = ("IQM", "95% CI", "mean", "greedy", "diverged")
 
 
 def _title(environment: str, section: Sequence[Configuration]) -> str:
@@ -223,14 +219,18 @@ def _tables(data: Analysis) -> list[tables.Table]:
     for section in data.sections:
         confirmed = [each.configuration for each in section.confirmed]
         fields, decimals = ranking.fields(section.ranked), _decimals([*section.ranked, *confirmed])
-        headers = [*fields, *_HEADERS]
+        kinds = ["greedy"] if data.greedy else []
+        headers = [*fields, "IQM", "95% CI", "mean", *kinds, "diverged"]
         if confirmed:
             name = f"{section.environment}: " if section.environment else ""
-            rows = [_cells(e.name, e.configuration, fields, decimals) for e in section.confirmed]
+            rows = [
+                _cells(e.name, e.configuration, fields, decimals, data.greedy)
+                for e in section.confirmed
+            ]
             title = f"{name}on fresh seeds"
             found.append(tables.Table(title, ["", *headers], rows, best_first=True))
         rows = [
-            _cells("-" if c.rank is None else str(c.rank), c, fields, decimals)
+            _cells("-" if c.rank is None else str(c.rank), c, fields, decimals, data.greedy)
             for c in section.ranked[:SHOWN]
         ]
         title = _title(section.environment, section.ranked)

@@ -168,6 +168,10 @@ def test_tables_and_terminal_have_the_same_numbers(tmp_path):
     assert "[" in mean and mean in (target / "table.md").read_text()
     assert all(part in text.getvalue() for part in mean.split(" ", 1))
     assert "compare configurations at equal KL" in " ".join(text.getvalue().split())
+    # What no language model has: greedy returns, learning curves, environments to be tuned for.
+    page = (target / "index.html").read_text("utf-8")
+    assert "greedy" not in text.getvalue() and 'id="sensitivity"' not in page
+    assert not re.search(r"<th[^>]*>(greedy|AUC)<", page) and "shows or hides a curve" not in page
     assert (target / "frontier.svg").is_file() and "policy reward" in (
         target / "samples.md"
     ).read_text(encoding="utf-8")
