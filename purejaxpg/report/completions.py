@@ -23,7 +23,7 @@ from purejaxpg.report.analysis import Confirmed
 from purejaxpg.report.ranking import Configuration
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep.store import Store
-from purejaxpg.text import number
+from purejaxpg.text import estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,10 +54,10 @@ class Mean:
     low: float
     high: float
 
-    def text(self, form: Callable[[float], str] = number) -> str:
-        """Return the mean with its interval, if it has one."""
-        ends = f" [{form(self.low)}, {form(self.high)}]" if self.high > self.low else ""
-        return form(self.value) + ends
+    @property
+    def text(self) -> str:
+        """The mean with its interval, if it has one."""
+        return estimate(self.value, self.low, self.high)
 
 
 UNKNOWN = Mean(math.nan, math.nan, math.nan)
@@ -341,18 +341,13 @@ def draw(texts: Texts) -> "Figure | None":
     if not texts.drawn:
         return None
     figure, axes = _panel(texts, 5.0)
-    line = np.array(texts.line).reshape(-1, 2)
-    axes.plot(*line.T, color=COLOUR, lw=1, alpha=0.4, zorder=2)
     points = np.array([point[1:] for row in texts.drawn for point in row.points])
     axes.plot(*points.T, ".", color=COLOUR, ms=5, alpha=0.5, mew=0, zorder=3, label="a run")
-    centres = [(row.name, *row.centre) for row in texts.drawn if row.centre]
-    name, ends = "mean of a configuration, 95% interval", []
-    if centres:
-        ends = _draw_means(axes, [means for _, *means in centres], COLOUR, "o", name)
+    taken = _draw_means(axes, texts, COLOUR, "o", "mean of a configuration, 95% interval")
     axes.legend(frameon=False, loc="lower right", fontsize=9)
-    lines = [line.T for line in texts.frontier_lines]
+    centres = [(row.name, *row.centre) for row in texts.drawn if row.centre]
     names = [(kl.value, score.value, name) for name, kl, score in centres[:LABELLED]]
-    _label(axes, names, [*lines, line, *ends], points)
+    _label(axes, names, [*(line.T for line in texts.frontier_lines), *taken], points)
     return figure
 
 
@@ -374,9 +369,7 @@ def draw_together(stages: Mapping[str, Texts]) -> "Figure | None":
     figure, axes = _panel(together, 5.4)
     looks = zip(itertools.cycle(figures.MORE_COLOURS), itertools.cycle(MARKERS), strict=True)
     for (name, texts), (colour, marker) in zip(stages.items(), looks, strict=False):
-        axes.plot(*np.array(texts.line).reshape(-1, 2).T, color=colour, lw=1.2, alpha=0.6)
-        centres = [row.centre for row in texts.drawn if row.centre]
-        _draw_means(axes, centres, colour, marker, name)
+        _draw_means(axes, texts, colour, marker, name)
     figures.legend_below(axes, 4)
     return figure
 
@@ -395,9 +388,14 @@ def _panel(texts: Texts, height: float) -> tuple["Figure", "Axes"]:
 
 
 def _draw_means(
-    axes: "Axes", centres: Sequence[Sequence[Mean]], colour: str, marker: str, label: str
+    axes: "Axes", texts: Texts, colour: str, marker: str, label: str
 ) -> list[np.ndarray]:
-    """Draw the means of configurations; return their intervals as lines ``[2, 2]``."""
+    """Draw the means of configurations, joined by a line; return it and intervals, ``[n, 2]``."""
+    line = np.array(texts.line).reshape(-1, 2)
+    axes.plot(*line.T, color=colour, lw=1.2, alpha=0.5, zorder=2)
+    centres = [row.centre for row in texts.drawn if row.centre]
+    if not centres:
+        return [line]
     ends = np.array([[(mean.value, mean.low, mean.high) for mean in pair] for pair in centres])
     (x, x_low, x_high), (y, y_low, y_high) = ends.transpose(1, 2, 0)
     axes.errorbar(
@@ -406,7 +404,7 @@ def _draw_means(
     )  # fmt: skip
     across = np.stack([np.stack([x_low, y], 1), np.stack([x_high, y], 1)], 1)
     upright = np.stack([np.stack([x, y_low], 1), np.stack([x, y_high], 1)], 1)
-    return [*across, *upright]
+    return [line, *across, *upright]
 
 
 # Places of a label around its point: distances in points, each in eight directions.

@@ -20,7 +20,7 @@ from purejaxpg.report import analysis, charts, completions, ranking
 from purejaxpg.report.analysis import Analysis, Confirmed, Section
 from purejaxpg.report.charts import Figure, Row
 from purejaxpg.report.ranking import Configuration
-from purejaxpg.text import count, engineering, number, percent, short
+from purejaxpg.text import count, duration, engineering, interval, number, percent, short
 
 STATIC_ROWS = 20  # of the table without scripts
 ROWS = 10_000  # of the table with them; table.csv has all
@@ -129,24 +129,9 @@ def counted(size: int, noun: str) -> str:
     return f"{size:,}{count(size, noun).removeprefix(str(size))}"
 
 
-def interval(low: float, high: float, form: Callable[[float], str] = number) -> str:
-    """Return an interval such as ``[0.1, 0.2]``."""
-    return f"[{form(low)}, {form(high)}]"
-
-
 def chance(improvement: analysis.Improvement) -> str:
     """Return a probability with its interval."""
     return f"{percent(improvement.value)} {interval(improvement.low, improvement.high, percent)}"
-
-
-def duration(seconds: float) -> str:
-    """Return a time such as 2 h 5 min."""
-    if seconds < 100:
-        return f"{number(seconds, 2)} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    hours, rest = divmod(round(seconds / 60), 60)
-    return f"{hours} h {rest} min"
 
 
 def _of_sweep(data: Analysis) -> dict[str, Any]:

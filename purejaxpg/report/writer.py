@@ -186,7 +186,7 @@ def _further(written: completions.Texts, start: int = 0, gap: str = " [") -> tab
         return None
     names = written.names[start:]
     rows = [
-        [row.name, *(row.means[name].text().replace(" [", gap) for name in names)]
+        [row.name, *(row.means[name].text.replace(" [", gap) for name in names)]
         for row in written.rows[:SHOWN]
     ]
     title = "Further scores: mean over runs, 95% interval"

@@ -164,7 +164,7 @@ def test_tables_and_terminal_have_the_same_numbers(tmp_path):
     assert len(rows) == len(BETAS) * SEEDS
     assert rows[0]["configuration"] == "beta 0.05" and rows[0]["seed"] == "0"
     assert float(rows[0]["kl"]) == pytest.approx(arrays["run0-0"]["evaluation/kl"].mean())
-    mean = texts_of(tmp_path / "out").rows[0].means[contract.KL].text()
+    mean = texts_of(tmp_path / "out").rows[0].means[contract.KL].text
     assert "[" in mean and mean in (target / "table.md").read_text()
     assert all(part in text.getvalue() for part in mean.split(" ", 1))
     assert "compare configurations at equal KL" in " ".join(text.getvalue().split())
