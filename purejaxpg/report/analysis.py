@@ -264,16 +264,21 @@ class Schedule:
     Attributes:
         member: its run.
         steps: its legs as (first, last) update.
-        values: of each hyperparameter in each leg.
+        values: of each hyperparameter that is a number, in each leg.
         everyone: (first update, last update, value) of all members, by hyperparameter.
         copied: how many times it continued from another member.
     """
 
     member: str
     steps: list[tuple[int, int]]
-    values: dict[str, list[Any]]
-    everyone: dict[str, list[tuple[int, int, Any]]]
+    values: dict[str, list[float]]
+    everyone: dict[str, list[tuple[int, int, float]]]
     copied: int
+
+    def line(self, name: str) -> tuple[list[int], list[float]]:
+        """Return updates and values of a hyperparameter, a point at both ends of each leg."""
+        updates = [update for span in self.steps for update in span]
+        return updates, [value for value in self.values[name] for _ in range(2)]
 
 
 @dataclass(frozen=True)
@@ -712,9 +717,8 @@ def levels_of(values: Sequence[Any], spec: Any = None, most: int | None = None) 
     Returns:
         Its distinct values if they are few or names, else bins of about equal size.
     """
-    numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
     texts = [json.dumps(v) for v in values]
-    if not numeric or not np.isfinite(np.array(values, float)).all():
+    if not _numeric(values) or not np.isfinite(np.array(values, float)).all():
         names = list(dict.fromkeys(texts))
         codes = np.array([names.index(text) for text in texts])
         labels = tuple(short(json.loads(text)) for text in names)
@@ -730,6 +734,10 @@ def levels_of(values: Sequence[Any], spec: Any = None, most: int | None = None) 
         labels = tuple(short(_whole(v, values)) for v in distinct.tolist())
         return Levels(codes, labels, distinct, log, numbers)
     return _binned(numbers, most or int(np.clip(len(values) // 8, 2, 8)), log)
+
+
+def _numeric(values: Iterable[Any]) -> bool:
+    return all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
 
 
 def _whole(value: float, values: Sequence[Any]) -> Any:
@@ -944,13 +952,14 @@ def _schedules(
 
 
 def _schedule(chain: Sequence[dict[str, Any]], legs: Sequence[dict[str, Any]]) -> Schedule:
-    names = [name for name in chain[-1]["swept"] if name != contract.ENV]
+    fields = {name: [leg["swept"][name] for leg in legs] for name in chain[-1]["swept"]}
+    names = [name for name, values in fields.items() if _numeric(values)]
     return Schedule(
         member=chain[-1]["run_id"],
         steps=[(leg["start"], leg["stop"]) for leg in chain],
-        values={name: [leg["swept"][name] for leg in chain] for name in names},
+        values={name: [float(leg["swept"][name]) for leg in chain] for name in names},
         everyone={
-            name: [(leg["start"], leg["stop"], leg["swept"][name]) for leg in legs]
+            name: [(leg["start"], leg["stop"], float(leg["swept"][name])) for leg in legs]
             for name in names
         },
         copied=sum(leg["run_id"] != leg["parent"] for leg in chain[1:]),

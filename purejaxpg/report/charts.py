@@ -360,27 +360,15 @@ def profile(data: Profile) -> Figure:
     return _figure(traces, 320, hovermode="x unified", **axes)
 
 
-def schedule(data: Schedule, name: str) -> Figure | None:
-    """Draw one hyperparameter of a population over its updates, the best member in colour.
-
-    Args:
-        data: what the population did.
-        name: of the hyperparameter.
-
-    Returns:
-        The figure, or None if the values are not numbers.
-    """
+def schedule(data: Schedule, name: str) -> Figure:
+    """Draw one hyperparameter of a population over its updates, the best member in colour."""
     everyone = data.everyone[name]
     values = [v for *_, v in everyone]
-    if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
-        return None
     log = min(values) > 0 and max(values) / min(values) > 5
     x = list(itertools.chain(*((start, stop, math.nan) for start, stop, _ in everyone)))
     y = list(itertools.chain(*((value, value, math.nan) for value in values)))
-    mine = [value for value in data.values[name] for _ in range(2)]
-    ends = [update for span in data.steps for update in span]
     hover = "%{y:.4g} at update %{x}<extra></extra>"
-    traces = [_trace(x, y, "grey", width=1), _trace(ends, mine, "c1", hovertemplate=hover)]
+    traces = [_trace(x, y, "grey", width=1), _trace(*data.line(name), "c1", hovertemplate=hover)]
     scale = {"type": "log", "dtick": _decades(np.array(values))} if log else {}
     return _figure(traces, 240, xaxis={"title": {"text": "updates"}}, yaxis=scale)
 

@@ -336,8 +336,7 @@ def _schedule(schedules: Sequence[tuple[str, Schedule]]) -> "Figure | None":
     panels = [
         (environment, history, name)
         for environment, history in schedules
-        for name, values in history.values.items()
-        if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+        for name in history.values
     ]
     if not panels:
         return None
@@ -346,9 +345,7 @@ def _schedule(schedules: Sequence[tuple[str, Schedule]]) -> "Figure | None":
         everyone = history.everyone[name]
         for start, stop, value in everyone:
             axes.plot([start, stop], [value, value], color=_GREY, linewidth=0.8)
-        steps = [at for span in history.steps for at in span]
-        values = [value for value in history.values[name] for _ in range(2)]
-        axes.plot(steps, values, color=COLOURS[0], linewidth=2)
+        axes.plot(*history.line(name), color=COLOURS[0], linewidth=2)
         if min(v for *_, v in everyone) > 0:
             axes.set_yscale("log")
         dress(axes, name, environment)

@@ -152,7 +152,7 @@ def _of_sweep(data: Analysis) -> dict[str, Any]:
         "improvement": _improvement_figure(data, improvements) if improvements else None,
         "common": _common(data),
         "schedules": [
-            (name, history, [(n, f) for n in history.values if (f := charts.schedule(history, n))])
+            (name, history, [(n, charts.schedule(history, n)) for n in history.values])
             for name, history in data.schedules
         ],
         "runs": len(runs),

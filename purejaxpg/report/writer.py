@@ -208,8 +208,8 @@ def _write_figure(figure: "Figure | None", folder: Path) -> list[Path]:
     """Write the figure of a frontier; without it, remove the files of an earlier report."""
     if figure is not None:
         return figures.save_both(figure, folder, "frontier")
-    for path in folder.glob("frontier.*"):
-        path.unlink()
+    for ending in ("png", "svg"):
+        (folder / f"frontier.{ending}").unlink(missing_ok=True)
     return []
 
 
