@@ -316,6 +316,11 @@ class Analysis:
         return [c for section in self.sections for c in section.ranked]
 
     @property
+    def confirmed(self) -> list[Confirmed]:
+        """All configurations that were run again on fresh seeds."""
+        return [each for section in self.sections for each in section.confirmed]
+
+    @property
     def population(self) -> bool:
         """Whether members of populations were trained."""
         return ranking.is_population(self.identity)

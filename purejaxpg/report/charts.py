@@ -399,10 +399,9 @@ def frontier(texts: completions.Texts) -> Figure:
         The figure; configurations have the colours that `frontier_colours` names.
     """
     traces = []
-    for best in texts.frontiers:
-        every = -(-len(best["kl"]) // _FRONTIER) or 1
+    for best in texts.frontier_lines:
         hover = f"{texts.best_possible}: %{{y:.3g}} at KL %{{x:.3g}}<extra></extra>"
-        x, y = best["kl"][::every], best["return"][::every]
+        x, y = best[:, :: -(-best.shape[1] // _FRONTIER)]
         traces.append(_trace(x, y, "grey", width=1.6, hovertemplate=hover))
     if texts.line:
         x, y = zip(*texts.line, strict=True)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, told apart under the common forms of colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+MORE_COLOURS = (*COLOURS, "#56B4E9", "#222222")
 _GREY = "#c9c9c9"
 _SOFT = "#555555"
 _AXES = 8

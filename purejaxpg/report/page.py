@@ -77,7 +77,9 @@ def render(data: Analysis, title: str, written: completions.Texts = completions.
     return text.lstrip()  # the definitions of the template leave empty lines
 
 
-def render_stages(title: str, stages: Sequence[Mapping[str, Any]], text: str) -> str:
+def render_stages(
+    title: str, stages: Sequence[Mapping[str, Any]], text: str, frontier: bytes = b""
+) -> str:
     """Return the page of a pipeline, which links to the pages of its stages.
 
     Args:
@@ -85,6 +87,7 @@ def render_stages(title: str, stages: Sequence[Mapping[str, Any]], text: str) ->
         stages: in order; each with `name`, `agent`, `given`, `link`, `finished`, `planned`,
             `diverged` and its `ranked` configurations.
         text: the sweep file.
+        frontier: a PNG picture of all stages that can be compared; empty if there are none.
 
     Returns:
         A complete HTML document without a script.
@@ -92,7 +95,8 @@ def render_stages(title: str, stages: Sequence[Mapping[str, Any]], text: str) ->
     from markupsafe import Markup
 
     page = _environment().get_template("stages.html.j2").render(
-        title=title, stages=stages, text=text,
+        title=title, stages=stages, text=text, equal_kl=EQUAL_KL.format("this figure"),
+        frontier=base64.b64encode(frontier).decode(),
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
     )  # fmt: skip
     return str(page).lstrip()

@@ -22,6 +22,7 @@ from purejaxpg.sweep.store import Store
 from purejaxpg.text import count, paragraphs, short
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.console import Console
     from rich.table import Table
 
@@ -53,7 +54,7 @@ def write(directory: str | os.PathLike[str], console: "Console") -> Path:
             target.mkdir(exist_ok=True)
             data = analysis.of_store(store)
             _print(data, console)
-            written = completions.of_store(store, data)
+            written = completions.of_store(store, data.ranked, data.confirmed)
             _print_further(written, console)
             _write_tables(data, written, target)
             text = page.render(data, _title_of(store.path), written)
@@ -65,7 +66,9 @@ def write(directory: str | os.PathLike[str], console: "Console") -> Path:
 
 
 def write_stages(directory: str | os.PathLike[str]) -> Path:
-    """Write DIR/index.html of a pipeline, a list of its stages with links to their reports.
+    """Write the page of a pipeline, DIR/index.html, which links to the reports of its stages.
+
+    Where several stages can be compared, it shows DIR/frontier.png, which is also written as SVG.
 
     Args:
         directory: the directory of the stages, at least one of which has begun.
@@ -82,8 +85,11 @@ def write_stages(directory: str | os.PathLike[str]) -> Path:
     if pipeline is None:
         raise FaultError(f"{begun[-1] / 'spec.toml'} is damaged: it has no stages.")
     rows = [_stage(stage, root / stage.name, begun) for stage in pipeline.stages]
+    compared = completions.comparable({row["name"]: row["written"] for row in rows})
+    pictures = _write_figure(completions.draw_together(compared), root)
+    drawn = pictures[0].read_bytes() if pictures else b""
     target = root / "index.html"
-    disk.write_text(target, page.render_stages(root.name, rows, pipeline.text))
+    disk.write_text(target, page.render_stages(root.name, rows, pipeline.text, drawn))
     return target
 
 
@@ -98,13 +104,15 @@ def _stage(stage: stages.Stage, directory: Path, begun: Sequence[Path]) -> dict[
         "given": ", ".join(f"{name} = {source}" for name, source in sources),
         "link": f"{stage.name}/report/index.html" if written else None,
         "ranked": [],
+        "written": completions.NOTHING,
     }
     if directory not in begun:
         return shown
     with Store.read(directory) as store:
         ranked = ranking.rank(store)
+        text = completions.of_store(store, ranked)
     count = {name: sum(getattr(c, name) for c in ranked) for name in _COUNTS}
-    return shown | count | {"ranked": ranked}
+    return shown | count | {"ranked": ranked, "written": text}
 
 
 def _title_of(directory: Path) -> str:
@@ -210,12 +218,22 @@ def _write_completions(written: completions.Texts, target: Path) -> list[str]:
             for each in written.samples
         ]
         (target / "samples.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
-    figure = completions.draw(written)
-    if figure is None:
-        return []
-    for name in ("frontier.png", "frontier.svg"):
-        figures.save(figure, target / name)
-    return ["frontier.png"]
+    return [path.name for path in _write_figure(completions.draw(written), target)]
+
+
+def _write_figure(figure: "Figure | None", folder: Path) -> list[Path]:
+    """Write the figure of a frontier as PNG and SVG; without it, remove that of an earlier report.
+
+    Returns:
+        The path of the PNG file; nothing without a figure.
+    """
+    paths = [folder / name for name in ("frontier.png", "frontier.svg")]
+    for path in paths:
+        if figure is None:
+            path.unlink(missing_ok=True)
+        else:
+            figures.save(figure, path)
+    return paths[:1] if figure is not None else []
 
 
 def _texts(data: Analysis) -> list[_Text]:
@@ -290,8 +308,8 @@ def _write_tables(data: Analysis, written: completions.Texts, target: Path) -> N
     _write_csv(target / "table.csv", _configuration_rows(data, data.ranked, fields))
     _write_csv(target / "runs.csv", _run_rows(data, fields))
     _write_csv(target / "further.csv", _further_rows(written))
-    fresh = [c.configuration for section in data.sections for c in section.confirmed]
-    roles = [c.role for section in data.sections for c in section.confirmed]
+    fresh = [c.configuration for c in data.confirmed]
+    roles = [c.role for c in data.confirmed]
     confirmed = [
         {"role": role, **row}
         for role, row in zip(roles, _configuration_rows(data, fresh, fields), strict=True)
