@@ -265,7 +265,6 @@ class Schedule:
         member: its run.
         steps: its legs as (first, last) update.
         values: of each hyperparameter in each leg.
-        scores: after each leg.
         everyone: (first update, last update, value) of all members, by hyperparameter.
         copied: how many times it continued from another member.
     """
@@ -273,7 +272,6 @@ class Schedule:
     member: str
     steps: list[tuple[int, int]]
     values: dict[str, list[Any]]
-    scores: list[float]
     everyone: dict[str, list[tuple[int, int, Any]]]
     copied: int
 
@@ -942,7 +940,6 @@ def _schedule(chain: Sequence[dict[str, Any]], legs: Sequence[dict[str, Any]]) -
         member=chain[-1]["run_id"],
         steps=[(leg["start"], leg["stop"]) for leg in chain],
         values={name: [leg["swept"][name] for leg in chain] for name in names},
-        scores=[float(leg["score"]) for leg in chain],
         everyone={
             name: [(leg["start"], leg["stop"], leg["swept"][name]) for leg in legs]
             for name in names

@@ -377,8 +377,7 @@ def draw_together(stages: Mapping[str, Texts]) -> "Figure | None":
         axes.plot(*np.array(texts.line).reshape(-1, 2).T, color=colour, lw=1.2, alpha=0.6)
         centres = [row.centre for row in texts.drawn if row.centre]
         _draw_means(axes, centres, colour, marker, name)
-    where: Any = {"loc": "upper left", "bbox_to_anchor": (0, -0.14), "ncols": 4}
-    axes.legend(frameon=False, fontsize=9, **where)
+    figures.legend_below(axes, 4)
     return figure
 
 

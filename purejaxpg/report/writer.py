@@ -4,17 +4,15 @@
 the files.
 """
 
-import csv
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from purejaxpg import FaultError, contract, disk
-from purejaxpg.report import analysis, completions, export, figures, page, ranking
+from purejaxpg.report import analysis, completions, export, figures, page, ranking, tables
 from purejaxpg.report.analysis import Analysis
 from purejaxpg.report.ranking import Configuration
 from purejaxpg.sweep import stages
@@ -24,7 +22,6 @@ from purejaxpg.text import count, paragraphs, short
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import Console
-    from rich.table import Table
 
 
 _COUNTS = ("finished", "planned", "diverged")
@@ -132,16 +129,6 @@ def _decimals(section: Sequence[Configuration]) -> int:
     return 1 if largest >= 100 else 2 if largest >= 1 else 4
 
 
-@dataclass(frozen=True)
-class _Text:
-    """A table as text, for the terminal and the Markdown file."""
-
-    title: str
-    headers: list[str]
-    rows: list[list[str]]
-    caption: str | None = None
-
-
 def _cells(
     first: str, configuration: Configuration, fields: Sequence[str], decimals: int
 ) -> list[str]:
@@ -173,15 +160,15 @@ def _title(environment: str, section: Sequence[Configuration]) -> str:
     return f"{environment}: {text}" if environment else text
 
 
-def _more(section: Sequence[Configuration]) -> str | None:
+def _more(section: Sequence[Configuration]) -> str:
     hidden = len(section) - SHOWN
-    return f"{hidden} more in table.csv" if hidden > 0 else None
+    return f"{hidden} more in table.csv" if hidden > 0 else ""
 
 
 def _print(data: Analysis, console: "Console") -> None:
     """Print one table per environment and stage, then the notes."""
-    for text in _texts(data):
-        console.print(_table(text))
+    for table in _tables(data):
+        tables.show(table, console)
     for note in data.notes:
         console.print(note, markup=False, highlight=False)
 
@@ -189,15 +176,15 @@ def _print(data: Analysis, console: "Console") -> None:
 def _print_further(written: completions.Texts, console: "Console") -> None:
     """Print the means of all further scores of each configuration."""
     many = len(written.names) > 5  # they must fit into 120 characters
-    text = _further(written, 1, "\n[" if many else " [")  # the return is in the tables above
-    if text is None:
+    table = _further(written, 1, "\n[" if many else " [")  # the return is in the tables above
+    if table is None:
         return
-    console.print(_table(text))
+    tables.show(table, console)
     if contract.KL in written.names:
         console.print(page.EQUAL_KL.format("frontier.png"), markup=False, highlight=False)
 
 
-def _further(written: completions.Texts, start: int = 0, gap: str = " [") -> _Text | None:
+def _further(written: completions.Texts, start: int = 0, gap: str = " [") -> tables.Table | None:
     """Return the table of further scores from column `start`; None if there are none."""
     if not written.rows:
         return None
@@ -207,7 +194,7 @@ def _further(written: completions.Texts, start: int = 0, gap: str = " [") -> _Te
         for row in written.rows[:SHOWN]
     ]
     title = "Further scores: mean over runs, 95% interval"
-    return _Text(title, ["", *written.titles[start:]], rows)
+    return tables.Table(title, ["", *written.titles[start:]], rows, best_first=True)
 
 
 def _write_completions(written: completions.Texts, target: Path) -> list[str]:
@@ -218,27 +205,21 @@ def _write_completions(written: completions.Texts, target: Path) -> list[str]:
             for each in written.samples
         ]
         (target / "samples.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
-    return [path.name for path in _write_figure(completions.draw(written), target)]
+    return [path.name for path in _write_figure(completions.draw(written), target)[:1]]
 
 
 def _write_figure(figure: "Figure | None", folder: Path) -> list[Path]:
-    """Write the figure of a frontier as PNG and SVG; without it, remove that of an earlier report.
-
-    Returns:
-        The path of the PNG file; nothing without a figure.
-    """
-    paths = [folder / name for name in ("frontier.png", "frontier.svg")]
-    for path in paths:
-        if figure is None:
-            path.unlink(missing_ok=True)
-        else:
-            figures.save(figure, path)
-    return paths[:1] if figure is not None else []
+    """Write the figure of a frontier; without it, remove the files of an earlier report."""
+    if figure is not None:
+        return figures.save_both(figure, folder, "frontier")
+    for path in folder.glob("frontier.*"):
+        path.unlink()
+    return []
 
 
-def _texts(data: Analysis) -> list[_Text]:
+def _tables(data: Analysis) -> list[tables.Table]:
     """Return the tables of each environment: the confirmed configurations, then the ranking."""
-    texts = []
+    found = []
     for section in data.sections:
         confirmed = [each.configuration for each in section.confirmed]
         fields, decimals = ranking.fields(section.ranked), _decimals([*section.ranked, *confirmed])
@@ -246,56 +227,23 @@ def _texts(data: Analysis) -> list[_Text]:
         if confirmed:
             name = f"{section.environment}: " if section.environment else ""
             rows = [_cells(e.name, e.configuration, fields, decimals) for e in section.confirmed]
-            texts.append(_Text(f"{name}on fresh seeds", ["", *headers], rows))
+            title = f"{name}on fresh seeds"
+            found.append(tables.Table(title, ["", *headers], rows, best_first=True))
         rows = [
             _cells("-" if c.rank is None else str(c.rank), c, fields, decimals)
             for c in section.ranked[:SHOWN]
         ]
         title = _title(section.environment, section.ranked)
-        texts.append(_Text(title, ["rank", *headers], rows, _more(section.ranked)))
-    return texts
-
-
-def _table(text: _Text) -> "Table":
-    """Return a table for the terminal."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    # Text objects, so that rich does not read swept values such as [64, 64] as markup.
-    table = Table(
-        title=Text(text.title),
-        caption=Text(text.caption) if text.caption else None,
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        caption_justify="left",
-        show_edge=False,
-        padding=(0, 0, 0, 1),
-    )
-    for header, *column in zip(text.headers, *text.rows, strict=True):
-        # On a narrow terminal headers may wrap, but values stay whole.
-        widest = max(len(line) for cell in column for line in cell.splitlines() or [""])
-        table.add_column(Text(header), justify="right", min_width=min(widest, 24), overflow="fold")
-    for i, row in enumerate(text.rows):
-        style = "bold" if i == 0 and len(text.rows) > 1 else None
-        table.add_row(*(Text(cell) for cell in row), style=style)
-    return table
+        note = _more(section.ranked)
+        found.append(tables.Table(title, ["rank", *headers], rows, note, best_first=True))
+    return found
 
 
 def _markdown(data: Analysis, written: completions.Texts) -> str:
     """Return the same tables as Markdown."""
-    lines: list[str] = []
     further = _further(written)
-    for text in [*_texts(data), *([further] if further else [])]:
-        lines += [f"### {text.title}", "", _markdown_row(text.headers)]
-        lines.append("|" + " ---: |" * len(text.headers))
-        lines += [_markdown_row(row) for row in text.rows]
-        lines += ["", f"{text.caption}.", ""] if text.caption else [""]
+    lines = tables.markdown_lines([*_tables(data), *([further] if further else [])], 3)
     return "\n".join(lines + [line for note in data.notes for line in (note, "")])
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 # ------------------------------------------------------------------------------ tables for programs
@@ -324,10 +272,7 @@ def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     if not rows:
         path.unlink(missing_ok=True)
         return
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    path.write_text(tables.csv_text(rows), encoding="utf-8")
 
 
 # The names of columns, and of the attributes or keys that fill them.
