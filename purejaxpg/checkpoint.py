@@ -10,7 +10,6 @@ import the result store.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -305,7 +304,7 @@ def _write_manifest(directory: Path, leaves: list[dict[str, Any]]) -> str:
     (directory / MANIFEST).write_text(content, encoding="utf-8")
     for path in [*directory.rglob("*"), directory]:
         disk.sync(path)
-    return hashlib.sha256(content.encode()).hexdigest()
+    return disk.sha256(content)
 
 
 def _previous(target: Path) -> Path:

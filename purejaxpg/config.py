@@ -49,12 +49,14 @@ def field_types(cls: Any) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
-def build(cls: type[T], values: Mapping[str, Any]) -> T:
+def build(cls: type[T], values: Mapping[str, Any], what: str = "field", prefix: str = "") -> T:
     """Make a configuration from the plain values of a TOML file or the command line.
 
     Args:
         cls: the agent's `Config`.
         values: field name to value; missing fields keep their default.
+        what: the kind of thing that the names are, for messages.
+        prefix: stands before a name in messages.
 
     Returns:
         The configuration. Its values have the right types; the agent's `check` checks the rest.
@@ -64,8 +66,9 @@ def build(cls: type[T], values: Mapping[str, Any]) -> T:
     """
     hints = field_types(cls)
     for name in values:
-        require_known(name, hints, "field")
-    return cls(**{name: coerce(name, hints[name], value) for name, value in values.items()})
+        require_known(name, hints, what)
+    coerced = {name: coerce(f"{prefix}{name}", hints[name], values[name]) for name in values}
+    return cls(**coerced)
 
 
 def coerce(name: str, hint: Any, value: Any) -> Any:

@@ -139,8 +139,8 @@ class Given:
         digest: SHA-256 of all arrays; "" if there are none, or some are not known yet.
     """
 
-    arrays: Any = None
-    items: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    arrays: Any = dataclasses.field(default=None, compare=False)  # the digest tells them apart
+    items: Mapping[int, int] = dataclasses.field(default_factory=dict, compare=False)
     digest: str = ""
 
     def shared(self) -> Any:
@@ -162,7 +162,9 @@ class Given:
                 return None
             for seed in seeds:
                 if seed not in self.items:
-                    raise InputError(f"given has no item for seed {seed}, only for {self.known}.")
+                    raise InputError(
+                        f"given has no item for seed {seed}, only for {tuple(self.items)}."
+                    )
             return _known(array)[[self.items[seed] for seed in seeds]]
 
         return jax.tree.map(chosen, self.arrays)
@@ -175,11 +177,6 @@ class Given:
             return ()
         own = jax.tree.map(lambda x: x[0], self.of_rows([seed]))
         return arguments(own, self.shared())[0]
-
-    @property
-    def known(self) -> tuple[int, ...]:
-        """The seeds that have an item."""
-        return tuple(self.items)
 
     @property
     def by_seed(self) -> bool:
@@ -215,11 +212,8 @@ def _known(array: Any) -> Any:
 def given_fields(trainer: types.ModuleType) -> dict[str, bool]:
     """Return the fields of a trainer's `Given`, and whether each is required."""
     wanted = getattr(trainer, "Given", None)
-    return {f.name: _required(f) for f in dataclasses.fields(wanted)} if wanted else {}
-
-
-def _required(field: dataclasses.Field[Any]) -> bool:
-    return field.default is field.default_factory is dataclasses.MISSING
+    fields = dataclasses.fields(wanted) if wanted else ()
+    return {f.name: f.default is f.default_factory is dataclasses.MISSING for f in fields}
 
 
 def give(

@@ -67,15 +67,22 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file durably, whole or not at all."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path, and durably make what the block wrote there the file `path`."""
     temporary = path.with_name(f".{path.name}.tmp")
     with faults("write", path):
         path.parent.mkdir(exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
+        yield temporary
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file durably, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_hashed(path: Path, content: dict[str, Any]) -> None:
@@ -99,6 +106,14 @@ def read_hashed(path: Path) -> dict[str, Any]:
         except (ValueError, KeyError, TypeError) as error:
             raise FaultError(f"{path} is damaged: it is not the JSON that was written.") from error
     raise FaultError(f"{path} is damaged: its SHA-256 does not match its content.")
+
+
+def read_intact(path: Path) -> dict[str, Any] | None:
+    """Read a file written by `write_hashed`; return None if it is missing or damaged."""
+    try:
+        return read_hashed(path)
+    except FaultError:
+        return None
 
 
 def json_text(value: Any, sort: bool = True) -> str:

@@ -75,18 +75,15 @@ class Spec:
 class Backend:
     """Two units side by side, three rows each, segments of two updates."""
 
-    def __init__(self) -> None:
-        self.programs = types.SimpleNamespace(rows=3, units=2, segment_length=2, compile_s=0.0)
-
     def groups(self, index: int, round_: plans.Round, stored: Mapping[str, int]) -> Any:
         return plans.groups(index, round_, lambda _: "one", lambda *_: 3, stored)
 
     def compile(self, group: plans.Group) -> Any:
-        return self.programs
+        return types.SimpleNamespace(rows=group.rows, units=2, segment_length=2, compile_s=0.0)
 
     def inputs(self, programs: Any, batch: Sequence[plans.Unit]) -> np.ndarray:
-        rows = [[identity(leg) for leg in unit.legs] for unit in batch]
-        return np.concatenate([np.array(r + [r[-1]] * (3 - len(r)), np.uint64) for r in rows])
+        legs = [leg for unit in batch for leg in plans.padded(unit.legs, programs.rows)]
+        return np.array([identity(leg) for leg in legs], np.uint64)
 
     def start(self, programs: Any, inputs: np.ndarray) -> np.ndarray:
         return scrambled(inputs, 0)
@@ -109,7 +106,7 @@ class Backend:
         return states[rows]
 
     def join(self, programs: Any, trees: Sequence[np.ndarray]) -> np.ndarray:
-        return engine.stacked(trees, 3)
+        return engine.stacked(trees, programs.rows)
 
     def pick(self, parts: Sequence[tuple[np.ndarray, int]]) -> np.ndarray:
         return np.array([tree[row] for tree, row in parts])

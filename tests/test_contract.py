@@ -64,7 +64,7 @@ def start(agent: types.ModuleType, *rows: tuple[Any, int]) -> Any:
 
 def stacked(*rows: tuple[Any, int]) -> Any:
     runs = [plans.Run(str(i), config, seed, {}) for i, (config, seed) in enumerate(rows)]
-    return *compute.stack(runs, ROWS), None
+    return compute.Inputs(*compute.stack(runs, ROWS), None, None)
 
 
 def trained(

@@ -46,7 +46,7 @@ def prepare(job: dict[str, Any]) -> common.Prepared:
         take_limits_for_ends()
     import numpy as np
 
-    from purejaxpg.sweep import compute, engine, search
+    from purejaxpg.sweep import compute, engine, plan, search
 
     backend = compute.Backend(sweep(job, 0), devices)
 
@@ -57,16 +57,17 @@ def prepare(job: dict[str, Any]) -> common.Prepared:
 
     programs = backend.compile(group_of(0))
 
-    def train(group: Any, batch: Any) -> dict[str, Any]:
-        inputs = backend.inputs(programs, batch)
-        begun = (0, backend.start(programs, inputs), np.zeros(len(inputs[0]), np.int32))
-        trained = list(engine.segments(backend, programs, inputs, begun, group.stop))
-        return engine.joined([metrics for _, metrics in trained])
+    def train(group: Any, units: Any) -> dict[str, Any]:
+        inputs = backend.inputs(programs, plan.padded(units, programs.units))
+        batch = engine.fresh(backend, programs, group, units, inputs)
+        for _ in engine.segments(backend, programs, inputs, batch):
+            pass
+        return batch.metrics
 
     def run(first_seed: int) -> list[dict[str, Any]]:
-        group = group_of(first_seed)
-        batches = engine.batched(group.units, programs.units)
-        return [train(group, batch) for batch in batches]
+        group, size = group_of(first_seed), programs.units
+        starts = range(0, len(group.units), size)
+        return [train(group, group.units[i : i + size]) for i in starts]
 
     def returns(outcome: list[dict[str, Any]]) -> Any:
         names = contract.CURVE

@@ -177,7 +177,7 @@ class Leader(compute.Backend):
             failures.append(error)
         answers = [self.mail.receive(p) for p in others]
         failed = [answer["failure"] for answer, _ in answers if "failure" in answer]
-        failures += [remote.as_exception(remote.Failure(*failure)) for failure in failed]
+        failures += [remote.as_exception(*failure) for failure in failed]
         if failures:
             raise min(failures, key=lambda error: getattr(error, "fits", -1))
         for number in {answer["signal"] for answer, _ in answers} - {0}:
@@ -201,9 +201,9 @@ class Leader(compute.Backend):
     def inputs(self, programs: compute.Programs, batch: Sequence[plans.Unit]) -> compute.Inputs:
         """Return the inputs of this process's rows, and send the other processes theirs."""
         devices, rows, own = self.on(programs)
-        inputs = super().inputs(programs, batch)
+        inputs = compute.inputs_of(self.spec.given, batch, rows)
         self.call_all(devices, rows, {"call": "inputs"}, jax.tree.leaves(inputs))
-        return jax.tree.map(lambda x: x[:own], inputs)
+        return self.placed(programs, jax.tree.map(lambda x: x[:own], inputs))
 
     def start(self, programs: compute.Programs, inputs: compute.Inputs) -> Any:
         """Initialise every row -> states."""
@@ -338,11 +338,11 @@ def attempted(
     try:
         return {}, call(*arrays, **values) or ()
     except remote.EXPECTED as error:
-        failure = remote.as_failure(error)
+        failure = remote.as_values(error)
     except Exception as error:  # process 0 must also learn of bugs
         traceback.print_exc(file=sys.stderr)
-        failure = remote.Failure("fault", f"A process failed with {type(error).__name__}.")
-    return {"failure": [failure.kind, failure.text, failure.fits]}, ()
+        failure = remote.as_values(FaultError(f"A process failed with {type(error).__name__}."))
+    return {"failure": failure}, ()
 
 
 class Follower:
@@ -379,8 +379,9 @@ class Follower:
 
     def inputs(self, *values: np.ndarray) -> None:
         """Keep the seeds, the traced values and the given arrays of the rows."""
-        like = compute.inputs_of(self.backend.spec, self.unit, 1)
-        self.rows = jax.tree.unflatten(jax.tree.structure(like), values)
+        like = compute.inputs_of(self.backend.spec.given, [self.unit], 1)
+        inputs = jax.tree.unflatten(jax.tree.structure(like), values)
+        self.rows = self.backend.placed(self.programs, inputs)
 
     def start(self) -> None:
         """Initialise the rows."""

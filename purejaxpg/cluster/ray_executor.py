@@ -16,7 +16,7 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,6 @@ from purejaxpg import (
 )
 from purejaxpg.cluster import remote
 from purejaxpg.sweep import engine
-from purejaxpg.sweep import ledger as ledgers
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import spec as specs
 
@@ -50,24 +49,9 @@ class Task:
     agent: str  # name of a built-in agent, or of a file in `source`
     source: tuple[tuple[str, str], ...]  # names and texts of files
     eval_episodes: int
-    group: int
-    signature: str
-    rows: int
-    unit: str
-    legs: tuple[ledgers.Run, ...]
-    states: list[np.ndarray] | None  # leaves, of the legs' parents; None: start from `init`
-    diverged_at: np.ndarray
+    group: plans.Group  # of one unit; configurations are plain values
+    start: dict[str, Any] | None  # leaves of states, and diverged_at; None: start from `init`
     versions: Mapping[str, str]
-
-
-@dataclasses.dataclass(frozen=True)
-class Frozen:
-    """The given arrays of a sweep, sent to each node once; told apart by their digest."""
-
-    digest: str
-    structure: Any = dataclasses.field(default=None, compare=False)
-    leaves: Sequence[np.ndarray] = dataclasses.field(default=(), compare=False)
-    items: Mapping[int, int] = dataclasses.field(default_factory=dict, compare=False)
 
 
 class Ray:
@@ -102,8 +86,8 @@ class Ray:
             raise InputError(f"--ray-task must fit the cluster, which has {has}, but is {needed}.")
         self.on_cpu = not {"GPU", "TPU"} & set(self.resources)
         structure, leaves = trees.encode(spec.given.arrays)
-        arrays = list(map(np.asarray, leaves))
-        self.given = self.ray.put(Frozen(spec.given.digest, structure, arrays, spec.given.items))
+        arrays = structure, list(map(np.asarray, leaves))
+        self.given = self.ray.put(dataclasses.replace(spec.given, arrays=arrays))
 
     def join(self, address: str | None) -> None:
         """Connect to the cluster without printing."""
@@ -122,7 +106,7 @@ class Ray:
 
     def __call__(
         self, work: engine.Work, group: plans.Group, units: Sequence[plans.Unit]
-    ) -> Iterator[engine.Computed]:
+    ) -> Iterator[plans.Batch]:
         """Yield units as they finish, in any order."""
         tasks = f"{len(units)} tasks of {group.rows} rows, {self.slots} at a time"
         work.progress.say(f"Group {group.index}: {tasks}, on the Ray cluster.")
@@ -162,27 +146,22 @@ class Ray:
 
     def task(self, work: engine.Work, group: plans.Group, unit: plans.Unit) -> Task:
         """Return a unit as a task for a worker."""
-        states, diverged_at = None, np.zeros(len(unit.legs), np.int32)
+        start = None
         if group.start:
-            (tree,), (diverged_at,) = engine.inherited(work, [unit])
-            states = leaves_of(tree)
+            (start,) = engine.inherited(work, [unit])
+            start["states"] = leaves_of(start["states"])
         return Task(
             agent=Path(self.spec.agent_name).name if self.source else self.spec.agent_name,
             source=self.source,
             eval_episodes=self.spec.eval_episodes,
-            group=group.index,
-            signature=group.signature,
-            rows=group.rows,
-            unit=unit.name,
-            legs=tuple(engine.planned(work.backend, unit, "tune")),
-            states=states,
-            diverged_at=diverged_at,
+            group=of_one_unit(group, unit, work.backend.to_dict),
+            start=start,
             versions=work.backend.versions(),
         )
 
     def received(
         self, work: engine.Work, group: plans.Group, unit: plans.Unit, reference: Any
-    ) -> engine.Computed:
+    ) -> plans.Batch:
         """Return the results of a task, or raise its failure."""
         try:
             results = self.ray.get(reference)
@@ -191,71 +170,62 @@ class Ray:
             raise FaultError(
                 f"Ray could not compute {unit.name}: {reason}; finished units are kept."
             ) from error
-        if isinstance(results, remote.Failure):
-            raise remote.as_exception(results)
-        leaves, *others = results
+        if isinstance(results, remote.EXPECTED):
+            raise results
+        leaves, diverged_at, metrics, scores, facts = results
         states = checkpoint.like(work.backend.template(unit), leaves)
-        computed = engine.Computed([unit], group.rows, states, *others)
-        updates = group.stop - group.start
-        work.progress.advance(group, [unit], updates, computed.metrics, computed.diverged_at)
-        return computed
+        done = group.stop, states, diverged_at, [metrics], scores, facts
+        batch = plans.Batch(group, [unit], *done)
+        work.progress.advance(batch, group.stop - group.start)
+        return batch
+
+
+def of_one_unit(group: plans.Group, unit: plans.Unit, convert: Callable[[Any], Any]) -> plans.Group:
+    """Return a group of `unit` alone, with converted configurations."""
+    runs = [dataclasses.replace(leg.run, config=convert(leg.run.config)) for leg in unit.legs]
+    pairs = zip(unit.legs, runs, strict=True)
+    legs = tuple(dataclasses.replace(leg, run=run) for leg, run in pairs)
+    return dataclasses.replace(group, units=(plans.Unit(unit.name, legs),))
 
 
 # ------------------------------------------------------------------------------------ in a worker
 
 
-def compute_unit(task: Task, given: Frozen = Frozen("")) -> tuple[Any, ...] | remote.Failure:
+def compute_unit(task: Task, given: contract.Given) -> tuple[Any, ...] | Exception:
     """Compute a unit -> leaves of states, diverged_at, metrics, scores, facts, in NumPy."""
     try:
         return computed_here(task, given)
     except remote.EXPECTED as error:
-        return remote.as_failure(error)
+        return error
 
 
-def computed_here(task: Task, given: Frozen) -> tuple[Any, ...]:
+def computed_here(task: Task, given: contract.Given) -> tuple[Any, ...]:
     """Compute a unit on this process's first device."""
     from purejaxpg import config as configs
 
     backend = backend_of(task.agent, task.source, task.eval_episodes, given)
     remote.refuse_other_versions(task.versions, backend.versions())
-    config_class = backend.spec.agent.Config
-    legs = tuple(
-        plans.Leg(
-            plans.Run(leg.run_id, configs.build(config_class, leg.config), leg.seed, leg.swept),
-            leg.start,
-            leg.stop,
-            leg.parent,
-        )
-        for leg in task.legs
-    )
-    unit = plans.Unit(task.unit, legs)
-    group = plans.Group(task.group, task.signature, task.rows, (unit,))
+    build = functools.partial(configs.build, backend.spec.agent.Config)
+    group = of_one_unit(task.group, task.group.units[0], build)
+    (unit,) = group.units
     programs = backend.compile(group)
     began = time.monotonic()
     inputs = backend.inputs(programs, [unit])
-    at: engine.Position = (group.start, *first_states(backend, programs, inputs, unit, task))
-    pieces = []
-    for step in engine.segments(backend, programs, inputs, at, group.stop):
-        at, metrics = step
-        pieces.append(metrics)
-    _, states, diverged_at = at
-    scores = backend.score(programs, inputs, states, group.stop)
+    if task.start is None:
+        batch = engine.fresh(backend, programs, group, [unit], inputs)
+    else:
+        states = checkpoint.like(backend.template(unit), task.start["states"])
+        trees = [{**task.start, "states": states}]
+        batch = engine.restored(backend, programs, group, [unit], group.start, trees)
+    for _ in engine.segments(backend, programs, inputs, batch):
+        pass
+    scores = backend.score(programs, inputs, batch.states, group.stop)
     facts = {
         **backend.facts(programs, group),
         "wall_s": time.monotonic() - began,
         "node": socket.gethostname(),
     }
-    return leaves_of(states), diverged_at, engine.joined(pieces), scores, facts
-
-
-def first_states(
-    backend: Any, programs: Any, inputs: Any, unit: plans.Unit, task: Task
-) -> tuple[Any, np.ndarray]:
-    """Return the states and diverged_at that a unit's legs start from."""
-    if task.states is None:
-        return backend.start(programs, inputs), np.zeros(task.rows, np.int32)
-    states = backend.join(programs, [checkpoint.like(backend.template(unit), task.states)])
-    return states, engine.stacked([task.diverged_at], task.rows)
+    return leaves_of(batch.states), batch.diverged_at, batch.metrics, scores, facts
 
 
 def leaves_of(tree: Any) -> list[np.ndarray]:
@@ -267,7 +237,7 @@ def leaves_of(tree: Any) -> list[np.ndarray]:
 
 @functools.lru_cache(maxsize=1)  # programs take memory, and memory maps
 def backend_of(
-    agent: str, source: tuple[tuple[str, str], ...], eval_episodes: int, sent: Frozen
+    agent: str, source: tuple[tuple[str, str], ...], eval_episodes: int, sent: contract.Given
 ) -> Any:
     """Return this process's backend for an agent, with its compiled programs."""
     import jax
@@ -280,7 +250,7 @@ def backend_of(
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(content, "utf-8")
         trainer = trainers.load(agent, Path(base))
-        arrays = trees.decode(sent.structure, sent.leaves, trainer)
-    given = contract.Given(arrays, sent.items, sent.digest)
+        structure, leaves = sent.arrays
+        given = dataclasses.replace(sent, arrays=trees.decode(structure, leaves, trainer))
     spec = specs.Spec("task", agent, trainer, eval_episodes=eval_episodes, given=given)
     return compute.Backend(spec, jax.devices()[:1])

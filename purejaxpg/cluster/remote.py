@@ -1,36 +1,24 @@
 """Failures and version checks of processes that compute for a sweep's own process."""
 
-import dataclasses
 import socket
 from collections.abc import Mapping
+from typing import Any
 
 from purejaxpg import FaultError, InputError
 from purejaxpg.sweep import memory
 
-EXPECTED = (memory.OutOfMemory, InputError, FaultError)  # sent as a Failure
+# What may go wrong in another process. Each exception can be made again from its arguments.
+EXPECTED = (memory.OutOfMemory, InputError, FaultError)
 
 
-@dataclasses.dataclass(frozen=True)
-class Failure:
-    """An exception as plain values, to be sent to the sweep's own process."""
-
-    kind: str  # "memory", "input" or "fault"
-    text: str
-    fits: int = 0  # rows to try if memory ran out
-
-
-def as_failure(error: BaseException) -> Failure:
+def as_values(error: BaseException) -> list[Any]:
     """Return one of EXPECTED as plain values."""
-    if isinstance(error, memory.OutOfMemory):
-        return Failure("memory", str(error), error.fits)
-    return Failure("input" if isinstance(error, InputError) else "fault", str(error))
+    return [type(error).__name__, *error.args]
 
 
-def as_exception(failure: Failure) -> Exception:
-    """Return a failure as the exception it was made from."""
-    if failure.kind == "memory":
-        return memory.OutOfMemory(failure.text, failure.fits)
-    return InputError(failure.text) if failure.kind == "input" else FaultError(failure.text)
+def as_exception(name: str, *arguments: Any) -> Exception:
+    """Return the exception that `as_values` took apart."""
+    return {kind.__name__: kind for kind in EXPECTED}[name](*arguments)
 
 
 def refuse_other_versions(wanted: Mapping[str, str], here: Mapping[str, str]) -> None:

@@ -9,7 +9,6 @@ import dataclasses
 import difflib
 import functools
 import math
-import operator
 import os
 import types
 from collections.abc import Callable, Sequence
@@ -195,18 +194,16 @@ def load_all(
 
 def _unit(store: Store, name: str, module: types.ModuleType, given: contract.Given) -> Any:
     """Return the states and the configurations of the legs of a unit, on the host."""
-    legs = [leg for leg in store.ledger.legs() if leg["unit"] == name]
-    legs.sort(key=operator.itemgetter("row"))
-    rows = [
-        plans.Run(
-            leg["run_id"], configs.build(module.Config, leg["config"]), leg["seed"], leg["swept"]
-        )
-        for leg in legs
-    ]
-    seeds, stacked = compute.stack(rows, len(rows))
-    start = functools.partial(compute.start_rows, module)
-    shapes = jax.eval_shape(start, (seeds, stacked, given.of_rows(seeds)), given.shared())
-    return store.state(name, jax.tree.map(_on_host, shapes)), stacked
+    rows = [leg for leg in store.ledger.legs() if leg["unit"] == name]
+    legs = [plans.Leg(_run(module, row), row["start"], row["stop"]) for row in rows]
+    inputs = compute.inputs_of(given, [plans.Unit(name, tuple(legs))], len(legs))
+    shapes = jax.eval_shape(functools.partial(compute.start_rows, module), inputs)
+    return store.state(name, jax.tree.map(_on_host, shapes)), inputs.configs
+
+
+def _run(module: types.ModuleType, leg: dict[str, Any]) -> plans.Run:
+    config = configs.build(module.Config, leg["config"])
+    return plans.Run(leg["run_id"], config, leg["seed"], leg["swept"])
 
 
 def _on_host(shape: jax.ShapeDtypeStruct) -> Any:

@@ -14,9 +14,9 @@ import json
 import math
 import time
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,17 +41,27 @@ ROWS = "rows"  # name of the mesh axis
 CPU_ACTIVATIONS = 2**17
 CPU_ROWS = 16  # more rows never helped
 
-# Of a batch, each [rows of this process]: seeds, configurations, and each row's given arrays.
-Inputs = tuple[Any, Any, Any]
+
+class Inputs(NamedTuple):
+    """What rows are trained with."""
+
+    seeds: Any  # [rows] uint32
+    configs: Any  # leaves [rows]
+    own: Any  # given arrays, an item for each row; None in place of the shared ones
+    shared: Any  # the other given arrays, without an axis for rows
+
+    def given(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Return the given arrays as the last argument of a vmapped function, and its in_axes."""
+        return contract.arguments(self.own, self.shared)
 
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
     """The compiled programs of one group; every array leads with [devices * rows]."""
 
-    start: jax.stages.Compiled  # inputs, shared -> states
-    segment: jax.stages.Compiled  # inputs, shared, states, diverged_at, first, count -> ...
-    score: jax.stages.Compiled  # inputs, shared, states, updates -> evaluation
+    start: jax.stages.Compiled  # inputs -> states
+    segment: jax.stages.Compiled  # inputs, states, diverged_at, first, count -> ...
+    score: jax.stages.Compiled  # inputs, states, updates -> evaluation
     segment_length: int  # updates of a segment, at most
     sharding: NamedSharding
     rows: int  # of a unit
@@ -79,10 +89,6 @@ class Backend:
         self.slots = len(self.devices)  # units computed at a time
         self.on_cpu = self.devices[0].platform == "cpu"
         self.compiled: dict[tuple[Any, ...], Programs] = {}  # of the last MAX_GROUPS groups
-        self.last: tuple[Any, Any] = (
-            None,
-            None,
-        )  # the inputs of a batch, and the same on its devices
         self.given: tuple[Any, Any] = None, None  # a mesh, and the shared given arrays on it
         self.save = checkpoint.save
         self.load = checkpoint.load
@@ -93,12 +99,7 @@ class Backend:
     def groups(
         self, index: int, round_: plans.Round, stored_rows: Mapping[str, int]
     ) -> list[plans.Group]:
-        """Cut a round into groups and units.
-
-        Args:
-            index: of the round, from 0.
-            round_: the round.
-            stored_rows: rows of each unit of an earlier plan, by its name.
+        """Cut a round into groups and units, as `plan.groups` does.
 
         Raises:
             InputError: a run could not be scored.
@@ -121,7 +122,7 @@ class Backend:
             InputError: the agent breaks the contract.
         """
         used = self.devices[: len(group.units)]  # of all units, so that resuming does not change it
-        key = (group.signature, group.rows, len(used))
+        key = (group.program, len(used))
         programs = self.compiled.pop(key, None)
         if programs is None:
             while len(self.compiled) >= MAX_GROUPS:
@@ -136,28 +137,22 @@ class Backend:
     # --------------------------------------------------------------------------------- computing
 
     def inputs(self, programs: Programs, batch: Sequence[plans.Unit]) -> Inputs:
-        """Return the seeds and configurations of a batch of units, padded."""
-        stacked = [inputs_of(self.spec, unit, programs.rows) for unit in batch]
-        return jax.tree.map(lambda *x: np.concatenate(x), *stacked)
+        """Return the inputs of a batch of units, padded, on its devices."""
+        return self.placed(programs, inputs_of(self.spec.given, batch, programs.rows))
+
+    def placed(self, programs: Programs, inputs: Inputs) -> Inputs:
+        """Put the inputs of this process's rows on its devices; shared arrays only once."""
+        mesh = programs.sharding.mesh
+        with out_of_memory(programs.rows):
+            if self.given[0] is not mesh:
+                everywhere = NamedSharding(mesh, PartitionSpec())
+                self.given = mesh, jax.device_put(inputs.shared, everywhere)
+            return placed(programs, inputs._replace(shared=None))._replace(shared=self.given[1])
 
     def start(self, programs: Programs, inputs: Inputs) -> Any:
         """Initialise every row -> states."""
         with out_of_memory(programs.rows):
-            return programs.start(self.once(programs, inputs), self.shared(programs))
-
-    def shared(self, programs: Programs) -> Any:
-        """Return the given arrays shared by all rows, on every device; transferred only once."""
-        mesh = programs.sharding.mesh
-        if self.given[0] is not mesh:
-            everywhere = NamedSharding(mesh, PartitionSpec())
-            self.given = mesh, jax.device_put(self.spec.given.shared(), everywhere)
-        return self.given[1]
-
-    def once(self, programs: Programs, inputs: Inputs) -> Any:
-        """Return the inputs of a batch on its devices; they are transferred only once."""
-        if self.last[0] is not inputs:
-            self.last = inputs, placed(programs, inputs)
-        return self.last[1]
+            return programs.start(inputs)
 
     def segment(
         self,
@@ -182,9 +177,9 @@ class Backend:
             States, diverged_at, and metrics [devices * rows, count] by name.
         """
         with out_of_memory(programs.rows):
-            at, shared = placed(programs, diverged_at), self.shared(programs)
+            at = placed(programs, diverged_at)
             states, at, metrics = programs.segment(
-                self.once(programs, inputs), shared, states, at, np.int32(first), np.int32(count)
+                inputs, states, at, np.int32(first), np.int32(count)
             )
             filled = {name: own_rows(value)[:, :count] for name, value in metrics.items()}
         return states, own_rows(at), filled
@@ -194,9 +189,7 @@ class Backend:
     ) -> dict[str, np.ndarray]:
         """Evaluate every row after `updates` updates -> arrays [rows, episodes] by name."""
         with out_of_memory(programs.rows):
-            scores = programs.score(
-                self.once(programs, inputs), self.shared(programs), states, np.int32(updates)
-            )
+            scores = programs.score(inputs, states, np.int32(updates))
             return {name: own_rows(value) for name, value in scores.items()}
 
     # ------------------------------------------------------------------------------------ states
@@ -218,27 +211,27 @@ class Backend:
 
     def template(self, unit: plans.Unit) -> Any:
         """Return the shapes of a unit's states."""
-        inputs = inputs_of(self.spec, unit, len(unit.legs))
-        start = functools.partial(start_rows, self.spec.agent)
-        return jax.eval_shape(start, inputs, self.spec.given.shared())
+        inputs = inputs_of(self.spec.given, [unit], len(unit.legs))
+        return jax.eval_shape(functools.partial(start_rows, self.spec.agent), inputs)
 
     def metric_names(self, unit: plans.Unit) -> list[str]:
         """Return the names of the agent's metrics."""
-        inputs, shared = inputs_of(self.spec, unit, 1), self.spec.given.shared()
-        states = jax.eval_shape(functools.partial(start_rows, self.spec.agent), inputs, shared)
-        update = functools.partial(update_rows, self.spec.agent)
-        return sorted(jax.eval_shape(update, inputs, shared, states, np.int32(1))[1])
+        return sorted(self.shapes(unit, update_rows)[1])
 
     def score_bytes(self, unit: plans.Unit) -> int:
         """Return the bytes of the evaluation of a run."""
         episodes = self.spec.eval_episodes
         if not contract.scores_itself(self.spec.agent):
             return 13 * episodes  # two returns, a length and a flag for each episode
-        inputs, shared = inputs_of(self.spec, unit, 1), self.spec.given.shared()
-        states = jax.eval_shape(functools.partial(start_rows, self.spec.agent), inputs, shared)
-        score = functools.partial(score_rows, self.spec.agent, episodes)
-        scores = jax.eval_shape(score, inputs, shared, states, np.int32(1))
-        return sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(scores))
+        scores = self.shapes(unit, functools.partial(score_rows, episodes=episodes))
+        leaves = jax.tree.leaves(scores)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) // len(unit.legs)
+
+    def shapes(self, unit: plans.Unit, function: Callable[..., Any]) -> Any:
+        """Return the shapes of what `function` computes from the first states of a unit."""
+        inputs = inputs_of(self.spec.given, [unit], len(unit.legs))
+        call = functools.partial(function, self.spec.agent)
+        return jax.eval_shape(call, inputs, self.template(unit), np.int32(1))
 
     def facts(self, programs: Programs, group: plans.Group) -> dict[str, Any]:
         """Return the facts to record about the computation of a unit."""
@@ -306,10 +299,9 @@ def signature(config: Any) -> str:
 def stack(runs: Sequence[plans.Run], rows: int) -> tuple[np.ndarray, Any]:
     """Batch runs for vmap, padded to `rows` with copies of the last one.
 
-    Returns:
-        Seeds [rows], and a Config whose leaves are [rows] in the dtypes of the programs.
+    The leaves of the returned Config are [rows] in the dtypes of the programs, like the seeds.
     """
-    padded = [*runs, *([runs[-1]] * (rows - len(runs)))]
+    padded = plans.padded(runs, rows)
     seeds = np.array([run.seed for run in padded], np.uint32)
     leaves = [run.config for run in padded]
     types = contract.traced_types(leaves[0])
@@ -328,13 +320,7 @@ def cpu_rows(config: Any) -> int:
 
 
 def build(spec: specs.Spec, group: plans.Group, devices: Sequence[jax.Device]) -> Programs:
-    """Trace, lower and compile a group's three programs.
-
-    Args:
-        spec: the sweep.
-        group: decides the static fields and the rows of a unit.
-        devices: one for each unit that is computed at a time.
-    """
+    """Trace, lower and compile a group's three programs, for a unit at a time on each device."""
     began = time.monotonic()
     length = math.ceil(group.config.num_updates / SEGMENTS)
     mesh = Mesh(np.array(devices), (ROWS,))
@@ -364,41 +350,41 @@ def trace(
 ) -> tuple[jax.stages.Traced, ...]:
     """Trace a group's start, segments of at most `length` updates, and score."""
     agent, over_rows, same = spec.agent, PartitionSpec(ROWS), PartitionSpec()
+    over, everywhere = NamedSharding(mesh, over_rows), NamedSharding(mesh, same)
     shard = functools.partial(jax.shard_map, mesh=mesh, out_specs=over_rows, check_vma=False)
-    start = shard(functools.partial(start_rows, agent), in_specs=(over_rows, same))
+    split = Inputs(over_rows, over_rows, over_rows, same)
+    start = shard(functools.partial(start_rows, agent), in_specs=(split,))
     segment = shard(
         functools.partial(segment_rows, agent, length),
-        in_specs=(over_rows, same, over_rows, over_rows, same, same),
+        in_specs=(split, over_rows, over_rows, same, same),
     )
     score = shard(
-        functools.partial(score_rows, agent, spec.eval_episodes),
-        in_specs=(over_rows, same, over_rows, same),
+        functools.partial(score_rows, agent, episodes=spec.eval_episodes),
+        in_specs=(split, over_rows, same),
     )
-    unit, shared = inputs_of(spec, group.units[0], group.rows), spec.given.shared()
-    inputs = jax.tree.map(lambda x: np.concatenate([x] * mesh.size), unit)
-    states = jax.eval_shape(start, inputs, shared)
+    inputs = inputs_of(spec.given, group.units[:1] * mesh.size, group.rows)
+    states = jax.eval_shape(start, inputs)
     contract.check_state(agent, states)
-    diverged_at, one = np.zeros(len(inputs[0]), np.int32), np.int32(1)
+    diverged_at, one = np.zeros(len(inputs.seeds), np.int32), np.int32(1)
     # Shardings are explicit because XLA would otherwise replicate unused arguments.
-    over, everywhere = NamedSharding(mesh, over_rows), NamedSharding(mesh, same)
-    starting = jax.jit(start, in_shardings=(over, everywhere))
-    training = jax.jit(
-        segment, donate_argnums=2, in_shardings=(over, everywhere, over, over, None, None)
-    )
-    scoring = jax.jit(score, in_shardings=(over, everywhere, over, None))
+    spread = Inputs(over, over, over, everywhere)
+    starting = jax.jit(start, in_shardings=(spread,))
+    training = jax.jit(segment, donate_argnums=1, in_shardings=(spread, over, over, None, None))
+    scoring = jax.jit(score, in_shardings=(spread, over, None))
     # Values would have to be on the devices of all processes; shapes need not.
-    inputs, shared, diverged_at = jax.eval_shape(lambda *x: x, inputs, shared, diverged_at)
+    inputs, diverged_at = jax.eval_shape(lambda *x: x, inputs, diverged_at)
     return (
-        starting.trace(inputs, shared),
-        training.trace(inputs, shared, states, diverged_at, one, one),
-        scoring.trace(inputs, shared, states, one),
+        starting.trace(inputs),
+        training.trace(inputs, states, diverged_at, one, one),
+        scoring.trace(inputs, states, one),
     )
 
 
-def inputs_of(spec: specs.Spec, unit: plans.Unit, rows: int) -> Inputs:
-    """Return the seeds, the configurations and the given arrays of a unit, padded to `rows`."""
-    seeds, configurations = stack([leg.run for leg in unit.legs], rows)
-    return seeds, configurations, spec.given.of_rows(seeds)
+def inputs_of(given: contract.Given, units: Sequence[plans.Unit], rows: int) -> Inputs:
+    """Return the inputs of units, each padded to `rows`, on the host."""
+    runs = [leg.run for unit in units for leg in plans.padded(unit.legs, rows)]
+    seeds, configs = stack(runs, len(runs))
+    return Inputs(seeds, configs, given.of_rows(seeds), given.shared())
 
 
 def run_keys(seeds: jax.Array, data: Any) -> jax.Array:
@@ -406,66 +392,46 @@ def run_keys(seeds: jax.Array, data: Any) -> jax.Array:
     return jax.vmap(lambda seed: random.fold_in(prng.key(seed), data))(seeds)
 
 
-def start_rows(agent: types.ModuleType, inputs: Inputs, shared: Any) -> Any:
+def start_rows(agent: types.ModuleType, inputs: Inputs) -> Any:
     """Initialise each row -> states [rows, ...]."""
-    seeds, configurations, own = inputs
-    given, axes = contract.arguments(own, shared)
-    return jax.vmap(agent.init, (0, 0, *axes))(run_keys(seeds, 0), configurations, *given)
+    given, axes = inputs.given()
+    init = jax.vmap(agent.init, (0, 0, *axes))
+    return init(run_keys(inputs.seeds, 0), inputs.configs, *given)
 
 
 def update_rows(
-    agent: types.ModuleType, inputs: Inputs, shared: Any, states: Any, u: jax.Array
+    agent: types.ModuleType, inputs: Inputs, states: Any, u: jax.Array
 ) -> tuple[Any, dict[str, jax.Array]]:
-    """Do update u of each row -> states [rows, ...], metrics [rows].
-
-    Args:
-        agent: the module.
-        inputs: seeds [rows] uint32, configurations with leaves [rows], given arrays [rows, ...].
-        shared: the arrays given to all rows, without an axis for rows.
-        states: leaves [rows, ...].
-        u: [] int32, from 1.
-    """
-    seeds, configurations, own = inputs
-    given, axes = contract.arguments(own, shared)
+    """Do update u [] int32, from 1, of each row -> states [rows, ...], metrics [rows]."""
+    given, axes = inputs.given()
     update = jax.vmap(agent.update, (0, 0, 0, *axes))
-    return update(run_keys(seeds, u), states, configurations, *given)
+    return update(run_keys(inputs.seeds, u), states, inputs.configs, *given)
 
 
 def segment_rows(
     agent: types.ModuleType,
     length: int,
     inputs: Inputs,
-    shared: Any,
     states: Any,
     diverged_at: jax.Array,
     first: jax.Array,
     count: jax.Array,
 ) -> tuple[Any, jax.Array, dict[str, jax.Array]]:
-    """Do updates first, ..., first + count - 1 of each row.
+    """Do updates first, ..., first + count - 1 of each row; the program of `Backend.segment`.
 
-    Args:
-        agent: a trainer.
-        length: size of the metrics' last axis; at least `count`.
-        inputs: seeds [rows] uint32, configurations with leaves [rows], given arrays [rows, ...].
-        shared: given arrays for all rows, without an axis for rows.
-        states: leaves [rows, ...].
-        diverged_at: [rows] int32, the first update with a non-finite number, or 0.
-        first: [] int32, 1 in a run's first segment.
-        count: [] int32.
-
-    Returns:
-        States, diverged_at, and metrics [rows, length] of which the first `count` are filled.
+    The metrics are [rows, length], of which the first `count` are filled; `length` is at least
+    that. `diverged_at`, `first` and `count` are int32.
     """
     # Inlined, so that it is traced once for both the shapes and the loop.
     update = jax.jit(functools.partial(update_rows, agent), inline=True)
-    shapes = jax.eval_shape(update, inputs, shared, states, first)[1]
+    shapes = jax.eval_shape(update, inputs, states, first)[1]
     contract.check_metrics(agent, shapes)
-    metrics = {name: jnp.zeros((len(inputs[0]), length)) for name in shapes}
+    metrics = {name: jnp.zeros((len(inputs.seeds), length)) for name in shapes}
 
     def step(i: jax.Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
         states, diverged_at, metrics = carry
         u = first + i
-        states, now = update(inputs, shared, states, u)
+        states, now = update(inputs, states, u)
         newly = (diverged_at == 0) & ~finite(states.params, now)
         diverged_at = jnp.where(newly, u, diverged_at)
         return states, diverged_at, {name: metrics[name].at[:, i].set(now[name]) for name in now}
@@ -485,31 +451,19 @@ def finite(params: Any, metrics: dict[str, jax.Array]) -> jax.Array:
 
 
 def score_rows(
-    agent: types.ModuleType,
-    episodes: int,
-    inputs: Inputs,
-    shared: Any,
-    states: Any,
-    updates: jax.Array,
+    agent: types.ModuleType, inputs: Inputs, states: Any, updates: jax.Array, episodes: int
 ) -> dict[str, jax.Array]:
-    """Score each row after `updates` updates -> arrays [rows, episodes] by name.
+    """Score each row over `episodes` after `updates` [] int32 -> arrays [rows, episodes] by name.
 
-    Args:
-        agent: the module.
-        episodes: E.
-        inputs: as for `update_rows`.
-        shared: as for `update_rows`.
-        states: leaves [rows, ...].
-        updates: [] int32, which the key depends on.
+    The key depends on `updates`.
     """
-    seeds, configurations, own = inputs
-    given, axes = contract.arguments(own, shared)
+    given, axes = inputs.given()
 
     def score(key: jax.Array, state: Any, config: Any, *given: Any) -> dict[str, jax.Array]:
         return contract.score(key, agent, state, config, episodes, *given)
 
-    keys = run_keys(seeds, np.uint32(2**31) + updates.astype(np.uint32))
-    return jax.vmap(score, (0, 0, 0, *axes))(keys, states, configurations, *given)
+    keys = run_keys(inputs.seeds, np.uint32(2**31) + updates.astype(np.uint32))
+    return jax.vmap(score, (0, 0, 0, *axes))(keys, states, inputs.configs, *given)
 
 
 @functools.cache

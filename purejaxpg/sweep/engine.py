@@ -8,7 +8,6 @@ committed whole, units in progress leave snapshots, and the rounds of a search f
 committed results.
 """
 
-import contextlib
 import dataclasses
 import math
 import time
@@ -30,19 +29,6 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass
-class Computed:
-    """The results of units that were computed side by side."""
-
-    units: list[plans.Unit]
-    rows: int  # of each, padding included
-    states: Any
-    diverged_at: np.ndarray  # [units * rows], like the arrays below
-    metrics: dict[str, np.ndarray]
-    scores: dict[str, np.ndarray]
-    facts: dict[str, Any]
-
-
-@dataclasses.dataclass
 class Work:
     """The objects that the functions below share."""
 
@@ -54,10 +40,8 @@ class Work:
     after_commit: Callable[[], None]
 
 
-Position = tuple[int, Any, np.ndarray]  # of a batch: updates done, states, diverged_at
-
 # Computes some units of a group, on any machine, and yields them as they finish.
-Executor = Callable[[Work, plans.Group, Sequence[plans.Unit]], Iterator[Computed]]
+Executor = Callable[[Work, plans.Group, Sequence[plans.Unit]], Iterator[plans.Batch]]
 
 
 def run(
@@ -84,14 +68,15 @@ def run(
         store.path / "progress", backend.save, backend.load, snapshot_every_s
     )
     work = Work(store, backend, progress, shots, executor or on_this_machine, after_commit)
-    requeue_damaged(work)
+    damaged = store.damaged()
+    store.ledger.reset(damaged)  # computed again
+    for unit, reason in damaged.items():
+        progress.say(f"Note: {reason.rstrip('.')}; the unit {unit} is computed again.")
     warn_of_other_versions(work)
     known: list[plans.Round] = []
-    with contextlib.suppress(StopIteration):
-        known.append(next(rounds))
-        while True:
-            run_round(work, known)
-            known.append(rounds.send(results(store, len(known) - 1)))
+    for round_ in searches.played(rounds, lambda index, _: results(store, index)):
+        known.append(round_)
+        run_round(work, known)
 
 
 def unfinished(rounds: searches.Rounds, store: stores.Store) -> bool:
@@ -99,13 +84,9 @@ def unfinished(rounds: searches.Rounds, store: stores.Store) -> bool:
     if store.ledger.pending() or store.damaged():
         return True
     planned_rounds = {unit["round"] for unit in store.ledger.units()}
-    try:
-        next(rounds)
-        for index in range(len(planned_rounds)):
-            rounds.send(results(store, index))
-        return True
-    except StopIteration:
-        return any(store.superseded(index) for index in planned_rounds)
+    all_rounds = searches.played(rounds, lambda index, _: results(store, index))
+    more = any(index == len(planned_rounds) for index, _ in enumerate(all_rounds))
+    return more or any(store.superseded(index) for index in planned_rounds)
 
 
 def results(store: stores.Store, index: int) -> searches.Results:
@@ -115,14 +96,6 @@ def results(store: stores.Store, index: int) -> searches.Results:
         for leg in store.ledger.legs()
         if leg["round"] == index
     }
-
-
-def requeue_damaged(work: Work) -> None:
-    """Make damaged committed units pending again."""
-    damaged = work.store.damaged()
-    work.store.ledger.reset(damaged)
-    for unit, reason in damaged.items():
-        work.progress.say(f"Note: {reason.rstrip('.')}; the unit {unit} is computed again.")
 
 
 def warn_of_other_versions(work: Work) -> None:
@@ -176,7 +149,7 @@ def bring_back(work: Work, known: Sequence[plans.Round]) -> None:
     They are needed only after damage, or if memory runs out in a group that was damaged.
     """
     index = len(known) - 1
-    needed = work.store.ledger.released_parents(work.store.ledger.pending(index))
+    needed = work.store.ledger.released_parents(index)
     if not needed:
         return
     work.store.ledger.reset(needed)
@@ -232,25 +205,23 @@ def shrink(work: Work, index: int, group: plans.Group, error: memory.OutOfMemory
 
 def run_group(work: Work, group: plans.Group, units: Sequence[plans.Unit]) -> None:
     """Compute `units` and commit each as it finishes."""
-    for computed in work.executor(work, group, units):
-        facts = computed.facts
-        before = 0 if group.start else facts["steps_before"]
+    for batch in work.executor(work, group, units):
+        before = 0 if group.start else batch.facts["steps_before"]
         per_update = group.config.steps_per_update
-        facts |= {
+        batch.facts |= {
             "steps_per_update": per_update,
             "env_steps": before + per_update * (group.stop - group.start),
         }
-        for i, unit in enumerate(computed.units):
-            rows = slice(i * computed.rows, i * computed.rows + len(unit.legs))
-            every_row = {**computed.metrics, **computed.scores}
+        every_row = {**batch.metrics, **batch.scores}
+        for unit, rows in batch.rows():
             arrays = {name: value[rows] for name, value in every_row.items()}
-            state = work.backend.cut(computed.states, rows)
-            ended = outcomes(unit, arrays, computed.diverged_at[rows])
+            state = work.backend.cut(batch.states, rows)
+            ended = outcomes(unit, arrays, batch.diverged_at[rows])
             note_unfinished(work, unit, arrays.get(contract.FINISHED))
-            work.store.commit(unit.name, arrays, state, ended, facts, work.backend.save)
+            work.store.commit(unit.name, arrays, state, ended, batch.facts, work.backend.save)
             work.snapshots.discard([unit])
         work.after_commit()
-        work.progress.committed(len(computed.units))
+        work.progress.committed()
 
 
 def note_unfinished(work: Work, unit: plans.Unit, finished: np.ndarray | None) -> None:
@@ -273,92 +244,51 @@ def note_unfinished(work: Work, unit: plans.Unit, finished: np.ndarray | None) -
 
 def on_this_machine(
     work: Work, group: plans.Group, units: Sequence[plans.Unit]
-) -> Iterator[Computed]:
+) -> Iterator[plans.Batch]:
     """Compute units in this process, one on each device."""
     work.progress.compiling(group)
     programs = work.backend.compile(group)
     work.progress.compiled(group, programs.compile_s)
-    for batch in batched(units, programs.units):
+    for first in range(0, len(units), programs.units):
         with signals.deferred() as stopping:
             began = time.monotonic()
-            results = run_batch(work, group, programs, batch, stopping)
-            if results is not None:  # committed before a pending signal is raised
-                facts = {**work.backend.facts(programs, group), "wall_s": time.monotonic() - began}
-                yield Computed(list(dict.fromkeys(batch)), programs.rows, *results, facts)
+            side_by_side = units[first : first + programs.units]
+            inputs = work.backend.inputs(programs, plans.padded(side_by_side, programs.units))
+            batch = begin(work, group, programs, side_by_side, inputs)
+            if train(work, programs, inputs, batch, stopping):
+                facts = work.backend.facts(programs, group)
+                batch.facts = {**facts, "wall_s": time.monotonic() - began}
+                yield batch  # committed before a pending signal is raised
 
 
-def batched(units: Sequence[plans.Unit], size: int) -> Iterator[list[plans.Unit]]:
-    """Yield lists of exactly `size` units; the last list repeats its last unit."""
-    for cut in range(0, len(units), size):
-        batch = list(units[cut : cut + size])
-        yield batch + [batch[-1]] * (size - len(batch))
-
-
-def run_batch(
-    work: Work,
-    group: plans.Group,
-    programs: Any,
-    batch: Sequence[plans.Unit],
-    stopping: Callable[[], bool],
-) -> tuple[Any, np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]] | None:
-    """Train and score a batch.
-
-    Args:
-        work: of the sweep.
-        group: the group of the batch.
-        programs: of the group.
-        batch: units, one on each device.
-        stopping: returns whether a signal is pending.
-
-    Returns:
-        States, diverged_at, metrics and scores; None if a signal stopped it after a snapshot.
-    """
-    backend = work.backend
-    inputs = backend.inputs(programs, batch)
-    done, states, diverged_at, pieces = begin(work, group, programs, batch, inputs)
-    begun = (done, states, diverged_at)
-    for at, metrics in segments(backend, programs, inputs, begun, group.stop):
-        updates, states, diverged_at = at
-        pieces.append(metrics)
-        work.progress.advance(group, batch, updates - done, metrics, diverged_at)
-        done, stop = updates, stopping()
-        if stop or (work.snapshots.due and done < group.stop):
-            snapshot(work, programs, batch, done, (states, diverged_at, pieces))
+def train(
+    work: Work, programs: Any, inputs: Any, batch: plans.Batch, stopping: Callable[[], bool]
+) -> bool:
+    """Train and score a batch; return False if a signal stopped it after a snapshot."""
+    for count in segments(work.backend, programs, inputs, batch):
+        work.progress.advance(batch, count)
+        stop = stopping()
+        if stop or (work.snapshots.due and batch.updates < batch.group.stop):
+            snapshot(work, batch)
         if stop:
-            return None
+            return False
     work.progress.scoring()
-    scores = backend.score(programs, inputs, states, group.stop)
-    return states, diverged_at, joined(pieces), scores
+    batch.scores = work.backend.score(programs, inputs, batch.states, batch.updates)
+    return True
 
 
 def segments(
-    backend: "compute.Backend", programs: Any, inputs: Any, at: Position, stop: int
-) -> Iterator[tuple[Position, dict[str, np.ndarray]]]:
-    """Train to update `stop`, segment by segment.
-
-    Args:
-        backend: computes.
-        programs: of the group.
-        inputs: of the batch.
-        at: the position of the batch.
-        stop: the last update.
-
-    Yields:
-        The position of the batch after each segment, and the segment's metrics.
-    """
-    done, states, diverged_at = at
-    while done < stop:
-        count = min(programs.segment_length, stop - done)
-        states, diverged_at, metrics = backend.segment(
-            programs, inputs, states, diverged_at, done + 1, count
+    backend: "compute.Backend", programs: Any, inputs: Any, batch: plans.Batch
+) -> Iterator[int]:
+    """Train a batch to the end of its legs; yield the number of updates after each segment."""
+    while batch.updates < batch.group.stop:
+        count = min(programs.segment_length, batch.group.stop - batch.updates)
+        batch.states, batch.diverged_at, metrics = backend.segment(
+            programs, inputs, batch.states, batch.diverged_at, batch.updates + 1, count
         )
-        done += count
-        yield (done, states, diverged_at), metrics
-
-
-def joined(pieces: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Concatenate the metrics of consecutive segments -> [rows, updates]."""
-    return {name: np.concatenate([p[name] for p in pieces], axis=1) for name in pieces[0]}
+        batch.updates += count
+        batch.pieces.append(metrics)
+        yield count
 
 
 def outcomes(
@@ -382,62 +312,67 @@ def outcomes(
 
 
 def begin(
-    work: Work, group: plans.Group, programs: Any, batch: Sequence[plans.Unit], inputs: Any
-) -> tuple[int, Any, np.ndarray, list[dict[str, np.ndarray]]]:
-    """Return the start of a batch: updates done, states, diverged_at, metrics so far.
-
-    It starts from snapshots if there are any, else from states of the previous round, else from
-    `init`.
-
-    Args:
-        work: of the sweep.
-        group: the group of the batch.
-        programs: of the group.
-        batch: units, one on each device.
-        inputs: of the batch.
-    """
-    backend, distinct = work.backend, list(dict.fromkeys(batch))
-    newest = work.snapshots.newest(distinct, lambda unit, at: shapes(work, group, unit, at))
+    work: Work, group: plans.Group, programs: Any, units: Sequence[plans.Unit], inputs: Any
+) -> plans.Batch:
+    """Return a batch that starts from snapshots, else from the previous round, else from `init`."""
+    newest = work.snapshots.newest(units, lambda unit, at: shapes(work, group, unit, at))
+    if newest is None and group.start == 0:
+        return fresh(work.backend, programs, group, units, inputs)
+    updates, trees = newest or (group.start, inherited(work, units))
+    batch = restored(work.backend, programs, group, units, updates, trees)
     if newest is not None:
-        updates, trees = newest
-        # The last batch may repeat its last unit.
-        trees += [trees[-1]] * (len(batch) - len(trees))
-        states = backend.join(programs, [tree["states"] for tree in trees])
-        diverged_at = stacked([tree["diverged_at"] for tree in trees], programs.rows)
-        pieces = [tree["metrics"] for tree in trees]
-        metrics = {name: stacked([p[name] for p in pieces], programs.rows) for name in pieces[0]}
-        work.progress.resumed(group, batch, updates)
-        return updates, states, diverged_at, [metrics]
-    if group.start:
-        trees, diverged = inherited(work, batch)
-        states, diverged_at = backend.join(programs, trees), stacked(diverged, programs.rows)
-        return group.start, states, diverged_at, []
-    fresh = np.zeros(programs.rows * len(batch), np.int32)
-    return 0, backend.start(programs, inputs), fresh, []
+        work.progress.resumed(batch)
+    return batch
+
+
+def fresh(
+    backend: "compute.Backend",
+    programs: Any,
+    group: plans.Group,
+    units: Sequence[plans.Unit],
+    inputs: Any,
+) -> plans.Batch:
+    """Return a batch that starts from `init`."""
+    diverged_at = np.zeros(programs.rows * programs.units, np.int32)
+    return plans.Batch(group, units, 0, backend.start(programs, inputs), diverged_at, [])
+
+
+def restored(
+    backend: "compute.Backend",
+    programs: Any,
+    group: plans.Group,
+    units: Sequence[plans.Unit],
+    updates: int,
+    trees: Sequence[dict[str, Any]],
+) -> plans.Batch:
+    """Return a batch that continues after `updates` updates, from the tree of each unit."""
+    trees = plans.padded(trees, programs.units)
+    states = backend.join(programs, [tree["states"] for tree in trees])
+    diverged_at = stacked([tree["diverged_at"] for tree in trees], programs.rows)
+    batch = plans.Batch(group, units, updates, states, diverged_at, [])
+    if "metrics" in trees[0]:
+        done = [tree["metrics"] for tree in trees]
+        batch.pieces.append({x: stacked([m[x] for m in done], programs.rows) for x in done[0]})
+    return batch
 
 
 def stacked(parts: Sequence[np.ndarray], rows: int) -> np.ndarray:
     """Concatenate the rows of a batch's units, each padded with its last row."""
-    return np.concatenate([np.concatenate([x, *([x[-1:]] * (rows - len(x)))]) for x in parts])
+    return np.stack([row for part in parts for row in plans.padded(list(part), rows)])
 
 
-def snapshot(
-    work: Work, programs: Any, batch: Sequence[plans.Unit], updates: int, at: tuple[Any, ...]
-) -> None:
-    """Write a snapshot of a batch after `updates` updates."""
-    began = time.monotonic()
-    states, diverged_at, pieces = at
-    metrics, trees, units = joined(pieces), [], list(dict.fromkeys(batch))
-    for i, unit in enumerate(units):
-        rows = slice(i * programs.rows, i * programs.rows + len(unit.legs))
-        trees.append(
-            {
-                "states": work.backend.cut(states, rows),
-                "diverged_at": np.asarray(diverged_at[rows]),
-                "metrics": {name: value[rows] for name, value in metrics.items()},
-            }
-        )
-    work.snapshots.write(units, updates, trees, began)
+def snapshot(work: Work, batch: plans.Batch) -> None:
+    """Write a snapshot of a batch."""
+    began, metrics = time.monotonic(), batch.metrics
+    trees = [
+        {
+            "states": work.backend.cut(batch.states, rows),
+            "diverged_at": np.asarray(batch.diverged_at[rows]),
+            "metrics": {name: value[rows] for name, value in metrics.items()},
+        }
+        for _, rows in batch.rows()
+    ]
+    work.snapshots.write(batch.units, batch.updates, trees, began)
 
 
 def shapes(work: Work, group: plans.Group, unit: plans.Unit, updates: int) -> dict[str, Any]:
@@ -451,23 +386,18 @@ def shapes(work: Work, group: plans.Group, unit: plans.Unit, updates: int) -> di
     }
 
 
-def inherited(work: Work, units: Sequence[plans.Unit]) -> tuple[list[Any], list[np.ndarray]]:
-    """Return the states and diverged_at that the legs of each unit resume from."""
+def inherited(work: Work, units: Sequence[plans.Unit]) -> list[dict[str, Any]]:
+    """Return the states and diverged_at that the legs of each unit continue from."""
     legs = {(leg["run_id"], leg["stop"]): leg for leg in work.store.ledger.legs()}
     loaded: dict[str, Any] = {}
-    trees, diverged_at = [], []
+    trees = []
     for unit in units:
         parents = [legs[leg.parent or "", leg.start] for leg in unit.legs]
-        for name in dict.fromkeys(parent["unit"] for parent in parents):
-            if name not in loaded:
-                rows = sum(leg["unit"] == name for leg in legs.values())
-                template = work.backend.template(first_rows(unit, rows))
-                loaded[name] = work.store.state(name, template, work.backend.load)
-        trees.append(work.backend.pick([(loaded[p["unit"]], p["row"]) for p in parents]))
-        diverged_at.append(np.array([p["diverged_at"] or 0 for p in parents], np.int32))
-    return trees, diverged_at
-
-
-def first_rows(unit: plans.Unit, rows: int) -> plans.Unit:
-    """Return a unit with `rows` rows whose states have the shapes of `unit`'s."""
-    return plans.Unit(unit.name, (unit.legs[0],) * rows)
+        for name in {parent["unit"] for parent in parents} - loaded.keys():
+            rows = sum(leg["unit"] == name for leg in legs.values())
+            template = work.backend.template(plans.Unit(name, unit.legs[:1] * rows))
+            loaded[name] = work.store.state(name, template, work.backend.load)
+        diverged_at = np.array([parent["diverged_at"] or 0 for parent in parents], np.int32)
+        states = work.backend.pick([(loaded[parent["unit"]], parent["row"]) for parent in parents])
+        trees.append({"states": states, "diverged_at": diverged_at})
+    return trees

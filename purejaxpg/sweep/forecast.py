@@ -139,21 +139,22 @@ def plan(
         for index, round_ in enumerate(rounds)
         for group in backend.groups(index, round_, {})
     ]
-    for line in [compilations([group for _, group in planned]), *notes]:
+    groups = [group for _, group in planned]
+    for line in [compilations(groups), *notes]:
         say(line)
     for index, group in planned:
-        say(f"Round {index + 1}, group {group.index}: {size_of(spec, group, devices)}")
-    say(f"Disk: about {bytes_on_disk(spec, planned, backend, len(devices)) / 2**20:.1f} MiB.")
+        say(f"Round {index + 1}, group {group.index}: {size_of(backend, group)}")
+    say(f"Disk: about {bytes_on_disk(backend, planned) / 2**20:.1f} MiB.")
     if quick:
         return 0.0
-    return report_time(planned, measurements(spec, planned, devices, say), devices, say)
+    return report_time(groups, measurements(backend, groups, say), backend.slots, say)
 
 
-def size_of(spec: specs.Spec, group: plans.Group, devices: Sequence[jax.Device]) -> str:
+def size_of(backend: compute.Backend, group: plans.Group) -> str:
     """Describe how a group is cut into units, and why."""
-    if spec.rows_per_device:
+    if backend.spec.rows_per_device:
         why = "rows_per_device in the sweep file"
-    elif devices[0].platform == "cpu" and group.num_legs > group.rows * len(devices):
+    elif backend.on_cpu and group.num_legs > group.rows * backend.slots:
         why = f"the cache of a CPU: at most {compute.cpu_rows(group.config)}"
     else:
         why = "an even share for each device"
@@ -167,7 +168,7 @@ def size_of(spec: specs.Spec, group: plans.Group, devices: Sequence[jax.Device])
 def compilations(groups: Sequence[plans.Group]) -> str:
     """Describe how many programs are compiled, and which static fields require it."""
     distinct = [json.loads(text)[0] for text in dict.fromkeys(group.signature for group in groups)]
-    sizes = {(group.signature, group.rows) for group in groups}
+    sizes = {group.program for group in groups}
     values = {name: sorted({repr(fields[name]) for fields in distinct}) for name in distinct[0]}
     reasons = [f"{name} ({', '.join(v[:8])})" for name, v in values.items() if len(v) > 1]
     if len(sizes) > len(distinct):
@@ -176,19 +177,10 @@ def compilations(groups: Sequence[plans.Group]) -> str:
     return f"{len(sizes)} compilation(s){because}."
 
 
-def bytes_on_disk(
-    spec: specs.Spec,
-    planned: Iterable[tuple[int, plans.Group]],
-    backend: compute.Backend,
-    devices: int,
-) -> float:
+def bytes_on_disk(backend: compute.Backend, planned: Iterable[tuple[int, plans.Group]]) -> float:
     """Return the bytes of arrays, checkpoints, snapshots and given arrays at their peak.
 
-    Args:
-        spec: the sweep.
-        planned: its groups, each with the index of its round.
-        backend: computes the shapes of states and metrics.
-        devices: number of devices, which compute one unit each.
+    Each group of `planned` comes with the index of its round.
     """
     arrays, snapshot, states, runs = 0.0, 0.0, dict[int, float](), dict[int, set[str]]()
     for index, group in planned:
@@ -200,19 +192,16 @@ def bytes_on_disk(
         states[index] = states.get(index, 0.0) + group.num_legs * state
         ids = {leg.run.run_id for unit in group.units for leg in unit.legs}
         runs[index] = runs.get(index, set()) | ids
-        rows = group.rows * min(devices, len(group.units))
+        rows = group.rows * min(backend.slots, len(group.units))
         snapshot = max(snapshot, snapshots.PER_UNIT * rows * state)
-    return arrays + snapshot + most_at_once(states, runs) + spec.given.nbytes
+    return arrays + snapshot + most_at_once(states, runs) + backend.spec.given.nbytes
 
 
 def most_at_once(states: Mapping[int, float], runs: Mapping[int, set[str]]) -> float:
     """Return the most bytes of states that exist at a time.
 
-    The states of a round are released once all its runs have passed the next round.
-
-    Args:
-        states: bytes by round.
-        runs: ids by round.
+    The states of a round are released once all its runs have passed the next round. Both arguments
+    are by round: bytes of states, and ids of runs.
     """
     held, most = 0.0, 0.0
     for index in sorted(states):
@@ -224,16 +213,13 @@ def most_at_once(states: Mapping[int, float], runs: Mapping[int, set[str]]) -> f
 
 
 def measurements(
-    spec: specs.Spec,
-    planned: Sequence[tuple[int, plans.Group]],
-    devices: Sequence[jax.Device],
-    say: Say,
+    backend: compute.Backend, groups: Iterable[plans.Group], say: Say
 ) -> dict[tuple[str, int], Measurement]:
-    """Measure the first programs of a plan -> by signature and rows."""
+    """Measure the first programs of a plan -> by `Group.program`."""
+    spec, devices = backend.spec, backend.devices
     measured: dict[tuple[str, int], Measurement] = {}
-    for _, group in planned:
-        key = (group.signature, group.rows)
-        if key in measured or len(measured) == MEASURED:
+    for group in groups:
+        if group.program in measured or len(measured) == MEASURED:
             continue
         say(f"Compiling and timing {group.rows} rows ...")
         try:
@@ -241,7 +227,7 @@ def measurements(
         except memory.OutOfMemory as error:
             say(f"Memory: {error}; the sweep will use {error.fits} rows instead.")
             continue
-        measured[key] = full
+        measured[group.program] = full
         half = measure(spec, group, group.rows // 2, devices) if group.rows > 1 else full
         shared = jax.tree.leaves(spec.given.shared())
         say(memory_line(half, full, devices, sum(array.nbytes for array in shared)))
@@ -280,28 +266,26 @@ def row_cost(half: Measurement, full: Measurement) -> str:
 
 
 def report_time(
-    planned: Sequence[tuple[int, plans.Group]],
+    groups: Sequence[plans.Group],
     measured: Mapping[tuple[str, int], Measurement],
-    devices: Sequence[jax.Device],
+    devices: int,
     say: Say,
 ) -> float:
     """Print and return the predicted time; unmeasured programs cost as much per step as others."""
     if not measured:
         return 0.0
-    work_s, known_steps, unknown_steps = 0.0, 0, 0
+    work_s, known_steps = 0.0, 0
     mean = sum(m.compile_s for m in measured.values()) / len(measured)
-    keys = dict.fromkeys((group.signature, group.rows) for _, group in planned)
+    keys = {group.program for group in groups}
     compile_s = sum(measured[key].compile_s if key in measured else mean for key in keys)
-    for _, group in planned:
-        seen = measured.get((group.signature, group.rows))
-        if seen is None:
-            unknown_steps += group.steps
-            continue
-        batches = math.ceil(len(group.units) / min(len(devices), len(group.units)))
-        work_s += seen.seconds(batches, group.stop - group.start, group.start == 0)
+    for group in (group for group in groups if group.program in measured):
+        batches = math.ceil(len(group.units) / devices)
+        updates = group.stop - group.start
+        work_s += measured[group.program].seconds(batches, updates, group.start == 0)
         known_steps += group.steps
-    work_s *= 1 + unknown_steps / known_steps
-    rough = "" if not unknown_steps else " (partly estimated: not every program was timed)"
+    steps = sum(group.steps for group in groups)
+    work_s *= steps / known_steps
+    rough = "" if steps == known_steps else " (partly estimated: not every program was timed)"
     say(f"Time: about {duration(compile_s + work_s)}, {compile_s:.0f} s of it compiling{rough}.")
     return compile_s + work_s
 
@@ -310,16 +294,9 @@ def report_time(
 
 
 def tune(spec: specs.Spec, path: Path, devices: Sequence[jax.Device], say: Say) -> int:
-    """Measure sizes of units and write the best into the sweep file.
+    """Measure sizes of units, write the best into the sweep file at `path` and return it.
 
-    Args:
-        spec: the sweep, without rows_per_device.
-        path: its file.
-        devices: the devices it will run on.
-        say: prints a line.
-
-    Returns:
-        The best number of rows for the first round's largest group.
+    It is the best number of rows for the first round's largest group.
 
     Raises:
         InputError: the sweep file already sets rows_per_device.

@@ -64,9 +64,8 @@ def spare_seeds(root: Path, identity: Mapping[str, Any]) -> int:
     """
     if "given" not in identity:
         return 2**32
-    try:
-        content = disk.read_hashed(root / FOLDER / STRUCTURE)
-    except FaultError:
+    content = disk.read_intact(root / FOLDER / STRUCTURE)
+    if content is None:
         return 0
     by_seed = any(shape[0] > 1 for _, shape in content["arrays"])
     known = {seed for seed, _ in content["items"]}
@@ -74,12 +73,9 @@ def spare_seeds(root: Path, identity: Mapping[str, Any]) -> int:
 
 
 def load(root: Path, identity: Mapping[str, Any], trainer: types.ModuleType) -> contract.Given:
-    """Read the given arrays of a result directory.
+    """Read the given arrays of a result directory, whose sweep has this identity.
 
-    Args:
-        root: the directory.
-        identity: of its sweep.
-        trainer: a module that knows the classes that hold the arrays.
+    The classes that hold the arrays are the package's, or those that the trainer knows.
 
     Raises:
         FaultError: they are missing or damaged, or the trainer lacks a class.

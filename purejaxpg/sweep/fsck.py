@@ -30,13 +30,9 @@ class Problem:
 
 
 def check(directory: str | os.PathLike[str]) -> list[Problem]:
-    """Compare every file of a result directory with its hash.
+    """Compare every file of a result directory with its hash; nothing is changed.
 
-    Args:
-        directory: a result directory; it is not changed.
-
-    Returns:
-        The problems; those of kind "leftover" are harmless files that a killed process left.
+    Problems of kind "leftover" are harmless files that a killed process left.
 
     Raises:
         InputError: there is no result directory at this path.
@@ -49,13 +45,14 @@ def check(directory: str | os.PathLike[str]) -> list[Problem]:
         with store.Store.read(root) as opened:
             problems += [Problem(text, "unit", unit) for unit, text in opened.damaged().items()]
             units = {unit["name"]: unit for unit in opened.ledger.units()}
+            records = [opened.ledger.record_path(name) for name in units if units[name]["done"]]
             problems += _given(root, "given" in opened.ledger.identity)
     except (FaultError, InputError) as error:
         return [*problems, Problem(str(error), "ledger"), *_snapshots(root)]
     problems += [
-        Problem(f"{_record(root, unit)} is missing or damaged.", "record", unit)
-        for unit, about in units.items()
-        if about["done"] and not _intact(_record(root, unit))
+        Problem(f"{path} is missing or damaged.", "record", path.stem)
+        for path in records
+        if disk.read_intact(path) is None
     ]
     return [*problems, *_snapshots(root), *_leftovers(root, units)]
 
@@ -63,13 +60,8 @@ def check(directory: str | os.PathLike[str]) -> list[Problem]:
 def run(directory: str | os.PathLike[str], repair: bool, say: Say) -> int:
     """Check a result directory, repair it if asked, and print the problems.
 
-    Args:
-        directory: a result directory.
-        repair: make the next run compute damaged units again.
-        say: prints a line.
-
-    Returns:
-        The exit status: 0 if everything is intact or repaired, 1 if damage is left.
+    Repairing makes the next run compute damaged units again. The exit status is 0 if everything is
+    intact or repaired, 1 if damage is left.
 
     Raises:
         InputError: there is no result directory at this path.
@@ -98,24 +90,19 @@ def mend(root: Path, problems: list[Problem], say: Say) -> None:
     if any(problem.kind == "ledger" for problem in problems):
         say(f"The ledger is rebuilt with {len(store.rebuild(root))} units from their records.")
         problems = check(root)
+    with store.Store.read(root) as reader:
+        identity = reader.ledger.identity
     # With the directory's lock, because a running sweep may be writing a file that looks left over.
-    with _reopened(root) as opened:
+    with store.Store.open(root, identity) as opened:
         for problem in problems:
             if problem.path is not None:
                 _remove(problem.path)
         opened.ledger.reset(p.unit for p in problems if p.kind == "unit")
         for problem in problems:
             if problem.kind == "record" and problem.unit not in opened.ledger.pending():
-                opened.write_record(problem.unit)
+                opened.ledger.write_record(problem.unit)
         if any(problem.kind == "text" for problem in problems):
             opened.write_texts()
-
-
-def _reopened(root: Path) -> store.Store:
-    """Open the result directory of any sweep for writing."""
-    with store.Store.read(root) as opened:
-        identity = opened.ledger.identity
-    return store.Store.open(root, identity, create=False)
 
 
 def _texts(root: Path) -> list[Problem]:
@@ -173,18 +160,6 @@ def _leftovers(root: Path, units: dict[str, dict[str, Any]]) -> list[Problem]:
                 text = f"{path} belongs to no finished unit."
                 leftovers.append(Problem(text, "leftover", path=path))
     return leftovers
-
-
-def _record(root: Path, unit: str) -> Path:
-    return root / "records" / f"{unit}.json"
-
-
-def _intact(path: Path) -> bool:
-    try:
-        disk.read_hashed(path)
-    except FaultError:
-        return False
-    return True
 
 
 def _remove(path: Path) -> None:

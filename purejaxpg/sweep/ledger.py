@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import json
 import math
-import re
 import shutil
 import sqlite3
 import tempfile
@@ -28,7 +27,6 @@ LEDGER = "ledger.sqlite"
 NEW_LEDGER = "ledger.sqlite.new"
 FORMAT = 2
 BUSY_SECONDS = 30.0
-UNIT_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -44,59 +42,36 @@ CREATE TABLE legs (
     status TEXT NOT NULL, score REAL, greedy_score REAL, diverged_at INTEGER,
     PRIMARY KEY (unit, row), UNIQUE (run_id, round));
 """
-# The columns that a plan decides, in the order of `_leg_row`.
+# The columns of a leg that a plan decides, without the swept fields, which are part of the config.
 PLANNED = (
     "unit", "row", "run_id", "round", "config", "seed", "stage", "start", "stop", "total", "parent",
-    "swept",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Run:
-    """One planned training run, or one leg of it.
+    """One planned training run, or one leg of it."""
 
-    Attributes:
-        run_id: unique within the sweep, and within a round.
-        config: every field of the run's configuration, as JSON-able values.
-        seed: the seed, which alone decides the run's key.
-        swept: the swept fields only, without the seed; they distinguish configurations.
-        stage: ``"tune"``, or ``"confirm"`` for runs on fresh seeds.
-        start: updates before this leg.
-        stop: updates after it.
-        total: updates of the whole run.
-        parent: the run whose state of the previous round this leg starts from; None: it starts
-            from `init`.
-    """
-
-    run_id: str
-    config: dict[str, Any]
-    seed: int
-    swept: dict[str, Any]
-    stage: str = "tune"
-    start: int = 0
-    stop: int = 0
-    total: int = 0
-    parent: str | None = None
+    run_id: str  # unique within the sweep, and within a round
+    config: dict[str, Any]  # every field of the run's configuration, as JSON-able values
+    seed: int  # alone decides the run's key
+    swept: dict[str, Any]  # the swept fields only; they distinguish configurations
+    stage: str = "tune"  # or "confirm", for runs on fresh seeds
+    start: int = 0  # updates before this leg
+    stop: int = 0  # updates after it
+    total: int = 0  # updates of the whole run
+    parent: str | None = None  # run whose state of the previous round it starts from; None: `init`
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one run ended.
-
-    Attributes:
-        run_id: the run.
-        status: ``"done"`` or ``"diverged"``.
-        score: mean return of the evaluation after the last update.
-        greedy_score: the same with greedy actions; NaN if there is none.
-        diverged_at: the first update with a non-finite value, counted from 1; None if there was
-            none.
-    """
+    """How one run ended."""
 
     run_id: str
-    status: str
-    score: float
-    greedy_score: float
-    diverged_at: int | None = None
+    status: str  # "done" or "diverged"
+    score: float  # mean return of the evaluation after the last update
+    greedy_score: float  # the same with greedy actions; NaN if there is none
+    diverged_at: int | None = None  # the first update with a non-finite value, counted from 1
 
 
 class Ledger:
@@ -143,10 +118,9 @@ class Ledger:
             sizes: rows of each unit with its padding; by default the number of its runs.
 
         Raises:
-            InputError: a name is invalid, a run occurs twice, or committed results would be lost.
-            FaultError: the ledger cannot be written.
+            InputError: committed results would be lost.
+            FaultError: a run occurs twice, or the ledger cannot be written.
         """
-        _check_plan(units)
         rows = {
             name: [_leg_row(name, round_index, index, run) for index, run in enumerate(runs)]
             for name, runs in units.items()
@@ -155,7 +129,7 @@ class Ledger:
             known = self.query("SELECT name, done FROM units WHERE round = ?", (round_index,))
             done = {row["name"] for row in known if row["done"]}
             for name in done:
-                self._refuse_lost(name, rows.get(name))
+                self._refuse_lost(name, rows.get(name, []))
             pending = [(row["name"],) for row in known if not row["done"]]
             connection.executemany("DELETE FROM legs WHERE unit = ?", pending)
             connection.executemany("DELETE FROM units WHERE name = ?", pending)
@@ -167,12 +141,8 @@ class Ledger:
                     for position, (name, legs) in enumerate(rows.items())
                 ],
             )
-            columns = ", ".join(PLANNED)
-            connection.executemany(
-                f"INSERT INTO legs ({columns}, status) "
-                f"VALUES ({', '.join('?' * len(PLANNED))}, 'pending')",
-                [leg for name, legs in rows.items() if name not in done for leg in legs],
-            )
+            for leg in (leg for name, legs in rows.items() if name not in done for leg in legs):
+                _insert(connection, "legs", leg)
             _seal(connection)
 
     def pending(self, round_index: int | None = None) -> list[str]:
@@ -206,37 +176,26 @@ class Ledger:
         facts_text: str,
         outcomes: Sequence[Outcome],
     ) -> None:
-        """Record in one transaction that a unit is finished.
+        """Record in one transaction that a unit, checked by `check_commit`, is finished.
 
-        Args:
-            unit: a pending unit, checked by `check_commit`.
-            arrays_sha256: hash of its array file.
-            checkpoint_sha256: hash of its checkpoint's manifest; None without a checkpoint.
-            facts_text: JSON.
-            outcomes: one per run of the unit, in row order.
+        Without a checkpoint, the hash of its manifest is None. The facts are JSON.
         """
         with self.transaction() as connection:
             connection.executemany(
-                "UPDATE legs SET status = :status, score = :score, greedy_score = :greedy_score, "
-                "diverged_at = :diverged_at WHERE unit = :unit AND row = :row",
-                [
-                    {**outcome_columns(o), "unit": unit, "row": row}
-                    for row, o in enumerate(outcomes)
-                ],
+                "UPDATE legs SET status = ?, score = ?, greedy_score = ?, diverged_at = ? "
+                "WHERE unit = ? AND row = ?",
+                [(*_outcome_columns(o), unit, row) for row, o in enumerate(outcomes)],
             )
             connection.execute(
                 "UPDATE units SET done = 1, arrays_sha256 = ?, checkpoint_sha256 = ?, facts = ? "
                 "WHERE name = ?",
                 (arrays_sha256, checkpoint_sha256, facts_text, unit),
             )
+            self.write_record(unit)
             _seal(connection, unit)
 
     def check_commit(self, unit: str, outcomes: Sequence[Outcome]) -> int:
-        """Refuse a commit whose rows could be attributed to the wrong run.
-
-        Returns:
-            The number of runs of the unit.
-        """
+        """Refuse a commit whose rows could be attributed to the wrong run; return its rows."""
         self.refuse_read_only()
         if self.unit_row(unit)["done"]:
             raise InputError(f"The unit {unit} of {self.root} is already committed.")
@@ -246,30 +205,28 @@ class Ledger:
                 f"The outcomes of the unit {unit} must be those of its {len(planned)} runs, "
                 "in planned order."
             )
-        for outcome in outcomes:
-            if outcome.status not in ("done", "diverged"):
-                raise InputError(
-                    f"The status of the run {outcome.run_id} is {outcome.status!r}; it must be "
-                    "'done' or 'diverged'."
-                )
         return len(planned)
 
     def forget_state(self, unit: str) -> None:
         """Record that the checkpoint of a committed unit was deleted."""
         with self.transaction() as connection:
             connection.execute("UPDATE units SET checkpoint_sha256 = NULL WHERE name = ?", (unit,))
+            self.write_record(unit)
             _seal(connection, unit)
+
+    def write_record(self, unit: str) -> None:
+        """Write a unit's rows in the ledger to a file, so that a lost ledger can be rebuilt."""
+        row = {**self.committed(unit), "record_sha256": None}
+        disk.write_hashed(self.record_path(unit), {"unit": row, "legs": self.legs_of(unit)})
+
+    def record_path(self, unit: str) -> Path:
+        """Return the file of a unit's record."""
+        return self.root / "records" / f"{unit}.json"
 
     def superseded(self, round_index: int) -> list[sqlite3.Row]:
         """Return the committed units of a round whose states are no longer needed.
 
         All of their runs continued in the next round, and no unit of that round is pending.
-
-        Args:
-            round_index: the round, from 0.
-
-        Returns:
-            Rows with name and checkpoint_sha256.
         """
         if self.pending(round_index + 1):
             return []
@@ -280,48 +237,31 @@ class Ledger:
             (round_index, round_index, round_index + 1),
         )
 
-    def released_parents(self, units: Iterable[str]) -> list[str]:
-        """Return the committed units whose released states `units` need.
+    def released_parents(self, round_index: int) -> list[str]:
+        """Return the committed units whose released states the pending units of a round need.
 
-        Args:
-            units: names of units to compute.
-
-        Returns:
-            Names in planned order: the units that `units` start from, the units that those start
-            from, and so on.
+        They are the units that those of the round start from, the units that these start from, and
+        so on, in planned order.
         """
-        usable = {unit["name"]: unit["has_state"] or not unit["done"] for unit in self.units()}
-        legs = [] if all(usable.values()) else self.legs()
-        unit_of = {(leg["run_id"], leg["round"]): leg["unit"] for leg in legs}
-        parents: dict[str, set[str]] = {}
-        for leg in legs:
-            parent = unit_of.get((leg["parent"], leg["round"] - 1))
-            if (
-                parent is not None
-            ):  # otherwise it starts from `init`, or its parents are planned again
-                parents.setdefault(leg["unit"], set()).add(parent)
-        released, queue = set[str](), list(units)
-        while queue:
-            new = {p for p in parents.get(queue.pop(), ()) if not usable[p]} - released
-            released |= new
-            queue += new
-        return [name for name in usable if name in released]
+        rows = self.query(
+            "WITH RECURSIVE needed (name) AS ("
+            "SELECT name FROM units WHERE round = ? AND done = 0 UNION "
+            "SELECT unit.name FROM needed JOIN legs leg ON leg.unit = needed.name "
+            "JOIN legs parent ON parent.run_id = leg.parent AND parent.round = leg.round - 1 "
+            "JOIN units unit ON unit.name = parent.unit "
+            "WHERE unit.done = 1 AND unit.checkpoint_sha256 IS NULL) "
+            "SELECT name FROM units WHERE done = 1 AND name IN needed ORDER BY round, position",
+            (round_index,),
+        )
+        return [row["name"] for row in rows]
 
     def reset(self, units: Iterable[str]) -> None:
         """Make committed units pending again, because of damage or a change of unit size.
 
         Their files remain until the next commit replaces them.
-
-        Args:
-            units: names of planned units.
-
-        Raises:
-            InputError: a unit is not planned.
-            FaultError: the ledger cannot be written.
         """
         with self.transaction() as connection:
             for unit in units:
-                self.unit_row(unit)
                 connection.execute(
                     "UPDATE units SET done = 0, arrays_sha256 = NULL, checkpoint_sha256 = NULL, "
                     "facts = NULL, record_sha256 = NULL WHERE name = ?",
@@ -336,18 +276,12 @@ class Ledger:
     def restore(self, content: Mapping[str, Any]) -> None:
         """Insert the record of a committed unit, as the store wrote it."""
         with self.transaction() as connection:
-            for table, rows in (("units", [content["unit"]]), ("legs", content["legs"])):
-                for row in rows:
-                    names, marks = ", ".join(row), ", ".join("?" * len(row))
-                    insert = f"INSERT INTO {table} ({names}) VALUES ({marks})"
-                    connection.execute(insert, list(row.values()))
+            _insert(connection, "units", content["unit"])
+            for leg in content["legs"]:
+                _insert(connection, "legs", leg)
             _seal(connection, content["unit"]["name"])
 
     # ------------------------------------------------------------------------------------ reading
-
-    def committed_units(self) -> list[sqlite3.Row]:
-        """Return all columns of the committed units, in planned order."""
-        return self.query("SELECT * FROM units WHERE done = 1 ORDER BY round, position")
 
     def runs(self) -> list[dict[str, Any]]:
         """Return every run in planned order, each as its latest leg.
@@ -386,17 +320,17 @@ class Ledger:
         """Return every planned unit in planned order.
 
         Returns:
-            Dicts with ``name, round, done, rows, size, facts, has_state``: rows without and size
-            with padding; the facts of a pending unit are None.
+            Dicts with all columns, decoded, and ``rows, has_state``: rows without and size with
+            padding; the facts of a pending unit are None.
         """
         rows = self.query(
-            "SELECT u.name, u.round, u.size, u.done, u.facts, "
-            "u.checkpoint_sha256 IS NOT NULL AS has_state, COUNT(l.run_id) AS rows FROM units u "
-            "LEFT JOIN legs l ON l.unit = u.name GROUP BY u.name ORDER BY u.round, u.position"
+            "SELECT u.*, u.checkpoint_sha256 IS NOT NULL AS has_state, COUNT(l.run_id) AS rows "
+            "FROM units u LEFT JOIN legs l ON l.unit = u.name GROUP BY u.name "
+            "ORDER BY u.round, u.position"
         )
         return [
             {
-                **dict(row),
+                **row,
                 "done": bool(row["done"]),
                 "has_state": bool(row["has_state"]),
                 "facts": json.loads(row["facts"]) if row["facts"] else None,
@@ -424,11 +358,7 @@ class Ledger:
         return [dict(row) for row in rows]
 
     def check(self) -> None:
-        """Compare every committed unit's rows with the hash taken when they were written.
-
-        Raises:
-            FaultError: the ledger is damaged.
-        """
+        """Raise a FaultError unless every committed unit's rows still have the recorded hash."""
         with disk.faults("read the ledger", self.path):
             if self.connection.execute("PRAGMA integrity_check(1)").fetchone()[0] != "ok":
                 raise FaultError(f"{self.path} is damaged: SQLite finds its structure broken.")
@@ -473,11 +403,13 @@ class Ledger:
         if not self.writable:
             raise InputError(f"The result directory {self.root} was opened for reading only.")
 
-    def _refuse_lost(self, unit: str, planned: list[tuple[Any, ...]] | None) -> None:
+    def _refuse_lost(self, unit: str, planned: list[dict[str, Any]]) -> None:
         """Refuse a plan in which a committed unit is absent or has other runs."""
-        columns = PLANNED[:-1]  # without the swept fields, which are part of the config
-        stored = [tuple(leg[column] for column in columns) for leg in self.legs_of(unit)]
-        if planned is None or [row[: len(columns)] for row in planned] != stored:
+        new, old = (
+            [[leg[column] for column in PLANNED] for leg in legs]
+            for legs in (planned, self.legs_of(unit))
+        )
+        if new != old:
             raise InputError(
                 f"The new plan would lose the committed unit {unit} of {self.root}; "
                 "keep the plan as it was, or reset the unit first."
@@ -488,11 +420,7 @@ class Ledger:
 
 
 def create(root: Path, identity: dict[str, Any], spec_text: str) -> Path:
-    """Make a new ledger under a temporary name; renaming it makes `root` a result directory.
-
-    Returns:
-        The path of the new file.
-    """
+    """Make a new ledger under a temporary name; renaming it makes `root` a result directory."""
     new = root / NEW_LEDGER
     for suffix in ("", "-wal", "-shm", "-journal"):
         Path(f"{new}{suffix}").unlink(missing_ok=True)
@@ -559,22 +487,28 @@ def identity_at_rest(root: Path) -> dict[str, Any]:
     return json.loads(text)
 
 
-def outcome_columns(outcome: Outcome) -> dict[str, Any]:
+def _insert(connection: sqlite3.Connection, table: str, row: Mapping[str, Any]) -> None:
+    names, marks = ", ".join(row), ", ".join("?" * len(row))
+    connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", list(row.values()))
+
+
+def _outcome_columns(outcome: Outcome) -> tuple[Any, ...]:
     """Return an outcome's columns as plain Python numbers, the only ones that SQLite accepts."""
+    diverged_at = None if outcome.diverged_at is None else int(outcome.diverged_at)
+    return outcome.status, float(outcome.score), float(outcome.greedy_score), diverged_at
+
+
+def _leg_row(unit: str, round_index: int, row: int, run: Run) -> dict[str, Any]:
     return {
-        "status": outcome.status,
-        "score": float(outcome.score),
-        "greedy_score": float(outcome.greedy_score),
-        "diverged_at": None if outcome.diverged_at is None else int(outcome.diverged_at),
+        **vars(run),
+        "unit": unit,
+        "row": row,
+        "round": round_index,
+        "config": disk.json_text(run.config),
+        "seed": int(run.seed),
+        "swept": disk.json_text(run.swept, sort=False),
+        "status": "pending",
     }
-
-
-def _leg_row(unit: str, round_index: int, row: int, run: Run) -> tuple[Any, ...]:
-    head = (unit, row, run.run_id, round_index, disk.json_text(run.config), int(run.seed))
-    return (
-        *head, run.stage, int(run.start), int(run.stop), int(run.total), run.parent,
-        disk.json_text(run.swept, sort=False),
-    )  # fmt: skip
 
 
 def _leg_dict(row: sqlite3.Row) -> dict[str, Any]:
@@ -625,22 +559,3 @@ def _seal(connection: sqlite3.Connection, unit: str | None = None) -> None:
         "UPDATE units SET record_sha256 = ? WHERE name = ? AND done = 1",
         [(record, name) for name, record in _records(connection, unit).items()],
     )
-
-
-def _check_plan(units: Mapping[str, Sequence[Run]]) -> None:
-    """Refuse unit names that are unsafe as file names, empty units, and runs planned twice."""
-    seen: dict[str, str] = {}
-    for name, runs in units.items():
-        if not UNIT_NAME.fullmatch(name):
-            raise InputError(
-                f"The unit name {name!r} is invalid: it must be 1 to 128 letters, digits, "
-                "'.', '_' or '-', and not start with '.'."
-            )
-        if not runs:
-            raise InputError(f"The unit {name} has no runs; a unit needs at least 1.")
-        for run in runs:
-            if run.run_id in seen:
-                raise InputError(
-                    f"The run {run.run_id} is planned twice, in {seen[run.run_id]} and in {name}."
-                )
-            seen[run.run_id] = name

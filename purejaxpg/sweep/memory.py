@@ -16,8 +16,11 @@ class OutOfMemory(Exception):
 
     def __init__(self, reason: str, fits: int) -> None:
         """Give the reason, and how many rows to try."""
-        super().__init__(reason)
+        super().__init__(reason, fits)
         self.fits = fits
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def needed(compiled: Any) -> int:

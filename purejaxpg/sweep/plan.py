@@ -4,7 +4,7 @@ A **leg** is a part of a run: some of its updates, from its beginning or from a 
 A **round** is the legs that can be computed without knowing each other's results; a plain sweep is
 one round, a search several. Legs of a round whose static fields agree share one compiled program: a
 **group**. A group is cut into **units** of a fixed number of rows, one leg a row, the last unit
-padded. A device computes one unit at a time.
+padded. A device computes one unit at a time; units on several devices are a **batch**.
 
 Results depend on the size of a unit, because XLA's results depend on the size of a batch. At a
 fixed size a row does not depend on its neighbours, so neither the order of the units nor the number
@@ -15,8 +15,12 @@ Nothing here imports jax.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +75,11 @@ class Group:
     units: tuple[Unit, ...]
 
     @property
+    def program(self) -> tuple[str, int]:
+        """What its compiled program depends on."""
+        return self.signature, self.rows
+
+    @property
     def config(self) -> Any:
         """A configuration with the group's static fields."""
         return self.units[0].legs[0].run.config
@@ -96,6 +105,31 @@ class Group:
         return sum(leg.steps for unit in self.units for leg in unit.legs)
 
 
+@dataclasses.dataclass
+class Batch:
+    """Units that are computed side by side, one on each device, and their results so far."""
+
+    group: Group
+    units: Sequence[Unit]
+    updates: int  # done
+    states: Any
+    diverged_at: np.ndarray  # [units * group.rows], like the arrays below
+    pieces: list[dict[str, np.ndarray]]  # metrics of consecutive segments
+    scores: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def metrics(self) -> dict[str, np.ndarray]:
+        """All metrics so far, [rows, updates] by name."""
+        names = self.pieces[0]
+        return {name: np.concatenate([p[name] for p in self.pieces], axis=1) for name in names}
+
+    def rows(self) -> Iterator[tuple[Unit, slice]]:
+        """Yield each unit with its rows, without padding."""
+        for i, unit in enumerate(self.units):
+            yield unit, slice(i * self.group.rows, i * self.group.rows + len(unit.legs))
+
+
 def groups(
     index: int,
     round_: Round,
@@ -107,7 +141,7 @@ def groups(
 
     Args:
         index: of the round, from 0.
-        round_: the round to cut up.
+        round_: is cut up.
         signature: a configuration's compile signature.
         rows: a configuration of the group and its number of legs -> rows of a unit.
         stored_rows: rows in each unit of an earlier plan of this sweep; sizes are kept even if the
@@ -132,6 +166,11 @@ def groups(
     return planned
 
 
+def padded(items: Sequence[T], count: int) -> list[T]:
+    """Return `count` items, the last of which is repeated."""
+    return [*items, *([items[-1]] * (count - len(items)))]
+
+
 def unit_name(round_index: int, group: int, unit: int) -> str:
     """Return the name of a unit in the store."""
     return f"round{round_index}-group{group}-unit{unit}"
@@ -141,11 +180,6 @@ def even_rows(num_legs: int, devices: int, most: int) -> int:
     """Return the rows of a unit, at most `most`.
 
     Shares are even so that no device is idle while another computes a last unit.
-
-    Args:
-        num_legs: legs of the group.
-        devices: devices that share them.
-        most: the limit.
     """
     share = math.ceil(num_legs / devices)
     return math.ceil(share / math.ceil(share / most))

@@ -41,7 +41,6 @@ class Progress:
         self.console, self.quiet = console, quiet
         self.title, self.before = title, f"{title}, " if title else ""
         self.unit = "steps"
-        self.updates: dict[str, int] = {}  # unit -> updates done
         self.at = ""  # the updates of the last batch
         self.log = log
         self.last_log = 0.0
@@ -117,8 +116,6 @@ class Progress:
         self.counted -= {unit.name for unit in again}
         self.total_steps += steps_of(again) - steps_of(stored)
         self.bar.update(self.task, total=self.total_steps)
-        for name in pending:
-            self.updates.pop(name, None)
         if pending:
             stage = "confirming" if round_.stage == "confirm" else f"round {index + 1}"
             progress = f", {len(done)} of {len(units)} units are done" if done else ""
@@ -129,18 +126,18 @@ class Progress:
             for note in round_.notes:
                 self.say(note)
 
-    def resumed(self, group: plans.Group, batch: Sequence[plans.Unit], updates: int) -> None:
-        """`batch` resumes from a snapshot after `updates` updates."""
-        for unit in dict.fromkeys(batch):
-            self.updates[unit.name] = updates
-            share = (updates - group.start) / (group.stop - group.start)
+    def resumed(self, batch: plans.Batch) -> None:
+        """A batch resumes from a snapshot."""
+        group = batch.group
+        share = (batch.updates - group.start) / (group.stop - group.start)
+        for unit in batch.units:
             self.total_steps -= round(steps_of([unit]) * share)
         self.bar.update(self.task, total=self.total_steps)
-        self.say(f"Resuming from a snapshot after update {updates} of {group.stop}.")
+        self.say(f"Resuming from a snapshot after update {batch.updates} of {group.stop}.")
 
     def compiling(self, group: plans.Group) -> None:
         """The programs of `group` are being compiled, unless an earlier round compiled them."""
-        if (group.signature, group.rows) in self.known:
+        if group.program in self.known:
             return
         self.bar.update(self.task, description=f"{self.before}compiling")
         self.say(
@@ -150,41 +147,27 @@ class Progress:
     def compiled(self, group: plans.Group, seconds: float) -> None:
         """The programs of `group` are compiled; training begins."""
         self.bar.update(self.task, description=f"{self.before}training")
-        if (group.signature, group.rows) not in self.known:
-            self.known.add((group.signature, group.rows))
+        if group.program not in self.known:
+            self.known.add(group.program)
             self.say(f"Compiled group {group.index} in {seconds:.1f} s.")
         self.last_event = time.monotonic()
 
-    def advance(
-        self,
-        group: plans.Group,
-        batch: Sequence[plans.Unit],
-        updates: int,
-        metrics: Mapping[str, np.ndarray],
-        diverged_at: np.ndarray,
-    ) -> None:
-        """More updates of a batch are done.
-
-        Args:
-            group: the group of the batch.
-            batch: units, one on each device.
-            updates: the number of them.
-            metrics: [devices * rows, updates] by name.
-            diverged_at: [devices * rows], the first update with a non-finite number, or 0.
-        """
+    def advance(self, batch: plans.Batch, updates: int) -> None:
+        """`updates` more updates of a batch are done."""
         now = time.monotonic()
         self.training_s += now - self.last_event
         self.last_event = now
-        self.counted |= {unit.name for unit in batch}
-        for i, unit in enumerate(dict.fromkeys(batch)):
-            rows = slice(i * group.rows, i * group.rows + len(unit.legs))
-            self.note_returns(unit, {name: value[rows] for name, value in metrics.items()})
+        group = batch.group
+        for unit, rows in batch.rows():
+            self.note_returns(unit, {name: x[rows] for name, x in batch.pieces[-1].items()})
             self.diverged |= {
-                leg.run.run_id for leg, at in zip(unit.legs, diverged_at[rows], strict=True) if at
+                leg.run.run_id
+                for leg, at in zip(unit.legs, batch.diverged_at[rows], strict=True)
+                if at
             }
+            self.counted.add(unit.name)
             self.done_steps += len(unit.legs) * updates * group.config.steps_per_update
-            self.updates[unit.name] = self.updates.get(unit.name, group.start) + updates
-        self.at = f"update {self.updates[batch[0].name]} of {group.stop}, "
+        self.at = f"update {batch.updates} of {group.stop}, "
         self.bar.update(self.task, completed=self.done_steps, status=self.status())
         if now - self.last_log > LOG_EVERY_S:
             self.last_log = now
@@ -205,8 +188,8 @@ class Progress:
         """The trained policies are being evaluated."""
         self.bar.update(self.task, description=f"{self.before}evaluating")
 
-    def committed(self, units: int) -> None:
-        """Results of `units` units are safe on disk."""
+    def committed(self) -> None:
+        """The results of a batch are safe on disk."""
         self.bar.update(self.task, description=f"{self.before}training")
         self.last_event = time.monotonic()
 

@@ -10,9 +10,10 @@ last update so far. A diverged run counts as worse than all others of its enviro
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,9 +40,7 @@ Rounds = Generator[plans.Round, Results, None]
 def rounds(spec: specs.Spec, confirm: int = 0) -> Rounds:
     """Yield the rounds of a sweep; send each round's results back.
 
-    Args:
-        spec: the sweep.
-        confirm: number of fresh seeds for the winner, the runners-up and the default; 0: none.
+    With `confirm`, the last round runs winner, runners-up and default on that many fresh seeds.
     """
     if spec.search.pbt is not None:
         if confirm:
@@ -62,20 +61,27 @@ def rounds(spec: specs.Spec, confirm: int = 0) -> Rounds:
         yield confirmation(spec, tried, confirm)
 
 
+def played(rounds: Rounds, results: Callable[[int, plans.Round], Results]) -> Iterator[plans.Round]:
+    """Yield the rounds of a search, and send it `results` of the index and the round after each."""
+    with contextlib.suppress(StopIteration):
+        round_ = next(rounds)
+        for index in itertools.count():
+            yield round_
+            round_ = rounds.send(results(index, round_))
+
+
 def rehearse(rounds: Rounds) -> list[plans.Round]:
     """Return all rounds of a search with made-up results.
 
     The surviving configurations are made up too, so only counts and sizes are meaningful.
     """
     generator = np.random.default_rng(0)
-    rehearsed: list[plans.Round] = []
-    with contextlib.suppress(StopIteration):
-        rehearsed.append(next(rounds))
-        while True:
-            ids = [leg.run.run_id for leg in rehearsed[-1].legs]
-            made_up = {name: Result(float(generator.random()), False) for name in ids}
-            rehearsed.append(rounds.send(made_up))
-    return rehearsed
+
+    def made_up(_: int, round_: plans.Round) -> Results:
+        ids = [leg.run.run_id for leg in round_.legs]
+        return {name: Result(float(generator.random()), False) for name in ids}
+
+    return list(played(rounds, made_up))
 
 
 def whole(run: plans.Run) -> plans.Leg:
@@ -120,22 +126,21 @@ def halving_rounds(
     spec: specs.Spec, halving: specs.Halving
 ) -> Generator[plans.Round, Results, list[list[plans.Run]]]:
     """Yield a round per rung and return the ranking of the last one."""
-    runs, started = list(spec.runs), False
-    tried: list[list[plans.Run]] = []
+    runs, tried = list(spec.runs), list[list[plans.Run]]()
     for rung in range(halving.rungs):
         left = halving.rungs - 1 - rung
         legs = [
             plans.Leg(
                 run,
-                updates_at(run, halving, left + 1) if started else 0,
+                updates_at(run, halving, left + 1) if rung else 0,
                 updates_at(run, halving, left),
-                run.run_id if started else None,
+                run.run_id if rung else None,
             )
             for run in runs
         ]
         refuse_empty(legs)
         results = yield plans.Round(tuple(legs))
-        tried, started = ranked(runs, results), True
+        tried = ranked(runs, results)
         best = [
             run for section in tried for run in section[: math.ceil(len(section) / halving.eta)]
         ]
@@ -186,16 +191,9 @@ def optuna_rounds(spec: specs.Spec) -> Generator[plans.Round, Results, list[list
 def suggestions(
     spec: specs.Spec, tried: Mapping[str, Sequence[plans.Run]], results: Results, count: int
 ) -> list[dict[str, Any]]:
-    """Ask optuna for up to `count` new configurations.
+    """Ask optuna for up to `count` new configurations, as swept values by field name.
 
-    Args:
-        spec: the sweep.
-        tried: runs so far, by `config_key`.
-        results: of these runs.
-        count: configurations of the next batch.
-
-    Returns:
-        Swept values by field name, for each configuration.
+    It is told the `results` of the runs that were `tried`, by `config_key`.
 
     Raises:
         InputError: all configurations were tried.
@@ -295,17 +293,9 @@ def next_generation(
     results: Results,
     generator: np.random.Generator,
 ) -> tuple[list[plans.Run], list[str | None]]:
-    """Replace the worst members by perturbed copies of the best.
+    """Replace the worst members of one population by perturbed copies of the best.
 
-    Args:
-        spec: the sweep.
-        pbt: its table [pbt].
-        members: of one population.
-        results: of their last legs.
-        generator: draws the copies and perturbations.
-
-    Returns:
-        The members of the next generation, and the id of the run whose state each starts from.
+    It returns the members of the next generation, and the run whose state each starts from.
     """
     order = np.argsort(-filled_scores(members, results), kind="stable")
     count = int(len(members) * pbt.replace)

@@ -99,15 +99,9 @@ def load(path: str | os.PathLike[str], given: Any = None) -> Any:
 
 
 def run_stages(pipeline: Any, options: Options, devices: Sequence[Any]) -> Path:
-    """Run or resume the stages of a sweep file in order, and write their reports.
+    """Run or resume the stages of `stages.read` in order, and write their reports.
 
-    Args:
-        pipeline: as `stages.read` returns it.
-        options: how to run each stage; `confirm` is for the last one.
-        devices: jax devices, as `find_devices` returns them.
-
-    Returns:
-        The directory of the last stage's report.
+    `options.confirm` is for the last one, whose report's directory is returned.
 
     Raises:
         InputError: a stage is invalid, or has results of another sweep.
@@ -161,16 +155,13 @@ def run(
     devices: Sequence[Any],
     make_backend: Callable[..., Any] | None = None,
 ) -> Path:
-    """Run or resume a checked sweep, then write its report.
+    """Run or resume a checked sweep, then write its report and return the report's directory.
 
     Args:
         spec: as `spec.load` or `spec.from_dict` returns it.
         options: how to run it.
         devices: jax devices, as `find_devices` returns them.
         make_backend: (spec, devices) -> a backend; None: `compute.Backend`.
-
-    Returns:
-        The directory of the report.
 
     Raises:
         InputError: the result directory belongs to a different sweep.

@@ -5,6 +5,7 @@ can be verified without the ledger, and a damaged one is skipped in favour of an
 snapshots takes at most a twentieth of the time, and each unit keeps two.
 """
 
+import dataclasses
 import os
 import re
 import shutil
@@ -21,30 +22,16 @@ SHARE = 20.0  # snapshots take at most 1 / SHARE of the time
 NAME = re.compile(r"(?P<unit>.+)\.(?P<updates>[0-9]+)-(?P<sha256>[0-9a-f]{64})")
 
 
+@dataclasses.dataclass
 class Snapshots:
     """The snapshots of one result directory."""
 
-    def __init__(
-        self,
-        directory: Path,
-        save: Callable[[Path, Any], str],
-        load: Callable[..., Any],
-        every_s: float,
-    ) -> None:
-        """Keep snapshots in `directory`.
-
-        Args:
-            directory: made when needed.
-            save: writes a pytree into a directory and returns the hash of its manifest.
-            load: reads what `save` wrote.
-            every_s: minimum seconds between two; 0: no minimum.
-        """
-        self.directory = directory
-        self.save = save
-        self.load = load
-        self.every_s = every_s
-        self.cost_s = 0.0
-        self.last = time.monotonic()
+    directory: Path  # made when needed
+    save: Callable[[Path, Any], str]  # writes a pytree, and returns the hash of its manifest
+    load: Callable[..., Any]  # reads what `save` wrote
+    every_s: float  # minimum between two; 0: none
+    cost_s: float = 0.0  # of the last one
+    last: float = dataclasses.field(default_factory=time.monotonic)
 
     @property
     def due(self) -> bool:
@@ -58,11 +45,8 @@ class Snapshots:
     ) -> None:
         """Write a snapshot of each unit after `updates` updates of its runs.
 
-        Args:
-            units: computed side by side.
-            updates: updates done by their runs.
-            trees: the pytree to write for each unit.
-            began: monotonic time at which fetching the trees began, perhaps from other machines.
+        `trees` has the pytree of each unit. `began` is the monotonic time at which fetching them
+        began, perhaps from other machines.
 
         Raises:
             FaultError: it cannot be written.
@@ -85,12 +69,8 @@ class Snapshots:
     ) -> tuple[int, list[Any]] | None:
         """Read the newest intact snapshots of all `units` after the same number of updates.
 
-        Args:
-            units: computed side by side, hence at the same update.
-            template: (unit, updates) -> template of the pytree given to `write`.
-
-        Returns:
-            The number of updates and a tree per unit; None if there are none.
+        It returns the number of updates and a tree per unit, or None if there are none. `template`
+        makes the template of a tree, given a unit and its updates.
         """
         stored = [
             {updates: (digest, path) for updates, digest, path in self.of(unit)} for unit in units

@@ -45,9 +45,8 @@ class Models:
 
         Leaves may be jax.ShapeDtypeStruct.
         """
-        if self.best is not None:
-            return jax.tree.map(lambda x: _stack([x]), self.best)
-        return jax.tree.map(lambda *x: _stack(x), *(self.of_seed[seed] for seed in seeds))
+        own = [self.of_seed[seed] for seed in seeds] if self.best is None else [self.best]
+        return jax.tree.map(lambda *x: _stack(x), *own)
 
 
 def _stack(arrays: Sequence[Any]) -> Any:

@@ -86,7 +86,7 @@ def axis(name: str, value: Any) -> Axis:
     if not isinstance(value, Mapping) or len(value) != 1 or next(iter(value)) not in KINDS:
         raise InputError(
             f"[sweep] {name} must be a list of values, or {{ KIND = [low, high] }} with KIND one "
-            f"of {', '.join(KINDS)}, but is {_plain(value)!r}."
+            f"of {', '.join(KINDS)}, but is {value!r}."
         )
     ((kind, bounds),) = value.items()
     numbers = isinstance(bounds, list) and all(type(x) in (int, float) for x in bounds)
@@ -130,7 +130,3 @@ def _quantiles(method: str, samples: int, dimensions: int, seed: int) -> np.ndar
     # Points are balanced at powers of two, so draw up to the next one and cut.
     points = qmc.Sobol(dimensions, rng=seed).random_base2(max(0, math.ceil(math.log2(samples))))
     return points[:samples]
-
-
-def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else value

@@ -51,15 +51,13 @@ Resolve = Callable[
 
 
 @dataclasses.dataclass(frozen=True)
-class Search:
-    """The tables [search], [halving] and [pbt] of a sweep file; None for an absent table."""
+class Method:
+    """The table [search] of a sweep file."""
 
     method: str = "grid"
     samples: int = 0  # configurations to draw
     seed: int = 0
     batch: int = 16  # configurations per batch of optuna
-    halving: "Halving | None" = None
-    pbt: "Pbt | None" = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +83,14 @@ class Pbt:
     replace: float = 0.25  # share of the population replaced by copies of the best
     factors: tuple[float, float] = (0.8, 1.25)  # one is drawn for each hyperparameter
     resample: float = 0.25  # probability of a fresh draw instead
+
+
+@dataclasses.dataclass(frozen=True)
+class Search(Method):
+    """The tables [search], [halving] and [pbt] of a sweep file; None for an absent table."""
+
+    halving: Halving | None = None
+    pbt: Pbt | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,11 +147,7 @@ class Spec:
 
 
 def parse(path: Path) -> tuple[dict[str, Any], str]:
-    """Return the content of a TOML file, and its text.
-
-    Raises:
-        InputError: the file is missing or is not TOML.
-    """
+    """Return the content of a TOML file, and its text, or raise an InputError."""
     try:
         text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
         return tomllib.loads(text), text
@@ -158,11 +160,7 @@ def parse(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def load(path: Path, given: Any = None, resolve: Resolve | None = None) -> Spec:
-    """Read and check the TOML file at `path`; the arguments are those of `from_dict`.
-
-    Raises:
-        InputError: the file is missing, is not TOML, or has an invalid value.
-    """
+    """Read and check the TOML file at `path`; the rest is as for `from_dict`."""
     raw, text = parse(path)
     return from_dict(raw, path.stem, path.parent, text, given, resolve)
 
@@ -188,7 +186,11 @@ def from_dict(
     Raises:
         InputError: a key is unknown, or a value is invalid.
     """
-    agent_name = _agent_name(raw)
+    for key in raw:
+        configs.require_known(key, KEYS, "key in a sweep file named")
+    agent_name = raw.get("agent")
+    if not isinstance(agent_name, str):
+        raise InputError(f"agent must be a name or a path, but is {agent_name!r}.")
     agent = trainers.load(agent_name, base)
     fixed, swept = _table(raw, "config"), _flat(_table(raw, "sweep"))
     both = ", ".join(sorted(set(_flat(fixed)) & set(swept)))
@@ -196,46 +198,26 @@ def from_dict(
     axes = _axes(agent, swept)
     search = _search(agent, raw, axes)
     source = trainers.digest(trainers.files(agent_name, base))
-    rows, seeds = raw.get("rows_per_device"), tuple(_seeds(raw.get("seeds", 1)))
-    if rows is not None:
-        _positive("rows_per_device", rows)
+    rows = raw.get("rows_per_device")
+    _positive("rows_per_device", 1 if rows is None else rows)
     spec = Spec(
         name=name,
         agent_name=agent_name,
         agent=agent,
-        runs=(),
         eval_episodes=_positive("eval_episodes", raw.get("eval_episodes", 128)),
         rows_per_device=rows,
-        identity={},
         text=text,
         axes=axes,
-        seeds=seeds,
+        seeds=tuple(_seeds(raw.get("seeds", 1))),
         search=search,
         fixed=fixed,
         source=source,
     )
     spec = dataclasses.replace(spec, given=_given(spec, _table(raw, "given"), given, resolve))
-    spec = dataclasses.replace(spec, runs=_distinct_runs(spec))
+    spec = dataclasses.replace(spec, runs=tuple(_runs(spec)))
+    _refuse_repeated(spec)
+    _refuse_equal(spec)
     return dataclasses.replace(spec, identity=_identity(spec, raw, swept))
-
-
-def _agent_name(raw: Mapping[str, Any]) -> str:
-    """Check the keys of a sweep file and return its agent."""
-    for key in raw:
-        configs.require_known(key, KEYS, "key in a sweep file named")
-    name = raw.get("agent")
-    if not isinstance(name, str):
-        raise InputError(f"agent must be a name or a path, but is {name!r}.")
-    return name
-
-
-def _distinct_runs(spec: Spec) -> tuple[plans.Run, ...]:
-    """Return the runs that are known beforehand, and refuse any that occur twice."""
-    runs = tuple(_runs(spec))
-    if spec.search.pbt is None:
-        _refuse_repeated(runs)
-    _refuse_equal(spec, runs)
-    return runs
 
 
 def _given(
@@ -338,16 +320,17 @@ def _search(
     agent: types.ModuleType, raw: Mapping[str, Any], axes: Mapping[str, space.Axis]
 ) -> Search:
     """Check the tables [search], [halving] and [pbt]."""
-    search = _options(Search, "search", _table(raw, "search"), ("halving", "pbt"))
+    tables: dict[str, Any] = {
+        name: configs.build(cls, _table(raw, name), f"key in [{name}] named", f"[{name}] ")
+        for name, cls in (("search", Method), ("halving", Halving), ("pbt", Pbt))
+        if name in raw
+    }
+    search = Search(**vars(tables.pop("search", Method())), **tables)
     configs.require(
         search.method in METHODS,
         f"[search] method must be one of {', '.join(map(repr, METHODS))}, "
         f"but is {search.method!r}.",
     )
-    for table, cls in (("halving", Halving), ("pbt", Pbt)):
-        if table in raw:
-            options = _options(cls, table, _table(raw, table))
-            search = dataclasses.replace(search, **{table: options})
     if search.pbt is not None:
         search = _check_pbt(agent, search, search.pbt, axes)
     _check_search(search, axes)
@@ -421,33 +404,23 @@ def _check_pbt(
     return dataclasses.replace(search, method=method, samples=pbt.population)
 
 
-def _options(cls: Any, table: str, values: Mapping[str, Any], hidden: tuple[str, ...] = ()) -> Any:
-    """Read a table of options as a dataclass with fields of the right types."""
-    hints = {name: h for name, h in configs.field_types(cls).items() if name not in hidden}
-    options = {}
-    for name, value in values.items():
-        configs.require_known(name, hints, f"key in [{table}] named")
-        options[name] = configs.coerce(f"[{table}] {name}", hints[name], value)
-    return cls(**options)
-
-
-def _refuse_repeated(runs: tuple[plans.Run, ...]) -> None:
+def _refuse_repeated(spec: Spec) -> None:
     """Refuse two runs of one configuration and seed, which mean that an axis repeats a value."""
     seen = set[str]()
-    for run in runs:
+    for run in spec.runs if spec.search.pbt is None else ():
         if run.run_id in seen:
             raise InputError(f"[sweep] lists a value twice: {dict(run.swept)!r} occurs again.")
         seen.add(run.run_id)
 
 
-def _refuse_equal(spec: Spec, runs: tuple[plans.Run, ...]) -> None:
+def _refuse_equal(spec: Spec) -> None:
     """Refuse two values of an axis that are equal in the precision of the programs."""
     hints = configs.field_types(spec.agent.Config)
     for axis in spec.axes.values():
         outer, _, inner = axis.name.partition(".")
         dtype = np.dtype(np.float32)
-        if outer == contract.ENV_PARAMS and runs:
-            dtype = contract.param_dtype(runs[0].config, inner)
+        if outer == contract.ENV_PARAMS and spec.runs:
+            dtype = contract.param_dtype(spec.runs[0].config, inner)
         elif hints[outer] is not float:
             continue
         seen: dict[Any, Any] = {}

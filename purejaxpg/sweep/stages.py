@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from purejaxpg import FaultError, InputError, contract, disk, trainers
+from purejaxpg import InputError, contract, disk, trainers
 from purejaxpg import config as configs
 from purejaxpg.sweep import ledger as ledgers
 from purejaxpg.sweep import plan as plans
@@ -141,9 +141,7 @@ def load(pipeline: Pipeline, stage: Stage, out: Path) -> specs.Spec:
 def plan(pipeline: Pipeline, confirm: int = 0) -> list[specs.Spec]:
     """Check all stages and return their specs, in which shapes stand for models to be trained.
 
-    Args:
-        pipeline: the stages.
-        confirm: number of fresh seeds for the last stage.
+    `confirm` is the number of fresh seeds of the last stage.
 
     Raises:
         InputError: a value of a stage is invalid, or it cannot be given what it names.
@@ -183,16 +181,15 @@ def _unknown(planned: Mapping[str, specs.Spec], shapes: Mapping[str, Any]) -> An
     from purejaxpg.sweep import sources
 
     def models(name: str, best: bool) -> sources.Models:
-        if best:
-            return sources.Models(f"stage {name!r}", best=shapes[name])
         configs.require(
-            planned[name].search.pbt is None,
+            best or planned[name].search.pbt is None,
             f"given must be {name + sources.BEST!r}, because the populations of stage {name!r} "
             "have no best configuration with a run for each seed.",
         )
-        return sources.Models(
-            f"stage {name!r}", of_seed=dict.fromkeys(planned[name].seeds, shapes[name])
-        )
+        if best:
+            return sources.Models(f"stage {name!r}", shapes[name])
+        own = dict.fromkeys(planned[name].seeds, shapes[name])
+        return sources.Models(f"stage {name!r}", of_seed=own)
 
     return models
 
@@ -203,15 +200,15 @@ def _model_shapes(spec: specs.Spec, legs: Sequence[plans.Leg]) -> Iterator[Any]:
 
     from purejaxpg.sweep import compute
 
-    def models(inputs: Any, shared: Any) -> Any:
-        states = compute.start_rows(spec.agent, inputs, shared)
+    def models(inputs: compute.Inputs) -> Any:
+        states = compute.start_rows(spec.agent, inputs)
         model = functools.partial(contract.model, spec.agent, spec.agent_name)
-        given, axes = contract.arguments(inputs[2], shared)
-        return jax.vmap(model, (0, 0, *axes))(states, inputs[1], *given)
+        given, axes = inputs.given()
+        return jax.vmap(model, (0, 0, *axes))(states, inputs.configs, *given)
 
     for leg in {compute.signature(leg.run.config): leg for leg in legs}.values():
-        inputs = compute.inputs_of(spec, plans.Unit("", (leg,)), 1)
-        rows = jax.eval_shape(models, inputs, spec.given.shared())
+        inputs = compute.inputs_of(spec.given, [plans.Unit("", (leg,))], 1)
+        rows = jax.eval_shape(models, inputs)
         yield jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
 
 
@@ -267,25 +264,14 @@ def prepare(pipeline: Pipeline, out: Path) -> None:
             )
         out.mkdir(parents=True, exist_ok=True)
     names = {"stages": [stage.name for stage in pipeline.stages]}
-    if not (out / STAGES).exists() or _intact(out) != names:
+    if disk.read_intact(out / STAGES) != names:
         disk.write_hashed(out / STAGES, names)
-
-
-def _intact(out: Path) -> Any:
-    try:
-        return disk.read_hashed(out / STAGES)
-    except FaultError:
-        return None
 
 
 def refuse_changed(pipeline: Pipeline, stage: Stage, spec: specs.Spec, out: Path) -> None:
     """Raise an InputError if a stage has results of another sweep; nothing is ever mixed.
 
-    Args:
-        pipeline: the stages.
-        stage: one of them.
-        spec: of this stage; arrays that are not known yet are not compared.
-        out: the directory of the stages.
+    Given arrays that are not known yet are not compared.
     """
     if not (out / stage.name / ledgers.LEDGER).is_file():
         return
@@ -320,25 +306,29 @@ def directories(directory: Path) -> list[Path]:
 
     Raises:
         InputError: no stage has begun.
-        FaultError: the list of stages is damaged.
     """
-    if not os.path.isfile(directory / STAGES):
+    names = _names(directory)
+    if names is None:
         return [directory]
-    names = disk.read_hashed(directory / STAGES)["stages"]
     begun = [directory / n for n in names if os.path.isfile(directory / n / ledgers.LEDGER)]
     configs.require(bool(begun), f"No stage of {directory} has begun yet.")
     return begun
 
 
-def after(directory: Path) -> list[str] | None:
-    """Return the names of the stages after the one in a result directory; None if it is no stage.
+def _names(directory: Path) -> list[str] | None:
+    """Return the names of the stages in a directory; None if it is none of stages.
 
     Raises:
         FaultError: the list of stages is damaged.
     """
-    if not os.path.isfile(directory.parent / STAGES):
+    if not os.path.isfile(directory / STAGES):
         return None
-    names = disk.read_hashed(directory.parent / STAGES)["stages"]
+    return disk.read_hashed(directory / STAGES)["stages"]
+
+
+def after(directory: Path) -> list[str] | None:
+    """Return the names of the stages after that of a result directory; None if it is no stage."""
+    names = _names(directory.parent) or []
     return names[names.index(directory.name) + 1 :] if directory.name in names else None
 
 
@@ -347,12 +337,11 @@ def last(directory: Path) -> Path:
 
     Raises:
         InputError: this stage has not begun.
-        FaultError: the list of stages is damaged.
     """
-    if not os.path.isfile(directory / STAGES):
+    names = _names(directory)
+    if names is None:
         return directory
-    begun = directories(directory)
-    final = Path(directory / disk.read_hashed(directory / STAGES)["stages"][-1])
+    begun, final = directories(directory), directory / names[-1]
     configs.require(
         final in begun,
         f"The last stage, {final}, has not begun; name one that has: {', '.join(map(str, begun))}.",

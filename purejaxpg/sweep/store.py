@@ -23,7 +23,6 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote, unquote
 
@@ -40,11 +39,11 @@ MEMBER = "metric."  # a bare metric name could clash with a parameter of np.save
 class Store:
     """One result directory. Make one with ``Store.open`` (to run) or ``Store.read`` (to report)."""
 
-    def __init__(self, path: Path, ledger: ledgers.Ledger, lock: int | None) -> None:
+    def __init__(self, path: Path, ledger: ledgers.Ledger, lock: contextlib.ExitStack) -> None:
         """Wrap an open ledger; use ``Store.open`` or ``Store.read`` instead."""
         self.path = path
         self.ledger = ledger
-        self._lock = lock
+        self._lock = lock  # is released when it is closed
 
     @classmethod
     def open(
@@ -52,16 +51,14 @@ class Store:
         path: str | os.PathLike[str],
         identity: dict[str, Any],
         spec_text: str = "",
-        create: bool = True,
     ) -> "Store":
         """Open the result directory of a sweep for running it, or make a new one.
 
         Args:
-            path: the result directory.
+            path: the directory.
             identity: JSON-able values that distinguish this sweep from others: the canonical spec,
                 the hash of the agent's source, and so on.
             spec_text: copied to ``spec.toml`` in a new directory.
-            create: False refuses to make a new directory.
 
         Returns:
             The store, which holds the directory's lock until it is closed.
@@ -73,32 +70,25 @@ class Store:
         """
         root = Path(os.path.abspath(path))
         wanted = json.loads(disk.json_text(identity))
-        with disk.faults("open the result directory", root), contextlib.ExitStack() as undo:
+        with disk.faults("open the result directory", root), contextlib.ExitStack() as lock:
             exists = (root / ledgers.LEDGER).is_file()
             if not exists:
-                _refuse_foreign(root, create)
+                _refuse_foreign(root)
                 root.mkdir(parents=True, exist_ok=True)
-            lock = _lock(root, create=not exists)
-            undo.callback(_unlock, lock)
+            locked = _take(lock, root, create=not exists)
             if not (root / ledgers.LEDGER).is_file():
                 _create(root, wanted, spec_text)
             _refuse_other_sweep(root, ledgers.identity_at_rest(root), wanted)
-            if lock is None:
-                lock = _lock(root, create=True)
-                undo.callback(_unlock, lock)
-            store = cls(root, ledgers.Ledger(root, writable=True), lock)
-            undo.pop_all()
+            if not locked:
+                _take(lock, root, create=True)
+            store = cls(root, ledgers.Ledger(root, writable=True), lock.pop_all())
         return store._checked()
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "Store":
         """Open an existing result directory for reading, even while a sweep runs in it.
 
-        Args:
-            path: the result directory.
-
-        Returns:
-            The store; methods that would change it raise an InputError.
+        Methods of the store that would change it raise an InputError.
 
         Raises:
             InputError: there is no result directory at this path, or one of stages.
@@ -108,25 +98,20 @@ class Store:
         if not os.path.isfile(root / ledgers.LEDGER):  # Path.is_file raises if the name is too long
             raise InputError(_without_results(root))
         with disk.faults("read the ledger", root / ledgers.LEDGER):
-            return cls(root, ledgers.Ledger(root, writable=False), None)._checked()
+            ledger = ledgers.Ledger(root, writable=False)
+            return cls(root, ledger, contextlib.ExitStack())._checked()
 
     def close(self) -> None:
         """Close the ledger and release the lock; closing twice is harmless."""
         self.ledger.close()
-        _unlock(self._lock)
-        self._lock = None
+        self._lock.close()
         self.ledger.writable = False
 
     def __enter__(self) -> Self:
         """Return the store itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the store."""
         self.close()
 
@@ -162,21 +147,8 @@ class Store:
             _check_array(unit, name, array, rows)
         facts_text = disk.json_text(facts)
         arrays_sha256 = self._write_arrays(unit, arrays)
-        path = self._checkpoint_path(unit)
-        checkpoint_sha256 = None if state is None else save(path, state)
-        hashes = {"arrays_sha256": arrays_sha256, "checkpoint_sha256": checkpoint_sha256}
-        self._record(
-            {**dict(self.ledger.unit_row(unit)), "done": 1, **hashes, "facts": facts_text},
-            [
-                {**leg, **ledgers.outcome_columns(outcome)}
-                for leg, outcome in zip(self.ledger.legs_of(unit), outcomes, strict=True)
-            ],
-        )
+        checkpoint_sha256 = None if state is None else save(self._checkpoint_path(unit), state)
         self.ledger.commit(unit, arrays_sha256, checkpoint_sha256, facts_text, outcomes)
-
-    def write_record(self, unit: str) -> None:
-        """Write the record of a committed unit again."""
-        self._record(dict(self.ledger.committed(unit)), self.ledger.legs_of(unit))
 
     def write_texts(self) -> None:
         """Write ``identity.json`` and ``spec.toml`` again from the ledger."""
@@ -198,23 +170,16 @@ class Store:
             FaultError: the ledger cannot be written.
         """
         for unit in units:
-            # The record and the ledger change first: neither may refer to a deleted state.
-            row = {**dict(self.ledger.committed(unit)), "checkpoint_sha256": None}
-            self._record(row, self.ledger.legs_of(unit))
-            self.ledger.forget_state(unit)
+            self.ledger.forget_state(unit)  # first: it may not refer to a deleted state
             # If this fails, the next run tries again.
             checkpoint.remove(self._checkpoint_path(unit))
 
     # ------------------------------------------------------------------------------------ reading
 
     def damaged(self) -> dict[str, str]:
-        """Check every file of every committed unit against its hash.
-
-        Returns:
-            The damage as one sentence, by unit; empty if every file is intact.
-        """
+        """Check every file of every committed unit; return the damage as one sentence, by unit."""
         problems = {}
-        for row in self.ledger.committed_units():
+        for row in (unit for unit in self.ledger.units() if unit["done"]):
             try:
                 self._check_arrays(row["name"], row["arrays_sha256"])
                 if row["checkpoint_sha256"] is not None:
@@ -224,14 +189,9 @@ class Store:
         return problems
 
     def arrays(self, unit: str, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
-        """Verify and read the arrays of a committed unit.
+        """Verify and read the arrays ``[rows, ...]`` of a committed unit, sorted by name.
 
-        Args:
-            unit: a committed unit.
-            names: read only these, if present; None reads all.
-
-        Returns:
-            Arrays ``[rows, ...]`` by name, sorted by name.
+        With `names`, read only these, if present.
 
         Raises:
             InputError: the unit is not committed.
@@ -245,12 +205,9 @@ class Store:
         """Verify and read the final training state of a committed unit.
 
         Args:
-            unit: a committed unit.
+            unit: its name.
             template: pytree of the state's structure, shapes and dtypes.
             load: reads what the ``save`` of ``commit`` wrote.
-
-        Returns:
-            The state, as ``checkpoint.load`` returns it.
 
         Raises:
             InputError: the unit is not committed, or was committed without a state.
@@ -265,11 +222,6 @@ class Store:
         return load(self._checkpoint_path(unit), template, sha256=digest)
 
     # ---------------------------------------------------------------------------------- internals
-
-    def _record(self, unit: dict[str, Any], legs: list[dict[str, Any]]) -> None:
-        """Write a unit's rows in the ledger to a file, so that a lost ledger can be rebuilt."""
-        content = {"unit": {**unit, "record_sha256": None}, "legs": legs}
-        disk.write_hashed(self.path / "records" / f"{unit['name']}.json", content)
 
     def _arrays_path(self, unit: str) -> Path:
         return self.path / "arrays" / f"{unit}.npz"
@@ -290,19 +242,12 @@ class Store:
     def _write_arrays(self, unit: str, arrays: dict[str, np.ndarray]) -> str:
         """Write the unit's array file durably and return its hash."""
         path = self._arrays_path(unit)
-        temporary = path.with_name(f".{path.name}.tmp")
-        with disk.faults("write", path):
-            path.parent.mkdir(exist_ok=True)
+        # Sorted, and free of time stamps, so that equal results are equal files.
+        members = {MEMBER + quote(name, safe=""): arrays[name] for name in sorted(arrays)}
+        with disk.replacing(path) as temporary:
             with temporary.open("wb") as file:
-                # Sorted, and free of time stamps, so that equal results are equal files.
-                members = {MEMBER + quote(name, safe=""): arrays[name] for name in sorted(arrays)}
                 np.savez(file, **members)  # type: ignore[arg-type]
-                file.flush()
-                os.fsync(file.fileno())
-            digest = disk.sha256_of(temporary)
-            os.replace(temporary, path)
-            disk.sync(path.parent)
-        return digest
+            return disk.sha256_of(temporary)
 
     def _checked(self) -> Self:
         """Check the ledger and return the store, or close it and raise."""
@@ -344,43 +289,33 @@ def _read_npz(path: Path, names: Iterable[str] | None) -> dict[str, np.ndarray]:
         raise FaultError(f"{path} is not an array file: {error}.") from error
 
 
-def _lock(root: Path, create: bool) -> int | None:
-    """Take the directory's lock or raise; return None if there is no lock file to take."""
+def _take(lock: contextlib.ExitStack, root: Path, create: bool) -> bool:
+    """Take a directory's lock until `lock` closes; return False if there is no file to lock."""
     try:
         descriptor = os.open(root / "lock", os.O_RDWR | (os.O_CREAT if create else 0), 0o666)
     except FileNotFoundError:
-        return None
+        return False
+    lock.callback(os.close, descriptor)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(descriptor)
         raise FaultError(
             f"Another process is running this sweep in {root}; wait for it or stop it."
         ) from None
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+    return True
 
 
 @contextlib.contextmanager
 def held(root: Path) -> Iterator[None]:
-    """Hold the lock of a directory inside the block, so that one process runs its stages.
+    """Hold the lock of a directory inside the block, so that one process works in it.
 
     Raises:
         FaultError: another process holds it, or it cannot be written.
     """
-    with disk.faults("open", root):
-        lock = _lock(root, create=True)
-    try:
+    with contextlib.ExitStack() as lock:
+        with disk.faults("open", root):
+            _take(lock, root, create=True)
         yield
-    finally:
-        _unlock(lock)
-
-
-def _unlock(descriptor: int | None) -> None:
-    if descriptor is not None:
-        os.close(descriptor)
 
 
 def _without_results(root: Path) -> str:
@@ -391,10 +326,8 @@ def _without_results(root: Path) -> str:
     return f"{root} is not a result directory: it holds no {ledgers.LEDGER}."
 
 
-def _refuse_foreign(root: Path, create: bool) -> None:
+def _refuse_foreign(root: Path) -> None:
     """Refuse a path without a ledger unless a result directory may be made there."""
-    if not create:
-        raise InputError(f"{root} is not a result directory: it holds no {ledgers.LEDGER}.")
     if not root.exists():
         return
     if not root.is_dir():
@@ -426,27 +359,22 @@ def difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[st
     """Return the first key in which two identities differ, with both values as text, or None."""
     theirs, ours = dict(_dotted(stored)), dict(_dotted(wanted))
     for key in sorted(theirs.keys() | ours.keys()):
-        old, new = theirs.get(key, "absent"), ours.get(key, "absent")
-        if old != new and _unequal(old, new):
-            return key, _short(old), _short(new)
+        if (key in theirs) != (key in ours) or theirs.get(key) != ours.get(key):
+            return key, _shown(theirs, key), _shown(ours, key)
     return None
 
 
-def _unequal(old: str, new: str) -> bool:
-    """Return whether two JSON texts hold different values; 1 equals 1.0."""
-    return "absent" in (old, new) or json.loads(old) != json.loads(new)
-
-
-def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield ``(dotted.key, JSON text)`` for every leaf of nested dicts."""
+def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield ``(dotted.key, value)`` for every leaf of nested dicts."""
     for key, value in tree.items():
         if isinstance(value, dict) and value:
             yield from _dotted(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", disk.json_text(value)
+            yield f"{prefix}{key}", value
 
 
-def _short(text: str) -> str:
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    text = disk.json_text(values[key]) if key in values else "absent"
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
@@ -470,38 +398,23 @@ def _create(root: Path, identity: dict[str, Any], spec_text: str) -> None:
 def rebuild(root: Path) -> list[str]:
     """Make a new ledger from ``identity.json`` and the records; the old one is moved aside.
 
-    Args:
-        root: a result directory whose ledger cannot be used.
-
-    Returns:
-        The committed units of the new ledger. The next run plans everything else again.
+    It returns the committed units of the new ledger. The next run plans everything else again.
 
     Raises:
         FaultError: the identity is damaged too, another process holds the directory, or the new
             ledger cannot be written.
     """
     about = disk.read_hashed(root / "identity.json")
-    lock = _lock(root, create=True)
-    try:
-        with disk.faults("rebuild the ledger of", root):
-            damaged = root / "ledger.damaged"
-            damaged.mkdir(exist_ok=True)
-            for name in (f"{ledgers.LEDGER}{suffix}" for suffix in ("", "-wal", "-shm")):
-                if (root / name).exists():
-                    os.replace(root / name, damaged / name)
-            _create(root, about["identity"], about["spec"])
-            with contextlib.closing(ledgers.Ledger(root, writable=True)) as ledger:
-                records = sorted((root / "records").glob("*.json"))
-                return [path.stem for path in records if _restored(ledger, path)]
-    finally:
-        _unlock(lock)
-
-
-def _restored(ledger: ledgers.Ledger, record: Path) -> bool:
-    """Insert a record into a ledger; return False if it is damaged."""
-    try:
-        content = disk.read_hashed(record)
-    except FaultError:
-        return False
-    ledger.restore(content)
-    return True
+    with held(root), disk.faults("rebuild the ledger of", root):
+        damaged = root / "ledger.damaged"
+        damaged.mkdir(exist_ok=True)
+        for name in (f"{ledgers.LEDGER}{suffix}" for suffix in ("", "-wal", "-shm")):
+            if (root / name).exists():
+                os.replace(root / name, damaged / name)
+        _create(root, about["identity"], about["spec"])
+        with contextlib.closing(ledgers.Ledger(root, writable=True)) as ledger:
+            paths = sorted((root / "records").glob("*.json"))
+            intact = [record for path in paths if (record := disk.read_intact(path))]
+            for record in intact:
+                ledger.restore(record)
+            return [record["unit"]["name"] for record in intact]

@@ -18,8 +18,9 @@ import quick
 
 from purejaxpg import FaultError, InputError, checkpoint, signals
 from purejaxpg.cluster import distributed, processes, remote
-from purejaxpg.sweep import compute, engine, memory
+from purejaxpg.sweep import compute, memory
 from purejaxpg.sweep import ledger as ledgers
+from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import search as searches
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import store as stores
@@ -169,7 +170,7 @@ def shapes(rows: int) -> Any:
     spec = specs.from_dict(tomllib.loads(SPEC), "tiny")
     backend = compute.Backend(spec, jax.devices()[:1])
     (group,) = backend.groups(0, next(searches.rounds(spec)), {})
-    return backend.template(engine.first_rows(group.units[0], rows))
+    return backend.template(plans.Unit("", group.units[0].legs[:1] * rows))
 
 
 # -------------------------------------------------------------------------- who is one of several
@@ -370,11 +371,11 @@ def test_a_failure_in_any_process_is_raised() -> None:
     def own() -> None:
         raise memory.OutOfMemory("here", 5)
 
-    full = {"failure": ["memory", "there", 3]}
+    full = {"failure": remote.as_values(memory.OutOfMemory("there", 3))}
     with pytest.raises(memory.OutOfMemory, match="there") as caught:
         make_leader(full, {}).call_all(devices_of(0, 1, 2), 1, {}, own=own)
     assert caught.value.fits == 3
-    fault = {"failure": ["fault", "jax failed", 0]}
+    fault = {"failure": remote.as_values(FaultError("jax failed"))}
     with pytest.raises(FaultError, match="jax failed"):
         make_leader(full, fault).call_all(devices_of(0, 1, 2), 1, {}, own=own)
 
@@ -418,11 +419,11 @@ def test_a_follower_that_would_compute_something_else_is_refused(
     follower = distributed.Follower(lambda: spec, jax.devices()[:1])
     assert distributed.attempted(follower.hello, same, []) == ({}, ())
     answer, _ = distributed.attempted(follower.hello, {**same, **change}, [])
-    error = remote.as_exception(remote.Failure(*answer["failure"]))
+    error = remote.as_exception(*answer["failure"])
     assert isinstance(error, InputError) and message in str(error)
 
 
 def test_a_programming_error_is_reported_to_the_leader(capsys: pytest.CaptureFixture[str]) -> None:
     answer, _ = distributed.attempted(lambda: 1 // 0, {}, [])  # type: ignore[arg-type]
-    assert answer["failure"][:2] == ["fault", "A process failed with ZeroDivisionError."]
+    assert answer["failure"] == ["FaultError", "A process failed with ZeroDivisionError."]
     assert "Traceback" in capsys.readouterr().err

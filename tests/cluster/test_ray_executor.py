@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import pickle
 import sys
 import time
 import types
@@ -15,9 +16,8 @@ import pytest
 import quick
 import tiny_sweep
 
-from purejaxpg import InputError, agents, signals
-from purejaxpg.cluster import ray_executor, remote
-from purejaxpg.sweep import engine
+from purejaxpg import InputError, agents, contract, signals
+from purejaxpg.cluster import ray_executor
 from purejaxpg.sweep import ledger as ledgers
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import store as stores
@@ -164,6 +164,9 @@ def check_same(ray: pathlib.Path, local: pathlib.Path) -> None:
 # -------------------------------------------------------------------------- in one process
 
 
+NOTHING = contract.Given((None, []))  # as the sweep's own process sends it
+
+
 def task(**changes: Any) -> ray_executor.Task:
     """The first unit of a tiny sweep, as a worker gets it."""
     import jax
@@ -177,18 +180,16 @@ def task(**changes: Any) -> ray_executor.Task:
     unit = group.units[0]
     values = {
         "agent": "ppo", "source": (), "eval_episodes": 4,
-        "group": 0, "signature": group.signature, "rows": group.rows, "unit": unit.name,
-        "legs": tuple(engine.planned(backend, unit, "tune")), "states": None,
-        "diverged_at": np.zeros(2, np.int32), "versions": backend.versions(),
+        "group": ray_executor.of_one_unit(group, unit, backend.to_dict), "start": None,
+        "versions": backend.versions(),
     }  # fmt: skip
     return ray_executor.Task(**{**values, **changes})
 
 
 def test_a_worker_with_other_versions_is_refused() -> None:
     one = task()
-    answer = ray_executor.compute_unit(task(versions={**one.versions, "jax": "0.0.1"}))
-    assert isinstance(answer, remote.Failure)
-    error = remote.as_exception(answer)
+    other = task(versions={**one.versions, "jax": "0.0.1"})
+    error = ray_executor.compute_unit(other, NOTHING)
     assert isinstance(error, InputError) and str(error).startswith("jax must be 0.0.1 on every")
 
 
@@ -201,10 +202,9 @@ def test_running_out_of_memory_in_a_worker_reaches_the_driver(
     monkeypatch.setattr(compute, "build", lambda *_: large)
     monkeypatch.setattr(memory, "limit", lambda devices: 1500)
     ray_executor.backend_of.cache_clear()
-    answer = ray_executor.compute_unit(task())
-    assert isinstance(answer, remote.Failure)
-    error = remote.as_exception(answer)
+    error = pickle.loads(pickle.dumps(ray_executor.compute_unit(task(), NOTHING)))
     assert isinstance(error, memory.OutOfMemory) and error.fits == 1
+    assert str(error) == "2 rows need 0 MiB and 0 are free"
     ray_executor.backend_of.cache_clear()  # it holds the program that was made up
 
 

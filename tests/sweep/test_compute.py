@@ -221,14 +221,15 @@ SEGMENT = jax.jit(compute.segment_rows, static_argnums=(0, 1), compiler_options=
 
 
 def segment(runs: list[plans.Run], first: int, count: int, states: Any = None, at: Any = None):
-    inputs = (*compute.stack(runs, ROWS), None)
-    states = compute.start_rows(TOY, inputs, None) if states is None else states
+    inputs = compute.inputs_of(contract.NOTHING, [unit(*runs)], ROWS)
+    states = compute.start_rows(TOY, inputs) if states is None else states
     at = np.zeros(ROWS, np.int32) if at is None else at
-    return SEGMENT(TOY, 6, inputs, None, states, at, np.int32(first), np.int32(count))
+    return SEGMENT(TOY, 6, inputs, states, at, np.int32(first), np.int32(count))
 
 
 def test_a_state_starts_from_fold_0() -> None:
-    states = compute.start_rows(TOY, (*compute.stack([run(0), run(1)], 2), None), None)
+    inputs = compute.inputs_of(contract.NOTHING, [unit(run(0), run(1))], 2)
+    states = compute.start_rows(TOY, inputs)
     expected = [float(random.uniform(key_of(seed, 0))) for seed in (10, 11)]
     assert states.drawn.tolist() == pytest.approx(expected)
 
@@ -270,14 +271,13 @@ def test_only_parameters_and_losses_count_as_diverged() -> None:
 
 def test_a_score_is_evaluates_after_that_update() -> None:
     runs = [run(0, env_params={"gravity": 5.0}), run(1, env_params={"gravity": 20.0})]
-    seeds, batch = compute.stack(runs, 2)
-    inputs = (seeds, batch, None)
-    states = compute.start_rows(TOY, inputs, None)
-    found = jax.jit(compute.score_rows, static_argnums=(0, 1), compiler_options=quick.OPTIONS)(
-        TOY, 5, inputs, None, states, np.int32(9)
+    inputs = compute.inputs_of(contract.NOTHING, [unit(*runs)], 2)
+    states = compute.start_rows(TOY, inputs)
+    found = jax.jit(compute.score_rows, static_argnums=(0, 4), compiler_options=quick.OPTIONS)(
+        TOY, inputs, states, np.int32(9), 5
     )
     for row, each in enumerate(runs):
-        state, config = jax.tree.map(lambda x, row=row: x[row], (states, batch))
+        state, config = jax.tree.map(lambda x, row=row: x[row], (states, inputs.configs))
         expected = jax.jit(evaluate.score, static_argnums=(1, 4), compiler_options=quick.OPTIONS)(
             key_of(each.seed, 2**31 + 9), TOY, state, config, 5
         )
@@ -325,16 +325,14 @@ def test_units_run_side_by_side_as_they_would_alone(
 ) -> None:
     units = [unit(run(0), run(1)), unit(run(2), name="v")][: backend.slots]
     inputs = backend.inputs(programs, units)
-    assert inputs[0].tolist() == [10, 11, 11, 12, 12, 12][: 3 * backend.slots]
-    placed = backend.once(programs, inputs)
-    assert backend.once(programs, inputs) is placed  # put on the devices once
-    assert placed[0].sharding == programs.sharding
+    assert inputs.seeds.tolist() == [10, 11, 11, 12, 12, 12][: 3 * backend.slots]
+    assert inputs.seeds.sharding == programs.sharding  # put on the devices once for all calls
     states = backend.start(programs, inputs)
     at = np.zeros(3 * backend.slots, np.int32)
     states, at, metrics = backend.segment(programs, inputs, states, at, 5, 1)
     assert isinstance(at, np.ndarray) and at.tolist() == [0] * 3 * backend.slots
     assert metrics["policy/drawn"].shape == (3 * backend.slots, 1)  # one column for an update
-    expected = [float(random.uniform(key_of(seed, 5))) for seed in inputs[0]]
+    expected = [float(random.uniform(key_of(seed, 5))) for seed in inputs.seeds]
     np.testing.assert_allclose(metrics["policy/drawn"][:, 0], expected, rtol=1e-6)
     scores = backend.score(programs, inputs, states, 1)
     assert scores["evaluation/return"].shape == (3 * backend.slots, 3)

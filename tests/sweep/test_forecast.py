@@ -56,7 +56,7 @@ def test_the_planned_disk_space_is_used(tmp_path: pathlib.Path) -> None:
     backend = compute.Backend(spec, jax.devices()[:1])
     (round_,) = forecast.searches.rehearse(forecast.searches.rounds(spec))
     planned = [(0, group) for group in backend.groups(0, round_, {})]
-    predicted = forecast.bytes_on_disk(spec, planned, backend, 1)
+    predicted = forecast.bytes_on_disk(backend, planned)
     run(spec, tmp_path / "out")
     with stores.Store.read(tmp_path / "out") as store:
         arrays = [store.arrays(unit["name"]) for unit in store.ledger.units()]
@@ -78,7 +78,7 @@ def test_of_a_population_two_generations_of_states_are_planned() -> None:
         backend = compute.Backend(spec, jax.devices()[:1])
         rounds = forecast.searches.rehearse(forecast.searches.rounds(spec))
         planned = [(i, g) for i, round_ in enumerate(rounds) for g in backend.groups(i, round_, {})]
-        return forecast.bytes_on_disk(spec, planned, backend, 1)
+        return forecast.bytes_on_disk(backend, planned)
 
     evaluations = 2 * 8 * 13 * 4  # two generations more of eight members and four episodes
     assert predicted(pbt={**few, "generations": 4}) == predicted(pbt=few) + evaluations

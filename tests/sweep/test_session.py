@@ -181,10 +181,9 @@ def test_a_run_gets_the_shared_arrays_and_those_of_its_seed(receiver: pathlib.Pa
 def test_a_shared_array_is_not_batched(receiver: pathlib.Path) -> None:
     spec = specs.load(receiver, arrays_for(receiver, [1.0, 2.0]))
     (group,) = compute.Backend(spec, jax.devices()[:1]).groups(0, next(search.rounds(spec)), {})
-    seeds, _, own = compute.inputs_of(spec, group.units[0], group.rows)
+    seeds, _, own, shared = compute.inputs_of(spec.given, group.units[:1], group.rows)
     assert own.shared is None and own.own.shape == (group.rows, 3)
     assert own.own[:, 0].tolist() == [{5: 1.0, 2: 2.0}[seed] for seed in seeds.tolist()]
-    shared = spec.given.shared()
     assert shared.own is None and shared.shared.shape == (3,)
 
 

@@ -330,8 +330,8 @@ def test_given_arrays_are_counted_once_on_disk(tmp_path: pathlib.Path) -> None:
     assert pipeline is not None
     spec = stages.plan(pipeline)[-1]
     assert spec.given.nbytes == (3 + 2 * 3) * 4 and not spec.given.digest
-    nothing_else: Any = None
-    assert forecast.bytes_on_disk(spec, [], nothing_else, 1) == spec.given.nbytes
+    backend = compute.Backend(spec, jax.devices()[:1])
+    assert forecast.bytes_on_disk(backend, []) == spec.given.nbytes
 
 
 def test_the_scores_of_a_trainer_are_counted_as_they_are_written(swept: pathlib.Path) -> None:
