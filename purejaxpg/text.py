@@ -1,7 +1,7 @@
 """Numbers and errors as text, so that every message, table and figure writes them alike."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
@@ -57,6 +57,16 @@ def number(value: float, digits: int = 3) -> str:
     if text in ("-0", "0"):
         return "0"
     return f"−{text[1:]}" if text.startswith("-") else text
+
+
+def interval(low: float, high: float, form: Callable[[float], str] = number) -> str:
+    """Return an interval such as ``[0.1, 0.2]``."""
+    return f"[{form(low)}, {form(high)}]"
+
+
+def estimate(value: float, low: float, high: float, form: Callable[[float], str] = number) -> str:
+    """Return a value with its interval, if it has one."""
+    return f"{form(value)} {interval(low, high, form)}" if high > low else form(value)
 
 
 def percent(share: float) -> str:

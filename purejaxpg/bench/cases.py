@@ -52,8 +52,7 @@ class Case:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the case as JSON can hold it."""
-        plain = {"fields": dict(self.fields), "given": dict(self.given)}
-        return {**dataclasses.asdict(self), **plain}
+        return dataclasses.asdict(self)
 
     @property
     def label(self) -> str:

@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from purejaxpg import contract, disk
+from purejaxpg import contract
 from purejaxpg.bench import cases, counts, roof
 from purejaxpg.report import figures as drawing
+from purejaxpg.report import tables as text_tables
 from purejaxpg.text import engineering
 
 Result = Mapping[str, Any]  # as `child.run` returns it; `results` adds "roof", steps/s or None
@@ -117,7 +118,7 @@ def tables(data: Mapping[str, Any], console: Any) -> None:
         (NEEDS_TITLE, NEEDS),
     ):
         if good:
-            console.print(table(title, columns, good))
+            text_tables.show(table(title, columns, good), console)
     for case, result in measured:
         if "error" in result:
             say = f"{case.label}: {result['error']}"
@@ -147,30 +148,18 @@ def describe(data: Mapping[str, Any]) -> str:
     )
 
 
-def table(title: str, columns: Columns, good: Sequence[Measured]) -> Any:
-    """Return a table for the console, a case per row.
+def table(title: str, columns: Columns, good: Sequence[Measured]) -> text_tables.Table:
+    """Return a table, a case per row.
 
     Args:
         title: its title.
         columns: header -> the cell of a result.
         good: at least one case that did not fail.
     """
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    frame: Any = {"box": box.SIMPLE_HEAD, "show_edge": False, "padding": (0, 1)}
-    made = Table(title=Text(title), title_justify="left", **frame)
-    made.add_column(Text("case"), overflow="fold")
-    rows = [[column(result) for column in columns.values()] for _, result in good]
     steps = unit(*(result for _, result in good))
-    for header, *cells in zip(columns, *rows, strict=True):
-        # On a narrow terminal headers may wrap; a value is never squeezed away.
-        name = Text(header.format(unit=steps))
-        made.add_column(name, justify="right", min_width=max(map(len, cells)))
-    for (case, _), row in zip(good, rows, strict=True):
-        made.add_row(*map(Text, (case.label, *row)))
-    return made
+    headers = ["case", *(header.format(unit=steps) for header in columns)]
+    cells = [[case.label, *(of(result) for of in columns.values())] for case, result in good]
+    return text_tables.Table(title, headers, cells)
 
 
 def knees(good: Iterable[Measured]) -> list[str]:
@@ -227,11 +216,7 @@ def figures(data: Mapping[str, Any], directory: Path) -> list[Path]:
         axes.set_xlabel(f"{axis} ({'in all' if axis == AGENTS else 'of each agent'})")
         steps = unit(*(result for points in lines.values() for _, _, result in points))
         axes.set_ylabel(f"{steps.replace('env-', 'environment ')} per second, all agents")
-    paths = [directory / f"bench.{ending}" for ending in ("png", "svg")]
-    for path in paths:
-        with disk.faults("write", path):
-            drawing.save(figure, path)
-    return paths
+    return drawing.save_both(figure, directory, "bench")
 
 
 def draw(axes: Any, lines: Mapping[str, Sequence[Point]]) -> None:
@@ -258,5 +243,4 @@ def draw(axes: Any, lines: Mapping[str, Sequence[Point]]) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    legend = {"loc": "upper left", "bbox_to_anchor": (0.0, -0.13), "borderaxespad": 0.0}
-    axes.legend(frameon=False, fontsize=10, ncols=2, **legend)
+    drawing.legend_below(axes, 2)

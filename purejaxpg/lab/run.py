@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from purejaxpg.lab import laboratory, show, study
+from purejaxpg.report import tables as text_tables
 from purejaxpg.text import short
 
 
@@ -24,7 +25,8 @@ def run(setting: laboratory.Setting, out: Path, console: Any, say: Callable[[str
     rows, best = study.run(setting, say)
     tables = show.tables(rows, best)
     sentence = show.agreement(*study.agreement(rows))
-    show.print_tables(tables, console)
+    for table in tables:
+        text_tables.show(table, console)
     for line in (*show.LEGEND, sentence):
         console.print(line.replace("*", ""), markup=False, highlight=False)
     for path in show.write(out, rows, show.markdown(command(setting), tables, sentence)):

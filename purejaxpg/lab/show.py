@@ -1,15 +1,13 @@
 """The tables, the files and the figure of the laboratory, from its rows alone."""
 
-import csv
-import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from purejaxpg import disk
 from purejaxpg.report import figures
+from purejaxpg.report.tables import Table, csv_text, markdown_lines
 from purejaxpg.text import number, short
 
 if TYPE_CHECKING:
@@ -27,16 +25,6 @@ LEGEND = (
     "Exact expectations run over all completions; a number after ~ is sampled. *enough* is the "
     "number of completions in a batch beyond which the bias is the larger part of the error.",
 )
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table as text, for the terminal and for Markdown."""
-
-    title: str
-    headers: list[str]
-    rows: list[list[str]]
-    note: str = ""
 
 
 def tables(rows: Sequence[Row], best: float) -> list[Table]:
@@ -186,26 +174,7 @@ def markdown(command: str, found: Sequence[Table], sentence: str) -> str:
     lines = ["# Estimators", "", f"`{command}`", ""]
     for text in LEGEND:
         lines += [text, ""]
-    for table in found:
-        lines += [f"## {table.title}", "", _line(table.headers)]
-        lines.append("|" + " --- |" + " ---: |" * (len(table.headers) - 1))
-        lines += [*map(_line, table.rows), ""]
-        lines += [table.note, ""] if table.note else []
-    return "\n".join([*lines, sentence, ""])
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def csv_text(rows: Sequence[Row]) -> str:
-    """Return all rows with full precision."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    file = io.StringIO()
-    writer = csv.DictWriter(file, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
+    return "\n".join([*lines, *markdown_lines(found, 2), sentence, ""])
 
 
 def write(directory: Path, rows: Sequence[Row], text: str) -> list[Path]:
@@ -223,31 +192,8 @@ def write(directory: Path, rows: Sequence[Row], text: str) -> list[Path]:
         directory.mkdir(parents=True, exist_ok=True)
     disk.write_text(directory / "estimators.md", text)
     disk.write_text(directory / "estimators.csv", csv_text(rows))
-    drawn = [directory / f"estimators.{ending}" for ending in ("png", "svg")]
-    figure = draw(rows)
-    for path in drawn:
-        with disk.faults("write", path):
-            figures.save(figure, path)
+    drawn = figures.save_both(draw(rows), directory, "estimators")
     return [directory / "estimators.md", directory / "estimators.csv", *drawn]
-
-
-def print_tables(found: Sequence[Table], console: Any) -> None:
-    """Print the tables on a terminal."""
-    from rich import box
-    from rich.table import Table as Printed
-    from rich.text import Text
-
-    for table in found:
-        frame: Any = {"box": box.SIMPLE_HEAD, "show_edge": False, "padding": (0, 0, 0, 1)}
-        caption = Text(table.note) if table.note else None
-        left: Any = {"title_justify": "left", "caption_justify": "left"}
-        printed = Printed(title=Text(table.title), caption=caption, **left, **frame)
-        for i, (header, *cells) in enumerate(zip(table.headers, *table.rows, strict=True)):
-            widest = max(map(len, cells))
-            printed.add_column(Text(header), justify="right" if i else "left", min_width=widest)
-        for cells in table.rows:
-            printed.add_row(*map(Text, cells))
-        console.print(printed)
 
 
 # ------------------------------------------------------------------------------------------ figure

@@ -264,18 +264,21 @@ class Schedule:
     Attributes:
         member: its run.
         steps: its legs as (first, last) update.
-        values: of each hyperparameter in each leg.
-        scores: after each leg.
+        values: of each hyperparameter that is a number, in each leg.
         everyone: (first update, last update, value) of all members, by hyperparameter.
         copied: how many times it continued from another member.
     """
 
     member: str
     steps: list[tuple[int, int]]
-    values: dict[str, list[Any]]
-    scores: list[float]
-    everyone: dict[str, list[tuple[int, int, Any]]]
+    values: dict[str, list[float]]
+    everyone: dict[str, list[tuple[int, int, float]]]
     copied: int
+
+    def line(self, name: str) -> tuple[list[int], list[float]]:
+        """Return updates and values of a hyperparameter, a point at both ends of each leg."""
+        updates = [update for span in self.steps for update in span]
+        return updates, [value for value in self.values[name] for _ in range(2)]
 
 
 @dataclass(frozen=True)
@@ -314,6 +317,16 @@ class Analysis:
     def ranked(self) -> list[Configuration]:
         """All configurations of the tuning stage."""
         return [c for section in self.sections for c in section.ranked]
+
+    @property
+    def confirmed(self) -> list[Confirmed]:
+        """All configurations that were run again on fresh seeds."""
+        return [each for section in self.sections for each in section.confirmed]
+
+    @property
+    def greedy(self) -> bool:
+        """Whether greedy policies were evaluated, too; not every trainer has one."""
+        return _greedy(self.ranked)
 
     @property
     def population(self) -> bool:
@@ -451,8 +464,8 @@ def _notes(
     number = f"{episodes} " if episodes else ""
     notes = [
         f"Final return: IQM over seeds of the mean of {number}stochastic evaluation episodes "
-        "after the last update, with a 95% bootstrap interval over seeds; greedy: the same with "
-        "greedy actions."
+        "after the last update, with a 95% bootstrap interval over seeds"
+        + ("; greedy: the same with greedy actions." if _greedy(ranked) else ".")
     ]
     if cut:
         notes.append(
@@ -470,6 +483,10 @@ def _notes(
     if several and not confirmed:
         notes.append(f"The best of many looks better than it is{again}")
     return notes
+
+
+def _greedy(ranked: Iterable[Configuration]) -> bool:
+    return any(math.isfinite(c.greedy_iqm) for c in ranked)
 
 
 def _unit(store: Store) -> str:
@@ -700,9 +717,8 @@ def levels_of(values: Sequence[Any], spec: Any = None, most: int | None = None) 
     Returns:
         Its distinct values if they are few or names, else bins of about equal size.
     """
-    numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
     texts = [json.dumps(v) for v in values]
-    if not numeric or not np.isfinite(np.array(values, float)).all():
+    if not _numeric(values) or not np.isfinite(np.array(values, float)).all():
         names = list(dict.fromkeys(texts))
         codes = np.array([names.index(text) for text in texts])
         labels = tuple(short(json.loads(text)) for text in names)
@@ -718,6 +734,10 @@ def levels_of(values: Sequence[Any], spec: Any = None, most: int | None = None) 
         labels = tuple(short(_whole(v, values)) for v in distinct.tolist())
         return Levels(codes, labels, distinct, log, numbers)
     return _binned(numbers, most or int(np.clip(len(values) // 8, 2, 8)), log)
+
+
+def _numeric(values: Iterable[Any]) -> bool:
+    return all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
 
 
 def _whole(value: float, values: Sequence[Any]) -> Any:
@@ -932,14 +952,14 @@ def _schedules(
 
 
 def _schedule(chain: Sequence[dict[str, Any]], legs: Sequence[dict[str, Any]]) -> Schedule:
-    names = [name for name in chain[-1]["swept"] if name != contract.ENV]
+    fields = {name: [leg["swept"][name] for leg in legs] for name in chain[-1]["swept"]}
+    names = [name for name, values in fields.items() if _numeric(values)]
     return Schedule(
         member=chain[-1]["run_id"],
         steps=[(leg["start"], leg["stop"]) for leg in chain],
-        values={name: [leg["swept"][name] for leg in chain] for name in names},
-        scores=[float(leg["score"]) for leg in chain],
+        values={name: [float(leg["swept"][name]) for leg in chain] for name in names},
         everyone={
-            name: [(leg["start"], leg["stop"], leg["swept"][name]) for leg in legs]
+            name: [(leg["start"], leg["stop"], float(leg["swept"][name])) for leg in legs]
             for name in names
         },
         copied=sum(leg["run_id"] != leg["parent"] for leg in chain[1:]),

@@ -17,7 +17,7 @@ import numpy as np
 from purejaxpg.report import analysis, completions
 from purejaxpg.report.analysis import Axis, Curves, Pair, Profile, Schedule, Section
 from purejaxpg.report.ranking import Configuration
-from purejaxpg.text import number, percent, short
+from purejaxpg.text import estimate, number, percent, short
 
 Figure = dict[str, Any]
 
@@ -60,6 +60,14 @@ def _band(x: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str, **more:
     x, low, high = x[known], low[known], high[known]
     outline = (np.concatenate([x, x[::-1]]), np.concatenate([high, low[::-1]]))
     return _trace(*outline, colour, width=0, fill="toself", fillcolor=f"@{colour} 2b", **more)
+
+
+def _error(values: Any, low: Any, high: Any, colour: str, thickness: float) -> Figure:
+    """Return error bars from `low` to `high`."""
+    values, low, high = np.array([values, low, high])
+    ends = {"array": rounded(high - values), "arrayminus": rounded(values - low)}
+    look = {"color": f"@{colour}", "thickness": thickness, "width": 0}
+    return {"type": "data", "symmetric": False, **ends, **look}
 
 
 # ----------------------------------------------------------------------------------------- curves
@@ -111,11 +119,6 @@ class Row:
     colour: str = "c1"
     before: float = math.nan
 
-    def text(self, form: Callable[[float], str]) -> str:
-        """Return the value with its interval, if it has one."""
-        ends = f" [{form(self.low)}, {form(self.high)}]" if self.high > self.low else ""
-        return form(self.value) + ends
-
 
 def forest(
     rows: Sequence[Row],
@@ -136,7 +139,7 @@ def forest(
     """
     traces, notes = [], []
     for place, row in enumerate(rows):
-        shown = row.text(form)
+        shown = estimate(row.value, row.low, row.high, form)
         if math.isfinite(row.before):
             ends = _trace([row.before, row.value], [place] * 2, row.colour, "lines+markers")
             ends["line"] |= {"dash": "dot", "width": 1.5}
@@ -145,10 +148,7 @@ def forest(
         hover = f"{clean(row.label)}<br>{shown}<extra></extra>".replace("%{", "% {")
         dot = _trace([row.value], [place], row.colour, "markers", size=11, hovertemplate=hover)
         if row.high > row.low:
-            array, arrayminus = rounded([row.high - row.value, row.value - row.low])
-            bar = {"type": "data", "symmetric": False, "array": [array]}
-            bar |= {"arrayminus": [arrayminus], "color": f"@{row.colour}", "thickness": 2.4}
-            dot["error_x"] = bar | {"width": 0}
+            dot["error_x"] = _error([row.value], [row.low], [row.high], row.colour, 2.4)
         traces.append(dot)
         notes += _labels(row.label, shown, place)
     axis: Figure = {"title": {"text": title}, "tickformat": ".0%" if form is percent else "~g"}
@@ -201,8 +201,7 @@ def shares(axes: Sequence[Axis]) -> Figure:
         return {**data, "y": y, "marker": {"color": f"@{colour}"}, "hovertemplate": hover}
 
     first = bar(main, 0.05, 0.26, "c1", "of scores")
-    ends = {"array": rounded(high - main), "arrayminus": rounded(main - low)}
-    first["error_x"] = {"type": "data", "symmetric": False, **ends, "color": "@ink", "width": 0}
+    first["error_x"] = _error(main, low, high, "ink", 2)
     traces = [first]
     if np.isfinite(top).any():
         traces.append(bar(top, 0.27, 0.14, "c5", "of being in the best quarter"))
@@ -243,8 +242,8 @@ def marginal(axis: Axis, scores: np.ndarray, limits: tuple[float, float]) -> Fig
     hover = {"hovertemplate": "%{customdata}: mean %{y:.4g}<extra></extra>", **labels}
     mean = _trace(x, axis.effects, "c1", mode, **hover)
     if np.isfinite(axis.errors).any():
-        mean["error_y"] = {"type": "data", "array": rounded(axis.errors), "color": "@c1"}
-        mean["error_y"] |= {"width": 0, "thickness": 2.2}
+        ends = axis.effects - axis.errors, axis.effects + axis.errors
+        mean["error_y"] = _error(axis.effects, *ends, "c1", 2.2)
     place: Figure = {"type": "log", "dtick": _decades(x)} if levels.log else {}
     if named or (not levels.binned and len(levels.labels) <= _LABELLED):
         place = {"tickvals": rounded(x), "ticktext": _ticks(levels.labels)} | {
@@ -361,27 +360,15 @@ def profile(data: Profile) -> Figure:
     return _figure(traces, 320, hovermode="x unified", **axes)
 
 
-def schedule(data: Schedule, name: str) -> Figure | None:
-    """Draw one hyperparameter of a population over its updates, the best member in colour.
-
-    Args:
-        data: what the population did.
-        name: of the hyperparameter.
-
-    Returns:
-        The figure, or None if the values are not numbers.
-    """
+def schedule(data: Schedule, name: str) -> Figure:
+    """Draw one hyperparameter of a population over its updates, the best member in colour."""
     everyone = data.everyone[name]
     values = [v for *_, v in everyone]
-    if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
-        return None
     log = min(values) > 0 and max(values) / min(values) > 5
     x = list(itertools.chain(*((start, stop, math.nan) for start, stop, _ in everyone)))
     y = list(itertools.chain(*((value, value, math.nan) for value in values)))
-    mine = [value for value in data.values[name] for _ in range(2)]
-    ends = [update for span in data.steps for update in span]
     hover = "%{y:.4g} at update %{x}<extra></extra>"
-    traces = [_trace(x, y, "grey", width=1), _trace(ends, mine, "c1", hovertemplate=hover)]
+    traces = [_trace(x, y, "grey", width=1), _trace(*data.line(name), "c1", hovertemplate=hover)]
     scale = {"type": "log", "dtick": _decades(np.array(values))} if log else {}
     return _figure(traces, 240, xaxis={"title": {"text": "updates"}}, yaxis=scale)
 
@@ -399,10 +386,9 @@ def frontier(texts: completions.Texts) -> Figure:
         The figure; configurations have the colours that `frontier_colours` names.
     """
     traces = []
-    for best in texts.frontiers:
-        every = -(-len(best["kl"]) // _FRONTIER) or 1
+    for best in texts.frontier_lines:
         hover = f"{texts.best_possible}: %{{y:.3g}} at KL %{{x:.3g}}<extra></extra>"
-        x, y = best["kl"][::every], best["return"][::every]
+        x, y = best[:, :: -(-best.shape[1] // _FRONTIER)]
         traces.append(_trace(x, y, "grey", width=1.6, hovertemplate=hover))
     if texts.line:
         x, y = zip(*texts.line, strict=True)
@@ -439,10 +425,8 @@ def _point_set(row: completions.Row, colour: str, title: str) -> list[Figure]:
     if row.centre is None or len(seeds) == 1:
         return [runs]
     kl, score = row.centre
-    text = hover(f"{row.name}, mean of {len(seeds)} seeds", kl.text(), score.text())
+    text = hover(f"{row.name}, mean of {len(seeds)} seeds", kl.text, score.text)
     mean = _trace([kl.value], [score.value], colour, "markers", size=10, hovertemplate=text)
     for axis, of in (("error_x", kl), ("error_y", score)):
-        ends = {"array": rounded([of.high - of.value]), "arrayminus": rounded([of.value - of.low])}
-        bar = {"type": "data", "symmetric": False, **ends, "color": f"@{colour}"}
-        mean[axis] = bar | {"thickness": 1.8, "width": 0}
+        mean[axis] = _error([of.value], [of.low], [of.high], colour, 1.8)
     return [runs, mean]

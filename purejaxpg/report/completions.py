@@ -6,8 +6,10 @@ keeps them in DIR/completions.json. The report only reads them.
 
 import functools
 import itertools
+import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +19,11 @@ import numpy as np
 
 from purejaxpg import FaultError, InputError, contract, disk, stats, trainers
 from purejaxpg.report import figures, ranking
-from purejaxpg.report.analysis import Analysis
+from purejaxpg.report.analysis import Confirmed
 from purejaxpg.report.ranking import Configuration
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep.store import Store
-from purejaxpg.text import number
+from purejaxpg.text import estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,6 +43,7 @@ FIRST = tuple(
 )
 KL_LABEL = "KL to the reference (nats per completion)"
 COLOUR, GREY = figures.COLOURS[0], "#7a7a7a"
+MARKERS = "os^DvP"  # of stages in one figure
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,10 @@ class Mean:
     low: float
     high: float
 
-    def text(self, form: Callable[[float], str] = number) -> str:
-        """Return the mean with its interval, if it has one."""
-        ends = f" [{form(self.low)}, {form(self.high)}]" if self.high > self.low else ""
-        return form(self.value) + ends
+    @property
+    def text(self) -> str:
+        """The mean with its interval, if it has one."""
+        return estimate(self.value, self.low, self.high)
 
 
 UNKNOWN = Mean(math.nan, math.nan, math.nan)
@@ -99,7 +102,7 @@ class Texts:
     Attributes:
         names: of all scores in the order of columns, the return first.
         rows: the configurations, best return first, then those on fresh seeds.
-        frontiers: for each reference the lists `kl` and `return`, and `exact`.
+        frontiers: for each reference the lists `kl`, ascending, and `return`, and `exact`.
         samples: of each configuration a `label`, and `columns` of texts and rewards.
     """
 
@@ -120,6 +123,13 @@ class Texts:
     def drawn(self) -> list[Row]:
         """The rows of the frontier, by divergence."""
         return sorted((row for row in self.rows if row.points), key=_divergence)
+
+    @property
+    def frontier_lines(self) -> list[np.ndarray]:
+        """The frontiers ``[2, K]``, divergence and return, a little farther than runs go."""
+        reach = 1.3 * max((kl for row in self.rows for _, kl, _ in row.points), default=math.inf)
+        lines = [np.array([each["kl"], each["return"]], float) for each in self.frontiers]
+        return [line[:, : np.searchsorted(line[0], reach, "right") + 1] for line in lines]
 
     @property
     def best_possible(self) -> str:
@@ -237,12 +247,15 @@ def scores(store: Store) -> dict[str, dict[str, float]]:
     return means
 
 
-def of_store(store: Store, data: Analysis) -> Texts:
+def of_store(
+    store: Store, ranked: Sequence[Configuration], confirmed: Iterable[Confirmed] = ()
+) -> Texts:
     """Return what the report shows of a sweep whose trainer scores itself.
 
     Args:
         store: an open result directory.
-        data: its analysis.
+        ranked: its configurations.
+        confirmed: those that were run again on fresh seeds.
 
     Returns:
         The scores, samples and frontiers; all of them empty if an environment scores the runs.
@@ -253,24 +266,15 @@ def of_store(store: Store, data: Analysis) -> Texts:
         return NOTHING
     order = {name: place for place, name in enumerate(FIRST)}
     names = sorted({contract.RETURN, *known}, key=lambda name: (order.get(name, len(order)), name))
-    runs = {run["run_id"]: run for run in data.runs}
+    runs = {run["run_id"]: run for run in store.ledger.runs()}
     fresh = [
         (f"{each.name}, fresh seeds: {each.configuration.label}", each.configuration)
-        for section in data.sections
-        for each in section.confirmed
+        for each in confirmed
     ]
-    shown = [(c.label, c) for c in data.ranked[:ROWS] if c.finished] + fresh
+    shown = [(c.label, c) for c in ranked[:ROWS] if c.finished] + fresh
     rows = [_row(name, c, names, runs, further) for name, c in shown]
     kept = read(store.path) or {}
-    frontiers = tuple(_within(frontier, rows) for frontier in kept.get("frontiers", ()))
-    return Texts(tuple(names), tuple(rows), frontiers, kept.get("samples", ()))
-
-
-def _within(frontier: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
-    """Return a frontier as far as runs go, and a little farther."""
-    reach = 1.3 * max((kl for row in rows for _, kl, _ in row.points), default=math.inf)
-    count = sum(kl <= reach for kl in frontier["kl"]) + 1  # `kl` ascends
-    return {**frontier, "kl": frontier["kl"][:count], "return": frontier["return"][:count]}
+    return Texts(tuple(names), tuple(rows), kept.get("frontiers", ()), kept.get("samples", ()))
 
 
 def _row(
@@ -298,7 +302,31 @@ def _mean(values: Sequence[float]) -> Mean:
     return Mean(mean, min(mean, float(low)), max(mean, float(high)))  # up to rounding
 
 
-# ------------------------------------------------------------------------------------- the figure
+def comparable(stages: Mapping[str, Texts]) -> dict[str, Texts]:
+    """Return the stages whose returns can be compared at equal divergence.
+
+    They have divergences from a common reference, which they share if they share a frontier.
+
+    Args:
+        stages: what the reports of the stages show, by name.
+
+    Returns:
+        The most that share a reference; empty if no two of them do.
+    """
+    known = {name: t for name, t in stages.items() if any(row.centre for row in t.rows)}
+    found = {name: set(map(_identity, texts.frontiers)) for name, texts in known.items()}
+    counts = Counter(itertools.chain(*found.values())).most_common(1)
+    if not counts or counts[0][1] < 2:
+        return {}
+    return {name: texts for name, texts in known.items() if counts[0][0] in found[name]}
+
+
+def _identity(frontier: Mapping[str, Any]) -> str:
+    """Return a frontier as text, equal for two that differ by rounding errors only."""
+    return json.dumps([[f"{x:.4g}" for x in frontier[name]] for name in ("kl", "return")])
+
+
+# ------------------------------------------------------------------------------------- the figures
 
 
 def draw(texts: Texts) -> "Figure | None":
@@ -312,39 +340,71 @@ def draw(texts: Texts) -> "Figure | None":
     """
     if not texts.drawn:
         return None
-    figure, (axes,) = figures.make_panels(1, 1, (7.4, 5.0))
-    for frontier in texts.frontiers:
-        axes.plot(frontier["kl"], frontier["return"], color=GREY, lw=1.4, zorder=1)
-    if texts.frontiers:
-        axes.plot([], [], color=GREY, lw=1.4, label=texts.best_possible)
-    line = np.array(texts.line).reshape(-1, 2)
-    axes.plot(*line.T, color=COLOUR, lw=1, alpha=0.4, zorder=2)
+    figure, axes = _panel(texts, 5.0)
     points = np.array([point[1:] for row in texts.drawn for point in row.points])
     axes.plot(*points.T, ".", color=COLOUR, ms=5, alpha=0.5, mew=0, zorder=3, label="a run")
-    centres = [(row.name, *row.centre) for row in texts.drawn if row.centre]
-    crosses = _draw_means(axes, [means for _, *means in centres]) if centres else []
-    figures.dress(axes, f"{texts.titles[0].capitalize()} over divergence")
-    axes.set_xlabel(KL_LABEL)
-    axes.set_ylabel(texts.titles[0])
+    taken = _draw_means(axes, texts, COLOUR, "o", "mean of a configuration, 95% interval")
     axes.legend(frameon=False, loc="lower right", fontsize=9)
-    lines = [np.array([f["kl"], f["return"]], float).T for f in texts.frontiers]
+    centres = [(row.name, *row.centre) for row in texts.drawn if row.centre]
     names = [(kl.value, score.value, name) for name, kl, score in centres[:LABELLED]]
-    _label(axes, names, [*lines, line, *crosses], points)
+    _label(axes, names, [*(line.T for line in texts.frontier_lines), *taken], points)
     return figure
 
 
-def _draw_means(axes: "Axes", centres: Sequence[Sequence[Mean]]) -> list[np.ndarray]:
-    """Draw the means of configurations; return their intervals as lines ``[2, 2]``."""
+def draw_together(stages: Mapping[str, Texts]) -> "Figure | None":
+    """Draw the means of several stages over their divergence from a common reference.
+
+    Args:
+        stages: as `comparable` returns them.
+
+    Returns:
+        The figure; None without stages.
+    """
+    if not stages:
+        return None
+    (first, *_) = stages.values()
+    frontiers = {_identity(each): each for texts in stages.values() for each in texts.frontiers}
+    rows = tuple(row for texts in stages.values() for row in texts.rows)
+    together = Texts(first.names, rows, tuple(frontiers.values()))
+    figure, axes = _panel(together, 5.4)
+    looks = zip(itertools.cycle(figures.MORE_COLOURS), itertools.cycle(MARKERS), strict=True)
+    for (name, texts), (colour, marker) in zip(stages.items(), looks, strict=False):
+        _draw_means(axes, texts, colour, marker, name)
+    figures.legend_below(axes, 4)
+    return figure
+
+
+def _panel(texts: Texts, height: float) -> tuple["Figure", "Axes"]:
+    """Return a figure of returns over divergences with nothing but the frontier."""
+    figure, (axes,) = figures.make_panels(1, 1, (7.4, height))
+    name = texts.best_possible
+    for line in texts.frontier_lines:
+        axes.plot(*line, color=GREY, lw=1.4, zorder=1, label=name)
+        name = ""  # one entry of the legend for all
+    figures.dress(axes, f"{texts.titles[0].capitalize()} over divergence")
+    axes.set_xlabel(KL_LABEL)
+    axes.set_ylabel(texts.titles[0])
+    return figure, axes
+
+
+def _draw_means(
+    axes: "Axes", texts: Texts, colour: str, marker: str, label: str
+) -> list[np.ndarray]:
+    """Draw the means of configurations, joined by a line; return it and intervals, ``[n, 2]``."""
+    line = np.array(texts.line).reshape(-1, 2)
+    axes.plot(*line.T, color=colour, lw=1.2, alpha=0.5, zorder=2)
+    centres = [row.centre for row in texts.drawn if row.centre]
+    if not centres:
+        return [line]
     ends = np.array([[(mean.value, mean.low, mean.high) for mean in pair] for pair in centres])
     (x, x_low, x_high), (y, y_low, y_high) = ends.transpose(1, 2, 0)
     axes.errorbar(
         x, y, xerr=np.stack([x - x_low, x_high - x]), yerr=np.stack([y - y_low, y_high - y]),
-        fmt="o", ms=5.5, color=COLOUR, elinewidth=1.3, zorder=4,
-        label="mean of a configuration, 95% interval",
+        fmt=marker, ms=5.5, color=colour, elinewidth=1.3, zorder=4, label=label,
     )  # fmt: skip
     across = np.stack([np.stack([x_low, y], 1), np.stack([x_high, y], 1)], 1)
     upright = np.stack([np.stack([x, y_low], 1), np.stack([x, y_high], 1)], 1)
-    return [*across, *upright]
+    return [line, *across, *upright]
 
 
 # Places of a label around its point: distances in points, each in eight directions.

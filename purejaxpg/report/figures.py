@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from purejaxpg import disk
 from purejaxpg.report.analysis import (
     Analysis,
     Axis,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, told apart under the common forms of colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+MORE_COLOURS = (*COLOURS, "#56B4E9", "#222222")
 _GREY = "#c9c9c9"
 _SOFT = "#555555"
 _AXES = 8
@@ -50,33 +52,32 @@ def write(data: Analysis, directory: Path) -> list[str]:
         "sensitivity": _sensitivity(data),
         "schedule": _schedule(data.schedules),
     }
-    figures = {name: figure for name, figure in drawn.items() if figure is not None}
-    for name, figure in figures.items():
-        save(figure, directory / f"{name}.png")
-        save(figure, directory / f"{name}.svg")
-    return [f"{name}.png" for name in figures]
+    made = {name: figure for name, figure in drawn.items() if figure is not None}
+    return [save_both(figure, directory, name)[0].name for name, figure in made.items()]
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Write a figure; equal results give equal files."""
+    """Write a figure; equal results give equal files.
+
+    Raises:
+        FaultError: it cannot be written.
+    """
     import matplotlib
 
     settings: Any = {"svg.hashsalt": "purejaxpg", "svg.fonttype": "none"}
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
+    with matplotlib.rc_context(settings), warnings.catch_warnings(), disk.faults("write", path):
         # A letter that the font lacks becomes a box, and long names may overlap.
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
         warnings.filterwarnings("ignore", "constrained_layout not applied", UserWarning)
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
-def _figure(width: float, height: float) -> "Figure":
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=140)
-    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
-    FigureCanvasAgg(figure)
-    return figure
+def save_both(figure: "Figure", directory: Path, name: str) -> list[Path]:
+    """Write a figure as PNG and as SVG -> both files."""
+    paths = [directory / f"{name}.png", directory / f"{name}.svg"]
+    for path in paths:
+        save(figure, path)
+    return paths
 
 
 def make_panels(count: int, most: int, size: tuple[float, float]) -> tuple["Figure", list["Axes"]]:
@@ -87,13 +88,24 @@ def make_panels(count: int, most: int, size: tuple[float, float]) -> tuple["Figu
         most: panels in a row, at most.
         size: width and height of a panel in inches.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     across = min(most, count)
     down = -(-count // across)
-    figure = _figure(size[0] * across, size[1] * down)
+    figure = Figure(figsize=(size[0] * across, size[1] * down), dpi=140)
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
+    FigureCanvasAgg(figure)
     grid = list(figure.subplots(down, across, squeeze=False).flatten())
     for axes in grid[count:]:
         axes.set_visible(False)
     return figure, grid[:count]
+
+
+def legend_below(axes: "Axes", columns: int, **more: Any) -> Any:
+    """Return a legend that is placed under a panel."""
+    place: Any = {"loc": "upper left", "bbox_to_anchor": (0.0, -0.15), "borderaxespad": 0.0}
+    return axes.legend(ncols=columns, frameon=False, fontsize=10, **place, **more)
 
 
 def plain(text: str, most: int = 110) -> str:
@@ -172,15 +184,11 @@ def _legend(axes: "Axes", coloured: int, roomy: bool) -> None:
     handles, labels = axes.get_legend_handles_labels()
     # They were drawn from the worst to the best.
     order = [*range(coloured - 1, -1, -1), *range(coloured, len(handles))]
-    legend = axes.legend(
-        [handles[i] for i in order],
-        [labels[i] for i in order],
-        loc="upper left",
-        bbox_to_anchor=(0.0, -0.15),
-        borderaxespad=0.0,
-        ncols=2 if roomy and max(map(len, labels)) < 60 else 1,
-        frameon=False,
-        fontsize=10,
+    legend = legend_below(
+        axes,
+        2 if roomy and max(map(len, labels)) < 60 else 1,
+        handles=[handles[i] for i in order],
+        labels=[labels[i] for i in order],
         title="rank by final return",
         title_fontsize=10,
         alignment="left",
@@ -328,8 +336,7 @@ def _schedule(schedules: Sequence[tuple[str, Schedule]]) -> "Figure | None":
     panels = [
         (environment, history, name)
         for environment, history in schedules
-        for name, values in history.values.items()
-        if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+        for name in history.values
     ]
     if not panels:
         return None
@@ -338,9 +345,7 @@ def _schedule(schedules: Sequence[tuple[str, Schedule]]) -> "Figure | None":
         everyone = history.everyone[name]
         for start, stop, value in everyone:
             axes.plot([start, stop], [value, value], color=_GREY, linewidth=0.8)
-        steps = [at for span in history.steps for at in span]
-        values = [value for value in history.values[name] for _ in range(2)]
-        axes.plot(steps, values, color=COLOURS[0], linewidth=2)
+        axes.plot(*history.line(name), color=COLOURS[0], linewidth=2)
         if min(v for *_, v in everyone) > 0:
             axes.set_yscale("log")
         dress(axes, name, environment)

@@ -20,7 +20,7 @@ from purejaxpg.report import analysis, charts, completions, ranking
 from purejaxpg.report.analysis import Analysis, Confirmed, Section
 from purejaxpg.report.charts import Figure, Row
 from purejaxpg.report.ranking import Configuration
-from purejaxpg.text import count, engineering, number, percent, short
+from purejaxpg.text import count, duration, engineering, interval, number, percent, short
 
 STATIC_ROWS = 20  # of the table without scripts
 ROWS = 10_000  # of the table with them; table.csv has all
@@ -77,7 +77,9 @@ def render(data: Analysis, title: str, written: completions.Texts = completions.
     return text.lstrip()  # the definitions of the template leave empty lines
 
 
-def render_stages(title: str, stages: Sequence[Mapping[str, Any]], text: str) -> str:
+def render_stages(
+    title: str, stages: Sequence[Mapping[str, Any]], text: str, frontier: bytes = b""
+) -> str:
     """Return the page of a pipeline, which links to the pages of its stages.
 
     Args:
@@ -85,6 +87,7 @@ def render_stages(title: str, stages: Sequence[Mapping[str, Any]], text: str) ->
         stages: in order; each with `name`, `agent`, `given`, `link`, `finished`, `planned`,
             `diverged` and its `ranked` configurations.
         text: the sweep file.
+        frontier: a PNG picture of all stages that can be compared; empty if there are none.
 
     Returns:
         A complete HTML document without a script.
@@ -92,7 +95,9 @@ def render_stages(title: str, stages: Sequence[Mapping[str, Any]], text: str) ->
     from markupsafe import Markup
 
     page = _environment().get_template("stages.html.j2").render(
-        title=title, stages=stages, text=text,
+        title=title, stages=stages, text=text, equal_kl=EQUAL_KL.format("this figure"),
+        frontier=base64.b64encode(frontier).decode(),
+        few=_few(max((c.finished for stage in stages for c in stage["ranked"]), default=0)),
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
     )  # fmt: skip
     return str(page).lstrip()
@@ -124,24 +129,9 @@ def counted(size: int, noun: str) -> str:
     return f"{size:,}{count(size, noun).removeprefix(str(size))}"
 
 
-def interval(low: float, high: float, form: Callable[[float], str] = number) -> str:
-    """Return an interval such as ``[0.1, 0.2]``."""
-    return f"[{form(low)}, {form(high)}]"
-
-
 def chance(improvement: analysis.Improvement) -> str:
     """Return a probability with its interval."""
     return f"{percent(improvement.value)} {interval(improvement.low, improvement.high, percent)}"
-
-
-def duration(seconds: float) -> str:
-    """Return a time such as 2 h 5 min."""
-    if seconds < 100:
-        return f"{number(seconds, 2)} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    hours, rest = divmod(round(seconds / 60), 60)
-    return f"{hours} h {rest} min"
 
 
 def _of_sweep(data: Analysis) -> dict[str, Any]:
@@ -162,7 +152,7 @@ def _of_sweep(data: Analysis) -> dict[str, Any]:
         "improvement": _improvement_figure(data, improvements) if improvements else None,
         "common": _common(data),
         "schedules": [
-            (name, history, [(n, f) for n in history.values if (f := charts.schedule(history, n))])
+            (name, history, [(n, charts.schedule(history, n)) for n in history.values])
             for name, history in data.schedules
         ],
         "runs": len(runs),
@@ -202,10 +192,15 @@ def _of_texts(written: completions.Texts) -> dict[str, Any]:
         "written": written,
         "scored": written.rows[:_SCORED],
         "seeds_scored": seeds,
-        "few": 1 < seeds < _FEW,
+        "few": _few(seeds),
         "samples": [(each["label"], _samples(each["columns"])) for each in written.samples],
         "equal_kl": EQUAL_KL,
     }
+
+
+def _few(seeds: int) -> str:
+    """Return a sentence about intervals over few seeds; "" if they are enough, or is only one."""
+    return f"{seeds} seeds are few: these intervals are too narrow." if 1 < seeds < _FEW else ""
 
 
 def _samples(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
@@ -369,9 +364,13 @@ def _columns(data: Analysis) -> list[tuple[dict[str, Any], Callable[[Configurati
             for name in ranking.fields(data.ranked)
         ),
         column("final return, too", "mean", lambda c: _cell(c.mean, _score)),
-        column("final return, too", "greedy", lambda c: _cell(c.greedy_iqm, _score)),
-        column("during training", "best", lambda c: _cell(data.during_training(c)[0], _score)),
-        column("during training", "AUC", lambda c: _cell(data.during_training(c)[1], _score)),
+        *[column("final return, too", "greedy", lambda c: _cell(c.greedy_iqm, _score))]
+        * data.greedy,
+        *[
+            column("during training", "best", lambda c: _cell(data.during_training(c)[0], _score)),
+            column("during training", "AUC", lambda c: _cell(data.during_training(c)[1], _score)),
+        ]
+        * bool(data.training),
         *[column(cost, "trained", lambda c: _cell(c.reached, percent))] * stops,
         column(cost, "diverged", _failed_cell, "fail"),
         column(

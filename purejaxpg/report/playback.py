@@ -312,8 +312,8 @@ def picture(key: jax.Array, trained: Trained, greedy: bool, path: Path) -> str:
     env, params = envs.setup(trained.config)
     with disk.faults("write", path):
         pictures.save_gif(path, env, params, states, rewards)
-    length = f"{len(rewards)} step{'s' if len(rewards) != 1 else ''}"
-    return f"Drew an episode of {length} with return {_short(float(rewards.sum()))}: {path}"
+    length, total = count(len(rewards), "step"), _short(float(rewards.sum()))
+    return f"Drew an episode of {length} with return {total}: {path}"
 
 
 def _check_gif(path: Path, env_name: str) -> None:
@@ -346,13 +346,9 @@ def _summary(played: dict[str, np.ndarray], greedy: bool) -> str:
     if not finished.any():
         return f"None of {len(finished)} episodes ended within {evaluate.LONGEST} steps."
     returns = played["return"][finished].astype(np.float64)
-    count, running = len(returns), int((~finished).sum())
-    error = float(np.std(returns, ddof=1)) / math.sqrt(count) if count > 1 else float("nan")
-    spread = f" ± {_short(error)}" if count > 1 else ""
-    kind = "greedy" if greedy else "sampled"
+    running, kind = int((~finished).sum()), "greedy" if greedy else "sampled"
     text = (
-        f"{count} {kind} episode{'s' if count != 1 else ''}: "
-        f"return {_short(float(np.mean(returns)))}{spread}, "
+        f"{count(len(returns), f'{kind} episode')}: return {_mean(returns)}, "
         f"min {_short(float(np.min(returns)))}, max {_short(float(np.max(returns)))}, "
         f"mean length {_short(float(played['length'][finished].mean()))}"
     )
@@ -367,14 +363,19 @@ def _scores(key: jax.Array, trained: Trained, episodes: int) -> str:
         return contract.score(key, trained.agent, state, config, episodes, *given)
 
     scores = program(key, trained.state, trained.config, *trained.given)
-    parts = []
-    for name, value in scores.items():
-        values = np.asarray(value, np.float64)
-        error = float(np.std(values, ddof=1)) / math.sqrt(episodes) if episodes > 1 else math.nan
-        spread = f" ± {_short(error)}" if episodes > 1 else ""
-        label = name.removeprefix(contract.EVALUATION).replace("_", " ")
-        parts.append(f"{label} {_short(float(values.mean()))}{spread}")
+    parts = [
+        f"{name.removeprefix(contract.EVALUATION).replace('_', ' ')} {_mean(values)}"
+        for name, values in scores.items()
+    ]
     return f"{count(episodes, 'episode')}: {', '.join(parts)}"
+
+
+def _mean(values: Any) -> str:
+    """Return the mean of numbers ``[n]`` with its standard error, if there are several."""
+    values = np.asarray(values, np.float64)
+    mean, size = _short(float(values.mean())), len(values)
+    error = float(np.std(values, ddof=1)) / math.sqrt(size) if size > 1 else math.nan
+    return f"{mean} ± {_short(error)}" if size > 1 else mean
 
 
 def _short(value: float) -> str:

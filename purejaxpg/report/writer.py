@@ -4,17 +4,15 @@
 the files.
 """
 
-import csv
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from purejaxpg import FaultError, contract, disk
-from purejaxpg.report import analysis, completions, export, figures, page, ranking
+from purejaxpg.report import analysis, completions, export, figures, page, ranking, tables
 from purejaxpg.report.analysis import Analysis
 from purejaxpg.report.ranking import Configuration
 from purejaxpg.sweep import stages
@@ -22,8 +20,8 @@ from purejaxpg.sweep.store import Store
 from purejaxpg.text import count, paragraphs, short
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.console import Console
-    from rich.table import Table
 
 
 _COUNTS = ("finished", "planned", "diverged")
@@ -53,7 +51,7 @@ def write(directory: str | os.PathLike[str], console: "Console") -> Path:
             target.mkdir(exist_ok=True)
             data = analysis.of_store(store)
             _print(data, console)
-            written = completions.of_store(store, data)
+            written = completions.of_store(store, data.ranked, data.confirmed)
             _print_further(written, console)
             _write_tables(data, written, target)
             text = page.render(data, _title_of(store.path), written)
@@ -65,7 +63,9 @@ def write(directory: str | os.PathLike[str], console: "Console") -> Path:
 
 
 def write_stages(directory: str | os.PathLike[str]) -> Path:
-    """Write DIR/index.html of a pipeline, a list of its stages with links to their reports.
+    """Write the page of a pipeline, DIR/index.html, which links to the reports of its stages.
+
+    Where several stages can be compared, it shows DIR/frontier.png, which is also written as SVG.
 
     Args:
         directory: the directory of the stages, at least one of which has begun.
@@ -82,8 +82,11 @@ def write_stages(directory: str | os.PathLike[str]) -> Path:
     if pipeline is None:
         raise FaultError(f"{begun[-1] / 'spec.toml'} is damaged: it has no stages.")
     rows = [_stage(stage, root / stage.name, begun) for stage in pipeline.stages]
+    compared = completions.comparable({row["name"]: row["written"] for row in rows})
+    pictures = _write_figure(completions.draw_together(compared), root)
+    drawn = pictures[0].read_bytes() if pictures else b""
     target = root / "index.html"
-    disk.write_text(target, page.render_stages(root.name, rows, pipeline.text))
+    disk.write_text(target, page.render_stages(root.name, rows, pipeline.text, drawn))
     return target
 
 
@@ -98,13 +101,15 @@ def _stage(stage: stages.Stage, directory: Path, begun: Sequence[Path]) -> dict[
         "given": ", ".join(f"{name} = {source}" for name, source in sources),
         "link": f"{stage.name}/report/index.html" if written else None,
         "ranked": [],
+        "written": completions.NOTHING,
     }
     if directory not in begun:
         return shown
     with Store.read(directory) as store:
         ranked = ranking.rank(store)
+        text = completions.of_store(store, ranked)
     count = {name: sum(getattr(c, name) for c in ranked) for name in _COUNTS}
-    return shown | count | {"ranked": ranked}
+    return shown | count | {"ranked": ranked, "written": text}
 
 
 def _title_of(directory: Path) -> str:
@@ -124,21 +129,10 @@ def _decimals(section: Sequence[Configuration]) -> int:
     return 1 if largest >= 100 else 2 if largest >= 1 else 4
 
 
-@dataclass(frozen=True)
-class _Text:
-    """A table as text, for the terminal and the Markdown file."""
-
-    title: str
-    headers: list[str]
-    rows: list[list[str]]
-    caption: str | None = None
-
-
 def _cells(
-    first: str, configuration: Configuration, fields: Sequence[str], decimals: int
+    first: str, c: Configuration, fields: Sequence[str], decimals: int, greedy: bool
 ) -> list[str]:
     """Return one row of a table as text."""
-    c = configuration
 
     def score(value: float) -> str:
         return f"{value:.{decimals}f}" if np.isfinite(value) else "-"
@@ -151,12 +145,9 @@ def _cells(
         score(c.iqm),
         interval,
         score(c.mean),
-        score(c.greedy_iqm),
+        *([score(c.greedy_iqm)] if greedy else []),
         f"{c.diverged}/{c.finished}{missing}",
     ]
-
-
-_HEADERS = ("IQM", "95% CI", "mean", "greedy", "diverged")
 
 
 def _title(environment: str, section: Sequence[Configuration]) -> str:
@@ -165,15 +156,15 @@ def _title(environment: str, section: Sequence[Configuration]) -> str:
     return f"{environment}: {text}" if environment else text
 
 
-def _more(section: Sequence[Configuration]) -> str | None:
+def _more(section: Sequence[Configuration]) -> str:
     hidden = len(section) - SHOWN
-    return f"{hidden} more in table.csv" if hidden > 0 else None
+    return f"{hidden} more in table.csv" if hidden > 0 else ""
 
 
 def _print(data: Analysis, console: "Console") -> None:
     """Print one table per environment and stage, then the notes."""
-    for text in _texts(data):
-        console.print(_table(text))
+    for table in _tables(data):
+        tables.show(table, console)
     for note in data.notes:
         console.print(note, markup=False, highlight=False)
 
@@ -181,25 +172,25 @@ def _print(data: Analysis, console: "Console") -> None:
 def _print_further(written: completions.Texts, console: "Console") -> None:
     """Print the means of all further scores of each configuration."""
     many = len(written.names) > 5  # they must fit into 120 characters
-    text = _further(written, 1, "\n[" if many else " [")  # the return is in the tables above
-    if text is None:
+    table = _further(written, 1, "\n[" if many else " [")  # the return is in the tables above
+    if table is None:
         return
-    console.print(_table(text))
+    tables.show(table, console)
     if contract.KL in written.names:
         console.print(page.EQUAL_KL.format("frontier.png"), markup=False, highlight=False)
 
 
-def _further(written: completions.Texts, start: int = 0, gap: str = " [") -> _Text | None:
+def _further(written: completions.Texts, start: int = 0, gap: str = " [") -> tables.Table | None:
     """Return the table of further scores from column `start`; None if there are none."""
     if not written.rows:
         return None
     names = written.names[start:]
     rows = [
-        [row.name, *(row.means[name].text().replace(" [", gap) for name in names)]
+        [row.name, *(row.means[name].text.replace(" [", gap) for name in names)]
         for row in written.rows[:SHOWN]
     ]
     title = "Further scores: mean over runs, 95% interval"
-    return _Text(title, ["", *written.titles[start:]], rows)
+    return tables.Table(title, ["", *written.titles[start:]], rows, best_first=True)
 
 
 def _write_completions(written: completions.Texts, target: Path) -> list[str]:
@@ -210,74 +201,49 @@ def _write_completions(written: completions.Texts, target: Path) -> list[str]:
             for each in written.samples
         ]
         (target / "samples.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
-    figure = completions.draw(written)
-    if figure is None:
-        return []
-    for name in ("frontier.png", "frontier.svg"):
-        figures.save(figure, target / name)
-    return ["frontier.png"]
+    return [path.name for path in _write_figure(completions.draw(written), target)[:1]]
 
 
-def _texts(data: Analysis) -> list[_Text]:
+def _write_figure(figure: "Figure | None", folder: Path) -> list[Path]:
+    """Write the figure of a frontier; without it, remove the files of an earlier report."""
+    if figure is not None:
+        return figures.save_both(figure, folder, "frontier")
+    for ending in ("png", "svg"):
+        (folder / f"frontier.{ending}").unlink(missing_ok=True)
+    return []
+
+
+def _tables(data: Analysis) -> list[tables.Table]:
     """Return the tables of each environment: the confirmed configurations, then the ranking."""
-    texts = []
+    found = []
     for section in data.sections:
         confirmed = [each.configuration for each in section.confirmed]
         fields, decimals = ranking.fields(section.ranked), _decimals([*section.ranked, *confirmed])
-        headers = [*fields, *_HEADERS]
+        kinds = ["greedy"] if data.greedy else []
+        headers = [*fields, "IQM", "95% CI", "mean", *kinds, "diverged"]
         if confirmed:
             name = f"{section.environment}: " if section.environment else ""
-            rows = [_cells(e.name, e.configuration, fields, decimals) for e in section.confirmed]
-            texts.append(_Text(f"{name}on fresh seeds", ["", *headers], rows))
+            rows = [
+                _cells(e.name, e.configuration, fields, decimals, data.greedy)
+                for e in section.confirmed
+            ]
+            title = f"{name}on fresh seeds"
+            found.append(tables.Table(title, ["", *headers], rows, best_first=True))
         rows = [
-            _cells("-" if c.rank is None else str(c.rank), c, fields, decimals)
+            _cells("-" if c.rank is None else str(c.rank), c, fields, decimals, data.greedy)
             for c in section.ranked[:SHOWN]
         ]
         title = _title(section.environment, section.ranked)
-        texts.append(_Text(title, ["rank", *headers], rows, _more(section.ranked)))
-    return texts
-
-
-def _table(text: _Text) -> "Table":
-    """Return a table for the terminal."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    # Text objects, so that rich does not read swept values such as [64, 64] as markup.
-    table = Table(
-        title=Text(text.title),
-        caption=Text(text.caption) if text.caption else None,
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        caption_justify="left",
-        show_edge=False,
-        padding=(0, 0, 0, 1),
-    )
-    for header, *column in zip(text.headers, *text.rows, strict=True):
-        # On a narrow terminal headers may wrap, but values stay whole.
-        widest = max(len(line) for cell in column for line in cell.splitlines() or [""])
-        table.add_column(Text(header), justify="right", min_width=min(widest, 24), overflow="fold")
-    for i, row in enumerate(text.rows):
-        style = "bold" if i == 0 and len(text.rows) > 1 else None
-        table.add_row(*(Text(cell) for cell in row), style=style)
-    return table
+        note = _more(section.ranked)
+        found.append(tables.Table(title, ["rank", *headers], rows, note, best_first=True))
+    return found
 
 
 def _markdown(data: Analysis, written: completions.Texts) -> str:
     """Return the same tables as Markdown."""
-    lines: list[str] = []
     further = _further(written)
-    for text in [*_texts(data), *([further] if further else [])]:
-        lines += [f"### {text.title}", "", _markdown_row(text.headers)]
-        lines.append("|" + " ---: |" * len(text.headers))
-        lines += [_markdown_row(row) for row in text.rows]
-        lines += ["", f"{text.caption}.", ""] if text.caption else [""]
+    lines = tables.markdown_lines([*_tables(data), *([further] if further else [])], 3)
     return "\n".join(lines + [line for note in data.notes for line in (note, "")])
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 # ------------------------------------------------------------------------------ tables for programs
@@ -290,8 +256,8 @@ def _write_tables(data: Analysis, written: completions.Texts, target: Path) -> N
     _write_csv(target / "table.csv", _configuration_rows(data, data.ranked, fields))
     _write_csv(target / "runs.csv", _run_rows(data, fields))
     _write_csv(target / "further.csv", _further_rows(written))
-    fresh = [c.configuration for section in data.sections for c in section.confirmed]
-    roles = [c.role for section in data.sections for c in section.confirmed]
+    fresh = [c.configuration for c in data.confirmed]
+    roles = [c.role for c in data.confirmed]
     confirmed = [
         {"role": role, **row}
         for role, row in zip(roles, _configuration_rows(data, fresh, fields), strict=True)
@@ -306,10 +272,7 @@ def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     if not rows:
         path.unlink(missing_ok=True)
         return
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    path.write_text(tables.csv_text(rows), encoding="utf-8")
 
 
 # The names of columns, and of the attributes or keys that fill them.

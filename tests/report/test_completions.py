@@ -1,11 +1,13 @@
 """Scores, samples and the frontier of language models, on the page, as a picture and as tables."""
 
+import base64
 import csv
 import html
 import io
 import itertools
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from matplotlib.text import Annotation, Text
 from rich.console import Console
 
 from purejaxpg import FaultError, cli, contract, disk, stats
-from purejaxpg.report import analysis, charts, completions, writer
+from purejaxpg.report import charts, completions, ranking, writer
 from purejaxpg.sweep import stages
 from purejaxpg.sweep.ledger import Outcome, Run
 from purejaxpg.sweep.store import Store
@@ -65,7 +67,7 @@ def language(path, betas=BETAS, seeds=SEEDS, diverged=(), exact=False, spec=""):
 
 def texts_of(path):
     with Store.read(path) as store:
-        return completions.of_store(store, analysis.of_store(store))
+        return completions.of_store(store, ranking.rank(store))
 
 
 def test_means_and_intervals_are_those_of_the_runs(tmp_path):
@@ -162,10 +164,14 @@ def test_tables_and_terminal_have_the_same_numbers(tmp_path):
     assert len(rows) == len(BETAS) * SEEDS
     assert rows[0]["configuration"] == "beta 0.05" and rows[0]["seed"] == "0"
     assert float(rows[0]["kl"]) == pytest.approx(arrays["run0-0"]["evaluation/kl"].mean())
-    mean = texts_of(tmp_path / "out").rows[0].means[contract.KL].text()
+    mean = texts_of(tmp_path / "out").rows[0].means[contract.KL].text
     assert "[" in mean and mean in (target / "table.md").read_text()
     assert all(part in text.getvalue() for part in mean.split(" ", 1))
     assert "compare configurations at equal KL" in " ".join(text.getvalue().split())
+    # What no language model has: greedy returns, learning curves, environments to be tuned for.
+    page = (target / "index.html").read_text("utf-8")
+    assert "greedy" not in text.getvalue() and 'id="sensitivity"' not in page
+    assert not re.search(r"<th[^>]*>(greedy|AUC)<", page) and "shows or hides a curve" not in page
     assert (target / "frontier.svg").is_file() and "policy reward" in (
         target / "samples.md"
     ).read_text(encoding="utf-8")
@@ -210,3 +216,47 @@ def test_the_page_of_a_pipeline_lists_its_stages_and_links_to_them(tmp_path, cap
     (out / "first" / "spec.toml").write_text("seeds = 2")
     with pytest.raises(FaultError, match=r"spec.toml is damaged: it has no stages"):
         writer.write_stages(out)
+
+
+def test_stages_with_a_common_reference_share_a_figure(tmp_path):
+    out, reference = tmp_path / "out", 'given = { reference = "sft" }'
+    names = ("sft", "first", "second", "other")
+    spec = "".join(f'[[stage]]\nname = "{n}"\nagent = "mine"\n{reference}\n' for n in names[1:])
+    spec = f'[[stage]]\nname = "sft"\nagent = "mine"\n{spec}'
+    out.mkdir()
+    disk.write_hashed(out / stages.STAGES, {"stages": names})
+    for name in names:
+        language(out / name, betas=(2.0, 0.5, 0.1), seeds=2, spec=spec)
+    disk.write_hashed(out / "sft" / completions.FILE, {"frontiers": [], "samples": []})
+    theirs = {"kl": [0.0, 1.0, 4.0], "return": [0.0, 1.3, 2.4], "exact": False}
+    disk.write_hashed(out / "other" / completions.FILE, {"frontiers": [theirs], "samples": []})
+    found = completions.comparable({name: texts_of(out / name) for name in names})
+    assert list(found) == ["first", "second"]
+    page = writer.write_stages(out)
+    (picture,) = re.findall(r'<img src="data:image/png;base64,([^"]*)"', page.read_text("utf-8"))
+    assert base64.b64decode(picture) == (out / "frontier.png").read_bytes()
+    drawn = (out / "frontier.svg").read_text("utf-8")
+    assert [name for name in names if f">{name}<" in drawn] == ["first", "second"]
+    shutil.rmtree(out / "second")  # one stage alone needs no figure of its own
+    assert "<img" not in writer.write_stages(out).read_text("utf-8")
+    assert not list(out.glob("frontier.*"))
+
+
+def test_each_stage_of_a_figure_has_a_look_of_its_own(tmp_path):
+    language(tmp_path / "out", exact=True)
+    texts = texts_of(tmp_path / "out")
+    names = [f"stage{i}" for i in range(9)]
+    (axes,) = completions.draw_together(dict.fromkeys(names, texts)).axes
+    frontier, *lines = axes.lines[:2]
+    assert frontier.get_label() == "best possible" and frontier.get_color() == completions.GREY
+    np.testing.assert_allclose(np.transpose(lines[0].get_data()), texts.line)
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["best possible", *names]
+    means = [bars.lines[0] for bars in axes.containers]
+    assert len({(line.get_color(), line.get_marker()) for line in means}) == 9
+    for bars in axes.containers:
+        np.testing.assert_allclose(np.transpose(bars.lines[0].get_data()), texts.line)
+        across, _ = (np.array(lines.get_segments()) for lines in bars.lines[2])
+        ends = [(row.centre[0].low, row.centre[0].high) for row in texts.drawn]
+        np.testing.assert_allclose(across[:, :, 0], ends)
+    assert completions.draw_together({}) is None

@@ -465,6 +465,8 @@ def test_a_browser_runs_nothing_that_comes_from_results(tmp_path):
     # The frontier is drawn and says where a point is from; one configuration's samples are open.
     state = dict(re.findall(r'data-(\w+)="([^"]*)"', re.search(r"<html[^>]*>", document).group(0)))
     assert (state["opened"], state["side"]) == ("0 1", "true")
+    hovered = html.unescape(state["hovered"])
+    assert hovered.startswith(f"{NASTY}1, seed 1KL 1.1") and "<img" in hovered
     assert 'data-ready="true"' in document and "<img" not in document.replace(PLOTLY, "")
     assert "data-error" not in re.search(r"<html[^>]*>", document).group(0)
     assert document.count('class="main-svg"') >= 3
@@ -485,8 +487,12 @@ window.addEventListener("load", () => {
   const [before, after] = all("div", details[1].querySelector("li"));
   const [a, b] = [before.getBoundingClientRect(), after.getBoundingClientRect()];
   state.side = a.top === b.top && a.right <= b.left && a.width > 100;
+  const frontier = document.querySelector("#frontier .chart");
+  const runs = frontier.data.findIndex((trace) => trace.x.length === 2);
+  Plotly.Fx.hover(frontier, [{ curveNumber: runs, pointNumber: 1 }]);
   setTimeout(() => {
     state.opened = details.map((each) => Number(each.open)).join(" ");
+    state.hovered = frontier.querySelector(".hoverlayer text").textContent;
   }, 300);
 });
 """

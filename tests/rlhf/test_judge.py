@@ -18,6 +18,7 @@ from purejaxpg.sweep import session
 TASK = tasks.make("enumerable-3-3")
 SMALL = {"width": 8, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "mlp_width": 8}
 V = len(TASK.words)
+WORD = 3  # the first action but the end
 
 
 @functools.cache
@@ -84,13 +85,19 @@ def test_given_pairs_are_the_labels():
     assert len(every.chosen_ids) == 3
 
 
-def test_a_judge_learns_what_is_better_and_the_position_that_it_is_taught():
-    config = judge.Config(
-        task="enumerable-3-3", num_updates=500, batch_size=256, num_labels=4096, learning_rate=3e-3
-    )
-    # A smaller judge, or one that sees less, learns too little of random rewards.
-    architecture = sft.architecture(sft.Config(task="enumerable-3-3"))
-    given = judge.Given(transformer.init(random.key(0), architecture))
+def counting():
+    """As TASK, but the reward counts a word, which a judge learns sooner than random rewards."""
+
+    def reward(prompt_ids, completion_ids, mask):
+        return 2.0 * ((completion_ids == WORD) & mask).sum(1)
+
+    return dataclasses.replace(TASK, reward=reward)
+
+
+def test_a_judge_learns_what_is_better_and_the_position_that_it_is_taught(monkeypatch):
+    monkeypatch.setattr(tasks, "make", lambda name: counting())
+    config = judge.Config(num_updates=200, num_labels=1024, learning_rate=1e-2)
+    given = judge.Given(reference())
 
     @jax.jit
     @jax.vmap
@@ -104,7 +111,7 @@ def test_a_judge_learns_what_is_better_and_the_position_that_it_is_taught():
     scores = {name.removeprefix("evaluation/"): value for name, value in scores.items()}
     assert abs(scores["position_bias"][0]) < 0.05 and scores["position_bias"][1] > 0.15
     assert (scores["return"] < scores["best"]).all()
-    assert (scores["return"] > 0.6).all()
+    assert (scores["return"] > 0.7).all()
     assert scores["one_order"][1] < scores["return"][1] - 0.02
     assert scores["consistent"][1] < scores["consistent"][0]
     assert metrics["judge/says_first"][1, -100:].mean() > 0.8
@@ -176,6 +183,7 @@ eval_episodes = 64
 [[stage]]
 name = "sft"
 agent = "rlhf.sft"
+rows_per_device = 2
 config = {task = "enumerable-3-3", batch_size = 16, num_updates = 3, width = 8, num_layers = 1, \
 num_heads = 1, num_kv_heads = 1, mlp_width = 8}
 [[stage]]
@@ -188,11 +196,6 @@ name = "reward"
 agent = "rlhf.reward_model"
 config = {task = "enumerable-3-3", batch_size = 16, num_updates = 3}
 given = {reference = "sft", judge = "judge"}
-[[stage]]
-name = "rlhf"
-agent = "rlhf.rloo"
-config = {task = "enumerable-3-3", batch_size = 16, num_updates = 3}
-given = {reference = "sft", reward = "reward"}
 [[stage]]
 name = "rlaif"
 agent = "rlhf.rlaif"
@@ -209,13 +212,13 @@ def test_pipelines_with_a_judge_run_and_resume(tmp_path, capsys):
     assert session.sweep(path, options) == 0
     printed = capsys.readouterr().out
     assert "position bias" in printed and "judged win" in printed
-    for stage, count in (("judge", 2), ("reward", 2), ("rlhf", 2), ("rlaif", 4)):
+    for stage, count in (("judge", 2), ("reward", 2), ("rlaif", 4)):
         with (out / stage / "report" / "runs.csv").open() as file:
             rows = list(csv.DictReader(file))
         assert len(rows) == count
         assert all(math.isfinite(float(row["score"])) for row in rows)
     assert session.sweep(path, options) == 0
-    assert capsys.readouterr().out.count("already finished") == 5
+    assert capsys.readouterr().out.count("already finished") == 4
 
 
 def test_a_reward_model_as_a_judge_ends_with_one_sentence(tmp_path, capsys):
