@@ -83,8 +83,9 @@ def write_stages(directory: str | os.PathLike[str]) -> Path:
         raise FaultError(f"{begun[-1] / 'spec.toml'} is damaged: it has no stages.")
     rows = [_stage(stage, root / stage.name, begun) for stage in pipeline.stages]
     compared = completions.comparable({row["name"]: row["written"] for row in rows})
-    pictures = _write_figure(completions.draw_together(compared), root)
-    drawn = pictures[0].read_bytes() if pictures else b""
+    with disk.faults("write", root):
+        pictures = _write_figure(completions.draw_together(compared), root)
+        drawn = pictures[0].read_bytes() if pictures else b""
     target = root / "index.html"
     disk.write_text(target, page.render_stages(root.name, rows, pipeline.text, drawn))
     return target
