@@ -1,0 +1,200 @@
+"""Draw how learning from a checker changes right answers, their diversity and their length.
+
+    python experiments/rlhf/addition.py results/addition
+
+writes addition.png and addition.csv.
+"""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import results
+
+from purejaxpg.report import figures
+from purejaxpg.sweep.store import Store
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BIN = 10  # updates that are one point of a curve
+LEAST = 0.02  # share of completions that a mean length is made of, at least
+BLUE, RED, GREEN, PINK, ORANGE = figures.COLOURS
+GREY, DARK = "#888888", "#222222"
+Curves = Mapping[str, np.ndarray]  # metrics [seeds, updates] by name
+# By label: the stage, its value of `normaliser`, and a colour.
+Variants = Mapping[str, tuple[str, str | None, str]]
+METHODS: Variants = {
+    "RLOO": ("rloo", None, BLUE),
+    "GRPO (constant)": ("grpo", "constant", GREEN),
+    "PPO": ("ppo", None, RED),
+}
+NORMALISERS: Variants = {
+    "constant": ("grpo", "constant", GREEN),
+    "token": ("grpo", "token", ORANGE),
+    "sequence": ("grpo", "sequence", PINK),
+}
+TUNED: Variants = {"fine-tuned": ("sft", None, GREY)}
+EARLY: Variants = {
+    "fine-tuned too little": ("early", None, GREY),
+    "RLOO from there": ("early-rloo", None, DARK),
+}
+COUNTS = (1, 4, 16)  # k of pass@k
+
+
+# ---------------------------------------------------------------------------------- reading
+
+
+def curves(directory: Path, stage: str, normaliser: str | None) -> Curves:
+    """Return the metrics of training of the runs of a stage, [seeds, updates] each."""
+    with Store.read(directory / stage) as store:
+        runs = [
+            run
+            for run in store.ledger.runs()
+            if run["status"] == "done" and run["swept"].get("normaliser") == normaliser
+        ]
+        rows = [{n: a[run["row"]] for n, a in store.arrays(run["unit"]).items()} for run in runs]
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def scores(directory: Path, stage: str, normaliser: str | None, name: str) -> np.ndarray:
+    """Return a score of the runs of a stage on held-out prompts -> [seeds]."""
+    runs = results.runs(directory, stage)
+    return np.array([run[name] for run in runs if run.get("normaliser") == normaliser])
+
+
+def binned(values: np.ndarray) -> np.ndarray:
+    """Return means over BIN updates each: [seeds, updates] -> [seeds, points]."""
+    size = max(1, values.shape[1] // BIN)
+    return np.array([[part.mean() for part in np.array_split(row, size)] for row in values])
+
+
+def lengths(found: Curves, right: bool) -> np.ndarray:
+    """Return the mean length of right or of wrong completions -> [seeds, points].
+
+    It is NaN where these were too few.
+    """
+    share, length = binned(found["completion/right"]), binned(found["completion/right_length"])
+    if not right:
+        share, length = 1 - share, binned(found["completion/length"]) - length
+    enough = share >= LEAST
+    return np.where(enough, length / np.where(enough, share, 1.0), np.nan)
+
+
+# ---------------------------------------------------------------------------------- the table
+
+
+def row_of(directory: Path, label: str, stage: str, normaliser: str | None) -> dict[str, Any]:
+    """Return the means over seeds, and the least and the largest value of the rates."""
+    row: dict[str, Any] = {"run": label}
+    for k in COUNTS:
+        values = scores(directory, stage, normaliser, f"pass@{k}")
+        ends = {"": values.mean(), " low": values.min(), " high": values.max()}
+        row |= {f"pass@{k}{end}": round(float(value), 3) for end, value in ends.items()}
+    found = curves(directory, stage, normaliser)
+    ends = dict.fromkeys(("entropy", "length of right", "length of wrong"), (np.nan, np.nan))
+    if "policy/entropy" in found:
+        ends["entropy"] = first_and_last(binned(found["policy/entropy"]))
+        ends["length of right"] = first_and_last(lengths(found, right=True))
+        ends["length of wrong"] = first_and_last(lengths(found, right=False))
+    for name, (first, last) in ends.items():
+        row |= {f"{name} first": round(first, 3), f"{name} last": round(last, 3)}
+    return row
+
+
+def first_and_last(values: np.ndarray) -> tuple[float, float]:
+    """Return the first and the last known point of a curve [seeds, points], mean over seeds."""
+    known = values.mean(0)[np.isfinite(values).all(0)]
+    return (float(known[0]), float(known[-1])) if len(known) else (np.nan, np.nan)
+
+
+# ---------------------------------------------------------------------------------- the figure
+
+
+def draw_curves(axes: "Axes", values: np.ndarray, updates: int, label: str, colour: str) -> None:
+    at = (np.arange(values.shape[1]) + 0.5) * updates / values.shape[1]
+    axes.fill_between(at, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+    axes.plot(at, values.mean(0), color=colour, label=label)
+
+
+def draw_training(axes: "Axes", directory: Path, variants: Variants, name: str) -> None:
+    """Draw a metric over the updates, a band for the range of the seeds."""
+    for label, (stage, normaliser, colour) in variants.items():
+        found = curves(directory, stage, normaliser)
+        draw_curves(axes, binned(found[name]), found[name].shape[1], label, colour)
+    _finish(axes)
+
+
+def draw_lengths(axes: "Axes", directory: Path, right: bool) -> None:
+    for label, (stage, normaliser, colour) in NORMALISERS.items():
+        found = curves(directory, stage, normaliser)
+        updates = found["completion/right"].shape[1]
+        draw_curves(axes, lengths(found, right), updates, label, colour)
+    _finish(axes)
+    axes.set_ylabel("tokens")
+
+
+def _finish(axes: "Axes") -> None:
+    axes.set_xlabel("updates")
+    axes.set_xlim(left=0)
+    axes.legend(frameon=False, fontsize=9)
+
+
+def draw_passes(axes: "Axes", directory: Path, variants: Variants) -> None:
+    """Draw pass@k of each variant, side by side for each k, with the range of the seeds."""
+    for place, (label, (stage, normaliser, colour)) in enumerate(variants.items()):
+        rates = [scores(directory, stage, normaliser, f"pass@{k}") for k in COUNTS]
+        at = np.arange(len(COUNTS)) + 0.12 * (place - (len(variants) - 1) / 2)
+        mean = np.array([rate.mean() for rate in rates])
+        ends = np.array([[rate.min(), rate.max()] for rate in rates]).T
+        axes.errorbar(
+            at, mean, np.abs(ends - mean), fmt="o", color=colour, capsize=2, markersize=5,
+            label=label,
+        )  # fmt: skip
+    axes.set_xticks(range(len(COUNTS)), [f"pass@{k}" for k in COUNTS])
+    axes.set_ylim(0, 1.03)
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+
+
+def draw(directory: Path, path: Path) -> None:
+    figure, panels = figures.make_panels(6, 3, (5.0, 3.9))
+    right, entropy, passes, wrong_length, right_length, early = panels
+    seeds = len(scores(directory, *TUNED["fine-tuned"][:2], "return"))
+    range_of = f"mean and range of {seeds} seeds"
+    draw_training(right, directory, METHODS, "completion/right")
+    right.set_ylim(0, 1.03)
+    figures.dress(right, "Share of right answers", f"in training; {range_of}")
+    draw_training(entropy, directory, METHODS, "policy/entropy")
+    entropy.set_ylim(bottom=0)
+    figures.dress(entropy, "Entropy", "nats per completion, in training")
+    draw_passes(passes, directory, {**TUNED, **METHODS})
+    figures.dress(passes, "Before and after", f"held-out prompts; {range_of}")
+    draw_lengths(wrong_length, directory, right=False)
+    figures.dress(wrong_length, "Length of wrong answers", "GRPO, by normaliser of the loss")
+    draw_lengths(right_length, directory, right=True)
+    figures.dress(right_length, "Length of right answers", "GRPO, by normaliser of the loss")
+    draw_passes(early, directory, EARLY)
+    figures.dress(early, "From a model without the sums", f"held-out prompts; {range_of}")
+    figures.save(figure, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--out", type=Path, default=Path())
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    grpo = {f"GRPO, {name}": variant for name, variant in NORMALISERS.items()}
+    methods = {name: METHODS[name] for name in ("RLOO", "PPO")}
+    rows = [
+        row_of(arguments.directory, label, stage, normaliser)
+        for label, (stage, normaliser, _) in {**TUNED, **methods, **grpo, **EARLY}.items()
+    ]
+    results.write(arguments.out / "addition.csv", rows)
+    draw(arguments.directory, arguments.out / "addition.png")
+
+
+if __name__ == "__main__":
+    main()
