@@ -10,10 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import results
+from jax import lax, nn
 
 from purejaxpg.report import figures
+from purejaxpg.rlhf import grpo
 from purejaxpg.sweep.store import Store
 
 if TYPE_CHECKING:
@@ -42,6 +46,8 @@ EARLY: Variants = {
     "RLOO from there": ("early-rloo", None, DARK),
 }
 COUNTS = (1, 4, 16)  # k of pass@k
+MOST_DOTS = 4  # of the table
+FIRST_RIGHT = 0.25  # share of right answers at the beginning, in the table
 
 
 # ---------------------------------------------------------------------------------- reading
@@ -81,6 +87,66 @@ def lengths(found: Curves, right: bool) -> np.ndarray:
         share, length = 1 - share, binned(found["completion/length"]) - length
     enough = share >= LEAST
     return np.where(enough, length / np.where(enough, share, 1.0), np.nan)
+
+
+# ---------------------------------------------------------------------------------- exact ascent
+
+
+def listed(logits: jax.Array) -> jax.Array:
+    """Return the log-probabilities of the tokens of all completions of a table.
+
+    An answer of three digits is right or wrong with its first one, and 0 to F dots follow. Every
+    state has its own logit.
+
+    Args:
+        logits: [1 + 2F], of a right answer; of a dot after a right one, then after a wrong one.
+
+    Returns:
+        [2, F+1, F+4], right and wrong, with each number of dots; 0 where there is no choice.
+    """
+    answer = jnp.stack([nn.log_sigmoid(logits[0]), nn.log_sigmoid(-logits[0])])
+    dot = logits[1:].reshape(2, 1, MOST_DOTS)
+    place, count = jnp.arange(MOST_DOTS), jnp.arange(MOST_DOTS + 1)[:, None]
+    chosen = jnp.where(place < count, nn.log_sigmoid(dot), nn.log_sigmoid(-dot))
+    chosen = jnp.where(place <= count, chosen, 0.0)
+    first = jnp.broadcast_to(answer[:, None, None], (2, MOST_DOTS + 1, 1))
+    return jnp.concatenate([jnp.pad(first, ((0, 0), (0, 0), (0, 2))), chosen, 0.0 * first], axis=2)
+
+
+def ascent(normaliser: str) -> dict[str, np.ndarray]:
+    """Follow the exact gradient of GRPO without a penalty, from equally frequent lengths.
+
+    Returns:
+        Arrays [steps]: the share of `right` answers, and the mean length of `right_length` and of
+        `wrong_length` ones.
+    """
+    config = grpo.Config(normaliser=normaliser, beta=0.0)
+    length = 4 + jnp.arange(MOST_DOTS + 1)
+    mask = jnp.broadcast_to(jnp.arange(MOST_DOTS + 4) < length[:, None], (2, MOST_DOTS + 1, 8))
+    mask = mask.reshape(-1, MOST_DOTS + 4)
+    right = jnp.repeat(jnp.array([1.0, 0.0]), MOST_DOTS + 1)
+
+    def loss(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+        log_prob = listed(logits).reshape(mask.shape)
+        old = lax.stop_gradient(log_prob)
+        probability = jnp.exp(old.sum(1))
+        advantage = right - probability @ right
+        zeros = jnp.zeros_like(old)
+        batch = grpo.Batch(None, None, mask, old, zeros, advantage, len(mask) * probability)
+        return grpo.objective(log_prob, batch, config)[0], probability.reshape(2, -1)
+
+    def step(logits: jax.Array, _: None) -> tuple[jax.Array, dict[str, jax.Array]]:
+        gradient, probability = jax.grad(loss, has_aux=True)(logits)
+        share = probability.sum(1)
+        means = probability @ length / share
+        found = {"right": share[0], "right_length": means[0], "wrong_length": means[1]}
+        return logits - 0.5 * gradient, found
+
+    # A dot at place j is as frequent as the completions that have more than j dots.
+    dots = jnp.log(jnp.arange(MOST_DOTS, 0, -1.0))
+    start = jnp.concatenate([jnp.log(jnp.array([FIRST_RIGHT / (1 - FIRST_RIGHT)])), dots, dots])
+    _, found = jax.jit(lambda start: lax.scan(step, start, length=2000))(start)
+    return {name: np.asarray(value) for name, value in found.items()}
 
 
 # ---------------------------------------------------------------------------------- the table
@@ -142,25 +208,38 @@ def _finish(axes: "Axes") -> None:
     axes.legend(frameon=False, fontsize=9)
 
 
-def draw_passes(axes: "Axes", directory: Path, variants: Variants) -> None:
+def draw_passes(axes: "Axes", directory: Path) -> None:
     """Draw pass@k of each variant, side by side for each k, with the range of the seeds."""
+    variants = {**TUNED, **METHODS, **EARLY}
     for place, (label, (stage, normaliser, colour)) in enumerate(variants.items()):
         rates = [scores(directory, stage, normaliser, f"pass@{k}") for k in COUNTS]
-        at = np.arange(len(COUNTS)) + 0.12 * (place - (len(variants) - 1) / 2)
+        at = np.arange(len(COUNTS)) + 0.13 * (place - (len(variants) - 1) / 2)
         mean = np.array([rate.mean() for rate in rates])
         ends = np.array([[rate.min(), rate.max()] for rate in rates]).T
         axes.errorbar(
-            at, mean, np.abs(ends - mean), fmt="o", color=colour, capsize=2, markersize=5,
-            label=label,
+            at, mean, np.abs(ends - mean), fmt="s" if label in EARLY else "o", color=colour,
+            capsize=2, markersize=5, fillstyle="none" if label in EARLY else "full", label=label,
         )  # fmt: skip
     axes.set_xticks(range(len(COUNTS)), [f"pass@{k}" for k in COUNTS])
     axes.set_ylim(0, 1.03)
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+
+
+def draw_ascent(axes: "Axes") -> None:
+    for label, (_, normaliser, colour) in NORMALISERS.items():
+        found = ascent(str(normaliser))
+        known = found["right"] < 0.98
+        for name, style in (("right", "-"), ("wrong", "--")):
+            lengths = found[f"{name}_length"][known]
+            axes.plot(found["right"][known], lengths, style, color=colour, label=f"{label}, {name}")
+    axes.set_xlabel("share of right answers")
+    axes.set_ylabel("tokens")
+    axes.legend(frameon=False, fontsize=8)
 
 
 def draw(directory: Path, path: Path) -> None:
     figure, panels = figures.make_panels(6, 3, (5.0, 3.9))
-    right, entropy, passes, wrong_length, right_length, early = panels
+    right, entropy, passes, wrong_length, right_length, exact = panels
     seeds = len(scores(directory, *TUNED["fine-tuned"][:2], "return"))
     range_of = f"mean and range of {seeds} seeds"
     draw_training(right, directory, METHODS, "completion/right")
@@ -169,14 +248,16 @@ def draw(directory: Path, path: Path) -> None:
     draw_training(entropy, directory, METHODS, "policy/entropy")
     entropy.set_ylim(bottom=0)
     figures.dress(entropy, "Entropy", "nats per completion, in training")
-    draw_passes(passes, directory, {**TUNED, **METHODS})
+    draw_passes(passes, directory)
     figures.dress(passes, "Before and after", f"held-out prompts; {range_of}")
     draw_lengths(wrong_length, directory, right=False)
     figures.dress(wrong_length, "Length of wrong answers", "GRPO, by normaliser of the loss")
     draw_lengths(right_length, directory, right=True)
     figures.dress(right_length, "Length of right answers", "GRPO, by normaliser of the loss")
-    draw_passes(early, directory, EARLY)
-    figures.dress(early, "From a model without the sums", f"held-out prompts; {range_of}")
+    draw_ascent(exact)
+    figures.dress(exact, "Lengths in a table", "exact ascent; every state has its own logit")
+    for axes in (wrong_length, right_length, exact):
+        axes.set_ylim(3.8, 8.2)
     figures.save(figure, path)
 
 

@@ -57,3 +57,12 @@ def test_lengths_of_right_and_wrong_answers_are_told_apart(addition: Any) -> Non
     }
     np.testing.assert_allclose(addition.lengths(found, right=True), [[4.0], [np.nan]])
     np.testing.assert_allclose(addition.lengths(found, right=False), [[6.0], [6.0]])
+
+
+def test_in_a_table_a_mean_over_own_tokens_makes_wrong_answers_longer(addition: Any) -> None:
+    constant, sequence = addition.ascent("constant"), addition.ascent("sequence")
+    for name in ("right_length", "wrong_length"):
+        np.testing.assert_allclose(constant[name], 6.0, rtol=1e-4)
+    assert sequence["wrong_length"][-1] > 6.2 and sequence["right_length"][-1] < 5.7
+    assert constant["right"][0] == sequence["right"][0] == np.float32(0.25)
+    assert constant["right"][-1] > 0.98 and sequence["right"][-1] > 0.98
