@@ -46,6 +46,13 @@ EARLY: Variants = {
     "RLOO from there": ("early-rloo", None, DARK),
 }
 COUNTS = (1, 4, 16)  # k of pass@k
+COLUMNS = (  # of the table
+    *(f"pass@{k}" for k in COUNTS),
+    "entropy first",
+    "entropy last",
+    "length of right",
+    "length of wrong",
+)
 MOST_DOTS = 4  # of the table
 FIRST_RIGHT = 0.25  # share of right answers at the beginning, in the table
 
@@ -152,52 +159,61 @@ def ascent(normaliser: str) -> dict[str, np.ndarray]:
 # ---------------------------------------------------------------------------------- the table
 
 
-def row_of(directory: Path, label: str, stage: str, normaliser: str | None) -> dict[str, Any]:
-    """Return the means over seeds, and the least and the largest value of the rates."""
-    row: dict[str, Any] = {"run": label}
-    for k in COUNTS:
-        values = scores(directory, stage, normaliser, f"pass@{k}")
-        ends = {"": values.mean(), " low": values.min(), " high": values.max()}
-        row |= {f"pass@{k}{end}": round(float(value), 3) for end, value in ends.items()}
+def rows_of(
+    directory: Path, label: str, stage: str, normaliser: str | None
+) -> list[dict[str, Any]]:
+    """Return a row for each seed: rates on held-out prompts, entropy and lengths in training."""
     found = curves(directory, stage, normaliser)
-    ends = dict.fromkeys(("entropy", "length of right", "length of wrong"), (np.nan, np.nan))
-    if "policy/entropy" in found:
-        ends["entropy"] = first_and_last(binned(found["policy/entropy"]))
-        ends["length of right"] = first_and_last(lengths(found, right=True))
-        ends["length of wrong"] = first_and_last(lengths(found, right=False))
-    for name, (first, last) in ends.items():
-        row |= {f"{name} first": round(first, 3), f"{name} last": round(last, 3)}
-    return row
+    rates = {f"pass@{k}": scores(directory, stage, normaliser, f"pass@{k}") for k in COUNTS}
+    seeds = scores(directory, stage, normaliser, "seed")
+    measured = {**rates, **summaries(found)} if "policy/entropy" in found else rates
+    return [
+        {"run": label, "seed": int(seed)}
+        | {name: round(float(measured[name][i]), 3) if name in measured else "" for name in COLUMNS}
+        for i, seed in enumerate(seeds)
+    ]
 
 
-def first_and_last(values: np.ndarray) -> tuple[float, float]:
-    """Return the first and the last known point of a curve [seeds, points], mean over seeds."""
-    known = values.mean(0)[np.isfinite(values).all(0)]
-    return (float(known[0]), float(known[-1])) if len(known) else (np.nan, np.nan)
+def summaries(found: Curves) -> dict[str, np.ndarray]:
+    """Return numbers for each seed: entropy at both ends, and lengths while both are known."""
+    entropy = binned(found["policy/entropy"])
+    right, wrong = lengths(found, right=True), lengths(found, right=False)
+    both = np.isfinite(right) & np.isfinite(wrong)
+    return {
+        "entropy first": entropy[:, 0],
+        "entropy last": entropy[:, -1],
+        "length of right": np.where(both, right, 0.0).sum(1) / both.sum(1),
+        "length of wrong": np.where(both, wrong, 0.0).sum(1) / both.sum(1),
+    }
 
 
 # ---------------------------------------------------------------------------------- the figure
 
 
-def draw_curves(axes: "Axes", values: np.ndarray, updates: int, label: str, colour: str) -> None:
-    at = (np.arange(values.shape[1]) + 0.5) * updates / values.shape[1]
-    axes.fill_between(at, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
-    axes.plot(at, values.mean(0), color=colour, label=label)
-
-
 def draw_training(axes: "Axes", directory: Path, variants: Variants, name: str) -> None:
-    """Draw a metric over the updates, a band for the range of the seeds."""
+    """Draw a metric over the updates, a line for each seed."""
     for label, (stage, normaliser, colour) in variants.items():
-        found = curves(directory, stage, normaliser)
-        draw_curves(axes, binned(found[name]), found[name].shape[1], label, colour)
+        found = curves(directory, stage, normaliser)[name]
+        lines = axes.plot(points(found), binned(found).T, color=colour, linewidth=1.2)
+        lines[0].set_label(label)
     _finish(axes)
 
 
+def points(values: np.ndarray) -> np.ndarray:
+    """Return the updates at which curves [seeds, updates] have points when they are binned."""
+    count = binned(values).shape[1]
+    return (np.arange(count) + 0.5) * values.shape[1] / count
+
+
 def draw_lengths(axes: "Axes", directory: Path, right: bool) -> None:
+    """Draw mean lengths over the updates, a band for the range of the seeds."""
     for label, (stage, normaliser, colour) in NORMALISERS.items():
         found = curves(directory, stage, normaliser)
-        updates = found["completion/right"].shape[1]
-        draw_curves(axes, lengths(found, right), updates, label, colour)
+        at, values = points(found["completion/right"]), lengths(found, right)
+        known = np.isfinite(values).all(0)
+        at, values = at[known], values[:, known]
+        axes.fill_between(at, values.min(0), values.max(0), color=colour, alpha=0.13, linewidth=0)
+        axes.plot(at, values.mean(0), color=colour, label=label)
     _finish(axes)
     axes.set_ylabel("tokens")
 
@@ -209,17 +225,14 @@ def _finish(axes: "Axes") -> None:
 
 
 def draw_passes(axes: "Axes", directory: Path) -> None:
-    """Draw pass@k of each variant, side by side for each k, with the range of the seeds."""
+    """Draw pass@k of each variant, side by side for each k, a mark for each seed."""
     variants = {**TUNED, **METHODS, **EARLY}
     for place, (label, (stage, normaliser, colour)) in enumerate(variants.items()):
-        rates = [scores(directory, stage, normaliser, f"pass@{k}") for k in COUNTS]
-        at = np.arange(len(COUNTS)) + 0.13 * (place - (len(variants) - 1) / 2)
-        mean = np.array([rate.mean() for rate in rates])
-        ends = np.array([[rate.min(), rate.max()] for rate in rates]).T
-        axes.errorbar(
-            at, mean, np.abs(ends - mean), fmt="s" if label in EARLY else "o", color=colour,
-            capsize=2, markersize=5, fillstyle="none" if label in EARLY else "full", label=label,
-        )  # fmt: skip
+        style = {"color": colour, "fillstyle": "none" if label in EARLY else "full"}
+        for at, k in enumerate(COUNTS):
+            rates = scores(directory, stage, normaliser, f"pass@{k}")
+            here = np.full(len(rates), at + 0.13 * (place - (len(variants) - 1) / 2))
+            axes.plot(here, rates, "o", markersize=5, label=label if at == 0 else None, **style)
     axes.set_xticks(range(len(COUNTS)), [f"pass@{k}" for k in COUNTS])
     axes.set_ylim(0, 1.03)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
@@ -240,20 +253,22 @@ def draw_ascent(axes: "Axes") -> None:
 def draw(directory: Path, path: Path) -> None:
     figure, panels = figures.make_panels(6, 3, (5.0, 3.9))
     right, entropy, passes, wrong_length, right_length, exact = panels
-    seeds = len(scores(directory, *TUNED["fine-tuned"][:2], "return"))
-    range_of = f"mean and range of {seeds} seeds"
     draw_training(right, directory, METHODS, "completion/right")
     right.set_ylim(0, 1.03)
-    figures.dress(right, "Share of right answers", f"in training; {range_of}")
+    figures.dress(right, "Share of right answers", "in training; a line for each seed")
     draw_training(entropy, directory, METHODS, "policy/entropy")
     entropy.set_ylim(bottom=0)
-    figures.dress(entropy, "Entropy", "nats per completion, in training")
+    figures.dress(entropy, "Entropy", "nats per completion; a line for each seed")
     draw_passes(passes, directory)
-    figures.dress(passes, "Before and after", f"held-out prompts; {range_of}")
+    figures.dress(passes, "Before and after", "held-out prompts; a mark for each seed")
     draw_lengths(wrong_length, directory, right=False)
-    figures.dress(wrong_length, "Length of wrong answers", "GRPO, by normaliser of the loss")
+    figures.dress(
+        wrong_length, "Length of wrong answers", "GRPO by normaliser; band: range of seeds"
+    )
     draw_lengths(right_length, directory, right=True)
-    figures.dress(right_length, "Length of right answers", "GRPO, by normaliser of the loss")
+    figures.dress(
+        right_length, "Length of right answers", "GRPO by normaliser; band: range of seeds"
+    )
     draw_ascent(exact)
     figures.dress(exact, "Lengths in a table", "exact ascent; every state has its own logit")
     for axes in (wrong_length, right_length, exact):
@@ -270,8 +285,9 @@ def main() -> None:
     grpo = {f"GRPO, {name}": variant for name, variant in NORMALISERS.items()}
     methods = {name: METHODS[name] for name in ("RLOO", "PPO")}
     rows = [
-        row_of(arguments.directory, label, stage, normaliser)
+        row
         for label, (stage, normaliser, _) in {**TUNED, **methods, **grpo, **EARLY}.items()
+        for row in rows_of(arguments.directory, label, stage, normaliser)
     ]
     results.write(arguments.out / "addition.csv", rows)
     draw(arguments.directory, arguments.out / "addition.png")
