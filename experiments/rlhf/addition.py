@@ -72,6 +72,15 @@ def curves(directory: Path, stage: str, normaliser: str | None) -> Curves:
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
+def present(directory: Path, variants: Variants) -> Variants:
+    """Return the variants that have results; a sweep that still runs lacks some."""
+    return {
+        label: variant
+        for label, variant in variants.items()
+        if (directory / variant[0]).is_dir() and len(scores(directory, *variant[:2], "seed"))
+    }
+
+
 def scores(directory: Path, stage: str, normaliser: str | None, name: str) -> np.ndarray:
     """Return a score of the runs of a stage on held-out prompts -> [seeds]."""
     runs = results.runs(directory, stage)
@@ -192,7 +201,7 @@ def summaries(found: Curves) -> dict[str, np.ndarray]:
 
 def draw_training(axes: "Axes", directory: Path, variants: Variants, name: str) -> None:
     """Draw a metric over the updates, a line for each seed."""
-    for label, (stage, normaliser, colour) in variants.items():
+    for label, (stage, normaliser, colour) in present(directory, variants).items():
         found = curves(directory, stage, normaliser)[name]
         lines = axes.plot(points(found), binned(found).T, color=colour, linewidth=1.2)
         lines[0].set_label(label)
@@ -207,7 +216,7 @@ def points(values: np.ndarray) -> np.ndarray:
 
 def draw_lengths(axes: "Axes", directory: Path, right: bool) -> None:
     """Draw mean lengths over the updates, a band for the range of the seeds."""
-    for label, (stage, normaliser, colour) in NORMALISERS.items():
+    for label, (stage, normaliser, colour) in present(directory, NORMALISERS).items():
         found = curves(directory, stage, normaliser)
         at, values = points(found["completion/right"]), lengths(found, right)
         known = np.isfinite(values).all(0)
@@ -226,7 +235,7 @@ def _finish(axes: "Axes") -> None:
 
 def draw_passes(axes: "Axes", directory: Path) -> None:
     """Draw pass@k of each variant, side by side for each k, a mark for each seed."""
-    variants = {**TUNED, **METHODS, **EARLY}
+    variants = present(directory, {**TUNED, **METHODS, **EARLY})
     for place, (label, (stage, normaliser, colour)) in enumerate(variants.items()):
         style = {"color": colour, "fillstyle": "none" if label in EARLY else "full"}
         for at, k in enumerate(COUNTS):
@@ -251,7 +260,7 @@ def draw_ascent(axes: "Axes") -> None:
 
 
 def draw(directory: Path, path: Path) -> None:
-    figure, panels = figures.make_panels(6, 3, (5.0, 3.9))
+    figure, panels = figures.make_panels(6, 3, (4.4, 3.5))
     right, entropy, passes, wrong_length, right_length, exact = panels
     draw_training(right, directory, METHODS, "completion/right")
     right.set_ylim(0, 1.03)
@@ -271,8 +280,9 @@ def draw(directory: Path, path: Path) -> None:
     )
     draw_ascent(exact)
     figures.dress(exact, "Lengths in a table", "exact ascent; every state has its own logit")
-    for axes in (wrong_length, right_length, exact):
-        axes.set_ylim(3.8, 8.2)
+    for axes in (wrong_length, right_length):
+        axes.set_ylim(4.5, 7.8)
+    exact.set_ylim(5.5, 6.8)
     figures.save(figure, path)
 
 
@@ -284,9 +294,10 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     grpo = {f"GRPO, {name}": variant for name, variant in NORMALISERS.items()}
     methods = {name: METHODS[name] for name in ("RLOO", "PPO")}
+    variants = present(arguments.directory, {**TUNED, **methods, **grpo, **EARLY})
     rows = [
         row
-        for label, (stage, normaliser, _) in {**TUNED, **methods, **grpo, **EARLY}.items()
+        for label, (stage, normaliser, _) in variants.items()
         for row in rows_of(arguments.directory, label, stage, normaliser)
     ]
     results.write(arguments.out / "addition.csv", rows)
