@@ -196,12 +196,13 @@ def rollout(
     finished = tokens.finished(completion.ids, task.eos_id)
     score = measure.rewards(given, task, prompt_ids, completion)
     penalised = score - jnp.where(finished, 0.0, config.missing_eos_penalty)
+    gold = task.reward(prompt_ids, completion.ids, completion.mask)
     metrics = {
         "reward/score": score.mean(),
-        "reward/gold": task.reward(prompt_ids, completion.ids, completion.mask).mean(),
+        "reward/gold": gold.mean(),
         "reward/equal_groups": equal_groups(penalised, config).mean(),
-        "completion/length": completion.mask.sum(1).mean(),
-        "completion/finished": finished.mean(),
+        "policy/entropy": -preference.masked_sum(completion.log_prob, completion.mask, 1).mean(),
+        **measure.lengths(task, completion, gold),
     }
     rows = chosen(penalised, config)
     completion = jax.tree.map(lambda x: x[rows], completion)

@@ -78,6 +78,36 @@ def model_rewards(
     return verification.step_reward(values, ends, reading)
 
 
+def lengths(
+    task: tasks.Task, completion: generate.Completion, gold: jax.Array
+) -> dict[str, jax.Array]:
+    """Return metrics of the lengths of completions, and of those of right ones.
+
+    Args:
+        task: which has right answers or not.
+        completion: [B, L].
+        gold: [B], the task's rewards.
+
+    Returns:
+        Scalars: the mean `completion/length` in tokens, and the share `completion/finished` that
+        has an end. With right answers, also the share `completion/right` of these, and their part
+        `completion/right_length` of the mean length. As such sums, they stay defined where no
+        completion is right: the mean length of wrong ones is (length - right_length) / (1 - right).
+    """
+    length = completion.mask.sum(1)
+    metrics = {
+        "completion/length": length.mean(),
+        "completion/finished": tokens.finished(completion.ids, task.eos_id).mean(),
+    }
+    if math.isinf(task.passing):
+        return metrics
+    right = gold >= task.passing
+    return metrics | {
+        "completion/right": right.mean(),
+        "completion/right_length": (right * length).mean(),
+    }
+
+
 def pass_rates(
     key: jax.Array,
     policy: transformer.Model,

@@ -172,13 +172,14 @@ def rollout(
     reward = preference.token_rewards(penalised, completion.log_prob, reference, mask, beta)
     value = tokens.before(critic_of(state.params, given), prompt_ids, ids, task.pad_id)
     kl = preference.masked_sum(completion.log_prob - reference, mask, 1)
+    gold = task.reward(prompt_ids, ids, mask)
     metrics = {
         "reward/score": score.mean(),
-        "reward/gold": task.reward(prompt_ids, ids, mask).mean(),
+        "reward/gold": gold.mean(),
         "policy/reference_kl": kl.mean(),
         "policy/beta": beta,
-        "completion/length": mask.sum(1).mean(),
-        "completion/finished": finished.mean(),
+        "policy/entropy": -preference.masked_sum(completion.log_prob, mask, 1).mean(),
+        **measure.lengths(task, completion, gold),
     }
     zeros = jnp.zeros_like(value)
     weight = jnp.ones(len(ids))

@@ -138,12 +138,13 @@ def rollout(
     finished = tokens.finished(ids, task.eos_id)
     score = measure.rewards(given, task, prompt_ids, completion)
     penalised = score - jnp.where(finished, 0.0, config.missing_eos_penalty)
+    gold = task.reward(prompt_ids, ids, mask)
     metrics = {
         "reward/score": score.mean(),
-        "reward/gold": task.reward(prompt_ids, ids, mask).mean(),
+        "reward/gold": gold.mean(),
         "policy/reference_kl": kl.mean(),
-        "completion/length": mask.sum(1).mean(),
-        "completion/finished": finished.mean(),
+        "policy/entropy": -preference.masked_sum(completion.log_prob, mask, 1).mean(),
+        **measure.lengths(task, completion, gold),
     }
     return Batch(prompt_ids, ids, mask, advantages(penalised - config.beta * kl, config)), metrics
 

@@ -52,6 +52,9 @@ def test_fresh_samples_have_ratio_one_and_no_weight(given):
     assert abs(float(metrics["policy/kl"])) < 1e-6 and metrics["policy/clip_fraction"] == 0
     assert metrics["policy/importance"] == 1.0
     assert abs(float(metrics["policy/reference_kl"])) < 1e-5
+    drawn, _ = grpo.rollout(random.split(random.key(0))[0], start, config, given)
+    surprise = -np.where(drawn.mask, drawn.log_prob, 0.0).sum(1).mean()
+    assert float(metrics["policy/entropy"]) == pytest.approx(surprise, rel=1e-5)
     capped = dataclasses.replace(config, is_cap=0.1)
     assert equal(updates(capped, given, 1)[0][1], after)
 

@@ -36,6 +36,26 @@ def test_pass_rates_are_those_of_sixteen_samples_of_each_prompt(monkeypatch):
     assert any((np.asarray(reward) == own).all() for own in seen)
 
 
+def test_lengths_of_right_completions_are_a_part_of_all_lengths():
+    task = tasks.make("careless-2-4")
+    prompt_ids = task.prompts(random.key(0), 500)
+    ids = task.demonstrate(random.key(1), prompt_ids).at[0].set(task.words.index("."))
+    mask = tokens.completion_mask(ids, task.eos_id)
+    completion = generate.Completion(ids, mask, jnp.zeros(mask.shape))
+    gold = np.asarray(task.reward(prompt_ids, ids, mask))
+    found = {k: float(v) for k, v in measure.lengths(task, completion, gold).items()}
+    length, right = np.asarray(mask).sum(1), gold == 1
+    assert found["completion/length"] == pytest.approx(length.mean())
+    assert found["completion/finished"] == pytest.approx(499 / 500)
+    wrong = found["completion/length"] - found["completion/right_length"]
+    assert wrong / (1 - found["completion/right"]) == pytest.approx(length[~right].mean())
+    assert found["completion/right_length"] / right.mean() == pytest.approx(length[right].mean())
+    graded = tasks.make("sentiment")
+    assert set(measure.lengths(graded, completion, gold)) == {
+        "completion/length", "completion/finished"
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("n", [1, 2, 4, 16, 256])
 def test_best_of_n_stays_below_its_bound_and_below_the_frontier(n):
     with jax.enable_x64(True):

@@ -147,8 +147,8 @@ def test_a_registered_task_that_makes_no_sense_is_refused(change, message):
 
 @pytest.mark.parametrize(
     "name",
-    ["sentiment", "enumerable-3-4", "addition-2", "sorting-3", "countdown-3", "chain-3-4",
-     "constitution", "constitution-lessons"],
+    ["sentiment", "enumerable-3-4", "addition-2", "careless-2-4", "sorting-3", "countdown-3",
+     "chain-3-4", "constitution", "constitution-lessons"],
 )  # fmt: skip
 def test_a_task_of_the_package_makes_sense(name):
     interface.check(tasks.make(name), name)

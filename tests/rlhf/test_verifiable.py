@@ -9,7 +9,7 @@ import pytest
 from jax import random
 
 from purejaxpg.rlhf import tasks, tokens
-from purejaxpg.rlhf.tasks import chain, countdown
+from purejaxpg.rlhf.tasks import careless, chain, countdown
 
 COUNT = 3000  # completions of each kind
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": fractions.Fraction}
@@ -33,6 +33,12 @@ def addition(prompt, words, ended):
     plus = prompt.index("+")
     total = int("".join(prompt[:plus])) + int("".join(prompt[plus + 1 : -1]))
     return float(ended and words != [] and all_digits(words) and int("".join(words)) == total)
+
+
+def dotted(prompt, words, ended):
+    digits = words.index(".") if "." in words else len(words)
+    form = digits <= prompt.index("+") + 1 and set(words[digits:]) <= {"."}
+    return form * addition(prompt, words[:digits], ended)
 
 
 def sorting(prompt, words, ended):
@@ -79,9 +85,9 @@ def sums(prompt, words, ended):
 
 MODULUS = {3: 3, 5: 10}  # of the chains here, by how many numbers are in the prompt
 CHECKERS = {
-    "addition-1": addition, "addition-2": addition, "addition-6": addition, "sorting-2": sorting,
-    "sorting-4": sorting, "countdown-2": postfix, "countdown-3": postfix, "chain-2-3": sums,
-    "chain-4-10": sums,
+    "addition-1": addition, "addition-2": addition, "addition-6": addition, "careless-2-4": dotted,
+    "sorting-2": sorting, "sorting-4": sorting, "countdown-2": postfix, "countdown-3": postfix,
+    "chain-2-3": sums, "chain-4-10": sums,
 }  # fmt: skip
 
 
@@ -134,8 +140,12 @@ def test_reward_is_that_of_plain_python(name):
     ]
     np.testing.assert_allclose(reward, expected, rtol=1e-6)
     demonstrated, changed = reward[:COUNT], reward[COUNT : 2 * COUNT]
-    assert demonstrated.mean() > 0.5 and 0.05 < changed.mean() < 0.9
-    if not name.startswith("chain"):  # where demonstrations have mistakes
+    assert 0.05 < changed.mean() < 0.9
+    if name.startswith("careless"):
+        assert demonstrated.mean() == pytest.approx((1 - 0.9 * careless.SLIP) ** 3, abs=0.03)
+    elif name.startswith("chain"):
+        assert 0.5 < demonstrated.mean() < 1.0  # there are mistakes
+    else:
         assert (demonstrated == task.passing).all()
     if name.startswith("countdown"):
         assert (reward == np.float32(countdown.FORMAT_REWARD)).sum() > 100

@@ -4,9 +4,10 @@
 completions to list. `constitution` forbids some sentences, and `constitution-lessons` also teaches
 to criticise and to revise them. The other tasks have right and wrong answers, told apart exactly:
 `addition-D` of two numbers of D digits, `sorting-N` of N digits, `countdown-N`, which makes a
-target out of N numbers, and `chain-K-M`, which is K sums modulo M one after the other. Each is a
-pure function of keys, so data are drawn inside the compiled program. `register` adds a task of your
-own.
+target out of N numbers, and `chain-K-M`, which is K sums modulo M one after the other.
+`careless-D-F` is addition with slips in the demonstrations and up to F dots after an answer. Each
+is a pure function of keys, so data are drawn inside the compiled program. `register` adds a task of
+your own.
 """
 
 import functools
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping
 
 from purejaxpg import InputError
 from purejaxpg.rlhf.tasks import (
+    careless,
     chain,
     constitution,
     countdown,
@@ -30,6 +32,7 @@ __all__ = ["BOS", "EOS", "PAD", "Task", "make", "register"]
 FAMILIES: Mapping[str, tuple[Callable[..., Task], Mapping[str, tuple[int, int]]]] = {
     "enumerable": (enumerable.make, {"V": (2, 9), "L": (1, 6)}),
     "addition": (verifiable.addition, {"D": (1, 6)}),
+    "careless": (careless.make, {"D": (1, 6), "F": (0, 8)}),
     "sorting": (verifiable.sorting, {"N": (2, 9)}),
     "countdown": (countdown.make, {"N": (2, 4)}),
     "chain": (chain.make, {"K": (2, 8), "M": (2, 10)}),
