@@ -1,0 +1,146 @@
+"""Draw how close preference methods come to the best policies, by noise and balance of the labels.
+
+    python experiments/rlhf/preferences.py results/preferences
+
+writes preferences.png and preferences.csv.
+"""
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import results
+
+from purejaxpg.report import figures
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BLUE, RED, GREEN, PINK, ORANGE = figures.COLOURS
+GREY, DARK = "#888888", "#222222"
+NOISE = (0.0, 0.2, 0.4)
+# By label: a stage whose runs have all of the noise, and a colour.
+METHODS = {
+    "DPO": ("dpo", BLUE),
+    "conservative DPO": ("conservative", PINK),
+    "IPO": ("ipo", GREEN),
+    "KTO": ("kto", RED),
+}
+RLOO = "RLOO on a reward model"
+# By label: a stage of KTO without noise, the swept weight and its value, and a format.
+BALANCE = {
+    "all labels": ("kto", "", 0.0, "o-"),
+    "half of the completions": ("kto-half", "", 0.0, "o:"),
+    "10% of the good": ("kto-few-good", "desirable_weight", 1.0, "v--"),
+    "10% of the good, times 10": ("kto-few-good", "desirable_weight", 10.0, "v-"),
+    "10% of the bad": ("kto-few-bad", "undesirable_weight", 1.0, "^--"),
+    "10% of the bad, times 10": ("kto-few-bad", "undesirable_weight", 10.0, "^-"),
+}
+COLOURS = (RED, DARK, BLUE, BLUE, GREEN, GREEN)
+STRENGTHS = ("beta", "threshold")  # what each method sweeps to move farther
+SCORES = ("kl", "return", "gap", "win")
+Runs = Sequence[dict[str, Any]]
+
+
+# ---------------------------------------------------------------------------------- reading
+
+
+def rows_of(found: Runs, best: Mapping[int, Any], **columns: Any) -> list[dict[str, Any]]:
+    """Return means, least and largest values over seeds, a row for each strength."""
+    known = results.gaps(found, best)
+    runs = [{**run, "gap": gap} for run, gap in zip(found, known, strict=True)]
+    (strength,) = (name for name in STRENGTHS if name in runs[0])
+    rows = []
+    for value in sorted({run[strength] for run in runs}):
+        own = [run for run in runs if run[strength] == value]
+        row = {**columns, strength: value}
+        for name in SCORES:
+            row |= results.ends(name, results.column(own, name))
+        rows.append({"method": "", "noise": 0.0, "labels": "all labels", "beta": "",
+                     "threshold": "", **row})  # fmt: skip
+    return rows
+
+
+def noisy(directory: Path, best: Mapping[int, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of all methods with each share of wrong labels."""
+    for noise in NOISE:
+        for method, (stage, _) in METHODS.items():
+            own = [run for run in results.runs(directory, stage) if run["label_noise"] == noise]
+            yield from rows_of(own, best, method=method, noise=noise)
+        own = results.runs(directory, f"rloo-{100 * noise:.0f}")
+        yield from rows_of(own, best, method=RLOO, noise=noise)
+
+
+def unbalanced(directory: Path, best: Mapping[int, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of KTO with a part of the labels, without noise."""
+    for labels, (stage, weight, value, _) in list(BALANCE.items())[1:]:
+        own = [run for run in results.runs(directory, stage) if not weight or run[weight] == value]
+        yield from rows_of(own, best, method="KTO", labels=labels)
+
+
+# ---------------------------------------------------------------------------------- the figure
+
+
+def draw_line(axes: "Axes", rows: Runs, label: str, colour: str, form: str = "o-") -> None:
+    """Draw the distance from the frontier over the divergence, with ranges over seeds."""
+    rows = sorted(rows, key=lambda row: float(row["kl"]))
+    (x, x_errors), (y, y_errors) = results.errors(rows, "kl"), results.errors(rows, "gap")
+    axes.errorbar(
+        x, y, xerr=x_errors, yerr=y_errors, fmt=form, color=colour, ms=5, lw=1.2,
+        elinewidth=0.8, label=label,
+    )  # fmt: skip
+
+
+def finish(axes: "Axes", title: str, under: str) -> None:
+    axes.axhline(0.0, color=GREY, lw=1)
+    axes.set_xscale("log")
+    axes.set_xlabel("KL to the reference (nats per completion)")
+    axes.set_ylabel("gold reward less the best possible")
+    figures.dress(axes, title, under)
+    axes.legend(frameon=False, fontsize=9, loc="lower left")
+
+
+def draw(rows: Runs, seeds: int, path: Path) -> None:
+    figure, panels = figures.make_panels(4, 2, (5.6, 4.2))
+    colours = {method: colour for method, (_, colour) in METHODS.items()} | {RLOO: DARK}
+    for axes, noise in zip(panels, NOISE, strict=False):
+        for method, colour in colours.items():
+            own = [
+                row
+                for row in rows
+                if (row["method"], row["noise"], row["labels"]) == (method, noise, "all labels")
+            ]
+            draw_line(axes, own, method, colour)
+        title = f"{100 * noise:.0f}% of the labels are wrong" if noise else "All labels are honest"
+        finish(axes, title, f"mean and range of {seeds} seeds")
+    for colour, (labels, (*_, form)) in zip(COLOURS, BALANCE.items(), strict=True):
+        own = [
+            row
+            for row in rows
+            if (row["method"], row["noise"], row["labels"]) == ("KTO", 0.0, labels)
+        ]
+        draw_line(panels[-1], own, labels, colour, form)
+    finish(panels[-1], "KTO with a part of the labels", "times 10: with ten times the weight")
+    low = min(axes.get_ylim()[0] for axes in panels)
+    left, right = (f(axes.get_xlim()[i] for axes in panels) for i, f in ((0, min), (1, max)))
+    for axes in panels:
+        axes.set_ylim(low, 0.1 * abs(low))
+        axes.set_xlim(left, right)
+    figures.save(figure, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--out", type=Path, default=Path())
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    best = results.frontiers(arguments.directory, "dpo")
+    rows = [*noisy(arguments.directory, best), *unbalanced(arguments.directory, best)]
+    results.write(arguments.out / "preferences.csv", rows)
+    draw(rows, len(best), arguments.out / "preferences.png")
+
+
+if __name__ == "__main__":
+    main()
