@@ -16,7 +16,9 @@ mismatched completion is the one before, not the one after, as in TRL; and a pai
 mismatched in name only, because the data hold it twice, does not count.
 
 Without data of your own, the reference writes new completions in every update. A label is drawn
-with the probability σ(r(x, y) − threshold) of "desirable", from the task's own reward r.
+with the probability σ(r(x, y) − threshold) of "desirable", from the task's own reward r. Of these
+labels, `label_noise` turns a share the wrong way round, and `desirable_kept` and `undesirable_kept`
+leave out others.
 
 Run: purejaxpg train rlhf.kto --given reference=results/sft --seed 0
 """
