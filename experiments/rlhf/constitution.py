@@ -82,12 +82,16 @@ def draw_revisions(axes: "Axes", rows: Sequence[Mapping[str, Any]], directory: P
         draw_line(axes, COUNTS, own, "violations", fmt="o-", color=colour, label=critic)
         after = [results.ends("answers", values) for values in answers(directory, critic).values()]
         draw_line(axes, range(len(after)), after, "answers", fmt="s:", color=colour, alpha=0.6)
-    axes.plot([], [], "s:", color=GREY, label="the answers that it imitates")
     axes.set_xticks(range(5))
     axes.set_xlabel("revisions")
     axes.set_ylabel("principles violated per answer")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=9, title="policy imitates revisions by", alignment="left")
+    handles, labels = axes.get_legend_handles_labels()
+    (imitated,) = axes.plot([], [], "s:", color=GREY)
+    axes.legend(
+        [*handles, imitated], [*labels, "the answers themselves"], frameon=False, fontsize=9,
+        title="policies that imitate revisions by", alignment="left",
+    )  # fmt: skip
 
 
 def draw_feedback(axes: "Axes", rows: Sequence[Mapping[str, Any]], name: str) -> None:
@@ -110,7 +114,7 @@ def draw_feedback(axes: "Axes", rows: Sequence[Mapping[str, Any]], name: str) ->
 
 
 def draw(directory: Path, rows: list[dict[str, Any]], path: Path) -> None:
-    figure, (revisions, violations, reward) = figures.make_panels(3, 3, (5.0, 4.2))
+    figure, (revisions, violations, length) = figures.make_panels(3, 3, (4.6, 4.0))
     seeds = len(results.runs(directory, "revised"))
     draw_revisions(revisions, rows, directory)
     figures.dress(revisions, "Revisions", f"held-out prompts; mean and range of {seeds} seeds")
@@ -118,9 +122,10 @@ def draw(directory: Path, rows: list[dict[str, Any]], path: Path) -> None:
     violations.set_ylabel("principles violated per answer")
     violations.set_ylim(bottom=0)
     figures.dress(violations, "Feedback", "reward: the model's own judgement")
-    draw_feedback(reward, rows, "return")
-    reward.set_ylabel("gold reward")
-    figures.dress(reward, "Gold reward", "1 for a correct sentence, less its violations")
+    draw_feedback(length, rows, "length")
+    length.set_ylabel("tokens per answer")
+    length.set_ylim(bottom=0)
+    figures.dress(length, "Length", "the same policies")
     figures.save(figure, path)
 
 

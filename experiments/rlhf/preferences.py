@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 BLUE, RED, GREEN, PINK, ORANGE = figures.COLOURS
 GREY, DARK = "#888888", "#222222"
 NOISE = (0.0, 0.2, 0.4)
-# By label: a stage whose runs have all of the noise, and a colour.
+# By label: a stage whose runs have some or all of the noise, and a colour.
 METHODS = {
     "DPO": ("dpo", BLUE),
     "conservative DPO": ("conservative", PINK),
@@ -67,7 +67,8 @@ def noisy(directory: Path, best: Mapping[int, Any]) -> Iterator[dict[str, Any]]:
     for noise in NOISE:
         for method, (stage, _) in METHODS.items():
             own = [run for run in results.runs(directory, stage) if run["label_noise"] == noise]
-            yield from rows_of(own, best, method=method, noise=noise)
+            if own:
+                yield from rows_of(own, best, method=method, noise=noise)
         own = results.runs(directory, f"rloo-{100 * noise:.0f}")
         yield from rows_of(own, best, method=RLOO, noise=noise)
 
@@ -111,7 +112,8 @@ def draw(rows: Runs, seeds: int, path: Path) -> None:
                 for row in rows
                 if (row["method"], row["noise"], row["labels"]) == (method, noise, "all labels")
             ]
-            draw_line(axes, own, method, colour)
+            if own:
+                draw_line(axes, own, method, colour)
         title = f"{100 * noise:.0f}% of the labels are wrong" if noise else "All labels are honest"
         finish(axes, title, f"mean and range of {seeds} seeds")
     for colour, (labels, (*_, form)) in zip(COLOURS, BALANCE.items(), strict=True):

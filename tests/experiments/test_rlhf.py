@@ -50,5 +50,5 @@ def test_revisions_and_feedback(tmp_path: pathlib.Path) -> None:
 def test_noisy_and_unbalanced_preferences(tmp_path: pathlib.Path) -> None:
     rows = rows_of("preferences", tmp_path)
     noisy = [row for row in rows if row["labels"] == "all labels"]
-    assert len(noisy) == 3 * 5 * 3 and len(rows) == len(noisy) + 3 + 4 * 2
+    assert len(noisy) == 3 * (3 + 2 + 2 + 3) + 4 and len(rows) == len(noisy) + 5 * 2
     assert all(float(row["kl"]) < 0.1 for row in rows if row["method"] != "IPO")
