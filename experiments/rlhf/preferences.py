@@ -40,6 +40,7 @@ BALANCE = {
 COLOURS = (RED, DARK, BLUE, BLUE, GREEN, GREEN)
 STRENGTHS = ("beta", "threshold")  # what each method sweeps to move farther
 SCORES = ("kl", "return", "gap", "win")
+WORST = -1.5  # gold reward of policies that are drawn; without an end, it is -3
 Runs = Sequence[dict[str, Any]]
 
 
@@ -83,52 +84,57 @@ def unbalanced(directory: Path, best: Mapping[int, Any]) -> Iterator[dict[str, A
 # ---------------------------------------------------------------------------------- the figure
 
 
-def draw_line(axes: "Axes", rows: Runs, label: str, colour: str, form: str = "o-") -> None:
-    """Draw the distance from the frontier over the divergence, with ranges over seeds."""
-    rows = sorted(rows, key=lambda row: float(row["kl"]))
+def chosen(rows: Runs, method: str, noise: float = 0.0, labels: str = "all labels") -> Runs:
+    columns = {"method": method, "noise": noise, "labels": labels}
+    return [row for row in rows if columns.items() <= row.items()]
+
+
+def draw_line(axes: "Axes", rows: Runs, label: str, colour: str, form: str = "o-") -> list[str]:
+    """Draw the distance from the frontier over the divergence, with ranges over seeds.
+
+    Returns a line for each row that is left out, because its policies hardly ever end a sentence.
+    """
+    lost = [f"{label}, threshold {row['threshold']}" for row in rows if row["return"] < WORST]
+    rows = sorted((row for row in rows if row["return"] >= WORST), key=lambda row: row["kl"])
+    if not rows:
+        return lost
     (x, x_errors), (y, y_errors) = results.errors(rows, "kl"), results.errors(rows, "gap")
     axes.errorbar(
         x, y, xerr=x_errors, yerr=y_errors, fmt=form, color=colour, ms=5, lw=1.2,
         elinewidth=0.8, label=label,
     )  # fmt: skip
+    return lost
 
 
-def finish(axes: "Axes", title: str, under: str) -> None:
+def finish(axes: "Axes", title: str, under: str, lost: Sequence[str]) -> None:
     axes.axhline(0.0, color=GREY, lw=1)
     axes.set_xscale("log")
+    axes.set_xlim(0.03, 20)
+    axes.set_ylim(-4.4, 0.3)
+    axes.set_xticks([0.1, 1, 10], ["0.1", "1", "10"])
     axes.set_xlabel("KL to the reference (nats per completion)")
     axes.set_ylabel("gold reward less the best possible")
     figures.dress(axes, title, under)
     axes.legend(frameon=False, fontsize=9, loc="lower left")
+    if lost:
+        words = "\n".join(["not drawn, hardly ever end:", *lost])
+        axes.text(0.98, 0.97 if len(lost) > 2 else 0.03, words, transform=axes.transAxes,
+                  ha="right", va="top" if len(lost) > 2 else "bottom", fontsize=8, color=DARK)  # fmt: skip
 
 
 def draw(rows: Runs, seeds: int, path: Path) -> None:
-    figure, panels = figures.make_panels(4, 2, (5.6, 4.2))
+    figure, panels = figures.make_panels(4, 2, (5.2, 4.0))
     colours = {method: colour for method, (_, colour) in METHODS.items()} | {RLOO: DARK}
     for axes, noise in zip(panels, NOISE, strict=False):
+        lost = []
         for method, colour in colours.items():
-            own = [
-                row
-                for row in rows
-                if (row["method"], row["noise"], row["labels"]) == (method, noise, "all labels")
-            ]
-            if own:
-                draw_line(axes, own, method, colour)
+            lost += draw_line(axes, chosen(rows, method, noise), method, colour)
         title = f"{100 * noise:.0f}% of the labels are wrong" if noise else "All labels are honest"
-        finish(axes, title, f"mean and range of {seeds} seeds")
+        finish(axes, title, f"mean and range of {seeds} seeds", lost)
+    lost = []
     for colour, (labels, (*_, form)) in zip(COLOURS, BALANCE.items(), strict=True):
-        own = [
-            row
-            for row in rows
-            if (row["method"], row["noise"], row["labels"]) == ("KTO", 0.0, labels)
-        ]
-        draw_line(panels[-1], own, labels, colour, form)
-    finish(panels[-1], "KTO with a part of the labels", "times 10: with ten times the weight")
-    low = min(axes.get_ylim()[0] for axes in panels)
-    left, right = (f(axes.get_xlim()[i] for axes in panels) for i, f in ((0, min), (1, max)))
-    for axes in panels:
-        axes.set_ylim(low, 0.1 * abs(low))
-        axes.set_xlim(left, right)
+        lost += draw_line(panels[-1], chosen(rows, "KTO", labels=labels), labels, colour, form)
+    finish(panels[-1], "KTO with a part of the labels", "times 10: with ten times the weight", lost)
     figures.save(figure, path)
 
 
