@@ -40,7 +40,7 @@ BALANCE = {
 COLOURS = (RED, DARK, BLUE, BLUE, GREEN, GREEN)
 STRENGTHS = ("beta", "threshold")  # what each method sweeps to move farther
 SCORES = ("kl", "return", "gap", "win")
-WORST = -1.5  # gold reward of policies that are drawn; without an end, it is -3
+LOWEST = -4.4  # gap that is drawn; policies that hardly ever end a sentence are at -8 or less
 Runs = Sequence[dict[str, Any]]
 
 
@@ -92,10 +92,10 @@ def chosen(rows: Runs, method: str, noise: float = 0.0, labels: str = "all label
 def draw_line(axes: "Axes", rows: Runs, label: str, colour: str, form: str = "o-") -> list[str]:
     """Draw the distance from the frontier over the divergence, with ranges over seeds.
 
-    Returns a line for each row that is left out, because its policies hardly ever end a sentence.
+    Returns a line for each row that lies too low to be drawn.
     """
-    lost = [f"{label}, threshold {row['threshold']}" for row in rows if row["return"] < WORST]
-    rows = sorted((row for row in rows if row["return"] >= WORST), key=lambda row: row["kl"])
+    lost = [f"{label}, threshold {row['threshold']:g}" for row in rows if row["gap"] < LOWEST]
+    rows = sorted((row for row in rows if row["gap"] >= LOWEST), key=lambda row: row["kl"])
     if not rows:
         return lost
     (x, x_errors), (y, y_errors) = results.errors(rows, "kl"), results.errors(rows, "gap")
@@ -110,16 +110,15 @@ def finish(axes: "Axes", title: str, under: str, lost: Sequence[str]) -> None:
     axes.axhline(0.0, color=GREY, lw=1)
     axes.set_xscale("log")
     axes.set_xlim(0.03, 20)
-    axes.set_ylim(-4.4, 0.3)
+    axes.set_ylim(LOWEST, 0.3)
     axes.set_xticks([0.1, 1, 10], ["0.1", "1", "10"])
     axes.set_xlabel("KL to the reference (nats per completion)")
     axes.set_ylabel("gold reward less the best possible")
     figures.dress(axes, title, under)
     axes.legend(frameon=False, fontsize=9, loc="lower left")
     if lost:
-        words = "\n".join(["not drawn, hardly ever end:", *lost])
-        axes.text(0.98, 0.97 if len(lost) > 2 else 0.03, words, transform=axes.transAxes,
-                  ha="right", va="top" if len(lost) > 2 else "bottom", fontsize=8, color=DARK)  # fmt: skip
+        words = "\n".join(["Below the figure:", *lost])
+        axes.text(0.02, 0.7, words, transform=axes.transAxes, va="top", fontsize=8, color=DARK)
 
 
 def draw(rows: Runs, seeds: int, path: Path) -> None:
