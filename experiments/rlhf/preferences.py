@@ -109,20 +109,20 @@ def draw_line(axes: "Axes", rows: Runs, label: str, colour: str, form: str = "o-
 def finish(axes: "Axes", title: str, under: str, lost: Sequence[str]) -> None:
     axes.axhline(0.0, color=GREY, lw=1)
     axes.set_xscale("log")
-    axes.set_xlim(0.03, 20)
+    axes.set_xlim(0.006, 20)
     axes.set_ylim(LOWEST, 0.3)
-    axes.set_xticks([0.1, 1, 10], ["0.1", "1", "10"])
+    axes.set_xticks([0.01, 0.1, 1, 10], ["0.01", "0.1", "1", "10"])
     axes.set_xlabel("KL to the reference (nats per completion)")
     axes.set_ylabel("gold reward less the best possible")
     figures.dress(axes, title, under)
-    axes.legend(frameon=False, fontsize=9, loc="lower left")
+    axes.legend(frameon=False, fontsize=8, loc="lower left", labelspacing=0.3)
     if lost:
         words = "\n".join(["Below the figure:", *lost])
-        axes.text(0.02, 0.7, words, transform=axes.transAxes, va="top", fontsize=8, color=DARK)
+        axes.text(0.02, 0.73, words, transform=axes.transAxes, va="top", fontsize=7, color=DARK)
 
 
 def draw(rows: Runs, seeds: int, path: Path) -> None:
-    figure, panels = figures.make_panels(4, 2, (5.2, 4.0))
+    figure, panels = figures.make_panels(4, 2, (4.3, 3.5))
     colours = {method: colour for method, (_, colour) in METHODS.items()} | {RLOO: DARK}
     for axes, noise in zip(panels, NOISE, strict=False):
         lost = []
@@ -134,6 +134,7 @@ def draw(rows: Runs, seeds: int, path: Path) -> None:
     for colour, (labels, (*_, form)) in zip(COLOURS, BALANCE.items(), strict=True):
         lost += draw_line(panels[-1], chosen(rows, "KTO", labels=labels), labels, colour, form)
     finish(panels[-1], "KTO with a part of the labels", "times 10: with ten times the weight", lost)
+    figure.set_dpi(120)  # a file that is small enough to be stored
     figures.save(figure, path)
 
 
