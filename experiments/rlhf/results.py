@@ -1,9 +1,11 @@
 """Read what the stages of a study found, for its figure and its table."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from purejaxpg import contract
 from purejaxpg.report import completions
@@ -45,3 +47,47 @@ def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def column(found: Sequence[dict[str, Any]], name: str) -> np.ndarray:
+    """Return one score of some runs, an entry each."""
+    return np.array([run[name] for run in found], float)
+
+
+def frontiers(directory: Path, stage: str) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Return the best gold reward at each divergence from the reference of a stage.
+
+    Args:
+        directory: the result directory of the study.
+        stage: the name of one of its stages, which is given references seed by seed.
+
+    Returns:
+        By seed, divergences in ascending order, and the best reward at each of them.
+    """
+    kept = completions.read(directory / stage) or {"frontiers": []}
+    seeds = sorted({run["seed"] for run in runs(directory, stage)})
+    return {
+        seed: (np.array(found["kl"]), np.array(found["return"]))
+        for seed, found in zip(seeds, kept["frontiers"], strict=True)
+    }
+
+
+def gaps(
+    found: Sequence[dict[str, Any]], best: Mapping[int, tuple[np.ndarray, np.ndarray]]
+) -> np.ndarray:
+    """Return the gold reward of runs less the best possible one at their divergence."""
+    return np.array([run["return"] - np.interp(run["kl"], *best[run["seed"]]) for run in found])
+
+
+def ends(name: str, values: np.ndarray) -> dict[str, float]:
+    """Return the mean, the least and the largest of some values, as cells of a table."""
+    found = {"": values.mean(), " low": values.min(), " high": values.max()}
+    return {f"{name}{end}": round(float(value), 3) for end, value in found.items()}
+
+
+def errors(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the means of such cells, [rows], and the distances to their ends, [2, rows]."""
+    middle, low, high = (
+        np.array([row[name + end] for row in rows], float) for end in ("", " low", " high")
+    )
+    return middle, np.stack([middle - low, high - middle])

@@ -91,6 +91,11 @@ def label(
     return pairs, jnp.where(is_first, probability, 1.0 - probability)
 
 
+def noisy(probability: jax.Array, noise: jax.Array | float) -> jax.Array:
+    """Return the probability of a label of which a share `noise` is the wrong way round."""
+    return probability + noise * (1.0 - 2.0 * probability)
+
+
 def demonstrations(key: jax.Array, task: tasks.Task, count: int, held_out: bool = False) -> Rows:
     """Draw prompts of a task and demonstrate a completion of each -> Rows [count, P+L]."""
     key_prompt, key_completion = random.split(key)

@@ -57,6 +57,7 @@ class Config:
     label_smoothing: float = 0.0  # of sigmoid: share of labels taken to be wrong, below a half
     simpo_margin: float = 0.5  # γ, by which simpo wants the chosen reward to be larger
     orpo_lambda: float = 1.0  # λ, weight of the comparison in orpo
+    label_noise: float = 0.0  # share of sampled labels that are the wrong way round
     temperature: float = 1.0  # of the reference that samples pairs, and of all log-probabilities
     learning_rate: float = 3e-3  # step size of Adam
     learning_rate_half_life: float = 100.0  # of robbins_monro, in updates
@@ -110,6 +111,7 @@ def check(config: Config) -> None:
     configs.above(config, 0, "beta")
     configs.at_least(config, 0, "label_smoothing", "simpo_margin", "orpo_lambda")
     configs.finite(config, "simpo_margin", "orpo_lambda")
+    configs.between(config, 0, 0.5, "label_noise")
     configs.require(
         config.label_smoothing < 0.5,
         f"label_smoothing must be less than 0.5, but is {config.label_smoothing}.",
@@ -146,7 +148,9 @@ def draw(key: jax.Array, config: Config, given: Given) -> Batch:
     """Draw B pairs: given ones, or new ones by the reference."""
     task = tasks.make(config.task)
     if given.pairs is None:
-        pairs, _ = measure.sample_pairs(key, given.reference, config, config.batch_size, given)
+        pairs, _ = measure.sample_pairs(
+            key, given.reference, config, config.batch_size, given, label_noise=config.label_noise
+        )
     else:
         pairs = data.choose(key, given.pairs, config.batch_size)
     prompt_ids = jnp.concatenate([pairs.prompt_ids, pairs.prompt_ids])

@@ -16,7 +16,9 @@ mismatched completion is the one before, not the one after, as in TRL; and a pai
 mismatched in name only, because the data hold it twice, does not count.
 
 Without data of your own, the reference writes new completions in every update. A label is drawn
-with the probability σ(r(x, y) − threshold) of "desirable", from the task's own reward r.
+with the probability σ(r(x, y) − threshold) of "desirable", from the task's own reward r. Of these
+labels, `label_noise` turns a share the wrong way round, and `desirable_kept` and `undesirable_kept`
+leave out others.
 
 Run: purejaxpg train rlhf.kto --given reference=results/sft --seed 0
 """
@@ -52,6 +54,9 @@ class Config:
     desirable_weight: float = 1.0  # λ_D
     undesirable_weight: float = 1.0  # λ_U
     threshold: float = 0.0  # reward of a sampled completion that is as often desirable as not
+    label_noise: float = 0.0  # share of sampled labels that are the wrong way round
+    desirable_kept: float = 1.0  # share of the sampled desirable completions that count
+    undesirable_kept: float = 1.0  # share of the others that count
     temperature: float = 1.0  # of the reference that samples, and of all log-probabilities
     learning_rate: float = 3e-3  # step size of Adam
     learning_rate_half_life: float = 100.0  # of robbins_monro, in updates
@@ -86,7 +91,7 @@ class Batch:
     is_desirable: jax.Array  # [B] bool
     ref_log_prob: jax.Array  # [B, L]
     kl: jax.Array  # [] of mismatched completions; z₀ if it is positive
-    weight: jax.Array  # [B] 1; a probability, where the batch lists all completions
+    weight: jax.Array  # [B] 1, or 0 if left out; a probability, where the batch lists all
 
 
 @struct.dataclass
@@ -107,6 +112,8 @@ def check(config: Config) -> None:
     configs.above(config, 0, "beta")
     configs.at_least(config, 0, "desirable_weight", "undesirable_weight")
     configs.finite(config, "desirable_weight", "undesirable_weight", "threshold")
+    configs.between(config, 0, 0.5, "label_noise")
+    configs.between(config, 0, 1, "desirable_kept", "undesirable_kept")
     schedules.check(config)
 
 
@@ -135,27 +142,33 @@ def init(key: jax.Array, config: Config, given: Given) -> TrainState:
     return TrainState(params, make_optimizer(config).init(params), jnp.zeros((), jnp.int32))
 
 
-def draw(key: jax.Array, config: Config, given: Given) -> data.Labelled:
-    """Draw B judged completions: given ones, or new ones by the reference."""
+def draw(key: jax.Array, config: Config, given: Given) -> tuple[data.Labelled, jax.Array]:
+    """Draw B judged completions: given ones, or new ones by the reference -> and which count."""
     if given.labelled is not None:
-        return data.choose(key, given.labelled, config.batch_size)
+        return data.choose(key, given.labelled, config.batch_size), jnp.ones(config.batch_size)
     task = tasks.make(config.task)
-    key_prompt, key_completion, key_label = random.split(key, 3)
+    key_prompt, key_completion, key_label, key_kept = random.split(key, 4)
     prompt_ids = task.prompts(key_prompt, config.batch_size)
     completion = measure.sample(
         key_completion, given.reference, prompt_ids, task, config.temperature
     )
     reward = task.reward(prompt_ids, completion.ids, completion.mask)
-    is_desirable = random.bernoulli(key_label, nn.sigmoid(reward - config.threshold))
-    return data.Labelled(prompt_ids, completion.ids, is_desirable)
+    is_desirable = random.bernoulli(
+        key_label, data.noisy(nn.sigmoid(reward - config.threshold), config.label_noise)
+    )
+    share = jnp.where(is_desirable, config.desirable_kept, config.undesirable_kept)
+    is_kept = random.bernoulli(key_kept, share).astype(jnp.float32)
+    return data.Labelled(prompt_ids, completion.ids, is_desirable), is_kept
 
 
 def rollout(key: jax.Array, state: TrainState, config: Config, given: Given) -> Batch:
     """Draw B completions, and compare each prompt with the completion before its own."""
-    task, labelled = tasks.make(config.task), draw(key, config, given)
+    task = tasks.make(config.task)
+    labelled, weight = draw(key, config, given)
     prompt_ids, ids = labelled.prompt_ids, labelled.completion_ids
     before = (jnp.roll(prompt_ids, 1, axis=0), jnp.roll(ids, 1, axis=0))
     is_other = (before[0] != prompt_ids).any(1) | (before[1] != ids).any(1)
+    is_other &= (weight > 0) & (jnp.roll(weight, 1) > 0)
     mask, other_mask = (tokens.completion_mask(x, task.eos_id) for x in (ids, before[1]))
 
     def log_probs(model: transformer.Model, ids: jax.Array) -> jax.Array:
@@ -164,7 +177,7 @@ def rollout(key: jax.Array, state: TrainState, config: Config, given: Given) -> 
     policy = policy_of(state.params, given)
     log_ratio = log_probs(policy, before[1]) - log_probs(given.reference, before[1])
     kl = preference.masked_mean(preference.masked_sum(log_ratio, other_mask, 1), is_other)
-    reference, weight = log_probs(given.reference, ids), jnp.ones(config.batch_size)
+    reference = log_probs(given.reference, ids)
     return Batch(prompt_ids, ids, mask, labelled.is_desirable, reference, kl, weight)
 
 

@@ -148,6 +148,7 @@ def sample_pairs(
     given: Any,
     held_out: bool = False,
     greedy: bool = False,
+    label_noise: jax.Array | float = 0.0,
 ) -> tuple[data.Pairs, jax.Array]:
     """Sample two completions of each prompt, and prefer one by the model of Bradley and Terry.
 
@@ -160,6 +161,7 @@ def sample_pairs(
             orders; without one, the rewards of its model `reward`, or else those of the task.
         held_out: draw the prompts that are for evaluation only.
         greedy: prefer the more probable one, and draw only ties.
+        label_noise: share of these labels that are then turned the wrong way round.
 
     Returns:
         Pairs [B], and the probability [B] that the chosen completion was preferred with: ½ for a
@@ -180,6 +182,7 @@ def sample_pairs(
         probability = nn.sigmoid(log_odds)
     if greedy:
         probability = 0.5 * (1.0 + jnp.sign(probability - 0.5))
+    probability = data.noisy(probability, label_noise)
     return data.label(key_label, prompt_ids, first_ids, second_ids, probability)
 
 

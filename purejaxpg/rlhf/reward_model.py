@@ -48,6 +48,7 @@ class Config:
     labels: str = "sampled"  # or "greedy": the more probable one; what is scored is sampled
     learning_rate_schedule: str = "linear"  # to zero; or "constant" or "robbins_monro"
 
+    label_noise: float = 0.0  # share of sampled labels that are the wrong way round
     temperature: float = 1.0  # of the reference that samples the pairs
     learning_rate: float = 1e-3  # step size of Adam
     learning_rate_half_life: float = 100.0  # of robbins_monro, in updates
@@ -89,6 +90,7 @@ def check(config: Config) -> None:
     configs.in_range(config)
     configs.at_least(config, 1, "num_updates")
     configs.one_of(config, "labels", ("sampled", "greedy"))
+    configs.between(config, 0, 0.5, "label_noise")
     schedules.check(config)
 
 
@@ -125,11 +127,13 @@ def draw(
 ) -> tuple[data.Pairs, jax.Array]:
     """Draw pairs -> Pairs [count], probability [count] that a label agrees with the better one.
 
-    The task's own reward labels the pairs of held-out prompts, whoever labels the others.
+    The task's own reward labels the pairs of held-out prompts, whoever labels the others, and
+    without noise.
     """
     by, greedy = (None, False) if held_out else (given, config.labels == "greedy")
+    noise = 0.0 if held_out else config.label_noise
     pairs, probability = measure.sample_pairs(
-        key, given.reference, config, count, by, held_out, greedy
+        key, given.reference, config, count, by, held_out, greedy, noise
     )
     return pairs, jnp.maximum(probability, 1.0 - probability)
 

@@ -79,12 +79,20 @@ def test_kto_compares_with_completions_of_other_prompts(reference):
 
 def test_own_labels_follow_the_reward(reference):
     config = kto.Config(task="enumerable-3-3", batch_size=4096, threshold=0.5)
-    drawn = jax.jit(kto.draw)(random.key(0), config, kto.Given(reference))
+    draw, given = jax.jit(kto.draw), kto.Given(reference)
+    drawn, is_kept = draw(random.key(0), config, given)
     mask = tokens.completion_mask(drawn.completion_ids, TASK.eos_id)
     reward = np.asarray(TASK.reward(drawn.prompt_ids, drawn.completion_ids, mask))
     expected, label = 1.0 / (1.0 + np.exp(0.5 - reward)), np.asarray(drawn.is_desirable)
     for part in (reward > 0.5, reward < 0.5):
         assert label[part].mean() == pytest.approx(expected[part].mean(), abs=0.04)
+    assert is_kept.all()
+    change = {"label_noise": 0.4, "desirable_kept": 0.1}
+    noisy, is_kept = draw(random.key(0), dataclasses.replace(config, **change), given)
+    assert (noisy.completion_ids == drawn.completion_ids).all()
+    label = np.asarray(noisy.is_desirable)
+    assert label.mean() == pytest.approx((0.4 + 0.2 * expected).mean(), abs=0.04)
+    assert is_kept[label].mean() == pytest.approx(0.1, abs=0.03) and is_kept[~label].all()
 
 
 def test_online_dpo_learns_from_its_own_pairs(reference):
@@ -136,6 +144,8 @@ def test_the_judge_labels_pairs_and_leaves_out_ties(reference):
         (kto, {"beta": 0.0}, "beta must be more than 0"),
         (kto, {"undesirable_weight": -1.0}, "undesirable_weight must be 0 or more"),
         (kto, {"threshold": math.nan}, "threshold must be finite"),
+        (kto, {"desirable_kept": 1.1}, "desirable_kept must be between 0 and 1, but is 1.1"),
+        (dpo, {"label_noise": 0.6}, "label_noise must be between 0 and 0.5, but is 0.6"),
     ],
 )
 def test_an_impossible_configuration_is_refused(trainer, change, message):

@@ -109,12 +109,12 @@ def test_a_perfect_judge_draws_the_labels_of_the_task():
     sizes = {"width": 8, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "mlp_width": 8}
     architecture = sft.architecture(sft.Config(task="enumerable-3-4", **sizes))
     reference = transformer.init(random.key(0), architecture)
-    config = reward_model.Config(task="enumerable-3-4")
     rewarded = functools.partial(TASK.reward, jnp.asarray(ALL_PROMPTS))
     reward = rewarded(jnp.asarray(ALL), jnp.tile(MASK, (X, 1))).reshape(X, N)
 
     @jax.jit
-    def draw(judge):
+    def draw(judge, label_noise=0.0):
+        config = reward_model.Config(task="enumerable-3-4", label_noise=label_noise)
         given = reward_model.Given(reference, judge=judge)
         greedy = dataclasses.replace(config, labels="greedy")
         drawn = [reward_model.draw(random.key(1), c, given, 256) for c in (config, greedy)]
@@ -124,6 +124,9 @@ def test_a_perfect_judge_draws_the_labels_of_the_task():
         return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
 
     (gold, best), *_ = draw(None)
+    (noisy, less), _, (clean, _) = draw(None, 0.4)
+    np.testing.assert_allclose(less - 0.5, 0.2 * (best - 0.5), rtol=0, atol=1e-12)
+    assert not equal(noisy, gold) and equal(clean, gold)
     (judged, judged_best), (greedy, certain), _ = draw(Exact(reward, 0.7))
     assert equal(judged, gold)
     np.testing.assert_allclose(judged_best, best, rtol=0, atol=1e-12)
