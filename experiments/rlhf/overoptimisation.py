@@ -33,8 +33,8 @@ POOL = 512  # completions of each prompt
 COUNTS = tuple(2**i for i in range(10))  # n of best-of-n
 BIN = 10  # updates that are one point of a curve of RL
 UNCERTAIN = 0.5  # λ, price of the variance of an ensemble, as in Coste et al. for best-of-n
-BY_LABELS = ("32-100", "32-500", "32-2500", "32-12500")  # width and labels of a cell
-BY_SIZE = ("8-2500", "16-2500", "32-2500", "64-2500")
+BY_LABELS = ("32-125", "32-500", "32-2000", "32-8000")  # width and labels of a cell
+BY_SIZE = ("8-8000", "16-8000", "32-8000", "64-8000")
 CELLS = tuple(dict.fromkeys((*BY_LABELS, *BY_SIZE)))
 ENSEMBLES = {
     "mean": lambda r: r.mean(0),
@@ -58,7 +58,8 @@ class Curve:
     proxy: np.ndarray
 
 
-FIELDS = ("kl", "gold", "proxy")
+REWARDS = (-4.0, 7.0)  # what panels of RL show
+BLUE, RED = figures.COLOURS[:2]
 Curves = dict[tuple[str, str, str], list[Curve]]  # by method, cell and what chooses
 
 
@@ -184,86 +185,100 @@ def measured(directory: Path) -> Curves:
         shared = proxies - proxies.mean(1, keepdims=True)
         for kind, combine in ENSEMBLES.items():
             curves["best-of-n", cell, kind] = [best_of(held_out.gold, combine(shared))]
-    perfect = best_of(held_out.gold, held_out.gold)
-    return {**curves, ("best-of-n", "gold", "single"): [perfect]}
-
-
-def average(curves: Sequence[Curve]) -> Curve:
-    return Curve(*(np.mean([getattr(c, name) for c in curves], 0) for name in FIELDS))
+    start = float(others.gold.mean())
+    gold = [along(arrays, start, start) for _, arrays in of_stage(directory, "rl-gold")]
+    perfect = [best_of(held_out.gold, held_out.gold)]
+    return {**curves, ("best-of-n", "gold", "single"): perfect, ("RL", "gold", "single"): gold}
 
 
 def summarised(curves: Curves) -> list[dict[str, Any]]:
-    """Return the coefficients of each cell, where gold is highest, and where curves end."""
+    """Return means over the curves of each cell: coefficients, rewards at the peak and the end."""
     rows = []
     for (method, cell, chooser), own in curves.items():
-        fits = np.array([fitted(curve, method) for curve in own])
-        beta = fits[:, 1]
-        mean = average(own)
-        peak = int(mean.gold.argmax())
+        beta = np.array([fitted(curve, method)[1] for curve in own])
+        peaks = [int(curve.gold.argmax()) for curve in own]
         width, _, labels = cell.partition("-")
-        row = {
-            "method": method, "chooser": chooser, "width": width, "labels": labels,
-            "seeds": len(own), "alpha": fits[:, 0].mean(), "beta": beta.mean(),
-            "beta_low": beta.min(), "beta_high": beta.max(), "gold_peak": mean.gold[peak],
-            "kl_peak": mean.kl[peak], "gold_end": mean.gold[-1], "proxy_end": mean.proxy[-1],
-            "kl_end": mean.kl[-1],
-        }  # fmt: skip
-        rows.append({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
+        values = {
+            "alpha": [fitted(curve, method)[0] for curve in own],
+            "beta": beta,
+            "gold_peak": [curve.gold[peak] for curve, peak in zip(own, peaks, strict=True)],
+            "gold_end": [curve.gold[-1] for curve in own],
+            "proxy_end": [curve.proxy[-1] for curve in own],
+            "kl_peak": [curve.kl[peak] for curve, peak in zip(own, peaks, strict=True)],
+            "kl_end": [curve.kl[-1] for curve in own],
+        }
+        means = {name: float(np.mean(value)) for name, value in values.items()}
+        means |= {"beta_low": float(beta.min()), "beta_high": float(beta.max())}
+        names = {"method": method, "chooser": chooser, "width": width, "labels": labels}
+        rounded = {name: round(value, 3) for name, value in means.items()}
+        rows.append({**names, "curves": len(own), **rounded})
     return rows
 
 
 # ------------------------------------------------------------------------------------ drawing
 
 
-def draw_curves(axes: "Axes", curves: Curves, keys: Sequence[tuple[Any, ...]]) -> None:
-    """Draw gold rewards with the range of the seeds, and proxies dashed."""
-    for (*key, label), colour in zip(keys, (*figures.COLOURS, "#222222"), strict=False):
-        own = curves[tuple(key)]
-        mean = average(own)
-        d, gold = np.sqrt(mean.kl), np.array([curve.gold for curve in own])
-        axes.fill_between(d, gold.min(0), gold.max(0), color=colour, alpha=0.15, linewidth=0)
-        axes.plot(d, mean.gold, color=colour, label=label)
-        axes.plot(d, mean.proxy, color=colour, linestyle="--", linewidth=1)
-    axes.set_xlabel("√KL from the supervised model, √nats")
-    axes.set_ylabel("reward above the supervised model's")
+def draw_mean(axes: "Axes", curves: Sequence[Curve], colour: str, label: str) -> None:
+    """Draw rewards at equal divergences: means, and for gold the range of the seeds."""
+    d, gold = np.sqrt(curves[0].kl), np.array([curve.gold for curve in curves])
+    axes.fill_between(d, gold.min(0), gold.max(0), color=colour, alpha=0.15, linewidth=0)
+    axes.plot(d, gold.mean(0), color=colour, label=label)
+    proxy = np.mean([curve.proxy for curve in curves], 0)
+    axes.plot(d, proxy, color=colour, linestyle="--", linewidth=1)
+
+
+def draw_each(axes: "Axes", curves: Sequence[Curve]) -> None:
+    """Draw the rewards of each seed, whose divergences differ."""
+    for i, curve in enumerate(curves):
+        for reward, colour, label in ((curve.gold, BLUE, "gold"), (curve.proxy, RED, "proxy")):
+            style = "-" if label == "gold" else "--"
+            shown = label if i == 0 else None
+            axes.plot(np.sqrt(curve.kl), reward, style, color=colour, linewidth=1.2, label=shown)
 
 
 def draw_beta(axes: "Axes", rows: Sequence[Mapping[str, Any]]) -> None:
-    for method, colour in (("best-of-n", figures.COLOURS[0]), ("RL", figures.COLOURS[1])):
+    for method, colour in (("best-of-n", BLUE), ("RL", RED)):
         single = [r for r in rows if r["method"] == method and r["chooser"] == "single"]
         own = [r for r in single if f"{r['width']}-{r['labels']}" in BY_LABELS]
-        beta = np.array([r["beta"] for r in own])
-        ends = np.array([[r["beta_low"] for r in own], [r["beta_high"] for r in own]])
-        axes.errorbar(
-            [int(r["labels"]) for r in own], beta, np.abs(ends - beta), color=colour, marker="o",
-            capsize=2, label=method,
-        )  # fmt: skip
+        beta, low, high = (np.array([r[x] for r in own]) for x in ("beta", "beta_low", "beta_high"))
+        labels = [int(r["labels"]) for r in own]
+        bars = [beta - low, high - beta]
+        axes.errorbar(labels, beta, bars, color=colour, marker="o", capsize=2, label=method)
+    axes.axhline(0, color="#888888", linewidth=0.8)
     axes.set_xscale("log")
-    axes.set_xlabel("labels (width 32)")
+    axes.set_xlabel("labels")
     axes.set_ylabel("β")
 
 
 def draw(curves: Curves, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    figure, grid = figures.make_panels(6, 3, (5.2, 4.2))
-    for place, method in enumerate(("best-of-n", "RL")):
-        for axes, cells, part, title in (
-            (grid[3 * place], BY_LABELS, 2, "by labels"),
-            (grid[3 * place + 1], BY_SIZE, 0, "by width"),
-        ):
-            unit = "labels" if part == 2 else "width"
-            names = [f"{cell.partition('-')[part]} {unit}" for cell in cells]
-            keys = [(method, cell, "single", n) for cell, n in zip(cells, names, strict=True)]
-            draw_curves(axes, curves, keys)
-            figures.dress(axes, f"{method}: {title}", "solid: gold, dashed: proxy, band: seeds")
-    cell = BY_LABELS[0]
-    draw_curves(
-        grid[2], curves, [("best-of-n", cell, kind, kind) for kind in ("single", *ENSEMBLES)]
-    )
-    figures.dress(grid[2], "best-of-n: ensembles", "of 5 reward models with 100 labels each")
-    draw_beta(grid[5], rows)
-    figures.dress(grid[5], "β by labels", "bars: range of seeds")
+    figure, grid = figures.make_panels(8, 4, (3.9, 3.5))
+    labels, widths, ensembles, beta = grid[:4]
+    best = "best-of-n"
+    for axes, part, cells, unit in ((labels, 2, BY_LABELS, "labels"), (widths, 0, BY_SIZE, "wide")):
+        for cell, colour in zip(cells, figures.COLOURS, strict=False):
+            name = f"{int(cell.partition('-')[part]):,} {unit}"
+            draw_mean(axes, curves[best, cell, "single"], colour, name)
+    for kind, colour in zip(("single", *ENSEMBLES), figures.COLOURS, strict=False):
+        draw_mean(ensembles, curves[best, BY_LABELS[0], kind], colour, kind)
+    draw_beta(beta, rows)
+    for axes in grid[:3]:
+        (perfect,) = curves[best, "gold", "single"]
+        axes.plot(np.sqrt(perfect.kl), perfect.gold, ":", color="#444444", label="chosen by gold")
+    for axes, cell in zip(grid[4:], BY_LABELS, strict=True):
+        draw_each(axes, curves["RL", cell, "single"])
+        figures.dress(axes, f"RL: {int(cell.partition('-')[2]):,} labels", "one line a seed")
+        axes.set_ylim(*REWARDS)
+    under = "solid: gold, dashed: proxy; band: seeds"
+    figures.dress(labels, "Best-of-n: labels", under)
+    figures.dress(widths, "Best-of-n: width", under)
+    figures.dress(ensembles, "Best-of-n: ensembles", "of all seeds, 125 labels each; dashed: proxy")
+    figures.dress(beta, "β by labels", "mean and range of seeds")
+    for axes in (*grid[:3], *grid[4:]):
+        axes.set_xlabel("√KL, √nats")
+    for axes in (labels, grid[4]):
+        axes.set_ylabel("reward, less that of the start")
     for axes in grid:
-        axes.legend(frameon=False, fontsize=9)
+        axes.legend(frameon=False, fontsize=8)
     figures.save(figure, path)
 
 
