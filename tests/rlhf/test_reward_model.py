@@ -9,6 +9,7 @@ import pytest
 from enumerable import REFERENCE, REWARD, TASK, N, X, sequences, token_log_probs
 from jax import random
 
+from purejaxpg import InputError
 from purejaxpg.kernels import preference
 from purejaxpg.rlhf import data, measure, reward_model, tasks, tokens, transformer
 
@@ -117,6 +118,16 @@ def test_the_writer_samples_all_labels_of_a_run(monkeypatch):
         pairs = reward_model.draw_all(random.key(0), config, given)
         assert pairs.chosen_ids.shape == (10, 2) and asked[-1] is expected
         assert len({*pairs.chosen_ids[:, 0].tolist()}) == 10  # all drawn with keys of their own
+
+
+def test_a_writer_must_be_a_language_model():
+    reference = jax.eval_shape(lambda key: transformer.init(key, ARCHITECTURE), random.key(0))
+    scalar = dataclasses.replace(ARCHITECTURE, output="scalar")
+    given = reward_model.Given(
+        reference, writer=dataclasses.replace(reference, architecture=scalar)
+    )
+    with pytest.raises(InputError, match="given writer must be a language model, but is a reward"):
+        reward_model.check_given(reward_model.Config(task="enumerable-3-4"), given)
 
 
 @pytest.mark.slow
