@@ -34,7 +34,7 @@ COUNTS = tuple(2**i for i in range(10))  # n of best-of-n
 BIN = 10  # updates that are one point of a curve of RL
 UNCERTAIN = 0.5  # λ, price of the variance of an ensemble, as in Coste et al. for best-of-n
 BY_LABELS = ("32-125", "32-500", "32-2000", "32-8000")  # width and labels of a cell
-BY_SIZE = ("8-8000", "16-8000", "32-8000", "64-8000")
+BY_SIZE = ("8-8000", "16-8000", "32-8000")
 CELLS = tuple(dict.fromkeys((*BY_LABELS, *BY_SIZE)))
 ENSEMBLES = {
     "mean": lambda r: r.mean(0),
@@ -58,7 +58,7 @@ class Curve:
     proxy: np.ndarray
 
 
-REWARDS = (-4.0, 7.0)  # what panels of RL show
+REWARDS = (-7.0, 7.0)  # what panels of RL show
 BLUE, RED = figures.COLOURS[:2]
 Curves = dict[tuple[str, str, str], list[Curve]]  # by method, cell and what chooses
 
@@ -147,13 +147,19 @@ def along(arrays: Mapping[str, np.ndarray], gold: float, proxy: float) -> Curve:
     return Curve(kl, binned("reward/gold") - gold, binned("reward/score") - proxy)
 
 
-def fitted(curve: Curve, method: str) -> tuple[float, float]:
-    """Return α and β of d (α - β d) for best-of-n, and of d (α - β log d) for RL; d = √KL."""
+def fitted(curve: Curve, method: str) -> dict[str, float]:
+    """Fit the gold reward by d (α - β d) for best-of-n, and by d (α - β log d) for RL; d = √KL.
+
+    Returns:
+        `alpha`, `beta`, and `explained`, the share of the variance of the gold reward.
+    """
     d = np.sqrt(curve.kl)
     d, gold = d[d > 0], curve.gold[d > 0]
-    falling = d * d if method == "best-of-n" else d * np.log(d)
-    alpha, minus_beta = np.linalg.lstsq(np.stack([d, falling], 1), gold, rcond=None)[0]
-    return float(alpha), -float(minus_beta)
+    terms = np.stack([d, -d * (d if method == "best-of-n" else np.log(d))], 1)
+    alpha, beta = np.linalg.lstsq(terms, gold, rcond=None)[0]
+    residual = gold - terms @ np.array([alpha, beta])
+    explained = 1 - residual.var() / gold.var() if gold.var() > 0 else float("nan")
+    return {"alpha": float(alpha), "beta": float(beta), "explained": float(explained)}
 
 
 def measured(directory: Path) -> Curves:
@@ -195,12 +201,12 @@ def summarised(curves: Curves) -> list[dict[str, Any]]:
     """Return means over the curves of each cell: coefficients, rewards at the peak and the end."""
     rows = []
     for (method, cell, chooser), own in curves.items():
-        beta = np.array([fitted(curve, method)[1] for curve in own])
+        fits = [fitted(curve, method) for curve in own]
+        beta = np.array([fit["beta"] for fit in fits])
         peaks = [int(curve.gold.argmax()) for curve in own]
         width, _, labels = cell.partition("-")
         values = {
-            "alpha": [fitted(curve, method)[0] for curve in own],
-            "beta": beta,
+            **{name: [fit[name] for fit in fits] for name in fits[0]},
             "gold_peak": [curve.gold[peak] for curve, peak in zip(own, peaks, strict=True)],
             "gold_end": [curve.gold[-1] for curve in own],
             "proxy_end": [curve.proxy[-1] for curve in own],
@@ -246,6 +252,8 @@ def draw_beta(axes: "Axes", rows: Sequence[Mapping[str, Any]]) -> None:
         axes.errorbar(labels, beta, bars, color=colour, marker="o", capsize=2, label=method)
     axes.axhline(0, color="#888888", linewidth=0.8)
     axes.set_xscale("log")
+    axes.set_xticks(labels, [f"{count:,}" for count in labels])
+    axes.minorticks_off()
     axes.set_xlabel("labels")
     axes.set_ylabel("β")
 
@@ -267,6 +275,7 @@ def draw(curves: Curves, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     for axes, cell in zip(grid[4:], BY_LABELS, strict=True):
         draw_each(axes, curves["RL", cell, "single"])
         figures.dress(axes, f"RL: {int(cell.partition('-')[2]):,} labels", "one line a seed")
+        axes.set_xlim(0.0, 9.0)
         axes.set_ylim(*REWARDS)
     under = "solid: gold, dashed: proxy; band: seeds"
     figures.dress(labels, "Best-of-n: labels", under)

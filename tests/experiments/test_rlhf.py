@@ -33,7 +33,7 @@ def rows_of(name: str, folder: pathlib.Path) -> list[dict[str, str]]:
 def test_over_optimisation(tmp_path: pathlib.Path) -> None:
     rows = rows_of("overoptimisation", tmp_path)
     single = [row for row in rows if row["chooser"] == "single"]
-    assert [row["method"] for row in single].count("RL") == 8 and len(rows) == 16 + 7 * 3
+    assert [row["method"] for row in single].count("RL") == 7 and len(rows) == 14 + 6 * 3
     assert all(float(row["kl_end"]) < 0.1 for row in rows if row["method"] == "RL")
     best = max(float(row["gold_end"]) for row in rows if row["labels"] == "")
     assert all(float(row["gold_end"]) <= best for row in rows if row["method"] == "best-of-n")
