@@ -6,6 +6,7 @@ Shapes use B for completions, L for their length in tokens, N for all completion
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def pass_at_k(num_right: jax.Array, num_samples: int, k: int) -> jax.Array:
@@ -85,6 +86,47 @@ def best_of_n_log_prob(ref_log_prob: jax.Array, reward: jax.Array, n: int) -> ja
         return jnp.where(possible, ref_log_prob + gain[own], -jnp.inf)
 
     return jnp.vectorize(of_prompt, signature="(n),(n)->(n)")(ref_log_prob, reward)
+
+
+def best_of_n(value: jax.Array, reward: jax.Array, n: int) -> jax.Array:
+    """Unbiased estimate of the mean value of the best of n completions, chosen by their reward.
+
+        Σ_i C(i − 1, n − 1) / C(N, n) v_i,      v_i of the completion with the i-th lowest reward
+
+    of N samples of a prompt: the mean over all sets of n of them. Choosing n with replacement
+    instead would choose worse on average, because the same completion may be drawn twice. Where
+    rewards are equal, the later completion counts as the better one, which is as good as a draw.
+
+    Args:
+        value: [..., N] what is averaged, such as the gold reward; any unit.
+        reward: [..., N] what decides, such as that of a reward model; any unit.
+        n: static, from 1 to N.
+
+    Returns:
+        [...] estimate, in the unit of the values. Average it over prompts.
+
+    Differentiable in `value`; nothing is stopped.
+
+    Raises:
+        ValueError: n is more than N.
+
+    References:
+        Nakano et al. 2021, arXiv:2112.09332, appendix I.
+
+    >>> gold, proxy = jnp.array([4.0, 1.0, 2.0]), jnp.array([0.1, 0.3, 0.2])
+    >>> [round(best_of_n(gold, proxy, n).item(), 4) for n in (1, 2, 3)]
+    [2.3333, 1.3333, 1.0]
+    """
+    chex.assert_equal_shape([value, reward])
+    count = reward.shape[-1]
+    if not 1 <= n <= count:
+        raise ValueError(f"n is {n}; it must be from 1 to the number of samples, {count}")
+    # Of a set in which the sample with `below` others beneath it is the best.
+    below = np.arange(count)
+    ratio = np.maximum(below[1:] - n + 1, 0) / below[1:]
+    weight = n / count * np.append(np.cumprod(ratio[::-1])[::-1], 1.0)
+    rising = jnp.take_along_axis(value, jnp.argsort(reward, axis=-1), axis=-1)
+    return rising @ jnp.asarray(weight, rising.dtype)
 
 
 def until_mistake(ends: jax.Array, right: jax.Array) -> jax.Array:

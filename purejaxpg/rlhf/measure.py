@@ -342,7 +342,7 @@ def _table(
 
 def check_given(config: Any, given: Any) -> None:
     """Raise an InputError unless the given models fit the task."""
-    for name in ("reference", "teacher", "reward"):
+    for name in ("reference", "teacher", "writer", "reward"):
         model = getattr(given, name, None)
         if model is not None:
             check_model(config, name, model)

@@ -13,8 +13,11 @@ by Eisenstein et al. 2023, arXiv:2312.09244.
 
 Without data of your own, the reference samples two completions of each prompt in every update, and
 the task's own reward labels them at random by the Bradley-Terry model. With a given judge, a
-language model labels them instead, asked in both orders; Lee et al. 2023, arXiv:2309.00267. The
-model starts from the reference's body with a new head. An ensemble is a sweep over seeds.
+language model labels them instead, asked in both orders; Lee et al. 2023, arXiv:2309.00267. With
+`num_labels`, a run draws that many pairs before its first update and sees no others. The model
+starts from the reference's body with a new head. A given writer samples the pairs in place of the
+reference, so that the sizes of reward model and policy may differ. An ensemble is a sweep over
+seeds.
 
 Run: purejaxpg train rlhf.reward_model --given reference=results/sft --seed 0
 """
@@ -36,6 +39,7 @@ from purejaxpg.rlhf import comparison, data, measure, tasks, tokens, transformer
 
 UNIT = "tokens"
 Metrics = dict[str, jax.Array]
+DRAWN_AT_ONCE = 1024  # pairs, which bounds the memory of sampling
 
 
 @configs.dataclass
@@ -45,11 +49,12 @@ class Config:
     task: str = "sentiment"  # prompts, and the reward that labels pairs
     num_updates: int = 400  # gradient steps
     batch_size: int = 64  # B, pairs of a gradient step
+    num_labels: int = 0  # labelled pairs that a run may see; 0: new ones in every update
     labels: str = "sampled"  # or "greedy": the more probable one; what is scored is sampled
     learning_rate_schedule: str = "linear"  # to zero; or "constant" or "robbins_monro"
 
     label_noise: float = 0.0  # share of sampled labels that are the wrong way round
-    temperature: float = 1.0  # of the reference that samples the pairs
+    temperature: float = 1.0  # of the model that samples the pairs
     learning_rate: float = 1e-3  # step size of Adam
     learning_rate_half_life: float = 100.0  # of robbins_monro, in updates
     center_coef: float = 0.01  # c, keeps rewards around 0; shrinks their differences
@@ -73,6 +78,7 @@ class Given:
     reference: transformer.Model
     pairs: data.Pairs | None = None
     judge: transformer.Model | None = None  # labels pairs; without one, the task's reward does
+    writer: transformer.Model | None = None  # samples pairs; without one, the reference does
 
 
 @struct.dataclass
@@ -81,6 +87,7 @@ class TrainState:
 
     params: Any  # of the transformer with a scalar head
     opt_state: Any
+    pairs: data.Pairs | None  # [num_labels], all that the run learns from; None: no such limit
     num_updates: jax.Array  # [] int32, finished
 
 
@@ -89,6 +96,7 @@ def check(config: Config) -> None:
     tasks.make(config.task)
     configs.in_range(config)
     configs.at_least(config, 1, "num_updates")
+    configs.at_least(config, 0, "num_labels")
     configs.one_of(config, "labels", ("sampled", "greedy"))
     configs.between(config, 0, 0.5, "label_noise")
     schedules.check(config)
@@ -117,9 +125,27 @@ def make_optimizer(config: Config, num_updates: Any = 0) -> optax.GradientTransf
 
 
 def init(key: jax.Array, config: Config, given: Given) -> TrainState:
+    pairs = None
+    if config.num_labels:
+        key, key_pairs = random.split(key)
+        pairs = draw_all(key_pairs, config, given)
     start = transformer.scalar_model(key, given.reference, scale=1.0)
     opt_state = make_optimizer(config).init(start.params)
-    return TrainState(start.params, opt_state, jnp.zeros((), jnp.int32))
+    return TrainState(start.params, opt_state, pairs, jnp.zeros((), jnp.int32))
+
+
+def draw_all(key: jax.Array, config: Config, given: Given) -> data.Pairs:
+    """Draw all labelled pairs of a run -> Pairs [num_labels]; of given pairs, at most all."""
+    if given.pairs is not None:
+        index = random.permutation(key, len(given.pairs.prompt_ids))[: config.num_labels]
+        return jax.tree.map(lambda x: x[index], given.pairs)
+    at_once = min(DRAWN_AT_ONCE, config.num_labels)
+
+    def some(key: jax.Array) -> data.Pairs:
+        return draw(key, config, given, at_once)[0]
+
+    pairs = lax.map(some, random.split(key, -(-config.num_labels // at_once)))
+    return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1])[: config.num_labels], pairs)
 
 
 def draw(
@@ -131,9 +157,10 @@ def draw(
     without noise.
     """
     by, greedy = (None, False) if held_out else (given, config.labels == "greedy")
+    writer = given.reference if given.writer is None else given.writer
     noise = 0.0 if held_out else config.label_noise
     pairs, probability = measure.sample_pairs(
-        key, given.reference, config, count, by, held_out, greedy, noise
+        key, writer, config, count, by, held_out, greedy, noise
     )
     return pairs, jnp.maximum(probability, 1.0 - probability)
 
@@ -167,15 +194,16 @@ def update(
     key: jax.Array, state: TrainState, config: Config, given: Given
 ) -> tuple[TrainState, Metrics]:
     """One gradient step on a batch of pairs."""
-    if given.pairs is None:
+    pairs = given.pairs if state.pairs is None else state.pairs
+    if pairs is None:
         batch, _ = draw(key, config, given, config.batch_size)
     else:
-        batch = data.choose(key, given.pairs, config.batch_size)
+        batch = data.choose(key, pairs, config.batch_size)
     gradient, metrics = jax.grad(loss, has_aux=True)(state.params, batch, config, given)
     optimizer = make_optimizer(config, state.num_updates)
     change, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, change)
-    return TrainState(params, opt_state, state.num_updates + 1), metrics
+    return TrainState(params, opt_state, state.pairs, state.num_updates + 1), metrics
 
 
 def train(key: jax.Array, config: Config, given: Given) -> tuple[TrainState, Metrics]:

@@ -78,6 +78,24 @@ def test_best_of_n_is_what_listing_all_draws_gives(n, ties):
         np.testing.assert_allclose(np.exp(actual), expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 6])
+def test_the_best_of_a_part_of_all_samples_is_the_mean_over_all_parts(n):
+    draw = np.random.default_rng(n)
+    value, reward = draw.normal(size=(2, 4, 6))
+    expected = [
+        np.mean([v[max(part, key=r.__getitem__)] for part in itertools.combinations(range(6), n)])
+        for v, r in zip(value, reward, strict=True)
+    ]
+    actual = verification.best_of_n(jnp.asarray(value), jnp.asarray(reward), n)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("n", [0, 5])
+def test_the_best_of_n_needs_as_many_samples(n):
+    with pytest.raises(ValueError, match=f"n is {n}; it must be from 1 to .* 4"):
+        verification.best_of_n(jnp.ones(4), jnp.ones(4), n)
+
+
 def test_best_of_many_is_finite_in_single_precision():
     log_prob = jnp.log(jnp.array([0.6, 0.2, 0.2]))
     many = verification.best_of_n_log_prob(log_prob, jnp.array([0.0, 1.0, 2.0]), 1000)

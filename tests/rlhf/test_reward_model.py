@@ -1,5 +1,7 @@
 """The reward model recovers differences of rewards from labels drawn by them."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,9 @@ import pytest
 from enumerable import REFERENCE, REWARD, TASK, N, X, sequences, token_log_probs
 from jax import random
 
+from purejaxpg import InputError
 from purejaxpg.kernels import preference
-from purejaxpg.rlhf import reward_model, tasks, tokens, transformer
+from purejaxpg.rlhf import data, measure, reward_model, tasks, tokens, transformer
 
 ARCHITECTURE = transformer.Architecture(vocab_size=len(TASK.words), context=7)
 GIVEN = reward_model.Given(transformer.Model(None, ARCHITECTURE))
@@ -71,6 +74,60 @@ def test_centring_shrinks_the_differences(exact, center_coef):
     small, large = share(0.01 * REWARD), share(REWARD)
     assert small == pytest.approx(1 / (1 + 8 * center_coef), rel=1e-3)
     assert large < small - 0.02
+
+
+def some_pairs(count):
+    ids = jnp.tile(jnp.arange(count)[:, None], (1, 4))
+    return data.Pairs(ids[:, :2], ids, ids)
+
+
+def test_a_run_sees_only_its_own_labels(monkeypatch):
+    def seen(params, batch, config, given):
+        return params["head"], {"rows": batch.chosen_ids[:, 0]}
+
+    monkeypatch.setattr(reward_model, "loss", seen)
+    config = reward_model.Config(num_labels=3, batch_size=64)
+    params = {"head": jnp.zeros(())}
+    given = dataclasses.replace(GIVEN, pairs=some_pairs(9))
+    own = reward_model.draw_all(random.key(0), config, given)
+    assert len({*own.chosen_ids[:, 0].tolist()}) == 3
+    start = reward_model.make_optimizer(config).init(params)
+    state = reward_model.TrainState(params, start, own, jnp.zeros((), jnp.int32))
+    later, metrics = reward_model.update(random.key(1), state, config, given)
+    assert {*metrics["rows"].tolist()} == {*own.chosen_ids[:, 0].tolist()}
+    assert later.pairs is own
+    every = dataclasses.replace(config, num_labels=20)
+    assert len(reward_model.draw_all(random.key(0), every, given).chosen_ids) == 9
+
+
+def test_the_writer_samples_all_labels_of_a_run(monkeypatch):
+    writer, asked = transformer.Model(None, ARCHITECTURE), []
+
+    def sample_pairs(key, policy, config, count, *rest):
+        asked.append(policy)
+        ids = random.randint(key, (count, 2), 0, 1_000_000)
+        return data.Pairs(ids, ids, ids), jnp.ones(count)
+
+    monkeypatch.setattr(measure, "sample_pairs", sample_pairs)
+    monkeypatch.setattr(reward_model, "DRAWN_AT_ONCE", 4)
+    config = reward_model.Config(num_labels=10)
+    for given, expected in (
+        (GIVEN, GIVEN.reference),
+        (dataclasses.replace(GIVEN, writer=writer), writer),
+    ):
+        pairs = reward_model.draw_all(random.key(0), config, given)
+        assert pairs.chosen_ids.shape == (10, 2) and asked[-1] is expected
+        assert len({*pairs.chosen_ids[:, 0].tolist()}) == 10  # all drawn with keys of their own
+
+
+def test_a_writer_must_be_a_language_model():
+    reference = jax.eval_shape(lambda key: transformer.init(key, ARCHITECTURE), random.key(0))
+    scalar = dataclasses.replace(ARCHITECTURE, output="scalar")
+    given = reward_model.Given(
+        reference, writer=dataclasses.replace(reference, architecture=scalar)
+    )
+    with pytest.raises(InputError, match="given writer must be a language model, but is a reward"):
+        reward_model.check_given(reward_model.Config(task="enumerable-3-4"), given)
 
 
 @pytest.mark.slow

@@ -97,6 +97,7 @@ def test_frontier_of_a_listed_task_rises_and_bounds_its_reference(reference):
         (rloo, {"group_size": 1}, "group_size must be 2 or more, but is 1"),
         (rloo, {"baseline": "mean"}, "baseline must be one of"),
         (reward_model, {"center_coef": -0.1}, "center_coef must be 0 or more"),
+        (reward_model, {"num_labels": -1}, "num_labels must be 0 or more, but is -1"),
         (sft, {"num_heads": 5}, "num_heads must divide width"),
         (sft, {"task": "humour"}, "task must be one of"),
     ],
