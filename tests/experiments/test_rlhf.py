@@ -17,7 +17,7 @@ ENVIRONMENT = {**os.environ, "XLA_FLAGS": quick.FLAGS}
 
 
 def rows_of(name: str, folder: pathlib.Path) -> list[dict[str, str]]:
-    """Sweep the stages of a study for two updates and one seed, draw it -> the rows of its table."""
+    """Sweep a study for two updates and one seed, and draw it -> the rows of its table."""
     text = (STUDIES / f"{name}.toml").read_text(encoding="utf-8")
     for field, least in (("seeds", 1), ("num_updates", 2)):
         text = re.sub(rf"\b{field} = \d+", f"{field} = {least}", text)
