@@ -27,7 +27,8 @@ from purejaxpg.sweep.store import Store
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-POOL = 256  # completions of each prompt
+POOL = 256  # completions of each prompt by the supervised model
+SAMPLES = 32  # and by each policy
 PROMPTS = 128  # drawn from the held-out ones
 COUNTS = (1, 4, 16, 64, 256)
 BIN = 10  # updates that are one point of a curve
@@ -156,8 +157,8 @@ def measured(directory: Path) -> Iterator[dict[str, Any]]:
             for name, rate in best_of(found, count).items():
                 yield {"part": "best of N", "name": name, "n": count, "seed": seed, **rate}
         for name in POLICIES:
-            found = jax.tree.map(np.asarray, judged(key, models[name], judges, task, POOL))
-            rate = rates(found, np.full(found["right"].shape, 1 / POOL))
+            found = jax.tree.map(np.asarray, judged(key, models[name], {}, task, SAMPLES))
+            rate = rates(found, np.full(found["right"].shape, 1 / SAMPLES))
             yield {"part": "policy", "name": name, "n": 1, "seed": seed, **rate}
 
 
