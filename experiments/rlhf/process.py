@@ -232,7 +232,7 @@ def draw_policies(axes: "Axes", rows: Sequence[Mapping[str, Any]]) -> None:
 
 def draw(directory: Path, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     summaries, seeds = summarised(rows), len({row["seed"] for row in rows})
-    figure, (right, trace, training, policies) = figures.make_panels(4, 2, (5.6, 4.2))
+    figure, (right, trace, training, policies) = figures.make_panels(4, 2, (5.0, 3.9))
     bars = f"mean of {seeds} seeds, bars: their range"
     draw_best_of(right, summaries, "right")
     figures.dress(right, "Best of N: right answers", bars)
@@ -242,8 +242,9 @@ def draw(directory: Path, rows: Sequence[Mapping[str, Any]], path: Path) -> None
     figures.dress(training, "RL: right answers", f"in training, by reward; band: {seeds} seeds")
     draw_policies(policies, rows)
     figures.dress(policies, "After RL", "held-out prompts, one mark a seed")
-    for axes in (right, training, policies):
+    for axes in (training, policies):
         axes.legend(frameon=False, fontsize=9)
+    trace.legend(*right.get_legend_handles_labels(), frameon=False, fontsize=8, loc="upper left")
     for axes in (right, trace, training):
         axes.set_ylim(0, 1.02)
     figures.save(figure, path)
