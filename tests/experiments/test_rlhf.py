@@ -22,6 +22,8 @@ def rows_of(name: str, folder: pathlib.Path) -> list[dict[str, str]]:
     text = (STUDIES / f"{name}.toml").read_text(encoding="utf-8")
     for field, least in LEAST.items():
         text = re.sub(rf"\b{field} = \d+", f"{field} = {least}", text)
+    if "eval_episodes" not in text:
+        text = f"eval_episodes = {LEAST['eval_episodes']}\n{text}"
     (folder / f"{name}.toml").write_text(text, encoding="utf-8")
     sweep = ("-m", "purejaxpg.cli", "sweep", f"{name}.toml", "--out", "out", "--quiet")
     for words in (sweep, (str(STUDIES / f"{name}.py"), "out", "--out", "drawn")):
@@ -30,6 +32,16 @@ def rows_of(name: str, folder: pathlib.Path) -> list[dict[str, str]]:
     assert (folder / "drawn" / f"{name}.png").stat().st_size > 5000
     with (folder / "drawn" / f"{name}.csv").open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+def test_over_optimisation(tmp_path: pathlib.Path) -> None:
+    rows = rows_of("overoptimisation", tmp_path)
+    single = [row for row in rows if row["chooser"] == "single"]
+    assert [row["method"] for row in single].count("RL") == 7 and len(rows) == 14 + 6 * 3
+    assert all(float(row["kl_end"]) < 0.1 for row in rows if row["method"] == "RL")
+    best = max(float(row["gold_end"]) for row in rows if row["labels"] == "")
+    assert all(float(row["gold_end"]) <= best for row in rows if row["method"] == "best-of-n")
 
 
 @pytest.mark.slow
@@ -66,3 +78,63 @@ def test_in_a_table_a_mean_over_own_tokens_makes_wrong_answers_longer(addition: 
     assert sequence["wrong_length"][-1] > 6.2 and sequence["right_length"][-1] < 5.7
     assert constant["right"][0] == sequence["right"][0] == pytest.approx(0.25, rel=1e-6)
     assert constant["right"][-1] > 0.98 and sequence["right"][-1] > 0.98
+
+
+@pytest.mark.slow
+def test_process_and_outcome_rewards(tmp_path: pathlib.Path) -> None:
+    rows = rows_of("process", tmp_path)
+    best = {(row["name"], int(row["n"])): row for row in rows if row["part"] == "best of N"}
+    assert len(best) == 30 and sum(row["part"] == "policy" for row in rows) == 4
+    right = {key: float(row["right"]) for key, row in best.items()}
+    assert len({right[name, 1] for name, _ in best}) == 1  # one completion is no choice
+    assert all(right[name, n] <= right["any", n] + 1e-4 for name, n in best)
+
+
+@pytest.fixture
+def process(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(STUDIES))
+    return importlib.import_module("process")
+
+
+def test_the_best_of_n_is_chosen_in_each_group_and_ties_are_drawn(process: Any) -> None:
+    found = {
+        "right": np.array([[1.0, 0.0, 0.0, 1.0]]),
+        "sound": np.array([[1.0, 0.0, 0.0, 0.0]]),
+        "answer": np.array([[7, 7, 8, 9]]),
+        "product": np.array([[0.1, 0.9, 0.2, 0.7]]),
+        "outcome": np.array([[0.5, 0.5, 0.3, 0.3]]),
+    }
+    whole, halves = process.best_of(found, 4), process.best_of(found, 2)
+    assert whole["product"]["right"] == 0 and halves["product"]["right"] == 0.5
+    assert halves["product"]["trace_error"] == 1  # the one that is right is not sound
+    assert whole["outcome"] == {"right": 0.5, "trace_error": 0.0}
+    assert halves["outcome"] == {"right": 0.5, "trace_error": 0.5}
+    assert whole["vote"] == {"right": 0.5, "trace_error": 0.0}  # two votes for 7
+    assert whole["any"]["right"] == halves["any"]["right"] == 1
+    for rate in process.best_of(found, 1).values():
+        assert rate == {"right": 0.5, "trace_error": 0.5}
+
+
+@pytest.mark.slow
+def test_judges(tmp_path: pathlib.Path) -> None:
+    rows = rows_of("rlaif", tmp_path)
+    assert len(rows) == 11 and {row["labels"] for row in rows} >= {"", "50", "10,000, 40% wrong"}
+    assert all(0 <= float(row["win"]) <= 1 and float(row["kl"]) >= 0 for row in rows)
+    # Two updates leave the policies near the reference, where they started.
+    assert all(float(row["kl"]) < 1 for row in rows)
+
+
+@pytest.mark.slow
+def test_revisions_and_feedback(tmp_path: pathlib.Path) -> None:
+    rows = rows_of("constitution", tmp_path)
+    assert [row["phase"] for row in rows] == ["revision"] * 8 + ["feedback"] * 4
+    exact = [float(row["answers"]) for row in rows if row["critic"] == "exact rules"]
+    assert len(exact) == 4 and exact == sorted(exact, reverse=True)
+
+
+@pytest.mark.slow
+def test_noisy_and_unbalanced_preferences(tmp_path: pathlib.Path) -> None:
+    rows = rows_of("preferences", tmp_path)
+    noisy = [row for row in rows if row["labels"] == "all labels"]
+    assert len(noisy) == 3 * (3 + 2 + 2 + 3) + 4 and len(rows) == len(noisy) + 5 * 2
+    assert all(float(row["kl"]) < 1 for row in rows)
