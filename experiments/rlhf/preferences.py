@@ -117,11 +117,11 @@ def finish(axes: "Axes", title: str, under: str, lost: Sequence[str]) -> None:
     figures.dress(axes, title, under)
     if lost:
         words = "\n".join(["Below the figure:", *lost])
-        axes.text(0.02, 0.73, words, transform=axes.transAxes, va="top", fontsize=7, color=DARK)
+        axes.text(0.02, 0.75, words, transform=axes.transAxes, va="top", fontsize=7, color=DARK)
 
 
 def draw(rows: Runs, seeds: int, path: Path) -> None:
-    figure, panels = figures.make_panels(4, 2, (4.2, 3.4))
+    figure, panels = figures.make_panels(4, 2, (4.1, 3.3))
     colours = {method: colour for method, (_, colour) in METHODS.items()} | {RLOO: DARK}
     for axes, noise in zip(panels, NOISE, strict=False):
         lost = []
