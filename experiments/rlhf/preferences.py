@@ -115,14 +115,13 @@ def finish(axes: "Axes", title: str, under: str, lost: Sequence[str]) -> None:
     axes.set_xlabel("KL to the reference (nats per completion)")
     axes.set_ylabel("gold reward less the best possible")
     figures.dress(axes, title, under)
-    axes.legend(frameon=False, fontsize=8, loc="lower left", labelspacing=0.3)
     if lost:
         words = "\n".join(["Below the figure:", *lost])
-        axes.text(0.02, 0.73, words, transform=axes.transAxes, va="top", fontsize=7, color=DARK)
+        axes.text(0.02, 0.75, words, transform=axes.transAxes, va="top", fontsize=7, color=DARK)
 
 
 def draw(rows: Runs, seeds: int, path: Path) -> None:
-    figure, panels = figures.make_panels(4, 2, (4.3, 3.5))
+    figure, panels = figures.make_panels(4, 2, (4.1, 3.3))
     colours = {method: colour for method, (_, colour) in METHODS.items()} | {RLOO: DARK}
     for axes, noise in zip(panels, NOISE, strict=False):
         lost = []
@@ -134,7 +133,8 @@ def draw(rows: Runs, seeds: int, path: Path) -> None:
     for colour, (labels, (*_, form)) in zip(COLOURS, BALANCE.items(), strict=True):
         lost += draw_line(panels[-1], chosen(rows, "KTO", labels=labels), labels, colour, form)
     finish(panels[-1], "KTO with a part of the labels", "times 10: with ten times the weight", lost)
-    figure.set_dpi(120)  # a file that is small enough to be stored
+    for axes in panels[1::2]:  # the second has all methods
+        axes.legend(frameon=False, fontsize=8, loc="lower left", labelspacing=0.3)
     figures.save(figure, path)
 
 
