@@ -117,7 +117,7 @@ def finish(axes: "Axes", title: str, under: str, lost: Sequence[str]) -> None:
     figures.dress(axes, title, under)
     if lost:
         words = "\n".join(["Below the figure:", *lost])
-        axes.text(0.02, 0.75, words, transform=axes.transAxes, va="top", fontsize=7, color=DARK)
+        axes.text(0.02, 0.79, words, transform=axes.transAxes, va="top", fontsize=7, color=DARK)
 
 
 def draw(rows: Runs, seeds: int, path: Path) -> None:
