@@ -1,9 +1,9 @@
-"""Addition by somebody careless, whose answers also have parts that do not matter.
+"""Addition from careless demonstrations, with a part of the answer that does not matter.
 
 After the prompt `4 7 + 3 8 =` the right answer is `0 8 5`, or `8 5`, and dots may follow it: `8 5 .
-.` is right, too. Demonstrations have slips and a random number of dots. So whom they teach knows
-the sums, but seldom gives the right answer, and the length of an answer does not depend on whether
-it is right.
+.` is right, too. Demonstrations have slips and a random number of dots. So a model that learns
+from them knows the sums, but seldom gives the right answer, and the length of an answer does not
+depend on whether it is right.
 """
 
 import dataclasses
