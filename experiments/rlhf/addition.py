@@ -243,8 +243,9 @@ def draw_passes(axes: "Axes", directory: Path) -> None:
             here = np.full(len(rates), at + 0.13 * (place - (len(variants) - 1) / 2))
             axes.plot(here, rates, "o", markersize=5, label=label if at == 0 else None, **style)
     axes.set_xticks(range(len(COUNTS)), [f"pass@{k}" for k in COUNTS])
+    axes.set_xlim(right=len(COUNTS) + 0.4)  # room for the legend
     axes.set_ylim(0, 1.03)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, loc="lower right", handletextpad=0)
 
 
 def draw_ascent(axes: "Axes") -> None:
