@@ -86,19 +86,11 @@ COMPILED_QUICKLY = (
 )  # fmt: skip
 
 
-compiled_quickly = False  # the programs that this process holds
-
-
 @pytest.fixture(autouse=True, scope="module")
 def compile_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
     """Compile the programs of some modules, and of processes they start, with few optimisations."""
-    global compiled_quickly
     name = request.path.relative_to(ROOT / "tests").as_posix()
-    wanted = any(fnmatch.fnmatchcase(name, pattern) for pattern in COMPILED_QUICKLY)
-    if wanted != compiled_quickly and "jax" in sys.modules:
-        clear_programs()
-    compiled_quickly = wanted
-    if not wanted:
+    if not any(fnmatch.fnmatchcase(name, pattern) for pattern in COMPILED_QUICKLY):
         yield
         return
     import jax
@@ -111,11 +103,13 @@ def compile_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
         asked = more.pop("env_options_overrides", None) or {}
         return original(*arguments, env_options_overrides={**quick.OPTIONS, **asked}, **more)
 
+    clear_programs()
     jax.numpy.zeros(()).block_until_ready()  # XLA has read the flags of this process after it
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiler, "get_compile_options", options)
         patch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} {quick.FLAGS}".strip())
         yield
+    clear_programs()
 
 
 @pytest.fixture(scope="module")
