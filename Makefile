@@ -6,8 +6,9 @@
 
 VENV    ?= .venv
 TESTS   ?= tests
-# A worker for each core, but not more than four: each holds its own jax and its own thread pool.
-WORKERS ?= logical --maxprocesses=4
+# Three workers keep two cores busier than two do, as some tests wait for other processes. Not more
+# than four: each holds its own jax and its own thread pool.
+WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); [ "$$n" -ge 4 ] && echo 4 || echo 3)
 # A crashed worker ends the run with the name of its test: pytest-xdist may wait forever for the rest
 # of a file whose worker it has replaced.
 PYTEST := -m pytest -q -n $(WORKERS) --max-worker-restart=0
