@@ -184,15 +184,19 @@ def rows_of(
 
 
 def summaries(found: Curves) -> dict[str, np.ndarray]:
-    """Return numbers for each seed: entropy at both ends, and lengths while both are known."""
+    """Return numbers for each seed: entropy at both ends, and lengths while both are known.
+
+    A seed without enough right answers has NaN for both lengths.
+    """
     entropy = binned(found["policy/entropy"])
     right, wrong = lengths(found, right=True), lengths(found, right=False)
     both = np.isfinite(right) & np.isfinite(wrong)
+    known = np.where(both.any(1), both.sum(1), np.nan)
     return {
         "entropy first": entropy[:, 0],
         "entropy last": entropy[:, -1],
-        "length of right": np.where(both, right, 0.0).sum(1) / both.sum(1),
-        "length of wrong": np.where(both, wrong, 0.0).sum(1) / both.sum(1),
+        "length of right": np.where(both, right, 0.0).sum(1) / known,
+        "length of wrong": np.where(both, wrong, 0.0).sum(1) / known,
     }
 
 

@@ -51,7 +51,8 @@ def test_right_answers(tmp_path: pathlib.Path) -> None:
     for row in rows.values():
         rates = [float(row[f"pass@{k}"]) for k in (1, 4, 16)]
         assert 0 <= rates[0] <= rates[1] <= rates[2] <= 1
-    assert 1 <= float(rows["RLOO"]["length of wrong"]) <= 8
+    # After two updates, there are too few right answers for lengths to be compared.
+    assert 0 < float(rows["RLOO"]["entropy first"]) < 8 * np.log(20)
 
 
 @pytest.fixture
