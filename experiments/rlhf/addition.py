@@ -5,7 +5,6 @@
 writes addition.png and addition.csv.
 """
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -292,11 +291,7 @@ def draw(directory: Path, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", type=Path)
-    parser.add_argument("--out", type=Path, default=Path())
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    arguments = results.arguments(__doc__)
     grpo = {f"GRPO, {name}": variant for name, variant in NORMALISERS.items()}
     methods = {name: METHODS[name] for name in ("RLOO", "PPO")}
     variants = present(arguments.directory, {**TUNED, **methods, **grpo, **EARLY})

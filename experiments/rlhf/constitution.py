@@ -5,7 +5,6 @@
 writes constitution.png and constitution.csv.
 """
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,11 +129,7 @@ def draw(directory: Path, rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", type=Path)
-    parser.add_argument("--out", type=Path, default=Path())
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    arguments = results.arguments(__doc__)
     rows = list(rows_of(arguments.directory))
     results.write(arguments.out / "constitution.csv", rows)
     draw(arguments.directory, rows, arguments.out / "constitution.png")

@@ -5,7 +5,6 @@
 writes frontier.csv, and copies frontier.png, which the sweep has drawn.
 """
 
-import argparse
 import shutil
 from pathlib import Path
 from typing import Any
@@ -41,11 +40,7 @@ def table(directory: Path) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", type=Path)
-    parser.add_argument("--out", type=Path, default=Path())
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    arguments = results.arguments(__doc__)
     results.write(arguments.out / "frontier.csv", table(arguments.directory))
     shutil.copyfile(arguments.directory / "frontier.png", arguments.out / "frontier.png")
 

@@ -5,7 +5,6 @@
 writes preferences.png and preferences.csv.
 """
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,11 +138,7 @@ def draw(rows: Runs, seeds: int, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", type=Path)
-    parser.add_argument("--out", type=Path, default=Path())
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    arguments = results.arguments(__doc__)
     best = results.frontiers(arguments.directory, "dpo")
     rows = [*noisy(arguments.directory, best), *unbalanced(arguments.directory, best)]
     results.write(arguments.out / "preferences.csv", rows)

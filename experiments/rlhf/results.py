@@ -1,5 +1,6 @@
 """Read what the stages of a study found, for its figure and its table."""
 
+import argparse
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,16 @@ import numpy as np
 from purejaxpg import contract
 from purejaxpg.report import completions
 from purejaxpg.sweep.store import Store
+
+
+def arguments(description: str | None) -> argparse.Namespace:
+    """Read a script's arguments: the result `directory`, and the folder `out`, made if need be."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("directory", type=Path, help="the result directory of the study")
+    parser.add_argument("--out", type=Path, default=Path(), help="where to write (default: here)")
+    found = parser.parse_args()
+    found.out.mkdir(parents=True, exist_ok=True)
+    return found
 
 
 def runs(directory: Path, stage: str) -> list[dict[str, Any]]:

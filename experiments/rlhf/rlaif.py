@@ -5,7 +5,6 @@
 writes rlaif.png and rlaif.csv.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,11 +136,7 @@ def draw(directory: Path, rows: list[dict[str, Any]], best: Mapping[int, Any], p
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", type=Path)
-    parser.add_argument("--out", type=Path, default=Path())
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    arguments = results.arguments(__doc__)
     best = results.frontiers(arguments.directory, GOLD)
     rows = table(arguments.directory, best)
     results.write(arguments.out / "rlaif.csv", rows)
