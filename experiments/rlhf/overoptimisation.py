@@ -7,7 +7,6 @@ prompts many times, and each reward model, or an ensemble of those of all seeds,
 The curves of RL are those of training.
 """
 
-import argparse
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -292,13 +291,9 @@ def draw(curves: Curves, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", type=Path)
-    parser.add_argument("--out", type=Path, default=Path())
-    arguments = parser.parse_args()
+    arguments = results.arguments(__doc__)
     curves = measured(arguments.directory)
     rows = summarised(curves)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     results.write(arguments.out / "overoptimisation.csv", rows)
     draw(curves, rows, arguments.out / "overoptimisation.png")
 

@@ -7,7 +7,6 @@ completions. The best of N is chosen by a model or by a vote, in each of the gro
 the pool is divided. Then the policies of reinforcement learning complete the same prompts.
 """
 
-import argparse
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
@@ -251,12 +250,8 @@ def draw(directory: Path, rows: Sequence[Mapping[str, Any]], path: Path) -> None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", type=Path)
-    parser.add_argument("--out", type=Path, default=Path())
-    arguments = parser.parse_args()
+    arguments = results.arguments(__doc__)
     rows = list(measured(arguments.directory))
-    arguments.out.mkdir(parents=True, exist_ok=True)
     results.write(arguments.out / "process.csv", summarised(rows))
     draw(arguments.directory, rows, arguments.out / "process.png")
 
