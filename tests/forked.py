@@ -138,7 +138,7 @@ def _run(words: tuple[str, ...], folder: str, environment: dict[str, str], told:
     first = str(pathlib.Path(words[0]).parent.resolve()) if words[0][0] != "-" else folder
     # The last entry stands for an editable installation.
     sys.path[:] = [first, *given, *(path for path in rest if path not in given), str(TESTS.parent)]
-    # Since Python 3.12, multiprocessing forgets what jax registered before the fork.
+    # Since Python 3.13, multiprocessing forgets what jax registered before the fork.
     atexit.unregister(api.clean_up)
     atexit.register(api.clean_up)
     try:
