@@ -40,7 +40,6 @@ from purejaxpg.rlhf import comparison, data, measure, tasks, transformer
 
 UNIT = "tokens"
 Metrics = dict[str, jax.Array]
-DRAWN_AT_ONCE = 1024  # pairs, which bounds the memory of sampling
 
 
 @configs.dataclass
@@ -149,13 +148,11 @@ def draw(key: jax.Array, config: Config, given: Given) -> data.Pairs:
 
 def sample(key: jax.Array, config: Config, given: Given) -> data.Pairs:
     """Let the reference write pairs, and label them by the task's reward -> Pairs [num_labels]."""
-    at_once = min(DRAWN_AT_ONCE, config.num_labels)
 
-    def some(key: jax.Array) -> data.Pairs:
-        return measure.sample_pairs(key, given.reference, config, at_once, None)[0]
+    def some(key: jax.Array, count: int) -> data.Pairs:
+        return measure.sample_pairs(key, given.reference, config, count, None)[0]
 
-    pairs = lax.map(some, random.split(key, -(-config.num_labels // at_once)))
-    return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1])[: config.num_labels], pairs)
+    return measure.in_parts(some, key, config.num_labels)
 
 
 def objective(first_is_better: jax.Array, is_swapped: jax.Array) -> tuple[jax.Array, Metrics]:

@@ -6,6 +6,7 @@ was trained on.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ TYPICAL_ACTIVATIONS = ACTIVATIONS_PER_WIDTH * 32 * 2
 PASS_AT = (1, 4, 16)  # k of pass@k; the largest is the number of samples of each prompt
 FRONTIER_PROMPTS = 128  # drawn from the held-out prompts, if there are more
 FRONTIER_SAMPLES = 8192  # of the reference, for each prompt; 2048 for that many prompts
+DRAWN_AT_ONCE = 1024  # pairs, which bounds the memory of sampling
 LEAST_SAMPLES = 30.0  # effective ones, for a point of a frontier that is estimated from samples
 
 
@@ -184,6 +186,15 @@ def sample_pairs(
         probability = 0.5 * (1.0 + jnp.sign(probability - 0.5))
     probability = data.noisy(probability, label_noise)
     return data.label(key_label, prompt_ids, first_ids, second_ids, probability)
+
+
+def in_parts(
+    draw: Callable[[jax.Array, int], data.Pairs], key: jax.Array, count: int
+) -> data.Pairs:
+    """Draw at most DRAWN_AT_ONCE pairs at a time with `draw(key, rows)` -> Pairs [count]."""
+    rows = min(DRAWN_AT_ONCE, count)
+    pairs = lax.map(lambda key: draw(key, rows), random.split(key, -(-count // rows)))
+    return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1])[:count], pairs)
 
 
 def score(

@@ -39,7 +39,6 @@ from purejaxpg.rlhf import comparison, data, measure, tasks, tokens, transformer
 
 UNIT = "tokens"
 Metrics = dict[str, jax.Array]
-DRAWN_AT_ONCE = 1024  # pairs, which bounds the memory of sampling
 
 
 @configs.dataclass
@@ -139,13 +138,11 @@ def draw_all(key: jax.Array, config: Config, given: Given) -> data.Pairs:
     if given.pairs is not None:
         index = random.permutation(key, len(given.pairs.prompt_ids))[: config.num_labels]
         return jax.tree.map(lambda x: x[index], given.pairs)
-    at_once = min(DRAWN_AT_ONCE, config.num_labels)
 
-    def some(key: jax.Array) -> data.Pairs:
-        return draw(key, config, given, at_once)[0]
+    def some(key: jax.Array, count: int) -> data.Pairs:
+        return draw(key, config, given, count)[0]
 
-    pairs = lax.map(some, random.split(key, -(-config.num_labels // at_once)))
-    return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1])[: config.num_labels], pairs)
+    return measure.in_parts(some, key, config.num_labels)
 
 
 def draw(

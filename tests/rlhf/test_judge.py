@@ -12,7 +12,17 @@ import pytest
 from jax import random
 
 from purejaxpg import InputError, cli
-from purejaxpg.rlhf import comparison, data, judge, reward_model, rlaif, sft, tasks, transformer
+from purejaxpg.rlhf import (
+    comparison,
+    data,
+    judge,
+    measure,
+    reward_model,
+    rlaif,
+    sft,
+    tasks,
+    transformer,
+)
 from purejaxpg.sweep import session
 
 TASK = tasks.make("enumerable-3-3")
@@ -56,7 +66,7 @@ def test_a_judge_starts_as_the_language_model_and_knows_two_answers():
 
 
 def test_a_run_sees_only_its_own_labels_and_their_noise(monkeypatch):
-    monkeypatch.setattr(judge, "DRAWN_AT_ONCE", 192)
+    monkeypatch.setattr(measure, "DRAWN_AT_ONCE", 192)
     config = judge.Config(task="enumerable-3-3", num_labels=500)
     given = judge.Given(reference())
 

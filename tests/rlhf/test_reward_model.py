@@ -109,7 +109,7 @@ def test_the_writer_samples_all_labels_of_a_run(monkeypatch):
         return data.Pairs(ids, ids, ids), jnp.ones(count)
 
     monkeypatch.setattr(measure, "sample_pairs", sample_pairs)
-    monkeypatch.setattr(reward_model, "DRAWN_AT_ONCE", 4)
+    monkeypatch.setattr(measure, "DRAWN_AT_ONCE", 4)
     config = reward_model.Config(num_labels=10)
     for given, expected in (
         (GIVEN, GIVEN.reference),
