@@ -154,7 +154,7 @@ def _divergence(row: Row) -> float:
     return float(np.mean([kl for _, kl, _ in row.points]))
 
 
-def keep(store: Store, spec: specs.Spec, say: Callable[[str], object]) -> None:
+def keep(store: Store, spec: specs.Spec, say: Callable[[str], object], quiet: bool = False) -> None:
     """Write samples and frontiers of a finished sweep, unless they are there.
 
     A mistake in a trainer's `samples` or `frontier` costs these, and not the report.
@@ -163,6 +163,7 @@ def keep(store: Store, spec: specs.Spec, say: Callable[[str], object]) -> None:
         store: an open result directory.
         spec: the sweep; nothing is written if its trainer has neither `samples` nor `frontier`.
         say: prints a line.
+        quiet: do not announce it.
 
     Raises:
         FaultError: a checkpoint is damaged, or the file cannot be written.
@@ -178,6 +179,8 @@ def keep(store: Store, spec: specs.Spec, say: Callable[[str], object]) -> None:
         for own in best
         for run_id in own
     }
+    if not quiet:
+        say("Sampling completions and the best possible returns ...")
     try:
         disk.write_hashed(store.path / FILE, _written(store, spec, firsts, list(of_items.values())))
     except (InputError, FaultError):

@@ -25,8 +25,10 @@ ACTIVATIONS_PER_WIDTH = 12
 TYPICAL_ACTIVATIONS = ACTIVATIONS_PER_WIDTH * 32 * 2
 PASS_AT = (1, 4, 16)  # k of pass@k; the largest is the number of samples of each prompt
 FRONTIER_PROMPTS = 128  # drawn from the held-out prompts, if there are more
-FRONTIER_SAMPLES = 8192  # of the reference, for each prompt; 2048 for that many prompts
+FRONTIER_SAMPLES = 8192  # of the reference, for each prompt
+FRONTIER_TOKENS = 2**21  # of all these samples, which there are less of if they are longer
 DRAWN_AT_ONCE = 1024  # pairs, which bounds the memory of sampling
+FRONTIERS: dict[Any, dict[str, Any]] = {}  # of this process, because stages share references
 LEAST_SAMPLES = 30.0  # effective ones, for a point of a frontier that is estimated from samples
 
 
@@ -295,7 +297,20 @@ def frontier(key: jax.Array, config: Any, given: Any) -> dict[str, Any]:
         Arrays [K]: `kl`, ascending, and `return`, over the held-out prompts; and `exact`, whether
         the expectations are.
     """
-    task = tasks.make(config.task)
+    task, reference = tasks.make(config.task), given.reference
+    arrays = random.key_data(key), config.temperature, *jax.tree.leaves(reference)
+    asked = task, reference.architecture, *(np.asarray(x).tobytes() for x in arrays)
+    if asked not in FRONTIERS:
+        FRONTIERS[asked] = _frontier(key, reference, task, config.temperature)
+    return FRONTIERS[asked]
+
+
+def _frontier(
+    key: jax.Array,
+    reference: transformer.Model,
+    task: tasks.Task,
+    temperature: jax.Array | float,
+) -> dict[str, Any]:
     held_out = task.held_out if task.held_out.any() else ~task.held_out
     prompt_ids, weight = task.prompt_ids[held_out], task.prompt_probability[held_out]
     exact = task.completion_ids is not None and len(prompt_ids) <= FRONTIER_PROMPTS
@@ -306,15 +321,14 @@ def frontier(key: jax.Array, config: Any, given: Any) -> dict[str, Any]:
     mean = functools.partial(np.average, axis=0, weights=weight)
     if task.additive is not None:
         betas = jnp.geomspace(30.0, 0.05, 30)
-        points = tilt.frontier(
-            key, given.reference, jnp.asarray(prompt_ids), task, config.temperature, betas
-        )
+        points = tilt.frontier(key, reference, jnp.asarray(prompt_ids), task, temperature, betas)
         expected, kl, effective = map(np.asarray, points)
         enough = effective.min(0) >= LEAST_SAMPLES
         return {"kl": mean(kl)[enough], "return": mean(expected)[enough], "exact": False}
-    count = min(FRONTIER_SAMPLES, 2048 * FRONTIER_PROMPTS // len(prompt_ids))
+    longest = len(prompt_ids) * task.completion_length
+    count = min(FRONTIER_SAMPLES, -(-FRONTIER_TOKENS // longest))
     table = jax.jit(_table, static_argnums=(3, 5))
-    log_weight, reward = table(key, given.reference, prompt_ids, task, config.temperature, count)
+    log_weight, reward = table(key, reference, prompt_ids, task, temperature, count)
     betas = jnp.geomspace(30.0, 0.03, 60)
     of_prompt = jax.vmap(lambda w, r: preference.frontier(w[None], r[None], betas))
     expected, kl = map(np.asarray, jax.jit(of_prompt)(log_weight, reward))  # [X, K]

@@ -199,7 +199,7 @@ def _results(
         else:
             say(f"{title}: already finished." if title else f"Already finished: {out}")
         logs.finish(store)
-        completions.keep(store, spec, say)
+        completions.keep(store, spec, say, options.quiet)
     return out
 
 

@@ -88,6 +88,22 @@ def test_frontier_of_a_listed_task_rises_and_bounds_its_reference(reference):
     assert float(score["evaluation/win"].mean()) == pytest.approx(0.5, abs=0.05)
 
 
+def test_a_frontier_is_computed_once_for_each_reference_and_temperature(reference, monkeypatch):
+    made = []
+    monkeypatch.setattr(measure, "FRONTIERS", {})
+    monkeypatch.setattr(measure, "_frontier", lambda *arguments: made.append(arguments) or {})
+    other = dataclasses.replace(reference, params=jax.tree.map(lambda x: x + 1.0, reference.params))
+    warm = {**BASE, "temperature": 2.0}
+    for fields, model, count in (
+        ({**BASE, "beta": 0.1}, reference, 1),
+        ({**BASE, "beta": 0.2}, jax.device_get(reference), 1),
+        (warm, reference, 2),
+        (warm, other, 3),
+    ):
+        measure.frontier(random.key(0), ppo.Config(**fields), ppo.Given(model))
+        assert len(made) == count
+
+
 @pytest.mark.parametrize(
     ("trainer", "change", "message"),
     [
