@@ -144,7 +144,9 @@ def server() -> Iterator[Callable[[pathlib.Path, int, float], int]]:
             word, pid = process.stdout.readline().split()  # type: ignore[union-attr]
             assert word == b"Started"
             if not select.select([process.stdout], [], [], after_s)[0]:
-                os.kill(int(pid.rstrip(b".")), number)
+                # It may have ended, and have been waited for, between these two lines.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid.rstrip(b".")), number)
             return int(process.stdout.readline())  # type: ignore[union-attr]
 
         yield run
