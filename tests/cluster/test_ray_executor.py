@@ -23,13 +23,15 @@ from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import store as stores
 
 pytest.importorskip("ray")
-ENVIRONMENT = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "XLA_FLAGS": quick.FLAGS}
+# Ray's workers have a low priority otherwise, and beside other tests they hardly get on.
+OWN = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "XLA_FLAGS": quick.FLAGS}
+ENVIRONMENT = {**os.environ, **OWN}
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    for name in ("RAY_USAGE_STATS_ENABLED", "XLA_FLAGS"):  # of the workers, too
-        monkeypatch.setenv(name, ENVIRONMENT[name])
+    for name, value in OWN.items():  # of the workers, too
+        monkeypatch.setenv(name, value)
     from ray import cluster_utils
 
     with signals.handlers_restored():  # Ray sets one of its own for SIGTERM
