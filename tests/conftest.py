@@ -40,7 +40,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 # Tracing makes many objects that live long, few of them in cycles: searching for cycles as often as
-# Python does by itself took a tenth of the suite's time.
+# Python does by itself took a tenth of the time of tests that mostly trace.
 gc.set_threshold(100_000, 20, 100)
 
 # The longest first, so that workers end together; the others follow in the order of their names.

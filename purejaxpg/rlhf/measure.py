@@ -27,7 +27,7 @@ TYPICAL_ACTIVATIONS = ACTIVATIONS_PER_WIDTH * 32 * 2
 PASS_AT = (1, 4, 16)  # k of pass@k; the largest is the number of samples of each prompt
 FRONTIER_PROMPTS = 128  # drawn from the held-out prompts, if there are more
 FRONTIER_SAMPLES = 8192  # of the reference, for each prompt
-FRONTIER_TOKENS = 2**21  # of all these samples, which there are less of if they are longer
+FRONTIER_TOKENS = 2**21  # of all these samples together, so there are fewer of longer ones
 DRAWN_AT_ONCE = 1024  # pairs, which bounds the memory of sampling
 FRONTIERS: dict[Any, dict[str, Any]] = {}  # of this process, because stages share references
 LEAST_SAMPLES = 30.0  # effective ones, for a point of a frontier that is estimated from samples
@@ -313,6 +313,7 @@ def _frontier(
     task: tasks.Task,
     temperature: jax.Array | float,
 ) -> dict[str, Any]:
+    """Compute what `frontier` returns."""
     held_out = task.held_out if task.held_out.any() else ~task.held_out
     prompt_ids, weight = task.prompt_ids[held_out], task.prompt_probability[held_out]
     exact = task.completion_ids is not None and len(prompt_ids) <= FRONTIER_PROMPTS
@@ -327,8 +328,8 @@ def _frontier(
         expected, kl, effective = map(np.asarray, points)
         enough = effective.min(0) >= LEAST_SAMPLES
         return {"kl": mean(kl)[enough], "return": mean(expected)[enough], "exact": False}
-    longest = len(prompt_ids) * task.completion_length
-    count = min(FRONTIER_SAMPLES, -(-FRONTIER_TOKENS // longest))
+    length = len(prompt_ids) * task.completion_length  # tokens of one sample of each prompt
+    count = min(FRONTIER_SAMPLES, -(-FRONTIER_TOKENS // length))
     table = jax.jit(_table, static_argnums=(3, 5))
     log_weight, reward = table(key, reference, prompt_ids, task, temperature, count)
     betas = jnp.geomspace(30.0, 0.03, 60)

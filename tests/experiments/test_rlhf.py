@@ -70,6 +70,10 @@ def test_lengths_of_right_and_wrong_answers_are_told_apart(addition: Any) -> Non
     }
     np.testing.assert_allclose(addition.lengths(found, right=True), [[4.0], [np.nan]])
     np.testing.assert_allclose(addition.lengths(found, right=False), [[6.0], [6.0]])
+    table = addition.summaries({**found, "policy/entropy": 0.5 * updates})
+    np.testing.assert_allclose(table["length of right"], [4.0, np.nan])
+    np.testing.assert_allclose(table["length of wrong"], [6.0, np.nan])
+    np.testing.assert_allclose(table["entropy last"], 0.5)
 
 
 def test_in_a_table_a_mean_over_own_tokens_makes_wrong_answers_longer(addition: Any) -> None:
