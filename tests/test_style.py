@@ -31,7 +31,7 @@ MAX_OFF_POLICY_LINES = 310
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 CORE = {"root", "kernels", "config"}
-SHARED = {"envs", "networks", "normalize", "prng", "replay", "schedules"}
+SHARED = {"backend", "envs", "fused", "networks", "normalize", "prng", "replay", "schedules"}
 BESIDE = {"checkpoint", "contract", "disk", "evaluate", "extras", "signals", "stats", "trees"}
 INNER = {*CORE, *SHARED, *BESIDE, "streams", "text", "trainers"}
 OUTER = {*INNER, "sweep", "cluster", "report"}
@@ -41,10 +41,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": {"kernels"},
     "config": {"root"},
     **dict.fromkeys(SHARED, CORE),
+    "backend": set(),
     "checkpoint": {"root", "config", "disk", "text"},
     "disk": {"root"},
     "envs": {*CORE, "envs", "extras"},
     "evaluate": {*CORE, *SHARED, "checkpoint"},
+    "fused": {*CORE, "backend", "fused"},
     "streams": {"root"},
     "extras": {"root"},
     "agents": {*CORE, *SHARED},
