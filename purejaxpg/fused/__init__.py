@@ -1,1 +1,1 @@
-"""Loops that run as one kernel on a GPU, each behind a function that looks like what it replaces."""
+"""Loops that run as one kernel on a GPU, behind functions that look like what they replace."""
