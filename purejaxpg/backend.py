@@ -8,7 +8,7 @@ import jax
 
 def on_gpu() -> bool:
     """Return whether programs traced now run on a GPU by default."""
-    device = jax.config.read("jax_default_device")
+    device = jax.config.jax_default_device  # type: ignore[attr-defined]
     if device is None:
         return jax.default_backend() == "gpu"
     return (device if isinstance(device, str) else device.platform) in ("gpu", "cuda", "rocm")
