@@ -1,0 +1,163 @@
+"""The head of a loss: from the outputs of its networks to their gradients, as equations.
+
+    loss, metrics = head(outputs, free parameters, minibatch)
+
+is differentiated with `jax.vjp` and traced. Of the equations found, those that depend on the
+minibatch alone are computed before the gradient steps, for all minibatches at once. The others are
+the kernel's.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from purejaxpg.fused import jaxprs, paths, perceptrons
+
+MAX_NUMBERS = 64  # of a row, a minibatch or a parameter, that the loss may read
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """Equations from outputs and free parameters to gradients, metrics and the sign to stop."""
+
+    networks: list[perceptrons.Perceptron]
+    outputs: list[Any]  # variables of the networks' outputs
+    free: list[int]  # leaves of the parameters that are no layers, such as log_std
+    free_values: list[Any]  # their variables
+    equations: list[Any]  # the kernel's
+    columns: list[Any]  # variables of `before` that the kernel reads
+    constants: jaxprs.Values  # what the kernel's equations close over
+    output_gradients: list[Any]  # variables or literals, as all below
+    free_gradients: list[Any]
+    stop: Any  # None if there is no early stop
+    metrics: dict[str, Any]
+    inside: list[str]  # the metrics that the kernel computes
+    before: Callable[[Any], tuple[list[jax.Array], list[jax.Array], dict[str, jax.Array]]]
+
+
+def make(
+    loss: Callable[..., Any],
+    stop: Callable[..., Any] | None,
+    params: Any,
+    minibatch: Any,
+) -> Head:
+    """Trace a loss and split it into networks, what comes before them, and the kernel's equations.
+
+    Args:
+        loss: (params, minibatch) -> scalar, {name: scalar}.
+        stop: metrics -> bool scalar, or None.
+        params: pytree of arrays or shapes.
+        minibatch: pytree of shapes [R, ...].
+
+    Returns:
+        The head; `before(minibatch)` returns its columns, the networks' inputs, and the metrics
+        that no parameter reaches.
+
+    Raises:
+        Unfusable: kernels cannot compute this loss.
+    """
+    program = jaxprs.trace(loss, params, minibatch, rules=True)
+    count = len(jax.tree.leaves(params))
+    parameters, rows = program.invars[:count], program.invars[count:]
+    networks, equations = perceptrons.find(program, parameters)
+    free = _free(parameters, networks, equations, program.outvars)
+    outputs = [n.outputs for n in networks]
+
+    def gradients(outputs_now: list[Any], free_now: list[Any], leaves: list[Any]) -> Any:
+        known = {**program.constants, **dict(zip(rows, leaves, strict=True))}
+
+        def head(outputs_now: list[Any], free_now: list[Any]) -> Any:
+            values = dict(known)
+            values.update(zip(outputs, outputs_now, strict=True))
+            values.update(zip([parameters[i] for i in free], free_now, strict=True))
+            jaxprs.run(equations, values)
+            value, metrics = program.outputs(values)
+            return value, (metrics, [values[n.inputs] for n in networks])
+
+        value, pull, (metrics, inputs) = jax.vjp(head, outputs_now, free_now, has_aux=True)
+        of_outputs, of_free = pull(jnp.ones_like(value))
+        stops = () if stop is None else (stop(metrics),)
+        return of_outputs, of_free, stops, metrics, inputs
+
+    shapes = [_shapes(outputs), _shapes([parameters[i] for i in free]), _shapes(rows)]
+    return _split(jaxprs.trace(gradients, *shapes), networks, free, shapes)
+
+
+def _free(
+    parameters: Sequence[Any],
+    networks: Sequence[perceptrons.Perceptron],
+    equations: Sequence[Any],
+    results: Sequence[Any],
+) -> list[int]:
+    """Return which parameters the head reads; none may be a layer's, or large."""
+    layers = {i for n in networks for i in n.parameters}
+    read = jaxprs.used(equations, results)
+    free = [i for i, v in enumerate(parameters) if v in read]
+    for i in free:
+        if i in layers or parameters[i].aval.size > MAX_NUMBERS:
+            raise OutsideError(i)
+    return free
+
+
+class OutsideError(paths.Unfusable):
+    """The loss uses a parameter outside of a multilayer perceptron."""
+
+    def __init__(self, leaf: int) -> None:
+        super().__init__("the loss uses a parameter outside of a multilayer perceptron")
+        self.leaf = leaf  # which, for the caller knows its name
+
+
+def _split(
+    program: jaxprs.Program,
+    networks: list[perceptrons.Perceptron],
+    free: list[int],
+    shapes: Sequence[Sequence[Any]],
+) -> Head:
+    """Split the equations of the gradient by what they depend on."""
+    moving = program.invars[: len(networks) + len(free)]
+    rows = program.invars[len(moving) :]
+    reached = jaxprs.depending(program.equations, moving)
+    on_rows = jaxprs.depending(program.equations, rows) - reached
+    names = jax.tree.unflatten(program.out_tree, program.outvars)
+    of_outputs, of_free, stops, metrics, inputs = names
+    inside = [name for name, v in metrics.items() if not jaxprs.is_literal(v) and v in reached]
+    wanted = [*of_outputs, *of_free, *stops, *(metrics[name] for name in inside)]
+    late = [e for e in program.equations if not on_rows.intersection(e.outvars)]
+    kernel = jaxprs.needed_for(late, wanted)
+    made = {v for e in kernel for v in e.outvars}
+    read = jaxprs.used(kernel, wanted) - made
+    order = [*rows, *(v for e in program.equations for v in e.outvars)]
+    columns = [v for v in order if v in read & on_rows]
+    constants = {v: x for v, x in program.constants.items() if v in read}
+    outside = {name: v for name, v in metrics.items() if name not in inside}
+    early = [e for e in program.equations if not reached.intersection(e.outvars)]
+    early = jaxprs.needed_for(early, [*columns, *inputs, *outside.values()])
+
+    def before(minibatch: Any) -> Any:
+        values = {**program.constants, **dict(zip(rows, jax.tree.leaves(minibatch), strict=True))}
+        jaxprs.run(early, values)
+        read = [[jaxprs.read(values, v) for v in variables] for variables in (columns, inputs)]
+        return *read, {name: jaxprs.read(values, v) for name, v in outside.items()}
+
+    return Head(
+        networks=networks,
+        outputs=moving[: len(networks)],
+        free=free,
+        free_values=moving[len(networks) :],
+        equations=kernel,
+        columns=columns,
+        constants=constants,
+        output_gradients=of_outputs,
+        free_gradients=of_free,
+        stop=stops[0] if stops else None,
+        metrics=metrics,
+        inside=inside,
+        before=before,
+    )
+
+
+def _shapes(variables: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in variables]
