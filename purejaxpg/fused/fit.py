@@ -126,7 +126,9 @@ def _in_kernel(
     from purejaxpg.fused import steps  # here, since importing Pallas takes a second
 
     packing = Packing.of(params, steps.BLOCK)
-    plan = steps.Plan(head, packing.offsets, packing.size, *order.shape, paths.is_fast(config))
+    length, rows = order.shape
+    fast = paths.is_fast(config)
+    plan = steps.Plan(head, packing.offsets, packing.size, length, rows, fast)
     columns, inputs, metrics = jax.vmap(
         lambda indices: head.before(jax.tree.map(lambda x: x[indices], batch))
     )(order)
@@ -136,7 +138,7 @@ def _in_kernel(
     (flat, mu, nu), computed = steps.run(plan, arrays)
     metrics.update(zip(head.inside, computed.T, strict=False))
     metrics = {name: metrics[name].astype(v.aval.dtype) for name, v in head.metrics.items()}
-    taken = jnp.asarray(len(order), adam.count.dtype)
+    taken = jnp.asarray(length, adam.count.dtype)
     if stop is not None:
         metrics[STOPPED] = computed[:, -1]
         taken -= metrics[STOPPED].sum().astype(taken.dtype)

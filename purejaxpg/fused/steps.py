@@ -443,24 +443,25 @@ class _Block:
         scale = jnp.where(norm < bound, 1.0, bound / norm)
         rate = self.floats[0] * self.corrections[s]
         correction = self.corrections[self.plan.steps + s]
+        # A gradient of NaN must not reach the moments: nothing is written, rather than a step of 0.
+        going = None if self.head.stop is None else jnp.broadcast_to(stopped == 0.0, block.shape)
 
         def adam(t: Any, none: int) -> int:
             at = (t * BLOCK + block,)
             gradient = triton.load(self.gradient, at) * scale
             old = [triton.load(ref, at) for ref in self.state]
-            new = self.adam(*old, gradient, rate, correction)
+            new = self.adam(old, gradient, rate, correction)
             for ref, value in zip(self.state, new, strict=True):
-                triton.store(ref, at, value)
+                triton.store(ref, at, value, going)
             return none
 
-        # A gradient of NaN must not reach the moments: no trip, rather than a step of zero.
-        trips = blocks if self.head.stop is None else jnp.where(stopped > 0.0, 0, blocks)
-        lax.fori_loop(0, trips, adam, 0)
+        lax.fori_loop(0, blocks, adam, 0)
 
     def adam(
-        self, p: jax.Array, m: jax.Array, v: jax.Array, g: jax.Array, rate: Any, correction: Any
+        self, old: list[jax.Array], g: jax.Array, rate: Any, correction: Any
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return parameters and moments after a step of Adam (`correction` is of v)."""
+        p, m, v = old
         a1, a2, eps = (self.floats[k] for k in (2, 3, 4))
         if self.inlines:
             m, v = self.inline(MEAN, [m, g, a1]), self.inline(SQUARE, [v, g, a2])
