@@ -99,6 +99,7 @@ class Evaluator:
 
     def __init__(self, count: int, width: int, reduces: bool = False) -> None:
         self.count, self.width, self.reduces = count, width, reduces
+        self.lane: jax.Array | None = None  # [width] the index of each, if not 0, 1, 2, ...
 
     def run(self, equations: Sequence[Any], values: jaxprs.Values) -> None:
         """Compute equations in order, and add their results to `values`.
@@ -111,11 +112,7 @@ class Evaluator:
             Unfusable: lanes cannot express an equation.
         """
         for equation in equations:
-            operands = [
-                uniform(np.asarray(v.val)) if jaxprs.is_literal(v) else values[v]
-                for v in equation.invars
-            ]
-            results = self.apply(equation, operands)
+            results = self.apply(equation, [value(values, v) for v in equation.invars])
             results = results if equation.primitive.multiple_results else [results]
             values.update(zip(equation.outvars, results, strict=True))
 
@@ -140,10 +137,8 @@ class Evaluator:
 
     def elementwise(self, equation: Any, operands: list[Any]) -> Any:
         """Apply an operation to arrays number by number."""
-        axes = {x.axis for x in operands if isinstance(x, Lanes)}
-        if len(axes) > 1:
-            raise Unfusable("the axis of the environments differs between operands")
-        axis = axes.pop() if axes else None
+        axis = next((x.axis for x in operands if isinstance(x, Lanes)), None)
+        operands = [self.aligned(x, axis) if isinstance(x, Lanes) else x for x in operands]
         arrays = [x.data if isinstance(x, Lanes) else self.without(x, axis) for x in operands]
         shape = np.broadcast_shapes(*(x.shape for x in arrays))
         arrays = [np.broadcast_to(x, shape) for x in arrays]
@@ -151,6 +146,12 @@ class Evaluator:
         for i in np.ndindex(*shape):
             result[i] = self.number(equation, [x[i] for x in arrays])
         return result if axis is None else Lanes(result, axis)
+
+    def aligned(self, x: Lanes, axis: Any) -> Lanes:
+        """Return an array with its lanes at another axis, which only one lane allows."""
+        if x.axis != axis and self.count > 1:
+            raise Unfusable("an operation mixes the environments")
+        return Lanes(np.expand_dims(x.data, x.axis).squeeze(axis), axis)
 
     def number(self, equation: Any, operands: list[Any]) -> Any:
         """Apply an operation to numbers and vectors."""
@@ -198,8 +199,8 @@ class Evaluator:
         first = numbers[0]
         if all(same(x, first) for x in numbers):
             return first
-        lane = lax.broadcasted_iota(jnp.int32, (self.width,), 0)
-        result = jnp.full((self.width,), first)
+        lane = lax.broadcasted_iota(jnp.int32, (self.width,), 0) if self.lane is None else self.lane
+        result = jnp.broadcast_to(jnp.asarray(first), (self.width,))
         for k, x in enumerate(numbers):
             result = jnp.where(lane == k, x, result)
         return result
@@ -331,6 +332,21 @@ def uniform(array: np.ndarray) -> Uniform:
     for i in np.ndindex(*array.shape):
         result[i] = array[i]
     return result
+
+
+def boxed(values: Sequence[Any]) -> np.ndarray:
+    """Return objects as an array [len]."""
+    result = np.empty((len(values),), object)
+    for i, value in enumerate(values):
+        result[i] = value
+    return result
+
+
+def value(values: jaxprs.Values, variable: Any) -> Any:
+    """Return the value of a variable or of a literal on lanes."""
+    if jaxprs.is_literal(variable):
+        return uniform(np.asarray(variable.val))
+    return values[variable]
 
 
 def is_number(x: Any) -> bool:
