@@ -130,7 +130,7 @@ def _in_kernel(
     fast = paths.is_fast(config)
     plan = steps.Plan(head, packing.offsets, packing.size, length, rows, fast)
     columns, inputs, metrics = jax.vmap(
-        lambda indices: head.before(jax.tree.map(lambda x: x[indices], batch))
+        lambda indices: head.before.run(jax.tree.map(lambda x: x[indices], batch))
     )(order)
     state = [packing.pack(jax.tree.leaves(params)), packing.pad(adam.mu), packing.pad(adam.nu)]
     rules = [optimizer.learning_rate, optimizer.max_grad_norm, optimizer.b1, optimizer.b2]
@@ -193,7 +193,7 @@ def _head(
         raise paths.Unfusable(_outside(params, error.leaf, config)) from None
     for network in head.networks:
         check_sizes(network)
-    for variable in [*head.columns, *head.constants]:
+    for variable in [*head.before.columns, *head.constants]:
         check_numbers(variable.aval, rows)
     if any(v.aval.shape for v in head.metrics.values()):
         raise paths.Unfusable("a metric of the loss is not a scalar")

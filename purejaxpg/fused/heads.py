@@ -20,22 +20,42 @@ MAX_NUMBERS = 64  # of a row, a minibatch or a parameter, that the loss may read
 
 
 @dataclasses.dataclass(frozen=True)
+class Before:
+    """What is computed of a minibatch before the gradient steps."""
+
+    equations: list[Any]
+    rows: list[Any]  # variables of the minibatch's leaves
+    constants: jaxprs.Values
+    columns: list[Any]  # variables that the kernel reads
+    inputs: list[Any]  # variables or literals that the networks read
+    metrics: dict[str, Any]  # variables or literals that no parameter reaches
+
+    def run(self, minibatch: Any) -> tuple[list[Any], list[Any], dict[str, Any]]:
+        """Return columns, inputs of the networks and metrics of a minibatch."""
+        leaves = jax.tree.leaves(minibatch)
+        values = {**self.constants, **dict(zip(self.rows, leaves, strict=True))}
+        jaxprs.run(self.equations, values)
+        columns = [jaxprs.read(values, v) for v in self.columns]
+        inputs = [jaxprs.read(values, v) for v in self.inputs]
+        return columns, inputs, {name: jaxprs.read(values, v) for name, v in self.metrics.items()}
+
+
+@dataclasses.dataclass(frozen=True)
 class Head:
     """Equations from outputs and free parameters to gradients, metrics and the sign to stop."""
 
     networks: list[perceptrons.Perceptron]
+    before: Before
     outputs: list[Any]  # variables of the networks' outputs
-    free: list[int]  # leaves of the parameters that are no layers, such as log_std
+    free: list[int]  # parameters that are in no layer, such as log_std
     free_values: list[Any]  # their variables
     equations: list[Any]  # the kernel's
-    columns: list[Any]  # variables of `before` that the kernel reads
-    constants: jaxprs.Values  # what the kernel's equations close over
+    constants: jaxprs.Values  # what these close over
     output_gradients: list[Any]  # variables or literals, as all below
     free_gradients: list[Any]
-    stop: Any  # None if there is no early stop
+    stop: list[Any]  # empty if there is no early stop
     metrics: dict[str, Any]
     inside: list[str]  # the metrics that the kernel computes
-    before: Callable[[Any], tuple[list[jax.Array], list[jax.Array], dict[str, jax.Array]]]
 
 
 def make(
@@ -53,8 +73,7 @@ def make(
         minibatch: pytree of shapes [R, ...].
 
     Returns:
-        The head; `before(minibatch)` returns its columns, the networks' inputs, and the metrics
-        that no parameter reaches.
+        The head.
 
     Raises:
         Unfusable: kernels cannot compute this loss.
@@ -79,11 +98,11 @@ def make(
 
         value, pull, (metrics, inputs) = jax.vjp(head, outputs_now, free_now, has_aux=True)
         of_outputs, of_free = pull(jnp.ones_like(value))
-        stops = () if stop is None else (stop(metrics),)
+        stops = [] if stop is None else [stop(metrics)]
         return of_outputs, of_free, stops, metrics, inputs
 
     shapes = [_shapes(outputs), _shapes([parameters[i] for i in free]), _shapes(rows)]
-    return _split(jaxprs.trace(gradients, *shapes), networks, free, shapes)
+    return _split(jaxprs.trace(gradients, *shapes), networks, free)
 
 
 def _free(
@@ -111,51 +130,38 @@ class OutsideError(paths.Unfusable):
 
 
 def _split(
-    program: jaxprs.Program,
-    networks: list[perceptrons.Perceptron],
-    free: list[int],
-    shapes: Sequence[Sequence[Any]],
+    program: jaxprs.Program, networks: list[perceptrons.Perceptron], free: list[int]
 ) -> Head:
     """Split the equations of the gradient by what they depend on."""
-    moving = program.invars[: len(networks) + len(free)]
-    rows = program.invars[len(moving) :]
+    count = len(networks) + len(free)
+    moving, rows = program.invars[:count], program.invars[count:]
+    results = jax.tree.unflatten(program.out_tree, program.outvars)
+    of_outputs, of_free, stop, metrics, inputs = results
     reached = jaxprs.depending(program.equations, moving)
-    on_rows = jaxprs.depending(program.equations, rows) - reached
-    names = jax.tree.unflatten(program.out_tree, program.outvars)
-    of_outputs, of_free, stops, metrics, inputs = names
     inside = [name for name, v in metrics.items() if not jaxprs.is_literal(v) and v in reached]
-    wanted = [*of_outputs, *of_free, *stops, *(metrics[name] for name in inside)]
+    wanted = [*of_outputs, *of_free, *stop, *(metrics[name] for name in inside)]
+    on_rows = jaxprs.depending(program.equations, rows) - reached
     late = [e for e in program.equations if not on_rows.intersection(e.outvars)]
-    kernel = jaxprs.needed_for(late, wanted)
-    made = {v for e in kernel for v in e.outvars}
-    read = jaxprs.used(kernel, wanted) - made
+    equations = jaxprs.needed_for(late, wanted)
+    read = jaxprs.used(equations, wanted)
     order = [*rows, *(v for e in program.equations for v in e.outvars)]
-    columns = [v for v in order if v in read & on_rows]
-    constants = {v: x for v, x in program.constants.items() if v in read}
+    columns = [v for v in order if v in read and v in on_rows]
     outside = {name: v for name, v in metrics.items() if name not in inside}
     early = [e for e in program.equations if not reached.intersection(e.outvars)]
     early = jaxprs.needed_for(early, [*columns, *inputs, *outside.values()])
-
-    def before(minibatch: Any) -> Any:
-        values = {**program.constants, **dict(zip(rows, jax.tree.leaves(minibatch), strict=True))}
-        jaxprs.run(early, values)
-        read = [[jaxprs.read(values, v) for v in variables] for variables in (columns, inputs)]
-        return *read, {name: jaxprs.read(values, v) for name, v in outside.items()}
-
     return Head(
         networks=networks,
+        before=Before(early, rows, program.constants, columns, inputs, outside),
         outputs=moving[: len(networks)],
         free=free,
         free_values=moving[len(networks) :],
-        equations=kernel,
-        columns=columns,
-        constants=constants,
+        equations=equations,
+        constants={v: x for v, x in program.constants.items() if v in read},
         output_gradients=of_outputs,
         free_gradients=of_free,
-        stop=stops[0] if stops else None,
+        stop=stop,
         metrics=metrics,
         inside=inside,
-        before=before,
     )
 
 

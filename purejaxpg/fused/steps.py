@@ -139,7 +139,7 @@ def arrays(
         networks=[x.reshape(-1) for x in inputs],
         columns=[
             _flat_column(x, v.aval, plan.rows)
-            for x, v in zip(columns, plan.head.columns, strict=True)
+            for x, v in zip(columns, plan.head.before.columns, strict=True)
         ],
         floats=jnp.stack([jnp.asarray(x, jnp.float32) for x in numbers["f"]]),
         integers=jnp.stack([jnp.asarray(x, jnp.int32) for x in numbers["i"]]),
@@ -190,7 +190,10 @@ class _Block:
         self.plan, self.head = plan, plan.head
         networks = len(plan.head.networks)
         self.inputs, inputs = inputs[:networks], inputs[networks:]
-        self.columns, inputs = inputs[: len(plan.head.columns)], inputs[len(plan.head.columns) :]
+        self.columns, inputs = (
+            inputs[: len(plan.head.before.columns)],
+            inputs[len(plan.head.before.columns) :],
+        )
         self.floats, self.integers, self.corrections = inputs[:3]
         self.state = outputs[:3]
         self.parameters = outputs[0]
@@ -224,8 +227,8 @@ class _Block:
         for k in reversed(range(len(self.head.networks))):
             self.backward(k, s, tops[k])
         barrier()
-        if self.head.stop is not None:
-            stops = _number(values, self.head.stop)
+        if self.head.stop:
+            stops = _number(values, self.head.stop[0])
             stopped = jnp.maximum(stopped, jnp.asarray(stops).astype(jnp.float32))
         self.descend(s, stopped)
         self.put_metrics(s, values, stopped)
@@ -363,7 +366,7 @@ class _Block:
         for variable, leaf in zip(head.free_values, head.free, strict=True):
             at = self.plan.offsets[leaf] + zero
             values[variable] = self.load_numbers(self.parameters, at, variable.aval)
-        for variable, ref in zip(head.columns, self.columns, strict=True):
+        for variable, ref in zip(head.before.columns, self.columns, strict=True):
             values[variable] = self.load_column(ref, s, zero, variable.aval)
         offsets = {"f": FLOATS, "i": INTEGERS}
         for variable in head.constants:
@@ -444,7 +447,7 @@ class _Block:
         rate = self.floats[0] * self.corrections[s]
         correction = self.corrections[self.plan.steps + s]
         # A gradient of NaN must not reach the moments: nothing is written, rather than a step of 0.
-        going = None if self.head.stop is None else jnp.broadcast_to(stopped == 0.0, block.shape)
+        going = jnp.broadcast_to(stopped == 0.0, block.shape) if self.head.stop else None
 
         def adam(t: Any, none: int) -> int:
             at = (t * BLOCK + block,)
