@@ -8,6 +8,7 @@ the kernel's.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -83,26 +84,41 @@ def make(
     parameters, rows = program.invars[:count], program.invars[count:]
     networks, equations = perceptrons.find(program, parameters)
     free = _free(parameters, networks, equations, program.outvars)
-    outputs = [n.outputs for n in networks]
+    if not networks:
+        raise paths.Unfusable("the loss has no multilayer perceptron that kernels know")
+    outputs = [network.outputs for network in networks]
+    whole = _Whole(program, equations, networks, outputs, [parameters[i] for i in free], rows, stop)
+    shapes = [_shapes(variables) for variables in (outputs, whole.free, rows)]
+    return _split(jaxprs.trace(whole.gradients, *shapes), networks, free)
 
-    def gradients(outputs_now: list[Any], free_now: list[Any], leaves: list[Any]) -> Any:
-        known = {**program.constants, **dict(zip(rows, leaves, strict=True))}
 
-        def head(outputs_now: list[Any], free_now: list[Any]) -> Any:
-            values = dict(known)
-            values.update(zip(outputs, outputs_now, strict=True))
-            values.update(zip([parameters[i] for i in free], free_now, strict=True))
-            jaxprs.run(equations, values)
-            value, metrics = program.outputs(values)
-            return value, (metrics, [values[n.inputs] for n in networks])
+@dataclasses.dataclass(frozen=True)
+class _Whole:
+    """A head before it is split."""
 
-        value, pull, (metrics, inputs) = jax.vjp(head, outputs_now, free_now, has_aux=True)
+    program: jaxprs.Program  # of the loss
+    equations: list[Any]
+    networks: list[perceptrons.Perceptron]
+    outputs: list[Any]
+    free: list[Any]
+    rows: list[Any]
+    stop: Callable[..., Any] | None
+
+    def gradients(self, outputs: list[Any], free: list[Any], leaves: list[Any]) -> Any:
+        """Return the gradients, the sign to stop, the metrics and the networks' inputs."""
+        known = {**self.program.constants, **dict(zip(self.rows, leaves, strict=True))}
+        head = functools.partial(self.evaluated, known)
+        value, pull, (metrics, inputs) = jax.vjp(head, outputs, free, has_aux=True)
         of_outputs, of_free = pull(jnp.ones_like(value))
-        stops = [] if stop is None else [stop(metrics)]
-        return of_outputs, of_free, stops, metrics, inputs
+        stop = [] if self.stop is None else [self.stop(metrics)]
+        return of_outputs, of_free, stop, metrics, inputs
 
-    shapes = [_shapes(outputs), _shapes([parameters[i] for i in free]), _shapes(rows)]
-    return _split(jaxprs.trace(gradients, *shapes), networks, free)
+    def evaluated(self, known: jaxprs.Values, outputs: list[Any], free: list[Any]) -> Any:
+        """Return the loss, and beside it the metrics and the networks' inputs."""
+        values = {**known, **dict(zip([*self.outputs, *self.free], [*outputs, *free], strict=True))}
+        jaxprs.run(self.equations, values)
+        value, metrics = self.program.outputs(values)
+        return value, (metrics, [values[network.inputs] for network in self.networks])
 
 
 def _free(

@@ -56,14 +56,12 @@ def find(program: jaxprs.Program, parameters: Sequence[Any]) -> tuple[list[Perce
         depend on.
 
     Raises:
-        Unfusable: two networks share a parameter, or there is no network.
+        Unfusable: two networks share a parameter.
     """
     search = _Search(program, parameters)
     for equation in search.equations:
         search.visit(equation)
     networks = [n for n in search.networks.values() if not search.is_hidden(n.outputs)]
-    if not networks:
-        raise paths.Unfusable("the loss has no multilayer perceptron that kernels know")
     trained = [i for n in networks for i in n.parameters]
     if len(set(trained)) < len(trained):
         raise paths.Unfusable("two networks of the loss share a parameter")
