@@ -297,6 +297,11 @@ def shared(params: Any, data: Any) -> Any:
     return first + second, {}
 
 
+def doubled(params: Any, data: Any) -> Any:
+    x = jnp.concatenate([data["obs"], -data["obs"]])
+    return jnp.square(CRITIC.apply(params["critic"], x)).mean(), {}
+
+
 def sorted_outputs(params: Any, data: Any) -> Any:
     return jnp.sort(CRITIC.apply(params["critic"], data["obs"]), 0)[0, 0], {}
 
@@ -312,6 +317,7 @@ REASONS = {
     "outputs": (*squares_of(Network((8, 40))), {}, "a network has 40 outputs, and kernels take"),
     "decay": (weight_decay, initial(), {}, "the parameter critic/Dense_0/kernel outside of a"),
     "shared": (shared, initial(), {}, "two networks of the loss share a parameter"),
+    "doubled": (doubled, initial(), {}, "a network sees 32 inputs in a minibatch of 16 rows"),
     "rows": (value_loss, initial(), {"rows": 24}, "the rows of a minibatch are 24, no power of"),
     "sort": (sorted_outputs, initial(), {}, "kernels cannot compute 'sort' here"),
     "sgd": (value_loss, initial(), {"optimizer": optax.sgd(0.1)}, "the optimiser is not `opti"),
@@ -323,6 +329,23 @@ REASONS = {
 def test_what_has_no_kernel_says_why(name: str) -> None:
     loss, params, changes, reason = REASONS[name]
     assert reason in small(loss, params, **changes)
+
+
+def test_an_activation_is_known_by_its_derivative_too() -> None:
+    @jax.custom_jvp
+    def straight_through(x: jax.Array) -> jax.Array:
+        return jnp.maximum(x, 0.0)
+
+    straight_through.defjvp(lambda x, changes: (jnp.maximum(x[0], 0.0), changes[0]))
+
+    def loss(params: Any, data: Any) -> Any:
+        hidden = straight_through(nn.Dense(16).apply(params["first"], data["obs"]))
+        return jnp.square(nn.Dense(16).apply(params["second"], hidden)).mean(), {}
+
+    layer = nn.Dense(16)
+    params = {"first": layer.init(random.key(0), jnp.zeros((1, SIZE)))}
+    params["second"] = layer.init(random.key(1), jnp.zeros((1, 16)))
+    assert "the parameter second/kernel outside of a multilayer" in small(loss, params)
 
 
 def test_on_a_cpu_there_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
