@@ -169,7 +169,9 @@ class Kernel:
             values.update((v, array.arranged(x)) for v, array, x in arrays)
             for v, array, ref in zip(self.split.to_core, self.xs, xs, strict=True):
                 entries = range(array.entries)
-                values[v] = array.arranged([triton.load(ref, (t, k, lane), inside) for k in entries])
+                values[v] = array.arranged(
+                    [triton.load(ref, (t, k, lane), inside) for k in entries]
+                )
             evaluator.run(self.core, values)
             for v, array, ref in zip(self.split.out_of_core, self.emitted, emitted, strict=True):
                 for k, vector in enumerate(array.vectors(evaluator, values[v])):
