@@ -3,7 +3,7 @@
 How it works. Parameters, Adam's moments and the gradient are flat vectors [P] in memory. A gradient
 step has four parts, with a barrier after each of them:
 
-1. Forward: each network maps the minibatch to its outputs, `CHUNK` rows at a time, so that the
+1. Forward: each network maps the minibatch to its outputs, a chunk of rows at a time, so that the
    activations of a chunk fit the registers. The outputs go to memory.
 2. Loss: the head's equations are evaluated on lanes, a vector of R rows for each number that a
    network puts out. The gradients of the outputs take the place of the outputs in memory.
@@ -29,7 +29,8 @@ from jax.experimental.pallas import triton as plgpu
 
 from purejaxpg.fused import heads, jaxprs, lanes, paths, perceptrons, triton
 
-CHUNK = 64  # rows that the networks see at once
+# Rows that the networks see at once. A product of float32 is many instructions for each row.
+FAST_CHUNK, EXACT_CHUNK = 64, 16
 WARPS = 4  # with 255 registers a thread, two blocks share a multiprocessor
 BLOCK = 1024  # numbers of the flat vectors that clipping and Adam see at once
 
@@ -199,7 +200,7 @@ class _Block:
         self.parameters = outputs[0]
         self.metrics, self.gradient = outputs[3:5]
         self.outputs = outputs[5:]
-        self.chunk = min(CHUNK, plan.rows)
+        self.chunk = min(FAST_CHUNK if plan.fast else EXACT_CHUNK, plan.rows)
         self.rows = triton.iota((plan.rows,), 0)
         self.zeros: Iterator[Any] = itertools.repeat(0)
 
