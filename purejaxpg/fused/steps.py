@@ -100,7 +100,7 @@ class Plan:
 class Inputs:
     """Arrays that the kernel reads, all of them flat."""
 
-    networks: list[jax.Array]  # of each network [S R D]
+    networks: list[jax.Array]  # of each network [S R D], float16 if `fast`
     columns: list[jax.Array]  # of each column [S k R], or [S k] if it has no rows
     floats: jax.Array  # learning rate, bound of the norm, 1 - b1, 1 - b2, ε, constants
     integers: jax.Array  # zero, constants
@@ -137,7 +137,7 @@ def arrays(
     times = count + 1 + jnp.arange(plan.steps)
     corrections = [1.0 / (1.0 - decay**times) for decay in (b1, b2)]
     return Inputs(
-        networks=[x.reshape(-1) for x in inputs],
+        networks=[_clipped(x.reshape(-1), plan.fast) for x in inputs],
         columns=[
             _flat_column(x, v.aval, plan.rows)
             for x, v in zip(columns, plan.head.before.columns, strict=True)
@@ -346,7 +346,7 @@ class _Block:
         row = s * self.plan.rows + c * self.chunk + zero + i
         mask = None if place.inputs == shape[1] else j < place.inputs
         x = triton.load(self.inputs[k], (row * place.inputs + j,), mask)
-        return self.operand(jnp.where(j == place.inputs, 1.0, x) if place.folded else x)
+        return jnp.where(j == place.inputs, jnp.ones((), x.dtype), x) if place.folded else x
 
     def output_index(self, k: int, c: Any, zero: Any) -> Indexed:
         """Return where a chunk's outputs are."""
@@ -514,6 +514,11 @@ def carrier(aval: Any) -> str:
     if aval.dtype.itemsize > 4:
         raise paths.Unfusable(f"the loss reads numbers of type {aval.dtype}")
     return "f" if jnp.issubdtype(aval.dtype, jnp.floating) else "i"
+
+
+def _clipped(x: jax.Array, fast: bool) -> jax.Array:
+    """Return an input as it enters products; what exceeds a float16 becomes the largest one."""
+    return jnp.clip(x, -65504.0, 65504.0).astype(jnp.float16) if fast else x
 
 
 def rows_axis(aval: Any, rows: int) -> int | None:
