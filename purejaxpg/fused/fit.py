@@ -192,7 +192,7 @@ def _head(
     except heads.OutsideError as error:
         raise paths.Unfusable(_outside(params, error.leaf, config)) from None
     for network in head.networks:
-        check_sizes(network)
+        check_sizes(network, rows)
     for variable in [*head.before.columns, *head.constants]:
         check_numbers(variable.aval, rows)
     if any(v.aval.shape for v in head.metrics.values()):
@@ -213,8 +213,11 @@ def _outside(params: Any, leaf: int, config: Any) -> str:
     return f"the loss uses the parameter {name} outside of a multilayer perceptron"
 
 
-def check_sizes(network: perceptrons.Perceptron) -> None:
+def check_sizes(network: perceptrons.Perceptron, rows: int) -> None:
     """Raise Unfusable if a network exceeds the memory of a multiprocessor."""
+    if network.inputs.aval.shape[0] != rows:
+        inputs = f"{network.inputs.aval.shape[0]} inputs"
+        raise paths.Unfusable(f"a network sees {inputs} in a minibatch of {rows} rows")
     if len(network.layers) > MAX_LAYERS:
         count = len(network.layers)
         raise paths.Unfusable(f"a network has {count} layers, and kernels take up to {MAX_LAYERS}")

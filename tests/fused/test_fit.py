@@ -15,7 +15,7 @@ from flax import linen as nn
 from jax import random
 
 import purejaxpg
-from purejaxpg import backend
+from purejaxpg import backend, optimizers
 from purejaxpg.fused import fit, paths
 from purejaxpg.kernels import distributions, losses
 
@@ -36,18 +36,6 @@ EXACT = Config()
 @pytest.fixture(autouse=True)
 def _on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "on_gpu", lambda: True)
-
-
-class Adam(optax.GradientTransformation):
-    """Clipped Adam that says what it is."""
-
-
-def clipped_adam(learning_rate: Any, max_grad_norm: Any) -> Any:
-    clip, adam = optax.clip_by_global_norm(max_grad_norm), optax.adam(learning_rate, eps=1e-5)
-    optimizer = Adam(*optax.flatten(optax.chain(clip, adam)))
-    optimizer.learning_rate, optimizer.max_grad_norm = learning_rate, max_grad_norm
-    optimizer.b1, optimizer.b2, optimizer.eps = 0.9, 0.999, 1e-5
-    return optimizer
 
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -154,7 +142,7 @@ def both(
     max_grad_norm: Any = 0.5,
     config: Config = EXACT,
 ) -> tuple[Any, Any]:
-    optimizer = clipped_adam(learning_rate, max_grad_norm)
+    optimizer = optimizers.clipped_adam(learning_rate, max_grad_norm)
     given = params, optimizer.init(params), batch(), order()
     fused = fit.fit(loss, optimizer, *given, config, stop)
     return fused, fit.step_by_step(loss, optimizer, *given, stop)
@@ -197,7 +185,7 @@ def test_networks_of_other_shapes(sizes: Any, activation: str, size: int) -> Non
         return loss, {"loss": loss}
 
     def run(params: Any) -> Any:
-        optimizer = clipped_adam(1e-2, jnp.inf)
+        optimizer = optimizers.clipped_adam(1e-2, jnp.inf)
         given = params, optimizer.init(params), data, order()
         fused = fit.fit(loss, optimizer, *given, Config())
         return fused, fit.step_by_step(loss, optimizer, *given)
@@ -262,7 +250,7 @@ def test_fast_is_close_to_exact() -> None:
 def small(loss: Any, params: Any, **changes: Any) -> str:
     """Return why there is no kernel, after a check that plain JAX ran instead."""
     config, rows = changes.pop("config", Config()), changes.pop("rows", ROWS)
-    optimizer = changes.pop("optimizer", clipped_adam(1e-2, 0.5))
+    optimizer = changes.pop("optimizer", optimizers.clipped_adam(1e-2, 0.5))
     data = {**batch(), **changes}
     given = params, jax.eval_shape(optimizer.init, params), data, order(rows, 2)
     with paths.recorded() as recorded:
@@ -297,6 +285,11 @@ def shared(params: Any, data: Any) -> Any:
     return first + second, {}
 
 
+def doubled(params: Any, data: Any) -> Any:
+    x = jnp.concatenate([data["obs"], -data["obs"]])
+    return jnp.square(CRITIC.apply(params["critic"], x)).mean(), {}
+
+
 def sorted_outputs(params: Any, data: Any) -> Any:
     return jnp.sort(CRITIC.apply(params["critic"], data["obs"]), 0)[0, 0], {}
 
@@ -312,6 +305,7 @@ REASONS = {
     "outputs": (*squares_of(Network((8, 40))), {}, "a network has 40 outputs, and kernels take"),
     "decay": (weight_decay, initial(), {}, "the parameter critic/Dense_0/kernel outside of a"),
     "shared": (shared, initial(), {}, "two networks of the loss share a parameter"),
+    "doubled": (doubled, initial(), {}, "a network sees 32 inputs in a minibatch of 16 rows"),
     "rows": (value_loss, initial(), {"rows": 24}, "the rows of a minibatch are 24, no power of"),
     "sort": (sorted_outputs, initial(), {}, "kernels cannot compute 'sort' here"),
     "sgd": (value_loss, initial(), {"optimizer": optax.sgd(0.1)}, "the optimiser is not `opti"),
@@ -325,14 +319,31 @@ def test_what_has_no_kernel_says_why(name: str) -> None:
     assert reason in small(loss, params, **changes)
 
 
+def test_an_activation_is_known_by_its_derivative_too() -> None:
+    @jax.custom_jvp
+    def straight_through(x: jax.Array) -> jax.Array:
+        return jnp.maximum(x, 0.0)
+
+    straight_through.defjvp(lambda x, changes: (jnp.maximum(x[0], 0.0), changes[0]))
+
+    def loss(params: Any, data: Any) -> Any:
+        hidden = straight_through(nn.Dense(16).apply(params["first"], data["obs"]))
+        return jnp.square(nn.Dense(16).apply(params["second"], hidden)).mean(), {}
+
+    layer = nn.Dense(16)
+    params = {"first": layer.init(random.key(0), jnp.zeros((1, SIZE)))}
+    params["second"] = layer.init(random.key(1), jnp.zeros((1, 16)))
+    assert "the parameter second/kernel outside of a multilayer" in small(loss, params)
+
+
 def test_on_a_cpu_there_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "on_gpu", lambda: False)
-    assert small(value_loss, initial()) == "this program is for a CPU"
+    assert small(value_loss, initial()) == "kernels need an NVIDIA GPU"
 
 
 def test_a_required_kernel_that_does_not_exist_is_an_error() -> None:
     loss, params = squares_of(Network((256, 1)))
-    with pytest.raises(purejaxpg.InputError, match="the gradient steps run without a kernel, beca"):
+    with pytest.raises(purejaxpg.InputError, match="the gradient steps run in plain JAX, because 256 un"):
         small(loss, params, config=Config("require"))
 
 
