@@ -325,7 +325,7 @@ def make_env(folder: pathlib.Path, pins: Sequence[str]) -> None:
 def make_env_offline(folder: pathlib.Path, wheels: Sequence[str]) -> None:
     """Make an environment of wheels, and of this Python's own packages for the rest."""
     print(f"Installing {len(wheels)} wheels into {folder} ...", flush=True)
-    venv.create(folder)
+    venv.create(folder, symlinks=True)
     (packages,) = folder.glob("lib/python*/site-packages")
     offline = ["--no-index", "--no-deps", "--target", str(packages), *wheels]
     install([sys.executable, "-m", "pip", "install", "-q", *offline], folder)
