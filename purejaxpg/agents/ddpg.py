@@ -39,7 +39,7 @@ from flax import struct
 from jax import lax, random
 
 from purejaxpg import config as configs
-from purejaxpg import envs, networks, normalize, replay, schedules
+from purejaxpg import envs, fused, networks, normalize, optimizers, replay, schedules
 from purejaxpg.kernels import losses
 
 Metrics = dict[str, jax.Array]
@@ -63,6 +63,8 @@ class Config:
     hidden: tuple[int, ...] = (256, 256)  # widths of the fully connected layers
     activation: str = "relu"  # tanh, relu, elu, silu or gelu
     orthogonal_init: bool = True  # else LeCun's normal initialisation
+    fused: str = "auto"  # kernels on a GPU where there are some; or "require" or "off"
+    precision: str = "fast"  # of those kernels; or "float32"
     learning_rate_schedule: str = "constant"  # or "linear" (to zero) or "robbins_monro"
     normalize_obs: bool = False  # by running mean and standard deviation
 
@@ -98,6 +100,7 @@ def check(config: Config) -> None:
     configs.one_of(config, "torso", ("mlp",))
     configs.one_of(config, "exploration", ("gaussian", "ou"))
     configs.in_range(config)
+    fused.check(config)
     replay.check(config)
     schedules.check(config)
 
@@ -157,9 +160,8 @@ def make_optimizers(
     config: Config, num_updates: Any = 0
 ) -> dict[str, optax.GradientTransformation]:
     def make(learning_rate: jax.Array | float) -> optax.GradientTransformation:
-        clip = optax.clip_by_global_norm(config.max_grad_norm)
-        adam = optax.adam(schedules.scheduled(config, learning_rate, num_updates))
-        return optax.flatten(optax.chain(clip, adam))  # one vector compiles and runs faster
+        rate = schedules.scheduled(config, learning_rate, num_updates)
+        return optimizers.clipped_adam(rate, config.max_grad_norm, eps=1e-8)
 
     return {"actor": make(config.learning_rate), "critic": make(config.critic_learning_rate)}
 
@@ -173,13 +175,13 @@ def init(key: jax.Array, config: Config) -> TrainState:
         "actor": Actor(config).init(key_actor, obs),
         "critic": Critic(config).init(key_critic, obs, action),
     }
-    optimizers = make_optimizers(config)
+    optimizer = make_optimizers(config)
     no = jnp.zeros((), bool)
     example = Transition(obs[0], action[0], jnp.zeros((), jnp.float32), no, obs[0])
     state = TrainState(
         params=params,
         target_params=params,
-        opt_state={name: optimizers[name].init(params[name]) for name in params},
+        opt_state={name: optimizer[name].init(params[name]) for name in params},
         env_state=env_state,
         obs=obs,
         noise=action,
@@ -223,7 +225,7 @@ def interact(
 
     keys = random.split(key, num_steps)
     carry = (state.obs, state.env_state, state.noise)
-    (obs, env_state, noise), (transition, episodes) = lax.scan(step, carry, keys)
+    (obs, env_state, noise), (transition, episodes) = fused.scan(step, carry, keys, config)
     rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transition)
     state = dataclasses.replace(
         state,
@@ -295,10 +297,10 @@ def update(key: jax.Array, state: TrainState, config: Config) -> tuple[TrainStat
 
 
 def descended(
-    optimizers: Any, name: str, gradient: Any, params: Any, opt_state: Any
+    optimizer: Any, name: str, gradient: Any, params: Any, opt_state: Any
 ) -> tuple[Any, Any]:
     """Take one step with the optimiser of `name` -> parameters, states of the optimisers."""
-    change, moments = optimizers[name].update(gradient, opt_state[name])
+    change, moments = optimizer[name].update(gradient, opt_state[name])
     new = optax.apply_updates(params[name], change)
     return {**params, name: new}, {**opt_state, name: moments}
 

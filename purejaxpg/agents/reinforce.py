@@ -43,7 +43,7 @@ from flax import struct
 from jax import lax, random
 
 from purejaxpg import config as configs
-from purejaxpg import envs, networks, normalize, schedules
+from purejaxpg import envs, fused, networks, normalize, optimizers, schedules
 from purejaxpg.kernels import distributions, losses, returns
 
 Metrics = dict[str, jax.Array]
@@ -66,6 +66,8 @@ class Config:
     hidden: tuple[int, ...] = (64, 64)  # widths of the fully connected layers
     activation: str = "tanh"  # tanh, relu, elu, silu or gelu
     orthogonal_init: bool = True  # else LeCun's normal initialisation
+    fused: str = "auto"  # kernels on a GPU where there are some; or "require" or "off"
+    precision: str = "fast"  # of those kernels; or "float32"
     learning_rate_schedule: str = "linear"  # to zero; or "constant" or "robbins_monro"
     normalize_advantage: bool = False  # to mean 0, variance 1 within the update
     normalize_obs: bool = False  # by running mean and standard deviation
@@ -112,6 +114,7 @@ def check(config: Config) -> None:
     )
     configs.at_least(config, 1 if config.baseline else 0, "num_critic_steps")
     configs.in_range(config)
+    fused.check(config)
     configs.check_rollout(config)
     schedules.check(config)
     configs.require(
@@ -191,9 +194,8 @@ def make_optimizers(
     config: Config, num_updates: Any = 0
 ) -> dict[str, optax.GradientTransformation]:
     def make(learning_rate: jax.Array | float) -> optax.GradientTransformation:
-        clip = optax.clip_by_global_norm(config.max_grad_norm)
-        adam = optax.adam(schedules.scheduled(config, learning_rate, num_updates), eps=1e-5)
-        return optax.flatten(optax.chain(clip, adam))  # one vector compiles and runs faster
+        rate = schedules.scheduled(config, learning_rate, num_updates)
+        return optimizers.clipped_adam(rate, config.max_grad_norm, eps=1e-5)
 
     return {"actor": make(config.learning_rate), "critic": make(config.critic_learning_rate)}
 
@@ -205,10 +207,10 @@ def init(key: jax.Array, config: Config) -> TrainState:
         "actor": Actor(config).init(key_actor, obs),
         "critic": Critic(config).init(key_critic, obs),
     }
-    optimizers = make_optimizers(config)
+    optimizer = make_optimizers(config)
     state = TrainState(
         params=params,
-        opt_state={name: optimizers[name].init(params[name]) for name in params},
+        opt_state={name: optimizer[name].init(params[name]) for name in params},
         normalizers=normalize.init_both(obs),
         num_updates=jnp.zeros((), jnp.int32),
     )
@@ -239,7 +241,9 @@ def rollout(key: jax.Array, state: TrainState, config: Config) -> tuple[Transiti
 
     obs, env_state = envs.reset(key_reset, env, env_params, config.num_envs)
     carry = (obs, env_state, jnp.ones(config.num_envs, bool))
-    _, (transition, episodes) = lax.scan(step, carry, random.split(key_steps, config.horizon))
+    _, (transition, episodes) = fused.scan(
+        step, carry, random.split(key_steps, config.horizon), config
+    )
     return transition, {name: value.sum() for name, value in episodes.items()}
 
 
