@@ -31,7 +31,7 @@ MAX_OFF_POLICY_LINES = 310
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 CORE = {"root", "backend", "kernels", "config"}
-SHARED = {"envs", "networks", "normalize", "optimizers", "prng", "replay", "schedules"}
+SHARED = {"envs", "fused", "networks", "normalize", "optimizers", "prng", "replay", "schedules"}
 BESIDE = {"checkpoint", "contract", "disk", "evaluate", "extras", "signals", "stats", "trees"}
 INNER = {*CORE, *SHARED, *BESIDE, "streams", "text", "trainers"}
 OUTER = {*INNER, "sweep", "cluster", "report"}
@@ -46,6 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "disk": {"root"},
     "envs": {*CORE, "envs", "extras"},
     "evaluate": {*CORE, *SHARED, "checkpoint"},
+    "fused": {*CORE, "fused"},
     "streams": {"root"},
     "extras": {"root"},
     "agents": {*CORE, *SHARED},

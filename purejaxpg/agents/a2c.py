@@ -35,7 +35,7 @@ from flax import struct
 from jax import lax, random
 
 from purejaxpg import config as configs
-from purejaxpg import envs, networks, normalize, schedules
+from purejaxpg import envs, fused, networks, normalize, schedules
 from purejaxpg.kernels import distributions, losses, returns
 
 Metrics = dict[str, jax.Array]
@@ -54,6 +54,8 @@ class Config:
     hidden: tuple[int, ...] = (64, 64)  # widths of the fully connected layers
     activation: str = "tanh"  # tanh, relu, elu, silu or gelu
     orthogonal_init: bool = True  # else LeCun's normal initialisation
+    fused: str = "auto"  # kernels on a GPU where there are some; or "require" or "off"
+    precision: str = "fast"  # of those kernels; or "float32"
     learning_rate_schedule: str = "linear"  # to zero; or "constant" or "robbins_monro"
     normalize_advantage: bool = False  # to mean 0, variance 1 within the update
     normalize_obs: bool = False  # by running mean and standard deviation
@@ -87,6 +89,7 @@ def check(config: Config) -> None:
     """Raise an InputError with one plain sentence unless the configuration makes sense."""
     networks.check(config, envs.check(config).obs_shape)
     configs.in_range(config)
+    fused.check(config)
     configs.check_rollout(config)
     schedules.check(config)
 
@@ -200,7 +203,9 @@ def rollout(
         return (following, env_state), (transition, envs.episode_metrics(now))
 
     keys = random.split(key, config.num_steps)
-    (obs, env_state), (transition, episodes) = lax.scan(step, (state.obs, state.env_state), keys)
+    (obs, env_state), (transition, episodes) = fused.scan(
+        step, (state.obs, state.env_state), keys, config
+    )
     metrics = {name: value.sum() for name, value in episodes.items()}
     return dataclasses.replace(state, obs=obs, env_state=env_state), transition, metrics
 

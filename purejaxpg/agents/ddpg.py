@@ -39,7 +39,7 @@ from flax import struct
 from jax import lax, random
 
 from purejaxpg import config as configs
-from purejaxpg import envs, networks, normalize, optimizers, replay, schedules
+from purejaxpg import envs, fused, networks, normalize, optimizers, replay, schedules
 from purejaxpg.kernels import losses
 
 Metrics = dict[str, jax.Array]
@@ -63,6 +63,8 @@ class Config:
     hidden: tuple[int, ...] = (256, 256)  # widths of the fully connected layers
     activation: str = "relu"  # tanh, relu, elu, silu or gelu
     orthogonal_init: bool = True  # else LeCun's normal initialisation
+    fused: str = "auto"  # kernels on a GPU where there are some; or "require" or "off"
+    precision: str = "fast"  # of those kernels; or "float32"
     learning_rate_schedule: str = "constant"  # or "linear" (to zero) or "robbins_monro"
     normalize_obs: bool = False  # by running mean and standard deviation
 
@@ -98,6 +100,7 @@ def check(config: Config) -> None:
     configs.one_of(config, "torso", ("mlp",))
     configs.one_of(config, "exploration", ("gaussian", "ou"))
     configs.in_range(config)
+    fused.check(config)
     replay.check(config)
     schedules.check(config)
 
@@ -222,7 +225,7 @@ def interact(
 
     keys = random.split(key, num_steps)
     carry = (state.obs, state.env_state, state.noise)
-    (obs, env_state, noise), (transition, episodes) = lax.scan(step, carry, keys)
+    (obs, env_state, noise), (transition, episodes) = fused.scan(step, carry, keys, config)
     rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transition)
     state = dataclasses.replace(
         state,

@@ -43,7 +43,7 @@ from flax import struct
 from jax import lax, random
 
 from purejaxpg import config as configs
-from purejaxpg import envs, networks, normalize, optimizers, schedules
+from purejaxpg import envs, fused, networks, normalize, optimizers, schedules
 from purejaxpg.kernels import distributions, losses, returns
 
 Metrics = dict[str, jax.Array]
@@ -66,6 +66,8 @@ class Config:
     hidden: tuple[int, ...] = (64, 64)  # widths of the fully connected layers
     activation: str = "tanh"  # tanh, relu, elu, silu or gelu
     orthogonal_init: bool = True  # else LeCun's normal initialisation
+    fused: str = "auto"  # kernels on a GPU where there are some; or "require" or "off"
+    precision: str = "fast"  # of those kernels; or "float32"
     learning_rate_schedule: str = "linear"  # to zero; or "constant" or "robbins_monro"
     normalize_advantage: bool = False  # to mean 0, variance 1 within the update
     normalize_obs: bool = False  # by running mean and standard deviation
@@ -112,6 +114,7 @@ def check(config: Config) -> None:
     )
     configs.at_least(config, 1 if config.baseline else 0, "num_critic_steps")
     configs.in_range(config)
+    fused.check(config)
     configs.check_rollout(config)
     schedules.check(config)
     configs.require(
@@ -238,7 +241,9 @@ def rollout(key: jax.Array, state: TrainState, config: Config) -> tuple[Transiti
 
     obs, env_state = envs.reset(key_reset, env, env_params, config.num_envs)
     carry = (obs, env_state, jnp.ones(config.num_envs, bool))
-    _, (transition, episodes) = lax.scan(step, carry, random.split(key_steps, config.horizon))
+    _, (transition, episodes) = fused.scan(
+        step, carry, random.split(key_steps, config.horizon), config
+    )
     return transition, {name: value.sum() for name, value in episodes.items()}
 
 

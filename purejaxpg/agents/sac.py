@@ -45,7 +45,7 @@ from flax import struct
 from jax import lax, random
 
 from purejaxpg import config as configs
-from purejaxpg import envs, networks, normalize, optimizers, replay, schedules
+from purejaxpg import envs, fused, networks, normalize, optimizers, replay, schedules
 from purejaxpg.kernels import distributions, losses
 
 Metrics = dict[str, jax.Array]
@@ -71,6 +71,8 @@ class Config:
     hidden: tuple[int, ...] = (256, 256)  # widths of the fully connected layers
     activation: str = "relu"  # tanh, relu, elu, silu or gelu
     orthogonal_init: bool = True  # else LeCun's normal initialisation
+    fused: str = "auto"  # kernels on a GPU where there are some; or "require" or "off"
+    precision: str = "fast"  # of those kernels; or "float32"
     learning_rate_schedule: str = "constant"  # or "linear" (to zero) or "robbins_monro"
     normalize_obs: bool = False  # by running mean and standard deviation
 
@@ -107,6 +109,7 @@ def check(config: Config) -> None:
         envs.require_bounded(config, "SAC")
         configs.one_of(config, "torso", ("mlp",))
     configs.in_range(config)
+    fused.check(config)
     replay.check(config)
     schedules.check(config)
 
@@ -236,7 +239,9 @@ def interact(
         return (following, env_state), (transition, envs.episode_metrics(now))
 
     keys = random.split(key, num_steps)
-    (obs, env_state), (transition, episodes) = lax.scan(step, (state.obs, state.env_state), keys)
+    (obs, env_state), (transition, episodes) = fused.scan(
+        step, (state.obs, state.env_state), keys, config
+    )
     rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transition)
     state = dataclasses.replace(
         state,

@@ -1,0 +1,178 @@
+"""`scan`: a loop over time whose body keeps only what the next step needs, in one kernel on a GPU.
+
+Of the equations of a loop's body, some do not depend on the carry: random numbers, above all. They
+are computed for all steps at once, before the loop. Others do not reach the carry: log
+probabilities, metrics. They are computed for all steps at once, after it. The rest is the core.
+`lax.scan` launches a kernel for each operation of the core at each step, a few microseconds each,
+while an agent has microseconds of work. So a GPU runs the core of all steps in one kernel, where
+each environment is a lane (see `purejaxpg.fused.lanes`).
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from purejaxpg import backend
+from purejaxpg.fused import jaxprs, paths
+from purejaxpg.fused.paths import Path, Unfusable
+
+LOOP = "steps of the environments"
+# Iterations of `lax.scan` in one of its loop's. Fewer kernels on a GPU, but slower on a CPU.
+UNROLL_ON_GPU = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The body of a loop, sorted by when it can be computed."""
+
+    carry_in: list[Any]  # variables
+    carry_out: list[Any]  # variables, or literals
+    x: list[Any]
+    y: list[Any]  # variables, or literals
+    constants: jaxprs.Values
+    always: list[Any]  # equations that depend on neither carry nor x
+    early: list[Any]  # on x
+    core: list[Any]  # what leads from one carry to the next
+    late: list[Any]  # the rest
+    to_core: list[Any]  # variables of early, and x, that the core reads
+    to_late: list[Any]
+    out_of_core: list[Any]  # variables of the core, and carries, that `late` reads or y holds
+
+
+def scan(
+    step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, config: Any
+) -> tuple[Any, Any]:
+    """Run a loop over time: `lax.scan(step, carry, xs)`, computed faster on a GPU.
+
+    Args:
+        step: (carry, x) -> (carry, y). A kernel needs the environments to be the first axis of
+            every array in the carry, and independent of one another.
+        carry: pytree of arrays.
+        xs: pytree of arrays [T, ...].
+        config: an agent's configuration; its fields `fused` and `precision` are read, if it has
+            them.
+
+    Returns:
+        The last carry, and all y [T, ...].
+
+    Raises:
+        InputError: `config.fused` is "require", and there is no kernel for this loop.
+
+    On a CPU this is `lax.scan`.
+    """
+    refusal = paths.refusal(config)
+    if refusal and not backend.on_gpu():
+        paths.record(config, Path(LOOP, False, refusal))
+        return lax.scan(step, carry, xs)
+    carry = jax.tree.map(jnp.asarray, carry)
+    split, trees = sorted_body(step, carry, xs)
+    leaves, xs_leaves = jax.tree.leaves(carry), jax.tree.leaves(xs)
+    try:
+        if refusal:
+            raise Unfusable(refusal)
+        results = run(split, leaves, xs_leaves, paths.is_fast(config))
+        paths.record(config, Path(LOOP, True))
+    except Unfusable as error:
+        paths.record(config, Path(LOOP, False, str(error)))
+        results = run(split, leaves, xs_leaves, None)
+    return tuple(map(jax.tree.unflatten, trees, results))
+
+
+def sorted_body(step: Callable[..., Any], carry: Any, xs: Any) -> tuple[Split, tuple[Any, Any]]:
+    """Trace the body of a loop and sort its equations -> Split, pytrees of carry and y."""
+    first = jax.tree.map(lambda x: jax.eval_shape(lambda x: x[0], x), xs)
+    depends = [True] * len(jax.tree.leaves(carry)) + [False] * len(jax.tree.leaves(xs))
+    program = jaxprs.trace(step, carry, first, depends=depends)
+    carry_tree, y_tree = program.out_tree.children()
+    size = carry_tree.num_leaves
+    carry_in, x = program.invars[:size], program.invars[size:]
+    carry_out, y = program.outvars[:size], program.outvars[size:]
+    on_carry = jaxprs.depending(program.equations, carry_in)
+    on_x = jaxprs.depending(program.equations, x)
+    rest = [e for e in program.equations if on_carry.intersection(e.outvars)]
+    early = [e for e in program.equations if not on_carry.intersection(e.outvars)]
+    always = [e for e in early if not on_x.intersection(e.outvars)]
+    early = [e for e in early if on_x.intersection(e.outvars)]
+    core = jaxprs.needed_for(rest, carry_out)
+    inner = {id(e) for e in core}
+    late = [e for e in rest if id(e) not in inner]
+    before = {*x, *(v for e in early for v in e.outvars)}
+    inside = {*carry_in, *(v for e in core for v in e.outvars)}
+    in_core, in_late = jaxprs.used(core, carry_out), jaxprs.used(late, y)
+    order = [*program.invars, *(v for e in program.equations for v in e.outvars)]
+    return Split(
+        carry_in,
+        carry_out,
+        x,
+        y,
+        program.constants,
+        always,
+        early,
+        core,
+        late,
+        to_core=[v for v in order if v in before & in_core],
+        to_late=[v for v in order if v in before & in_late],
+        out_of_core=[v for v in order if v in inside & in_late],
+    ), (carry_tree, y_tree)
+
+
+def run(split: Split, carry: list[Any], xs: list[Any], fast: bool | None) -> tuple[Any, Any]:
+    """Run a sorted loop -> leaves of the last carry, and of y.
+
+    Args:
+        split: the loop's body.
+        carry: leaves of the first carry.
+        xs: leaves [T, ...].
+        fast: how the kernel computes; None: no kernel.
+    """
+    base = dict(split.constants)
+    jaxprs.run(split.always, base)
+    wanted = [*split.to_core, *(v for v in split.to_late if v not in split.to_core)]
+
+    def before(xs: list[Any]) -> list[Any]:
+        values = {**base, **dict(zip(split.x, xs, strict=True))}
+        jaxprs.run(split.early, values)
+        return [values[v] for v in wanted]
+
+    def after(inside: list[Any], early: list[Any]) -> list[Any]:
+        values = {**base, **dict(zip(split.out_of_core, inside, strict=True))}
+        values.update(zip(split.to_late, early, strict=True))
+        jaxprs.run(split.late, values)
+        return [jaxprs.read(values, v) for v in split.y]
+
+    early = dict(zip(wanted, jax.vmap(before)(xs), strict=True))
+    to_core = [early[v] for v in split.to_core]
+    if fast is None:
+        last, inside = in_scan(split, base, carry, to_core, len(xs[0]))
+    else:
+        last, inside = in_kernel(split, base, carry, to_core, fast)
+    to_late = [early[v] for v in split.to_late]
+    return last, jax.vmap(after, axis_size=len(xs[0]))(inside, to_late)
+
+
+def in_scan(
+    split: Split, base: jaxprs.Values, carry: list[Any], xs: list[Any], length: int
+) -> tuple[list[Any], list[Any]]:
+    """Run the core with `lax.scan` -> the last carry, what leaves the core [T, ...]."""
+
+    def step(carry: list[Any], xs: list[Any]) -> tuple[list[Any], list[Any]]:
+        values = {**base, **dict(zip(split.carry_in, carry, strict=True))}
+        values.update(zip(split.to_core, xs, strict=True))
+        jaxprs.run(split.core, values)
+        following = [jaxprs.read(values, v) for v in split.carry_out]
+        return following, [values[v] for v in split.out_of_core]
+
+    return lax.scan(step, carry, xs, length=length, unroll=UNROLL_ON_GPU)
+
+
+def in_kernel(
+    split: Split, base: jaxprs.Values, carry: list[Any], xs: Sequence[Any], fast: bool
+) -> tuple[list[Any], list[Any]]:
+    """Run the core in one kernel -> the last carry, what leaves the core [T, ...]."""
+    from purejaxpg.fused import time_kernel
+
+    return time_kernel.run(split, base, carry, xs, fast)

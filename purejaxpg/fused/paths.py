@@ -1,0 +1,92 @@
+"""Which form of a loop runs, kernel or plain JAX, and why.
+
+An agent's configuration may have two static fields:
+
+    fused      "auto": a kernel where there is one, else plain JAX.  "off": always plain JAX.
+               "require": a sentence that says why, where there is no kernel.
+    precision  "fast": products of float16 or TF32 operands, summed in float32, and the hardware's
+               tanh, in kernels on a GPU.  "float32": operands of 24 bits and an exact tanh.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from purejaxpg import InputError, backend
+from purejaxpg import config as configs
+
+FUSED = ("auto", "require", "off")
+PRECISIONS = ("fast", "float32")
+
+
+class Unfusable(Exception):
+    """A kernel cannot do this; the text says why, as the end of a sentence."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Path:
+    """How one loop of a program runs."""
+
+    loop: str  # "steps of the environments" or "gradient steps"
+    kernel: bool
+    reason: str = ""  # why there is no kernel
+
+    def __str__(self) -> str:
+        how = "in one kernel" if self.kernel else f"in plain JAX, because {self.reason}"
+        return f"The {self.loop} run {how}."
+
+
+_recorded: contextvars.ContextVar[list[Path] | None] = contextvars.ContextVar("paths", default=None)
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[Path]]:
+    """Collect the paths of all loops that are traced inside the context."""
+    paths: list[Path] = []
+    token = _recorded.set(paths)
+    try:
+        yield paths
+    finally:
+        _recorded.reset(token)
+
+
+def record(config: Any, path: Path) -> None:
+    """Record how a loop runs.
+
+    Raises:
+        InputError: the configuration requires a kernel, and there is none.
+    """
+    paths = _recorded.get()
+    if paths is not None:
+        paths.append(path)
+    if not path.kernel and getattr(config, "fused", "auto") == "require":
+        raise InputError(
+            f"fused is 'require', but the {path.loop} run in plain JAX, because {path.reason}."
+        )
+
+
+def refusal(config: Any) -> str:
+    """Return why no loop of this configuration may be a kernel; "" if one may."""
+    if getattr(config, "fused", "auto") == "off":
+        return "fused is 'off'"
+    return "" if backend.on_gpu() else "kernels need an NVIDIA GPU"
+
+
+def is_fast(config: Any) -> bool:
+    """Return whether kernels may round the operands of products, and use the hardware's tanh."""
+    return getattr(config, "precision", "fast") == "fast"
+
+
+def interpreted() -> bool:
+    """Return whether kernels run in Pallas' interpreter, for lack of a GPU."""
+    return jax.default_backend() == "cpu"
+
+
+def check(config: Any) -> None:
+    """Check the fields `fused` and `precision` of an agent's configuration."""
+    configs.one_of(config, "fused", FUSED)
+    configs.one_of(config, "precision", PRECISIONS)
