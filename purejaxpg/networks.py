@@ -21,7 +21,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": jax.nn.gelu,
 }
 TORSOS = ("mlp", "cnn")
-BLOCK = 64  # columns of a matrix that `gram_schmidt` takes at once, or more
+BLOCK = 128  # columns of a matrix that `gram_schmidt` takes at once, or more
 MAX_BLOCKS = 8  # each of them is compiled
 
 Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> array
@@ -55,7 +55,7 @@ def gram_schmidt(matrix: jax.Array) -> jax.Array:
     for start in range(width, columns, width):
         block = _projected(matrix[:, start : start + width], q)
         block = _projected(_one_by_one(block), q)
-        # What this takes from two columns may tilt them against each other again.
+        # That may leave them slightly oblique to each other.
         block -= _product(block, jnp.triu(_product(block.T, block), 1))
         q = jnp.concatenate([q, block / jnp.linalg.norm(block, axis=0)], 1)
     return q
@@ -73,7 +73,7 @@ def _one_by_one(matrix: jax.Array) -> jax.Array:
 
 def _projected(x: jax.Array, q: jax.Array) -> jax.Array:
     """Take from x [M] or [M, K] its part in the span of the orthonormal columns of q [M, N]."""
-    return x - _product(q, _product(q.T, x))
+    return x - _product(q, _product(x.T, q).T)
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -239,9 +239,8 @@ def interact(
         return (following, env_state), (transition, envs.episode_metrics(now))
 
     keys = random.split(key, num_steps)
-    (obs, env_state), (transition, episodes) = fused.scan(
-        step, (state.obs, state.env_state), keys, config
-    )
+    carry = (state.obs, state.env_state)
+    (obs, env_state), (transition, episodes) = fused.scan(step, carry, keys, config)
     rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transition)
     state = dataclasses.replace(
         state,

@@ -28,7 +28,7 @@ import purejaxpg
 from purejaxpg import FaultError, checkpoint, contract, prng
 from purejaxpg import config as configs
 from purejaxpg.fused import paths
-from purejaxpg.sweep import memory
+from purejaxpg.sweep import memory, xla
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import spec as specs
 
@@ -329,9 +329,10 @@ def build(spec: specs.Spec, group: plans.Group, devices: Sequence[jax.Device]) -
     with paths.recorded() as found:
         traced = trace(spec, group, mesh, length)
     traced_at = time.monotonic()
+    options = xla.options(devices[0])
     with concurrent.futures.ThreadPoolExecutor() as pool:  # XLA releases Python's lock
         # One program is compiled, or read from the cache, while the next is lowered.
-        compiling = [pool.submit(program.lower().compile) for program in traced]
+        compiling = [pool.submit(program.lower().compile, options) for program in traced]
         lowered_at = time.monotonic()
         start, segment, score = (program.result() for program in compiling)
     return Programs(
