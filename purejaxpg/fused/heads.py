@@ -128,13 +128,14 @@ def _free(
     results: Sequence[Any],
 ) -> list[int]:
     """Return which parameters the head reads; none may be a layer's, or large."""
-    layers = {i for n in networks for i in n.parameters}
-    read = jaxprs.used(equations, results)
-    free = [i for i, v in enumerate(parameters) if v in read]
-    for i in free:
+    layers = {i for network in networks for i in network.parameters}
+    places = {v: i for i, v in enumerate(parameters)}
+    read = [v for equation in equations for v in equation.invars if not jaxprs.is_literal(v)]
+    free = dict.fromkeys(places[v] for v in [*read, *jaxprs.used([], results)] if v in places)
+    for i in free:  # in the order of the equations, so that the first one is named
         if i in layers or parameters[i].aval.size > MAX_NUMBERS:
             raise OutsideError(i)
-    return free
+    return list(free)
 
 
 class OutsideError(paths.Unfusable):
