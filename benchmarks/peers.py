@@ -9,6 +9,9 @@ A row of speed is void if the two sides do not learn alike. `--gate` tests that 
 side: the 95% interval of the difference of means, of the final return and of the area under the
 curve, has to lie within a margin. Both are of training episodes, defined alike on both sides.
 
+Both sides compute on the device that jax finds, which JAX_PLATFORMS changes: on a GPU, if there is
+one and the jax of both can use it. A row whose sides differ in that is refused.
+
 No peer's code is here. `peer_drivers/` calls the public functions of each peer in an environment of
 its own, installed by pip; PureJaxRL, which is not a package, is a checkout.
 
@@ -21,18 +24,29 @@ Run, on a Linux machine that does nothing else:
     python benchmarks/peers.py --work ppo-cartpole-64 --pairs 5 --cores 1
     python benchmarks/peers.py --gate                 # the learning gate
     python benchmarks/peers.py --gate --limits-end    # ours makes PureJaxRL's mistake, too
+    python benchmarks/peers.py --accelerator          # on a GPU: its rows, in ten minutes
+
+A machine without a network gets a folder with wheels, WHEELS/purejaxrl/*.whl, and a checkout:
+
+    python benchmarks/peers.py --make-envs --wheels WHEELS --envs ENVS
+    python benchmarks/peers.py --accelerator --envs ENVS --checkout CHECKOUT
+
+What the wheels lack, jax among it, is then this Python's own.
 """
 
 import contextlib
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import math
 import os
 import pathlib
 import platform
 import resource
+import shutil
 import signal
+import site
 import statistics
 import subprocess
 import sys
@@ -59,7 +73,9 @@ PINS = {  # what each peer's environment holds
     "sbx": (*JAX[:4], *TORCH, "sbx-rl==0.28.0"),
 }
 BUSY = 0.1  # cores that other work may keep busy before a measurement is refused or marked
+PLATFORMS = "JAX_PLATFORMS"
 TIMEOUT_S = 3600  # of a sample
+ACCELERATOR_MINUTES = 9.5
 STRETCHES = 20  # of a learning curve
 GATE_SEEDS, GATE_SIDE_BY_SIDE = 64, 16
 
@@ -108,6 +124,7 @@ class Work:
     gate_steps: int | None = None  # of a run of the learning gate; None: not gated
     max_return: float | None = None  # None: unbounded, so the best of any seed is used
     margin: float = math.nan  # of the learning gate, as a share of max_return
+    large: bool = False  # for accelerators
 
 
 SAC = {
@@ -139,6 +156,15 @@ WORKS = {
     ),
     "ppo-cartpole-256": Work("ppo", 256, 1, PPO, PUREJAXRL),
     "ppo-breakout-16": Work("ppo", 16, 2, MINATAR, PUREJAXRL, 1_000_000, margin=0.05),
+    "ppo-cartpole-2048": Work(
+        "ppo", 2048, 1, PPO | {"total_timesteps": 131_072}, PUREJAXRL, large=True
+    ),
+    "ppo-cartpole-64-long": Work(
+        "ppo", 64, 1, PPO | {"total_timesteps": 500_000}, PUREJAXRL, large=True
+    ),
+    "ppo-breakout-256": Work(
+        "ppo", 256, 1, MINATAR | {"total_timesteps": 327_680}, PUREJAXRL, large=True
+    ),
     "sac-pendulum-1": Work("sac", 1, 3, SAC, REJAX | SBX),
     "sac-pendulum-1-1e5": Work("sac", 1, 2, SAC | {"replay_capacity": 100_000}, REJAX),
     "sac-pendulum-1-1e6": Work("sac", 1, 1, SAC | {"replay_capacity": 1_000_000}, REJAX),
@@ -146,18 +172,20 @@ WORKS = {
     "sac-pendulum-8": Work("sac", 8, 2, SAC, REJAX | SBX),
     "ddpg-pendulum-8": Work("ddpg", 8, 2, SAC | {"noise_std": 0.1}, REJAX),
 }
+# The rows of a GPU. A CPU would need hours for the large ones, so it has to be asked for them.
+ACCELERATOR = ("ppo-cartpole-2048", "ppo-cartpole-64-long", "ppo-cartpole-1", "ppo-breakout-256")
 GATED = "purejaxrl"  # the peer with the same algorithm whose training returns are available
 
 OURS = (
-    "Ours runs one device a core and brings the metrics to the host sixty times a run; its "
-    "compile time holds initialisation and evaluation, which a peer's does not."
+    "On a CPU ours runs one device a core. It brings the metrics to the host sixty times a run; "
+    "its compile time holds initialisation and evaluation, which a peer's does not."
 )
 INEQUALITIES = {
     "purejaxrl": (
         "PureJaxRL is one process and one vmap, as it documents; XLA keeps most of that on one "
         "core (--cores 1 gives both sides one). It stores the info of every step, ours only sums. "
-        "gymnax 0.0.9 against 1.0.1. Its QR decompositions are taken one after another; otherwise "
-        "it sometimes hangs on two cores."
+        "gymnax 0.0.9 against 1.0.1. On a CPU its QR decompositions are taken one after another; "
+        "otherwise it sometimes hangs on two cores."
     ),
     "rejax": (
         "Rejax is one process and one vmap, as it documents, its evaluation taken out. It warms "
@@ -234,18 +262,18 @@ class Row:
 
 
 def rows(names: Sequence[str], gate: bool) -> list[Row]:
-    """Return the rows of some works, or of all; with `gate`, only those that can be gated."""
+    """Return the rows of some works, or of all but the large; `gate`: only those with a gate."""
     for name in names:
         if name not in WORKS:
             raise InputError(f"--work must be one of {', '.join(WORKS)}, but is {name!r}.")
         if gate and WORKS[name].gate_steps is None:
             raise InputError(f"--gate has no settings for {name!r}.")
+    wanted = names or [name for name, work in WORKS.items() if not work.large]
     return [
         Row(name, peer)
-        for name, work in WORKS.items()
-        for peer in work.peers
-        if (name in names or not names)
-        and not (gate and (work.gate_steps is None or peer != GATED))
+        for name in dict.fromkeys(wanted)
+        for peer in WORKS[name].peers
+        if not (gate and (WORKS[name].gate_steps is None or peer != GATED))
     ]
 
 
@@ -266,18 +294,54 @@ def missing(row: Row, envs: pathlib.Path, checkout: pathlib.Path) -> str | None:
     return None
 
 
-def make_envs(envs: pathlib.Path) -> None:
-    """Make the environments that are missing."""
-    for driver, pins in PINS.items():
+def make_envs(envs: pathlib.Path, wheels: pathlib.Path | None) -> None:
+    """Make the environments that are missing; with `wheels`, those that it has folders for."""
+    for driver in PINS:
         if python_of(driver, envs).exists():
             print(f"{envs / driver} is there already.")
-            continue
-        print(f"Installing {' '.join(pins)} into {envs / driver} ...", flush=True)
-        venv.create(envs / driver, with_pip=True)
-        python = str(python_of(driver, envs))
-        done = subprocess.run([python, "-m", "pip", "install", "-q", *pins])
-        if done.returncode:
-            raise FaultError(f"pip could not install into {envs / driver}; see above.")
+        elif wheels is None:
+            make_env(envs / driver, [*PINS[driver], *plugin(PINS[driver])])
+        elif files := sorted(map(str, (wheels / driver).glob("*.whl"))):
+            make_env_offline(envs / driver, files)
+        else:
+            print(f"{wheels / driver} holds no wheels.")
+
+
+def plugin(pins: Sequence[str]) -> list[str]:
+    """Return what makes the jax of an environment use a GPU if ours does."""
+    version = next((pin for pin in pins if pin.startswith("jax==")), None)
+    ours = {each.metadata["Name"] for each in importlib.metadata.distributions()}
+    kinds = [kind for kind in ("cuda12", "cuda13") if f"jax-{kind}-plugin" in ours]
+    return [version.replace("jax", f"jax[{kind}]") for kind in kinds if version]
+
+
+def make_env(folder: pathlib.Path, pins: Sequence[str]) -> None:
+    """Make an environment of its own from the packages of an index."""
+    print(f"Installing {' '.join(pins)} into {folder} ...", flush=True)
+    venv.create(folder, with_pip=True)
+    install([str(folder / "bin" / "python"), "-m", "pip", "install", "-q", *pins], folder)
+
+
+def make_env_offline(folder: pathlib.Path, wheels: Sequence[str]) -> None:
+    """Make an environment of wheels, and of this Python's own packages for the rest."""
+    print(f"Installing {len(wheels)} wheels into {folder} ...", flush=True)
+    venv.create(folder, symlinks=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    offline = ["--no-index", "--no-deps", "--target", str(packages), *wheels]
+    install([sys.executable, "-m", "pip", "install", "-q", *offline], folder)
+    own = [path for path in site.getsitepackages() if os.path.isdir(path)]
+    (packages / "own.pth").write_text("\n".join(own) + "\n")  # looked through after `packages`
+
+
+def install(command: Sequence[str], folder: pathlib.Path) -> None:
+    """Run pip.
+
+    Raises:
+        FaultError: it failed; the environment is gone again.
+    """
+    if subprocess.run(command).returncode:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise FaultError(f"pip could not install into {folder}; see above.")
 
 
 # ------------------------------------------------------------------------------------------ samples
@@ -289,6 +353,7 @@ class Samples:
     def __init__(self, path: pathlib.Path) -> None:
         """Read the samples that exist."""
         self.path = path
+        self.rows: list[Mapping[str, Any]] = []  # what the samples come to
         try:
             self.found: list[dict[str, Any]] = json.loads(path.read_text())["samples"]
         except FileNotFoundError:
@@ -303,9 +368,13 @@ class Samples:
     def add(self, sample: dict[str, Any]) -> None:
         """Keep a sample."""
         self.found.append(sample)
+        self.write()
+
+    def write(self) -> None:
+        """Write the file, whole or not at all."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"samples": self.found}, indent=1))
+        temporary.write_text(json.dumps({"rows": self.rows, "samples": self.found}, indent=1))
         temporary.replace(self.path)
 
 
@@ -355,37 +424,59 @@ def refuse_busy(anyway: bool) -> None:
         )
 
 
-def take(job: Mapping[str, Any], python: pathlib.Path, cores: Sequence[int]) -> dict[str, Any]:
+class TimeIsUp(Exception):
+    """The minutes of the command are over."""
+
+
+def take(
+    job: Mapping[str, Any],
+    python: pathlib.Path,
+    cores: Sequence[int],
+    deadline: float = math.inf,
+) -> dict[str, Any]:
     """Run one job in a process of its own and return its result.
 
     Args:
         job: as `peer_drivers/common.py` describes it.
         python: of the peer's environment.
         cores: that the process is pinned to.
+        deadline: by `time.monotonic`, when it is killed.
 
     Raises:
+        TimeIsUp: it had not ended at the deadline.
         FaultError: the driver failed or did not end.
     """
     driver = HERE / "peer_drivers" / f"drive_{job['peer']}.py"
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "PYTHON"))}
+    kept |= {name: value for name, value in os.environ.items() if name == PLATFORMS}
     kept["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # each sample compiles
-    paths = {"PYTHONPATH": str(HERE.parent)} if job["peer"] == "ours" else {}
+    own = [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = {"PYTHONPATH": os.pathsep.join(own)} if job["peer"] == "ours" else {}
     seen: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, watched(seen):
         source, target = pathlib.Path(folder, "job.json"), pathlib.Path(folder, "result.json")
         source.write_text(json.dumps(job))
         command = [str(python), str(driver), str(source), str(target)]
-        finish(command, {**kept, **paths}, cores)
+        finish(command, {**kept, **paths}, cores, deadline)
         result = json.loads(target.read_text())
     return {**result, **seen, "time": time.strftime("%Y-%m-%d %H:%M:%S")}
 
 
-def finish(command: Sequence[str], env: Mapping[str, str], cores: Sequence[int]) -> None:
+def finish(
+    command: Sequence[str],
+    env: Mapping[str, str],
+    cores: Sequence[int],
+    deadline: float = math.inf,
+) -> None:
     """Run a command on `cores` to its end, and kill all processes that it left.
 
     Raises:
+        TimeIsUp: it had not ended at the deadline, by `time.monotonic`.
         FaultError: it failed or did not end.
     """
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeIsUp
     own = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)  # which the process inherits
     try:
@@ -400,8 +491,10 @@ def finish(command: Sequence[str], env: Mapping[str, str], cores: Sequence[int])
     finally:
         os.sched_setaffinity(0, own)
     try:
-        _, text = child.communicate(timeout=TIMEOUT_S)
+        _, text = child.communicate(timeout=min(left, TIMEOUT_S))
     except subprocess.TimeoutExpired as error:
+        if left < TIMEOUT_S:
+            raise TimeIsUp from error
         raise FaultError(f"{command[1]} had not ended after {TIMEOUT_S} s.") from error
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -426,7 +519,7 @@ def circumstances(jobs: Mapping[str, Any], cores: Sequence[int]) -> str:
     settings = {
         side: {k: v for k, v in job.items() if k != "checkout"} for side, job in jobs.items()
     }
-    content = [settings, list(cores), source_hash(), machine(), PINS]
+    content = [settings, list(cores), source_hash(), machine(), PINS, os.environ.get(PLATFORMS)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -531,6 +624,7 @@ class Setup:
     cores: tuple[int, ...]
     steps: int | None = None  # of a run, to try things
     limits_end: bool = False  # in the gate, ours treats a time limit as an end
+    deadline: float = math.inf  # by `time.monotonic`; no sample ends later
 
     def sample(
         self, kind: str, row: Row, jobs: Mapping[str, Any], pair: int, side: str
@@ -550,7 +644,7 @@ class Setup:
         if found is None:
             job = jobs[side] | {"first_seed": 0 if kind == "gate" else 10_000 * pair}
             python = python_of(job["peer"], self.envs)
-            taken = take(job, python, self.cores)
+            taken = take(job, python, self.cores, self.deadline)
             episodes = taken.pop("episodes")
             taken["mean_return"] = overall(episodes)
             taken["learning"] = learning(episodes) if kind == "gate" else None
@@ -559,23 +653,42 @@ class Setup:
         return found
 
 
-def measure(setup: Setup, row: Row, pairs: int) -> dict[str, Any]:
-    """Take the missing samples of a row and summarise all."""
-    jobs = row.jobs(setup.checkout, setup.steps)
-    taken: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
+Taken = dict[str, list[dict[str, Any]]]  # side -> samples
+
+
+def measure(setup: Setup, found: Sequence[Row], pairs: int, taken: Mapping[Row, Taken]) -> None:
+    """Take the missing samples, a pair of each row after the other, into `taken`.
+
+    Raises:
+        TimeIsUp: at the deadline.
+        FaultError: as for `take`, or the sides of a row were on different devices.
+    """
     for pair in range(pairs):
-        for side in order(pair):
-            found = setup.sample("speed", row, jobs, pair, side)
-            taken[side].append(found)
-            busy = found["others_busy"]
-            mark = f"; OTHER WORK KEPT {busy:.1f} CORES BUSY" if (busy or 0) > BUSY else ""
-            print(
-                f"  {row.name}, pair {pair + 1} of {pairs}, {side}: {steady(found):,.0f} "
-                f"env-steps/s (compiling {found['compile_s']:.1f} s){mark}",
-                file=sys.stderr,
-                flush=True,
-            )
-    return summary(row, taken)
+        for row in found:
+            jobs = row.jobs(setup.checkout, setup.steps)
+            both = {}
+            for side in order(pair):
+                both[side] = sample = setup.sample("speed", row, jobs, pair, side)
+                busy = sample["others_busy"]
+                mark = f"; OTHER WORK KEPT {busy:.1f} CORES BUSY" if (busy or 0) > BUSY else ""
+                print(
+                    f"  {row.name}, pair {pair + 1} of {pairs}, {side}: {steady(sample):,.0f} "
+                    f"env-steps/s (compiling {sample['compile_s']:.1f} s){mark}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            refuse_other_device(row, both["ours"]["device"], both["peer"]["device"])
+            for side, sample in both.items():
+                taken[row][side].append(sample)
+
+
+def refuse_other_device(row: Row, ours: str, theirs: str) -> None:
+    """Raise a FaultError if the sides of a row were not on the same kind of device."""
+    if ours != theirs:
+        raise FaultError(
+            f"{row.name} cannot be compared: ours ran on {ours!r} and the peer on {theirs!r}; "
+            f"{PLATFORMS}=cpu keeps both on the CPU."
+        )
 
 
 def summary(row: Row, taken: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
@@ -600,6 +713,7 @@ def summary(row: Row, taken: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[
         "versions": {side: sample["versions"] for side, sample in first.items()},
         "cores": first["ours"]["cores"],
         "machine": first["ours"]["machine"],
+        "device": first["ours"]["device"],
     }
 
 
@@ -628,9 +742,10 @@ def table(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for row in found:
         rates, compile_s = row["rates"], row["compile_s"]
         disturbed = f" ({row['disturbed']} samples disturbed)" if row["disturbed"] else ""
+        interval = f"[{row['low']:.2f}, {row['high']:.2f}]" if row["pairs"] > 1 else "-"
         yield (
             f"| {row['row']} | {rates['ours']:,.0f} | {rates['peer']:,.0f} | {row['ratio']:.2f} "
-            f"| [{row['low']:.2f}, {row['high']:.2f}] | {row['pairs']}{disturbed} "
+            f"| {interval} | {row['pairs']}{disturbed} "
             f"| {compile_s['ours']:.1f}, {compile_s['peer']:.1f} |"
         )
 
@@ -665,12 +780,15 @@ def make_parser() -> cli.Parser:
     add("--list", action="store_true", help="show the rows and what they lack on this machine")
     add("--pairs", type=int, default=5, metavar="N", help="of samples (5)")
     add("--cores", type=int, metavar="N", help="pin both sides to N cores (all)")
+    add("--accelerator", action="store_true", help="the rows of a GPU, in ten minutes")
+    add("--minutes", type=float, metavar="M", help="stop then (without end; --accelerator: 9.5)")
     add("--gate", action="store_true", help="compare learning, not speed")
     add("--seeds", type=int, default=GATE_SEEDS, metavar="N", help="a side, for --gate (64)")
     add("--limits-end", action="store_true", help="--gate: ours treats time limits as ends, too")
     add("--envs", type=path, default=path(".venv-peers"), metavar="DIR", help=".venv-peers")
     add("--checkout", type=path, metavar="DIR", help="of PureJaxRL (ENVS/checkout)")
     add("--make-envs", action="store_true", help="make the environments of the peers in --envs")
+    add("--wheels", type=path, metavar="DIR", help="--make-envs from DIR/PEER/*.whl, offline")
     add("--steps", type=int, metavar="N", help="length of a run, to try things")
     add("--out", type=path, default=path("results/peers.json"), metavar="FILE", help="of samples")
     add("--json", action="store_true", help="print a summary as JSON, not a table")
@@ -680,9 +798,12 @@ def make_parser() -> cli.Parser:
 
 def chosen(options: Any, envs: pathlib.Path, checkout: pathlib.Path) -> list[Row]:
     """Return the requested rows that can be run, and print which cannot."""
+    if options.accelerator and options.work:
+        raise InputError("--accelerator and --work must not be given together: each names rows.")
+    names = ACCELERATOR if options.accelerator else options.work
     wanted = [
         row
-        for row in rows(options.work, options.gate)
+        for row in rows(names, options.gate)
         if not options.peer or row.peer in options.peer or row.driver in options.peer
     ]
     lacking = {row: missing(row, envs, checkout) for row in wanted}
@@ -708,30 +829,59 @@ def run(options: Any) -> None:
     for name in ("pairs", "seeds"):
         if getattr(options, name) < 2:
             raise InputError(f"--{name} must be 2 or more, but is {getattr(options, name)}.")
+    if options.minutes is not None and options.minutes <= 0:
+        raise InputError(f"--minutes must be more than 0, but is {options.minutes}.")
     envs = options.envs.absolute()
     checkout = (options.checkout or envs / "checkout").absolute()
     if options.make_envs:
-        return make_envs(envs)
+        return make_envs(envs, options.wheels and options.wheels.absolute())
     found = chosen(options, envs, checkout)
     if options.list:
         return None
     if options.limits_end and not options.gate:
         raise InputError("--limits-end needs --gate.")
     cores, out = own_cores(options.cores), Samples(options.out)
-    setup = Setup(out, envs, checkout, cores, options.steps, options.limits_end)
-    if not options.gate:  # learning does not depend on what else runs
+    deadline = time.monotonic() + 60 * minutes(options)
+    setup = Setup(out, envs, checkout, cores, options.steps, options.limits_end, deadline)
+    if options.gate:  # learning does not depend on what else runs
+        gated(options, setup, found)
+    else:
         refuse_busy(options.anyway)
+        compared(options, setup, found)
+    return None
+
+
+def minutes(options: Any) -> float:
+    """Return the minutes that the command may take."""
+    unasked = ACCELERATOR_MINUTES if options.accelerator else math.inf
+    return unasked if options.minutes is None else options.minutes
+
+
+def compared(options: Any, setup: Setup, found: Sequence[Row]) -> None:
+    """Measure the speed of rows, and show what is complete, also after an interruption."""
+    taken: dict[Row, Taken] = {row: {"ours": [], "peer": []} for row in found}
+    try:
+        measure(setup, found, options.pairs, taken)
+    except TimeIsUp:
+        print("Time is up: the same command takes the missing samples.", file=sys.stderr)
+    finally:
+        done = [row for row in found if taken[row]["ours"]]
+        setup.samples.rows = [summary(row, taken[row]) for row in done]
+        if done:
+            setup.samples.write()
+        show(options, setup.samples.rows, found)
+
+
+def gated(options: Any, setup: Setup, found: Sequence[Row]) -> None:
+    """Compare the learning of rows, and show what is complete, also after an interruption."""
     summaries: list[dict[str, Any]] = []
     try:
         for row in found:
-            summaries.append(
-                measure_gate(setup, row, options.seeds)
-                if options.gate
-                else measure(setup, row, options.pairs)
-            )
-    finally:  # also after an interruption, show what is complete
+            summaries.append(measure_gate(setup, row, options.seeds))
+    except TimeIsUp:
+        print("Time is up: the same command takes the missing samples.", file=sys.stderr)
+    finally:
         show(options, summaries, found)
-    return None
 
 
 def show(options: Any, summaries: Sequence[Mapping[str, Any]], found: Sequence[Row]) -> None:

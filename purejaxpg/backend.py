@@ -1,14 +1,22 @@
-"""Which kind of device a program is traced for, where two forms of one computation differ in speed.
+"""The kind of device that a program is traced for.
 
-The forms agree up to rounding. Everything else in the package is the same program everywhere.
+A few functions have two forms, because what is cheap on a CPU is not on a GPU: there, each step of
+a loop starts kernels, and a condition waits for the host. They ask here, while they are traced, and
+both forms compute the same thing up to rounding.
 """
 
 import jax
 
 
 def on_gpu() -> bool:
-    """Return whether programs traced now run on a GPU by default."""
-    device = jax.config.jax_default_device  # type: ignore[attr-defined]
+    """Return whether programs run on a GPU unless they are told otherwise.
+
+    The device is that of `jax.default_device` if it is set, and else the first of jax's devices. A
+    program that is traced for one kind of device and run on another is slower, but right.
+    """
+    device = jax.config.jax_default_device  # type: ignore[attr-defined]  # jax defines it later
     if device is None:
-        return jax.default_backend() == "gpu"
-    return (device if isinstance(device, str) else device.platform) in ("gpu", "cuda", "rocm")
+        platform = jax.default_backend()
+    else:
+        platform = device if isinstance(device, str) else device.platform
+    return platform in ("gpu", "cuda", "rocm")

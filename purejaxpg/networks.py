@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from purejaxpg import backend
 from purejaxpg import config as configs
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -20,19 +21,64 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": jax.nn.gelu,
 }
 TORSOS = ("mlp", "cnn")
+BLOCK = 128  # columns of a matrix that `gram_schmidt` takes at once, or more
+MAX_BLOCKS = 8  # each of them is compiled
 
 Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> array
 
 
-@jax.custom_batching.sequential_vmap
-def qr(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the QR decomposition of one matrix; a batch is decomposed one by one.
+def gram_schmidt(matrix: jax.Array) -> jax.Array:
+    """Return Q [M, N] of a matrix [M, N] = Q R, where R has a positive diagonal.
 
-    In jax 0.10 on CPU, batched QR calls occupy every thread of the pool and then wait for tasks of
-    that same pool: initialising a handful of agents under vmap would hang forever.
+        q_j = v_j / |v_j|,    v_j = (1 - Q Q^T) (1 - Q Q^T) a_j,    Q = [q_0 ... q_{j-1}]
+
+    After one projection, a column that is nearly in the span of those before it still has a part in
+    that span, from rounding. So every column is projected twice. Columns are taken in blocks: the
+    two projections on earlier blocks are products of matrices.
+
+    There are only products and sums here, because jax calls LAPACK for `jnp.linalg.qr` on a CPU. In
+    jax 0.10, batched calls of it occupy every thread of the pool and then wait for tasks of that
+    same pool: initialising a handful of agents under vmap would hang forever.
+
+    Args:
+        matrix: [M, N] of rank N, so M >= N.
+
+    Returns:
+        [M, N] with orthonormal columns.
+
+    Giraud, Langou, Rozložník and van den Eshof 2005, "Rounding error analysis of the classical
+    Gram-Schmidt orthogonalization process", Numerische Mathematik 101: two projections are enough.
     """
-    q, r = jnp.linalg.qr(matrix)
-    return q, r
+    columns = matrix.shape[1]
+    width = max(BLOCK, math.ceil(columns / MAX_BLOCKS))
+    q = _one_by_one(matrix[:, :width])
+    for start in range(width, columns, width):
+        block = _projected(matrix[:, start : start + width], q)
+        block = _projected(_one_by_one(block), q)
+        # That may leave them slightly oblique to each other.
+        block -= _product(block, jnp.triu(_product(block.T, block), 1))
+        q = jnp.concatenate([q, block / jnp.linalg.norm(block, axis=0)], 1)
+    return q
+
+
+def _one_by_one(matrix: jax.Array) -> jax.Array:
+    """`gram_schmidt` without blocks."""
+
+    def column(j: jax.Array, q: jax.Array) -> jax.Array:
+        v = _projected(_projected(matrix[:, j], q), q)  # columns of q from j on are zero
+        return q.at[:, j].set(v / jnp.linalg.norm(v))
+
+    return jax.lax.fori_loop(0, matrix.shape[1], column, jnp.zeros_like(matrix))
+
+
+def _projected(x: jax.Array, q: jax.Array) -> jax.Array:
+    """Take from x [M] or [M, K] its part in the span of the orthonormal columns of q [M, N]."""
+    return x - _product(q, _product(x.T, q).T)
+
+
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Multiply matrices without the rounding of factors that accelerators do by default."""
+    return jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def orthogonal(scale: float) -> Initializer:
@@ -51,8 +97,7 @@ def orthogonal(scale: float) -> Initializer:
     def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
         rows, columns = math.prod(shape[:-1]), shape[-1]
         tall = jax.random.normal(key, (max(rows, columns), min(rows, columns)), dtype)
-        q, r = qr(tall)
-        q = q * jnp.sign(jnp.diagonal(r))  # without this, Q is not uniform over rotations
+        q = gram_schmidt(tall)
         return scale * (q if rows >= columns else q.T).reshape(shape)
 
     return init
@@ -138,11 +183,12 @@ def values(
     done: jax.Array,
     pieces: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the values of a rollout's observations and of the next ones, nearly in one pass.
+    """Return the values of a rollout's observations and of the next ones.
 
     Inside an episode the next observation is the next step's, and so is its value. The critic looks
     at `next_obs` only at steps in which a time limit or the rollout's end cut an episode off, one
-    such step of each environment at a time.
+    such step of each environment at a time. On a GPU the host would have to ask after each of them
+    whether there is another. So there, the critic looks at all of `next_obs`.
 
     Args:
         critic: maps observations [..., D] to values [...].
@@ -162,8 +208,17 @@ def values(
     look_at = functools.partial(critic.apply, params)
     value = in_pieces(look_at, obs, pieces)
     chex.assert_equal_shape([value, done])  # a critic that returns [T, N, 1] would broadcast
-    steps = jnp.arange(len(done))[:, None]
+    if backend.on_gpu():
+        return value, in_pieces(look_at, next_obs, pieces)
     cut = done.at[-1].set(True) & ~terminated
+    return value, _next_values(look_at, value, next_obs, cut)
+
+
+def _next_values(
+    look_at: Callable[[jax.Array], jax.Array], value: jax.Array, next_obs: jax.Array, cut: jax.Array
+) -> jax.Array:
+    """Look at `next_obs` [T, N, D] where `cut` [T, N]; elsewhere take the next step's value."""
+    steps = jnp.arange(len(cut))[:, None]
 
     def one_more(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         cut, next_value = carry
@@ -175,7 +230,7 @@ def values(
     _, next_value = jax.lax.while_loop(
         lambda carry: carry[0].any(), one_more, (cut, jnp.roll(value, -1, 0))
     )
-    return value, next_value
+    return next_value
 
 
 def torso(config: Any, obs_shape: tuple[int, ...]) -> nn.Module:

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from purejaxpg.kernels import recurrence
+
 
 @struct.dataclass
 class Moments:
@@ -105,13 +107,9 @@ def discounted_sum(
     """
     chex.assert_equal_shape([reward, done])
     chex.assert_shape(reward, (None, *start.shape))
-
-    def step(carry: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        reward_t, done_t = now
-        total = reward_t + gamma * carry
-        return jnp.where(done_t, 0.0, total), total
-
-    return jax.lax.scan(step, start, (reward, done))
+    begins = jnp.roll(done, 1, 0).at[0].set(False)  # `start` is zero where an episode begins
+    total = recurrence.linear(reward, jnp.where(begins, 0.0, gamma), start)
+    return jnp.where(done[-1], 0.0, total[-1]), total
 
 
 @struct.dataclass

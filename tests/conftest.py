@@ -146,6 +146,15 @@ def compile_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
     clear_programs()
 
 
+@pytest.fixture(params=[False, True], ids=["form of a CPU", "form of a GPU"])
+def on_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Trace in the form of each kind of device; both run here. jax must not have traced before."""
+    from purejaxpg import backend
+
+    monkeypatch.setattr(backend, "on_gpu", lambda: request.param)
+    return bool(request.param)
+
+
 @pytest.fixture(scope="module")
 def halved(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Return the directory of a finished successive halving."""

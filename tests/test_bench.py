@@ -466,7 +466,7 @@ def measured(number: int, rate: float, **changed: Any) -> dict[str, Any]:
         "rows": 1,
         "devices": 1,
         "memory": {"per_agent": 5000.0, "beyond_data": 4000.0, "per_device": 5000},
-        "kernels": {"per_env_step": 12.0},
+        "kernels": {"per_update": 4175, "per_env_step": 12.0},
         "algorithm": {"flops": 1e5, "bytes": 1e3, "samples": 4},
         "config": {"num_envs": 4, **changed},
         "device_kind": "cpu",
@@ -492,8 +492,8 @@ def test_tables_say_the_share_of_the_roof_and_where_the_knee_is() -> None:
     console = Console(file=io.StringIO(), width=120)
     show.tables(data_of(*results, failed), console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    # 1e5 FLOP at 100 GFLOP/s are 1 us, so the roof is a million steps.
-    assert "40.0" in text and "200k-800k" in text
+    # 1e5 FLOP at 100 GFLOP/s are 1 us, so the roof is a million steps; 1 kB at 50 GB/s are 20 ns.
+    assert "40.0" in text and " 0.8 " in text and "4,175" in text and "200k-800k" in text
     assert "ppo: 4 agents reach 95% of the best (400k env-steps/s)." in text
     assert "sac x 4096: 4096 rows do not fit." in text
     assert "…" not in text

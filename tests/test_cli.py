@@ -373,10 +373,12 @@ def test_programs_are_kept_and_the_oldest_go(
     for age, name in enumerate(("newest", "middle", "oldest")):
         (programs / name).write_bytes(bytes(100))
         os.utime(programs / name, (1e9 - age, 1e9 - age))
+    (programs / "folder").mkdir()  # XLA's own, where it tunes
     monkeypatch.setattr(session, "PROGRAMS_BYTES", 250)
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     session.cache_programs()
-    assert sorted(path.name for path in programs.iterdir()) == ["middle", "newest"]
+    assert sorted(path.name for path in programs.iterdir()) == ["folder", "middle", "newest"]
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(programs)
 
 
 @pytest.mark.fast

@@ -7,6 +7,7 @@ from typing import Any
 
 import gymnax
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import probes
@@ -17,7 +18,7 @@ from gymnax.utils import load_mnist
 from jax import random
 
 import purejaxpg
-from purejaxpg import envs
+from purejaxpg import backend, envs
 from purejaxpg.kernels import returns
 
 PLAYABLE = [name for name in gymnax.registered_envs if name != "MNISTBandit-bsuite"]
@@ -246,6 +247,24 @@ def test_next_obs_is_before_the_reset_and_obs_after_it() -> None:
         assert states.inner.time[end, n] == 0
         assert obs[end + 1, n, 2] == states.inner.theta[end, n]
     assert not steps.truncated.any()
+
+
+def test_on_a_gpu_a_reset_needs_no_condition(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it is the same reset."""
+    expected = cartpole(1)
+    monkeypatch.setattr(backend, "on_gpu", lambda: True)
+    env = envs.make("CartPole-v1")
+    given = random.key(0), jnp.ones((60, 3), jnp.int32), {"max_steps_in_episode": 500.0}
+    traced = jax.make_jaxpr(lambda *given: episodes(env, *given))(*given)
+    assert "cond[" not in str(traced)
+    monkeypatch.undo()
+    assert "cond[" in str(jax.make_jaxpr(lambda *given: episodes(env, *given))(*given))
+    outputs = jax.jit(jax.extend.core.jaxpr_as_fun(traced), compiler_options=QUICK)(
+        *jax.tree.leaves(given)
+    )
+    assert expected[2].done.any()
+    for own, other in zip(outputs, jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.fast

@@ -57,6 +57,38 @@ def test_orthogonal_is_the_factor_of_a_normal_matrix(shape: tuple[int, ...]) -> 
     assert (np.diagonal(r) > 0.0).all()
 
 
+def factor(matrix: Any) -> np.ndarray:
+    """Q of LAPACK in double precision, with the signs that make the diagonal of R positive."""
+    q, r = np.linalg.qr(np.asarray(matrix, np.float64))
+    return q * np.sign(np.diagonal(r))
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (9, 9), (12, 10), (30, 25)])
+def test_gram_schmidt_is_the_factor_of_lapack(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]
+) -> None:
+    """In one block, in blocks of four columns with and without a rest, and in as few as allowed."""
+    monkeypatch.setattr(networks, "BLOCK", 4)
+    monkeypatch.setattr(networks, "MAX_BLOCKS", 3)
+    matrices = random.normal(random.key(2), (20, *shape))
+    batch = np.asarray(jax.jit(jax.vmap(lambda x: networks.gram_schmidt(x)))(matrices), np.float64)
+    for q, matrix in zip(batch, matrices, strict=True):
+        np.testing.assert_allclose(q, factor(matrix), atol=1e-4)
+        np.testing.assert_allclose(q.T @ q, np.eye(shape[1]), atol=1e-6)
+
+
+@pytest.mark.parametrize("near", [range(1, 4), range(1, 8), range(4, 8)])
+def test_columns_that_are_almost_dependent_become_orthogonal(
+    monkeypatch: pytest.MonkeyPatch, near: range
+) -> None:
+    """Of one block and of two, each column a ten-thousandth away from the first one."""
+    monkeypatch.setattr(networks, "BLOCK", 4)
+    matrix = np.array(random.normal(random.key(3), (16, 8)))
+    matrix[:, list(near)] = matrix[:, :1] + 1e-4 * matrix[:, list(near)]
+    q = np.asarray(jax.jit(lambda x: networks.gram_schmidt(x))(matrix), np.float64)
+    np.testing.assert_allclose(q.T @ q, np.eye(8), atol=1e-6)
+
+
 @pytest.mark.fast
 def test_initialiser_without_orthogonality_is_that_of_lecun() -> None:
     """Normal with a variance of 1 / inputs for any scale, cut off at two deviations."""
@@ -106,16 +138,25 @@ print("leaves", {len(leaf) for leaf in jax.tree.leaves(state.params)})
 """
 
 
+@pytest.mark.fast
+def test_initialisation_calls_no_library() -> None:
+    """LAPACK among them: see `networks.gram_schmidt`."""
+    config = ppo.Config(env="CartPole-v1", num_envs=1, hidden=(8, 8))
+    keys = random.split(random.key(0), 2)
+    program = jax.jit(jax.vmap(ppo.init, in_axes=(0, None))).lower(keys, config).as_text()
+    assert "dot_general" in program
+    assert "custom_call" not in program
+
+
 def test_initialising_many_agents_at_once_does_not_hang() -> None:
-    """On the CPU of jax 0.10.2 it would, with `jnp.linalg.qr` in the place of `networks.qr`.
+    """On the CPU of jax 0.10.2 it would, with `jnp.linalg.qr` instead of `networks.gram_schmidt`.
 
     There, each batched QR call occupies a thread of the pool and waits for tasks that it gave to
     the same pool. The six matrices of an actor and a critic decompose at the same time, so with
-    two cores all threads wait and none is left to run what they wait for. Seen with this very
-    program: 256 agents took seconds with `networks.qr` and never ended without it. It needs its
-    own process, because a hung one cannot be stopped from within, and because the pool takes its
-    size from the cores the process may use when jax starts. The limit is not a measurement: a
-    hang lasts forever.
+    two cores all threads wait and none is left to run what they wait for. With QR calls this very
+    program never ended. It needs its own process, because a hung one cannot be stopped from within,
+    and because the pool takes its size from the cores the process may use when jax starts. The
+    limit is not a measurement: a hang lasts forever.
     """
     result = subprocess.run(
         [sys.executable, "-c", MANY_AGENTS],
@@ -304,15 +345,17 @@ def critic(obs: jax.Array) -> jax.Array:
 
 @pytest.mark.fast
 @pytest.mark.parametrize("shape", [(9, 4), (1, 3), (7, 1)])
-def test_values_are_those_of_two_passes(shape: tuple[int, int]) -> None:
+def test_values_are_those_of_two_passes(shape: tuple[int, int], on_gpu: bool) -> None:
     """Batched, with rows whose numbers of cut-off episodes differ.
 
-    Only where an episode was cut off is there anything to see in the next observation.
+    Except on a GPU, there is something to see in the next observation only where an episode was cut
+    off.
     """
     rows = [rollout(*shape, seed) for seed in range(5)]
     obs, next_obs, terminated, done = map(jnp.stack, zip(*rows, strict=True))
-    cut_off = done.at[:, -1].set(True) & ~terminated
-    next_obs = jnp.where(cut_off[..., None], next_obs, jnp.nan)
+    if not on_gpu:
+        cut_off = done.at[:, -1].set(True) & ~terminated
+        next_obs = jnp.where(cut_off[..., None], next_obs, jnp.nan)
     batched = jax.jit(jax.vmap(lambda *row: networks.values(Critic(), {}, *row)))
     outputs = batched(obs, next_obs, terminated, done)
     for value, next_value, row in zip(*outputs, rows, strict=True):
@@ -325,6 +368,7 @@ def test_values_are_those_of_two_passes(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.fast
+@pytest.mark.usefixtures("on_gpu")
 @pytest.mark.parametrize("how", ["all cut off", "all terminated", "nothing ends"])
 def test_values_where_all_ends_or_nothing_does(how: str) -> None:
     done = jnp.full((6, 2), how != "nothing ends")
@@ -347,6 +391,7 @@ class Column(Critic):
 
 
 @pytest.mark.fast
+@pytest.mark.usefixtures("on_gpu")
 @pytest.mark.parametrize("wrong", ["critic", "next_obs", "terminated", "done"])
 def test_values_of_another_shape_are_refused(wrong: str) -> None:
     inputs = dict(zip(("obs", "next_obs", "terminated", "done"), rollout(4, 2, 0), strict=True))
@@ -366,6 +411,17 @@ def test_the_critic_sees_each_observation_once_and_cut_off_ones_again() -> None:
     jax.block_until_ready(networks.values(counted, {}, obs, obs, terminated, done))
     jax.effects_barrier()
     assert sum(seen) == 16 + 2 + 2  # all; steps 3 and 7 of the two environments; step 7 of one
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_on_a_gpu_no_loop_asks_the_host_whether_to_go_on(on_gpu: bool, pieces: int) -> None:
+    obs, next_obs, terminated, done = rollout(8, 2, 0)
+    program = jax.make_jaxpr(lambda: networks.values(
+        Critic(), {}, obs, next_obs, terminated, done, pieces
+    ))()  # fmt: skip
+    loops = {step.primitive.name for step in equations(program.jaxpr)} & {"while", "cond"}
+    assert loops == (set() if on_gpu else {"while"})
 
 
 def equations(jaxpr: Any) -> Any:

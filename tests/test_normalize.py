@@ -191,6 +191,7 @@ def discounted_loop(
     return carry, total
 
 
+@pytest.mark.usefixtures("on_gpu")
 @pytest.mark.parametrize("gamma", [0.0, 0.9, 1.0])
 def test_discounted_sum_is_the_loop(gamma: float) -> None:
     generator = np.random.default_rng(6)
@@ -204,6 +205,7 @@ def test_discounted_sum_is_the_loop(gamma: float) -> None:
     np.testing.assert_allclose(carry, expected_carry, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("on_gpu")
 def test_discounted_sum_goes_on_across_calls() -> None:
     generator = np.random.default_rng(7)
     reward = jnp.asarray(generator.normal(size=(20, 3)), jnp.float32)
@@ -216,6 +218,7 @@ def test_discounted_sum_goes_on_across_calls() -> None:
     np.testing.assert_allclose(last_end, end, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("on_gpu")
 def test_discounted_sum_by_hand() -> None:
     # gamma = 1/2; the first episode ends with the third step, the second continues:
     # R_0 = 1                    nothing before

@@ -70,8 +70,15 @@ def measure(job: dict[str, Any], prepare: Callable[[dict[str, Any]], Prepared]) 
         "episodes": [list(itertools.chain(*parts)) for parts in zip(*episodes, strict=True)],
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "cores": sorted(os.sched_getaffinity(0)),
+        "device": device(),
         "versions": versions(),
     }
+
+
+def device() -> str:
+    """Return the kind of device that jax computes on; "cpu" for a peer without jax."""
+    jax = sys.modules.get("jax")
+    return "cpu" if jax is None else jax.devices()[0].device_kind
 
 
 def versions() -> dict[str, str]:

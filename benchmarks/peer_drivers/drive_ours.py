@@ -1,5 +1,7 @@
 """Driver of this package: the compiled programs of a sweep, over all cores, as `sweep` runs them.
 
+Of accelerators it uses one, because peers use no more.
+
 A job with "limits_end" treats a time limit as the end of an episode, as PureJaxRL does: if the two
 sides then learn alike, that was the difference between them.
 
@@ -8,7 +10,6 @@ training, with the metrics brought to the host after each segment.
 """
 
 import dataclasses
-import os
 from typing import Any
 
 import common
@@ -42,6 +43,7 @@ def take_limits_for_ends() -> None:
 def prepare(job: dict[str, Any]) -> common.Prepared:
     """Compile the programs of the sweep."""
     devices = session.find_devices(None)
+    devices = devices if devices[0].platform == "cpu" else devices[:1]
     if job.get("limits_end"):
         take_limits_for_ends()
     import numpy as np
@@ -81,5 +83,4 @@ def prepare(job: dict[str, Any]) -> common.Prepared:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     common.main(prepare)

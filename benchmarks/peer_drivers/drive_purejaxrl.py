@@ -2,8 +2,8 @@
 
 It runs as its documentation says: one process, `jit(vmap(make_train(config)))`. Two things are
 changed from outside. Its wrappers import brax and navix, which PPO does not use; empty modules
-replace them. And batched QR decompositions, in the orthogonal initialisers of flax, sometimes hang
-for ever on the CPU of jax 0.10 with two cores; they are taken one after another.
+replace them. And on a CPU, batched QR decompositions, in the orthogonal initialisers of flax,
+sometimes hang for ever with jax 0.10 and two cores; there they are taken one after another.
 """
 
 import os
@@ -71,7 +71,8 @@ def prepare(job: dict[str, Any]) -> common.Prepared:
     import jax.numpy as jnp
     from flax.linen import initializers
 
-    initializers.orthogonal = one_by_one(initializers.orthogonal)
+    if jax.default_backend() == "cpu":
+        initializers.orthogonal = one_by_one(initializers.orthogonal)
     stand_in("navix")
     stand_in("brax", "envs")
     stand_in("brax.envs")
@@ -110,5 +111,4 @@ def prepare(job: dict[str, Any]) -> common.Prepared:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     common.main(prepare)

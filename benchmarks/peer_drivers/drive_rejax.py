@@ -6,7 +6,6 @@ TD3 keeps its policy_delay of 2: two critics and half as many steps of the actor
 arithmetic of DDPG. Training returns do not leave its training function.
 """
 
-import os
 import time
 from typing import Any
 
@@ -69,5 +68,4 @@ def prepare(job: dict[str, Any]) -> common.Prepared:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     common.main(prepare)

@@ -4,7 +4,6 @@ A new model would compile again, so one model does all repetitions. Each starts 
 steps and a reset environment, and works as with a new model.
 """
 
-import os
 from typing import Any
 
 import common
@@ -49,5 +48,4 @@ def prepare(job: dict[str, Any]) -> common.Prepared:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     common.main(prepare)

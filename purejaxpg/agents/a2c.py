@@ -203,9 +203,8 @@ def rollout(
         return (following, env_state), (transition, envs.episode_metrics(now))
 
     keys = random.split(key, config.num_steps)
-    (obs, env_state), (transition, episodes) = fused.scan(
-        step, (state.obs, state.env_state), keys, config
-    )
+    carry = (state.obs, state.env_state)
+    (obs, env_state), (transition, episodes) = fused.scan(step, carry, keys, config)
     metrics = {name: value.sum() for name, value in episodes.items()}
     return dataclasses.replace(state, obs=obs, env_state=env_state), transition, metrics
 

@@ -33,7 +33,6 @@ Run: purejaxpg train ppo --env CartPole-v1 --seed 0
 """
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import jax
@@ -44,7 +43,7 @@ from flax import struct
 from jax import lax, random
 
 from purejaxpg import config as configs
-from purejaxpg import envs, fused, networks, normalize, prng, schedules
+from purejaxpg import envs, fused, networks, normalize, optimizers, prng, schedules
 from purejaxpg.kernels import distributions, losses, returns
 
 Metrics = dict[str, jax.Array]
@@ -179,9 +178,8 @@ class Critic(nn.Module):
 
 
 def make_optimizer(config: Config, num_updates: Any = 0) -> optax.GradientTransformation:
-    clip = optax.clip_by_global_norm(config.max_grad_norm)
-    adam = optax.adam(schedules.scheduled(config, config.learning_rate, num_updates), eps=1e-5)
-    return optax.flatten(optax.chain(clip, adam))  # one vector compiles and runs faster
+    rate = schedules.scheduled(config, config.learning_rate, num_updates)
+    return optimizers.clipped_adam(rate, config.max_grad_norm, eps=1e-5)
 
 
 def init(key: jax.Array, config: Config) -> TrainState:
@@ -227,9 +225,8 @@ def rollout(
         return (following, env_state), (transition, envs.episode_metrics(now))
 
     keys = random.split(key, config.num_steps)
-    (obs, env_state), (transition, episodes) = fused.scan(
-        step, (state.obs, state.env_state), keys, config
-    )
+    carry = (state.obs, state.env_state)
+    (obs, env_state), (transition, episodes) = fused.scan(step, carry, keys, config)
     metrics = {name: value.sum() for name, value in episodes.items()}
     return dataclasses.replace(state, obs=obs, env_state=env_state), transition, metrics
 
@@ -289,20 +286,12 @@ def update(key: jax.Array, state: TrainState, config: Config) -> tuple[TrainStat
     key_rollout, key_shuffle = random.split(key)
     state, transition, episodes = rollout(key_rollout, state, config)
     state, batch = advantages(state, transition, config)
-    optimizer = make_optimizer(config, state.num_updates)
-
-    def gradient_step(carry: Any, indices: jax.Array) -> Any:
-        params, opt_state, stopped = carry
-        minibatch = jax.tree.map(lambda x: x[indices], batch)
-        gradient, metrics = jax.grad(loss, has_aux=True)(params, minibatch, state, config)
-        stopped |= metrics["policy/kl"] > config.max_kl
-        change, new_opt_state = optimizer.update(gradient, opt_state, params)
-        new = (optax.apply_updates(params, change), new_opt_state)
-        new = jax.tree.map(partial(jnp.where, stopped), (params, opt_state), new)
-        return (*new, stopped), {**metrics, "policy/stopped": stopped.astype(jnp.float32)}
-
-    carry = (state.params, state.opt_state, jnp.zeros((), bool))
-    (params, opt_state, _), steps = lax.scan(gradient_step, carry, shuffled(key_shuffle, config))
+    optimizer, order = make_optimizer(config, state.num_updates), shuffled(key_shuffle, config)
+    params, opt_state, steps = fused.fit(
+        lambda params, minibatch: loss(params, minibatch, state, config),
+        *(optimizer, state.params, state.opt_state, batch, order, config),
+        stop=lambda metrics: metrics["policy/kl"] > config.max_kl,
+    )
     state = dataclasses.replace(
         state,
         params=params,

@@ -43,7 +43,7 @@ from flax import struct
 from jax import lax, random
 
 from purejaxpg import config as configs
-from purejaxpg import envs, fused, networks, normalize, schedules
+from purejaxpg import envs, fused, networks, normalize, optimizers, schedules
 from purejaxpg.kernels import distributions, losses, returns
 
 Metrics = dict[str, jax.Array]
@@ -194,9 +194,8 @@ def make_optimizers(
     config: Config, num_updates: Any = 0
 ) -> dict[str, optax.GradientTransformation]:
     def make(learning_rate: jax.Array | float) -> optax.GradientTransformation:
-        clip = optax.clip_by_global_norm(config.max_grad_norm)
-        adam = optax.adam(schedules.scheduled(config, learning_rate, num_updates), eps=1e-5)
-        return optax.flatten(optax.chain(clip, adam))  # one vector compiles and runs faster
+        rate = schedules.scheduled(config, learning_rate, num_updates)
+        return optimizers.clipped_adam(rate, config.max_grad_norm, eps=1e-5)
 
     return {"actor": make(config.learning_rate), "critic": make(config.critic_learning_rate)}
 
@@ -208,10 +207,10 @@ def init(key: jax.Array, config: Config) -> TrainState:
         "actor": Actor(config).init(key_actor, obs),
         "critic": Critic(config).init(key_critic, obs),
     }
-    optimizers = make_optimizers(config)
+    optimizer = make_optimizers(config)
     state = TrainState(
         params=params,
-        opt_state={name: optimizers[name].init(params[name]) for name in params},
+        opt_state={name: optimizer[name].init(params[name]) for name in params},
         normalizers=normalize.init_both(obs),
         num_updates=jnp.zeros((), jnp.int32),
     )

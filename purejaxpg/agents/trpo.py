@@ -37,7 +37,7 @@ from flax import struct
 from jax import flatten_util, lax, random
 
 from purejaxpg import config as configs
-from purejaxpg import envs, fused, networks, normalize, prng, schedules
+from purejaxpg import envs, fused, networks, normalize, optimizers, prng, schedules
 from purejaxpg.kernels import distributions, losses, returns, trust_region
 
 Metrics = dict[str, jax.Array]
@@ -169,10 +169,8 @@ class Critic(nn.Module):
 
 
 def make_optimizer(config: Config, num_updates: Any = 0) -> optax.GradientTransformation:
-    clip = optax.clip_by_global_norm(config.max_grad_norm)
     rate = schedules.scheduled(config, config.critic_learning_rate, num_updates)
-    adam = optax.adam(rate, eps=1e-5)
-    return optax.flatten(optax.chain(clip, adam))  # one vector compiles and runs faster
+    return optimizers.clipped_adam(rate, config.max_grad_norm, eps=1e-5)
 
 
 def init(key: jax.Array, config: Config) -> TrainState:
@@ -217,9 +215,8 @@ def rollout(
         return (following, env_state), (transition, envs.episode_metrics(now))
 
     keys = random.split(key, config.num_steps)
-    (obs, env_state), (transition, episodes) = fused.scan(
-        step, (state.obs, state.env_state), keys, config
-    )
+    carry = (state.obs, state.env_state)
+    (obs, env_state), (transition, episodes) = fused.scan(step, carry, keys, config)
     metrics = {name: value.sum() for name, value in episodes.items()}
     return dataclasses.replace(state, obs=obs, env_state=env_state), transition, metrics
 
@@ -286,27 +283,22 @@ def constrained_step(actor: Any, batch: Batch, config: Config) -> tuple[Any, Met
     return unravel(new), metrics
 
 
-def value_loss(critic: Any, batch: Batch, config: Config) -> jax.Array:
-    """Squared error of the critic on one minibatch -> scalar."""
-    return losses.value_loss(Critic(config).apply(critic, batch.obs), batch.target).mean()
+def value_loss(critic: Any, batch: Batch, config: Config) -> tuple[jax.Array, Metrics]:
+    """Squared error of the critic on one minibatch -> scalar, metrics."""
+    error = losses.value_loss(Critic(config).apply(critic, batch.obs), batch.target).mean()
+    return error, {"loss/value": error}
 
 
 def fit_critic(
     key: jax.Array, state: TrainState, batch: Batch, config: Config
 ) -> tuple[Any, Any, Metrics]:
     """Take epochs of minibatch gradient steps -> parameters, state of the optimiser, metrics."""
-    optimizer = make_optimizer(config, state.num_updates)
-
-    def gradient_step(carry: Any, indices: jax.Array) -> Any:
-        critic, opt_state = carry
-        minibatch = jax.tree.map(lambda x: x[indices], batch)
-        loss, gradient = jax.value_and_grad(value_loss)(critic, minibatch, config)
-        change, opt_state = optimizer.update(gradient, opt_state, critic)
-        return (optax.apply_updates(critic, change), opt_state), loss
-
-    carry = (state.params["critic"], state.opt_state)
-    (critic, opt_state), steps = lax.scan(gradient_step, carry, shuffled(key, config))
-    return critic, opt_state, {"loss/value": steps.mean()}
+    optimizer, order = make_optimizer(config, state.num_updates), shuffled(key, config)
+    critic, opt_state, steps = fused.fit(
+        lambda critic, batch: value_loss(critic, batch, config),
+        *(optimizer, state.params["critic"], state.opt_state, batch, order, config),
+    )
+    return critic, opt_state, {name: value.mean() for name, value in steps.items()}
 
 
 def update(key: jax.Array, state: TrainState, config: Config) -> tuple[TrainState, Metrics]:

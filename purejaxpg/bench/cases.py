@@ -211,12 +211,12 @@ def full() -> list[Case]:
     return agents + product(kinds, [1], [1, 8, 64, 512, 4096, 8192], None, None)
 
 
-# They decide whether loops run as CUDA graphs, and how matrix products are fused and chosen.
+# They decide whether loops run as CUDA graphs and in which order, and whether kernels are tuned.
 FLAGS = (
     "xla_gpu_enable_command_buffer=",
-    "xla_gpu_enable_command_buffer=FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,CONDITIONAL,WHILE",
-    "xla_gpu_enable_triton_gemm=false",
-    "xla_gpu_enable_while_loop_double_buffering=true",
+    "xla_gpu_command_buffer_scheduling_mode=SERIALIZE",
+    "xla_gpu_autotune_level=4",
+    "xla_gpu_enable_while_loop_unrolling=WHILE_LOOP_UNROLLING_DOUBLE_BUFFER",
 )
 CPU_FLAGS = (
     "xla_cpu_multi_thread_eigen=false",

@@ -15,7 +15,7 @@ import numpy as np
 from purejaxpg import config as configs
 from purejaxpg import contract
 from purejaxpg.bench import cases, counts, hlo, roof
-from purejaxpg.sweep import compute, memory
+from purejaxpg.sweep import compute, memory, xla
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import search as searches
 from purejaxpg.sweep import spec as specs
@@ -83,6 +83,7 @@ def measure(
         "algorithm": count and vars(count),  # per step, if it is known
         "unit": contract.unit(spec.agent),
         "device_kind": devices[0].device_kind,
+        "xla_options": xla.options(devices[0]),
         "config": plain(group.config),
     }
 

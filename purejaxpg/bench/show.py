@@ -39,19 +39,29 @@ def unit(*found: Result) -> str:
 def results(data: Mapping[str, Any]) -> list[Measured]:
     """Return cases and their results, equal kinds together, each with its roof."""
     measured = [
-        (cases.Case(**each["case"]), {**each, "roof": roof_of(data, each)})
+        (cases.Case(**each["case"]), {**each, **against_roof(data, each)})
         for each in data["results"].values()
     ]
     return sorted(measured, key=lambda pair: place(pair[0]))
 
 
-def roof_of(data: Mapping[str, Any], result: Result) -> float | None:
-    """Return the steps/s at the machine's roof, if the algorithm's count is known."""
+def against_roof(data: Mapping[str, Any], result: Result) -> dict[str, float | None]:
+    """Compare a result with the machine's roof, as far as the algorithm's count is known.
+
+    Returns:
+        "roof": steps/s at it; "share_of_flops" and "share_of_bytes": of the machine's arithmetic
+        and of its memory's speed. The larger of the two is the share of the roof.
+    """
     if not result.get("algorithm"):
-        return None
-    count = counts.Count(**result["algorithm"])
+        return dict.fromkeys(("roof", "share_of_flops", "share_of_bytes"))
+    count, rate = counts.Count(**result["algorithm"]), result["env_steps_per_s"]
+    gflops = roof.gflops(data["roof"])
     speed = roof.gb_per_s(data["roof"], result["memory"]["per_device"])
-    return 1 / counts.seconds_at_roof(count, roof.gflops(data["roof"]), speed)
+    return {
+        "roof": 1 / counts.seconds_at_roof(count, gflops, speed),
+        "share_of_flops": rate * count.flops / (1e9 * gflops),
+        "share_of_bytes": rate * count.bytes / (1e9 * speed),
+    }
 
 
 def place(case: cases.Case) -> tuple[str, str, int, int, str]:
@@ -73,6 +83,11 @@ def counted(result: Result, name: str, form: Callable[[Any], str] = engineering)
     return form(result["algorithm"][name]) if result["algorithm"] else "-"
 
 
+def percent(name: str) -> Callable[[Result], str]:
+    """Return a column of shares of the roof."""
+    return lambda result: "-" if result[name] is None else f"{100 * result[name]:.1f}"
+
+
 def slowest_and_fastest(result: Result) -> tuple[float, float]:
     """Return the steps/s of the slowest and of the fastest segment."""
     rate, update = result["env_steps_per_s"], result["update_s"]
@@ -84,7 +99,8 @@ SPEED: Columns = {
     "{unit}/s": lambda r: engineering(r["env_steps_per_s"]),
     "slowest-fastest": lambda r: "-".join(map(engineering, slowest_and_fastest(r))),
     "agents/s": lambda r: f"{r['agents_per_s']:.3g}",
-    "% of roof": lambda r: f"{100 * r['env_steps_per_s'] / r['roof']:.1f}" if r["roof"] else "-",
+    "% of FLOP/s": percent("share_of_flops"),
+    "% of bytes/s": percent("share_of_bytes"),
     "samples a step": lambda r: counted(r, "samples", "{:.3g}".format),
     "rows x devices": lambda r: f"{r['rows']} x {r['devices']}",
 }
@@ -97,11 +113,12 @@ TIMES: Columns = {
 }
 NEEDS_TITLE = (
     "Needs (data: the rollout or the replay buffer; kernels: of all agents on a device together, "
-    "per step of one; FLOP and bytes a step: counted from the algorithm)"
+    "per update and per step of one; FLOP and bytes a step: counted from the algorithm)"
 )
 NEEDS: Columns = {
     "bytes an agent": lambda r: engineering(r["memory"]["per_agent"]),
     "without its data": lambda r: engineering(r["memory"]["beyond_data"]),
+    "kernels an update": lambda r: f"{r['kernels']['per_update']:,}",
     "kernels a step": lambda r: f"{r['kernels']['per_env_step']:.3g}",
     "FLOP a step": lambda r: counted(r, "flops"),
     "bytes a step": lambda r: counted(r, "bytes"),

@@ -13,7 +13,7 @@ import numpy as np
 from gymnax.environments import environment, spaces
 from jax import random
 
-from purejaxpg import FaultError, InputError
+from purejaxpg import FaultError, InputError, backend
 from purejaxpg import config as configs
 from purejaxpg.envs.interface import Env, EnvState, Step
 
@@ -95,10 +95,10 @@ def step(
 def _step(
     key: jax.Array, env: Env, state: EnvState, action: jax.Array, params: Any
 ) -> tuple[Any, ...]:
-    """Step N environments, and reset only in a step in which an episode ends.
+    """Step N environments, and reset only in a step in which an episode ends, except on a GPU.
 
     gymnax's own step resets at every step and then selects. If the condition cannot help, it costs
-    nothing: under vmap it becomes that select again.
+    nothing on a CPU: under vmap it becomes that select again.
     """
     key_step, key_reset = random.split(key)
     next_obs, stepped, reward, terminated, _ = jax.vmap(
@@ -141,7 +141,10 @@ def _over(env: Env, state: EnvState) -> jax.Array | bool:
 def _restarted(
     key: jax.Array, env: Env, done: jax.Array, obs: Any, state: Any, params: Any
 ) -> tuple[Any, Any]:
-    """Return observations and states [N, ...], those of a reset where `done` [N]."""
+    """Return observations and states [N, ...], those of a reset where `done` [N].
+
+    On a GPU a condition costs more than the reset, which can be computed for many steps at once.
+    """
 
     def select(new: jax.Array, old: jax.Array) -> jax.Array:
         column = done.reshape(-1, *[1] * (jnp.ndim(old) - 1))
@@ -152,6 +155,8 @@ def _restarted(
         fresh = jax.vmap(reset_of(env.inner), in_axes=(0, None))(keys, params)
         return jax.tree.map(select, fresh, (obs, state))
 
+    if backend.on_gpu():
+        return restart()
     return jax.lax.cond(done.any(), restart, lambda: (obs, state))
 
 

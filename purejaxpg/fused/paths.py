@@ -35,6 +35,10 @@ class Path:
     kernel: bool
     reason: str = ""  # why there is no kernel
 
+    def __str__(self) -> str:
+        how = "in one kernel" if self.kernel else f"in plain JAX, because {self.reason}"
+        return f"The {self.loop} run {how}."
+
 
 _recorded: contextvars.ContextVar[list[Path] | None] = contextvars.ContextVar("paths", default=None)
 
@@ -61,7 +65,7 @@ def record(config: Any, path: Path) -> None:
         paths.append(path)
     if not path.kernel and getattr(config, "fused", "auto") == "require":
         raise InputError(
-            f"fused is 'require', but the {path.loop} run without a kernel, because {path.reason}."
+            f"fused is 'require', but the {path.loop} run in plain JAX, because {path.reason}."
         )
 
 
@@ -69,7 +73,7 @@ def refusal(config: Any) -> str:
     """Return why no loop of this configuration may be a kernel; "" if one may."""
     if getattr(config, "fused", "auto") == "off":
         return "fused is 'off'"
-    return "" if backend.on_gpu() else f"this program is for a {jax.default_backend().upper()}"
+    return "" if backend.on_gpu() else "kernels need an NVIDIA GPU"
 
 
 def is_fast(config: Any) -> bool:

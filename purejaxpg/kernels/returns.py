@@ -13,11 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-# Each loop iteration costs at least one kernel launch on an accelerator, so fewer are better. But
-# XLA repeats the chain of unrolled rows for each of its outputs, so long chains cost more. On two
-# CPU cores, [128, 4] under vmap took 74, 64, 68, 227 us (16 rows) and 0.78, 0.66, 0.99, 2.1 ms (256
-# rows) for an unroll of 1, 4, 8, 16. Four costs nothing there and saves three launches in four.
-_UNROLL = 4
+from purejaxpg.kernels import recurrence
 
 
 def discounted_return(reward: jax.Array, done: jax.Array, gamma: jax.Array | float) -> jax.Array:
@@ -47,7 +43,7 @@ def discounted_return(reward: jax.Array, done: jax.Array, gamma: jax.Array | flo
     """
     chex.assert_equal_shape([reward, done])
     decay = jnp.where(done, 0.0, gamma)
-    return _backward_sum(reward, decay, jnp.zeros_like(reward[0]))
+    return recurrence.linear(reward, decay, jnp.zeros_like(reward[0]), reverse=True)
 
 
 def n_step_return(
@@ -145,7 +141,7 @@ def lambda_return(
     mixture = jnp.where(done, 0.0, gae_lambda)
     bootstrap = jnp.where(terminated, 0.0, next_value)
     one_step = reward + gamma * (1.0 - mixture) * bootstrap
-    return _backward_sum(one_step, gamma * mixture, bootstrap[-1])
+    return recurrence.linear(one_step, gamma * mixture, bootstrap[-1], reverse=True)
 
 
 def gae(
@@ -192,16 +188,4 @@ def gae(
     chex.assert_equal_shape([reward, value, next_value, terminated, done])
     delta = reward + gamma * jnp.where(terminated, 0.0, next_value) - value
     decay = gamma * jnp.where(done, 0.0, gae_lambda)
-    return _backward_sum(delta, decay, jnp.zeros_like(delta[0]))
-
-
-def _backward_sum(term: jax.Array, decay: jax.Array, last: jax.Array) -> jax.Array:
-    """Solve y_t = term_t + decay_t y_{t+1} with y_T = last."""
-    dtype = jnp.result_type(term, decay, last)
-
-    def step(later: jax.Array, row: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        total = row[0] + row[1] * later
-        return total, total
-
-    _, total = jax.lax.scan(step, last.astype(dtype), (term, decay), reverse=True, unroll=_UNROLL)
-    return total
+    return recurrence.linear(delta, decay, jnp.zeros_like(delta[0]), reverse=True)

@@ -27,7 +27,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import purejaxpg
 from purejaxpg import FaultError, checkpoint, contract, prng
 from purejaxpg import config as configs
-from purejaxpg.sweep import memory
+from purejaxpg.fused import paths
+from purejaxpg.sweep import memory, xla
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import spec as specs
 
@@ -69,6 +70,7 @@ class Programs:
     trace_s: float  # the part spent in Python
     lower_s: float  # the part spent writing StableHLO; the rest is XLA's
     bytes_per_device: int  # at the peak, as planned by XLA
+    paths: tuple[paths.Path, ...]  # of the trainer's loops: kernels, or plain JAX and why
 
     @property
     def units(self) -> int:
@@ -324,11 +326,13 @@ def build(spec: specs.Spec, group: plans.Group, devices: Sequence[jax.Device]) -
     began = time.monotonic()
     length = math.ceil(group.config.num_updates / SEGMENTS)
     mesh = Mesh(np.array(devices), (ROWS,))
-    traced = trace(spec, group, mesh, length)
+    with paths.recorded() as found:
+        traced = trace(spec, group, mesh, length)
     traced_at = time.monotonic()
+    options = xla.options(devices[0])
     with concurrent.futures.ThreadPoolExecutor() as pool:  # XLA releases Python's lock
         # One program is compiled, or read from the cache, while the next is lowered.
-        compiling = [pool.submit(program.lower().compile) for program in traced]
+        compiling = [pool.submit(program.lower().compile, options) for program in traced]
         lowered_at = time.monotonic()
         start, segment, score = (program.result() for program in compiling)
     return Programs(
@@ -342,6 +346,7 @@ def build(spec: specs.Spec, group: plans.Group, devices: Sequence[jax.Device]) -
         trace_s=traced_at - began,
         lower_s=lowered_at - traced_at,
         bytes_per_device=max(map(memory.needed, (start, segment, score))),
+        paths=tuple(dict.fromkeys(found)),
     )
 
 

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from purejaxpg import InputError, contract, disk
+from purejaxpg.fused import paths
 from purejaxpg.sweep import compute, memory, snapshots
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import search as searches
@@ -41,6 +42,7 @@ class Measurement:
     score_s: float
     bytes_per_device: int  # as planned by XLA
     seen_bytes: int  # growth of the process's memory, on a CPU; 0: not known
+    paths: tuple[paths.Path, ...] = ()  # of the trainer's loops
 
     def seconds(self, batches: int, updates: int, fresh: bool = True) -> float:
         """Return the time of `batches` batches of units, without compilation."""
@@ -100,6 +102,7 @@ def measure(
         score_s=score_s,
         bytes_per_device=programs.bytes_per_device,
         seen_bytes=memory.resident()[1] - before if known else 0,
+        paths=programs.paths,
     )
 
 
@@ -228,6 +231,8 @@ def measurements(
             say(f"Memory: {error}; the sweep will use {error.fits} rows instead.")
             continue
         measured[group.program] = full
+        for path in full.paths if devices[0].platform != "cpu" else ():
+            say(str(path))
         half = measure(spec, group, group.rows // 2, devices) if group.rows > 1 else full
         shared = jax.tree.leaves(spec.given.shared())
         say(memory_line(half, full, devices, sum(array.nbytes for array in shared)))

@@ -181,7 +181,7 @@ def _results(
 ) -> Path:
     """Compute the missing results of a sweep, called `title`, and return its directory."""
     from purejaxpg.report import completions, sinks
-    from purejaxpg.sweep import compute, engine, frozen
+    from purejaxpg.sweep import compute, engine, frozen, xla
     from purejaxpg.sweep import progress as progresses
     from purejaxpg.sweep import search as searches
     from purejaxpg.sweep import store as stores
@@ -194,6 +194,8 @@ def _results(
         if engine.unfinished(searches.rounds(spec, options.confirm), store):
             log, then = store.path / "progress.jsonl", functools.partial(logs.write, store)
             progress = progresses.Progress(console, options.quiet, log, title)
+            if xla.stores_choices(devices[0]):
+                use_cache(store.path / "programs")
             backend = (make_backend or compute.Backend)(spec, devices)
             _compute(spec, options, store, backend, progress, then)
         else:
@@ -312,7 +314,7 @@ def cache_programs() -> None:
     programs = Path(base) / "purejaxpg" / "programs"
     try:
         programs.mkdir(parents=True, exist_ok=True)
-        sizes = {path: path.stat() for path in programs.iterdir()}
+        sizes = {path: path.stat() for path in programs.iterdir() if path.is_file()}
         excess = sum(stat.st_size for stat in sizes.values()) - PROGRAMS_BYTES
         for path in sorted(sizes, key=lambda path: max(sizes[path].st_atime, sizes[path].st_mtime)):
             if excess <= 0:
@@ -323,3 +325,15 @@ def cache_programs() -> None:
         return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(programs)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+
+def use_cache(programs: Path) -> None:
+    """Keep compiled programs, and what XLA chose while it tuned them, in a directory of their own.
+
+    Call this after `find_devices`; it holds for all that is compiled later.
+    """
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    compilation_cache.reset_cache()  # jax has opened the other one
+    jax.config.update("jax_compilation_cache_dir", str(programs))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import tiny_sweep
 
-from purejaxpg.sweep import memory
+from purejaxpg.sweep import memory, xla
 from purejaxpg.sweep import store as stores
 
 PATH = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "accelerator.py"
@@ -79,6 +80,39 @@ def test_a_sweep_that_is_planned_too_large_ends_with_fewer_rows(
     assert finding["seen"].startswith("6 of 6 runs done")
 
 
+def test_a_check_ends_with_its_own_time(
+    accelerator: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(agent: str, size: int, device: object) -> Iterator[dict[str, object]]:
+        if agent == "slow":
+            accelerator.child("device")
+        yield {"case": agent, "seen": "fine", "holds": True}
+
+    monkeypatch.setattr(accelerator, "command", lambda *_: ["sleep", "60"])
+    for name in ("oom", "resume"):
+        monkeypatch.setitem(accelerator.CHECKS, name, check)
+    sizes = {"oom": [("slow", 1), ("next", 1)], "resume": [("other", 1)]}
+    found = list(accelerator.findings(["oom", "resume"], sizes, {}, 0.07))  # 1.3 s and 2.9 s
+    assert [each["holds"] for each in found] == [None, None, True]
+    assert found[0]["seen"] == found[1]["seen"] == "the minutes of this check are over"
+    assert found[0]["seconds"] < 60
+
+
+def test_ways_of_tuning_are_timed_in_one_process(
+    accelerator: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ways = ["first", "anew"]
+    monkeypatch.setattr(xla, "TUNING", xla.TUNING)
+    found = accelerator.timed("ppo", 1, ways, quick=True)
+    assert list(found) == ways
+    assert all(0 < each["ms"] < math.inf and each["kernels"] > 0 for each in found.values())
+
+    monkeypatch.setattr(accelerator, "child", lambda *_: found)
+    first, second = accelerator.check_tuning("ppo", 1, {"platform": "gpu"})
+    assert (first["case"], second["case"]) == ("ppo x 1, first", "ppo x 1, anew")
+    assert "0% more than the fastest" in first["seen"] + second["seen"]
+
+
 def test_a_bit_that_differs_is_seen(accelerator: ModuleType, tmp_path: pathlib.Path) -> None:
     spec = tiny_sweep.swept()
     tiny_sweep.run(spec, tmp_path / "whole")
@@ -109,4 +143,4 @@ def test_all_of_it_holds_on_the_cpu(accelerator: ModuleType, tmp_path: pathlib.P
     out = tmp_path / "found.json"
     assert accelerator.main(["--small", "--out", str(out)]) == 0
     found = json.loads(out.read_text())["found"]
-    assert [each["holds"] for each in found] == [True] * 7
+    assert [each["holds"] for each in found] == [True] * 7 + [None]  # nothing is tuned there

@@ -8,7 +8,10 @@ import json
 import math
 import os
 import pathlib
+import subprocess
 import sys
+import time
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -101,29 +104,42 @@ def test_the_margin_is_a_share_of_the_best_there_is(peers, max_return, margin):
 ROW = ("ppo-cartpole-1", "purejaxrl")
 
 
+def sample(job, device="cpu"):
+    """Stand-in for what a driver measures."""
+    sums = [[8.0 + seed] * 40 for seed in range(job["agents"])]
+    return {
+        "seconds": [1.0],
+        "env_steps": {"ours": 300.0, "purejaxrl": 100.0}[job["peer"]],
+        "others_busy": 0.0,
+        "episodes": [sums, [[2.0] * 40] * job["agents"]],
+        "compile_s": 1.0,
+        "peak_bytes": 1,
+        "cores": [0],
+        "versions": {},
+        "device": device,
+    }
+
+
 @pytest.fixture
-def taken(peers, monkeypatch):
+def no_processes(peers, monkeypatch):
+    monkeypatch.setattr(peers, "refuse_busy", lambda anyway: None)
+    monkeypatch.setattr(peers, "missing", lambda row, envs, checkout: None)
+
+
+@pytest.fixture
+def taken(peers, monkeypatch, no_processes):
     """Stand-in for processes: the sides of the samples taken; the third one is interrupted."""
     sides, left = [], [2]
 
-    def take(job, python, cores):
+    def take(job, python, cores, deadline):
         if left[0] == 0:
             left[0] = 1000
             raise KeyboardInterrupt
         left[0] -= 1
         sides.append(job["peer"])
-        rate = {"ours": 300.0, "purejaxrl": 100.0}[job["peer"]]
-        facts = {"compile_s": 1.0, "peak_bytes": 1, "cores": [0], "versions": {}}
-        sums = [[8.0 + seed] * 40 for seed in range(job["agents"])]
-        episodes = [sums, [[2.0] * 40] * job["agents"]]
-        return {
-            **{"seconds": [1.0], "env_steps": rate, "others_busy": 0.0, "episodes": episodes},
-            **facts,
-        }
+        return sample(job)
 
     monkeypatch.setattr(peers, "take", take)
-    monkeypatch.setattr(peers, "refuse_busy", lambda anyway: None)
-    monkeypatch.setattr(peers, "missing", lambda row, envs, checkout: None)
     return sides
 
 
@@ -143,6 +159,41 @@ def test_the_same_command_continues_where_it_was_stopped(peers, taken, tmp_path,
     assert (row["ratio"], row["pairs"], row["mean_return"]["ours"]) == (3.0, 3, 4.0)
     assert peers.main(command(tmp_path)) == 0
     assert len(taken) == 6
+
+
+def test_rows_take_turns_until_time_is_up(peers, no_processes, tmp_path, capsys, monkeypatch):
+    agents = []
+
+    def take(job, python, cores, deadline):
+        assert deadline < math.inf
+        if len(agents) == 9:
+            raise peers.TimeIsUp
+        agents.append(job["agents"])
+        return sample(job)
+
+    monkeypatch.setattr(peers, "take", take)
+    words = ["--accelerator", "--out", str(tmp_path / "peers.json")]
+    assert peers.main(words) == 0
+    assert agents == [2048, 2048, 64, 64, 1, 1, 256, 256, 2048]
+    found = capsys.readouterr()
+    assert "Time is up" in found.err and found.out.count("| - | 1 |") == 4
+    rows = json.loads((tmp_path / "peers.json").read_text())["rows"]
+    assert [(row["pairs"], row["device"]) for row in rows] == [(1, "cpu")] * 4  # whole pairs only
+
+
+def test_sides_on_different_devices_are_not_compared(peers, no_processes, tmp_path, monkeypatch):
+    kinds = {"ours": "H200", "purejaxrl": "cpu"}
+    monkeypatch.setattr(peers, "take", lambda job, *_: sample(job, kinds[job["peer"]]))
+    with pytest.raises(FaultError, match="ours ran on 'H200' and the peer on 'cpu'"):
+        peers.run(peers.make_parser().parse_args(command(tmp_path)))
+    assert json.loads((tmp_path / "peers.json").read_text())["rows"] == []
+
+
+def test_large_works_are_only_done_when_asked_for(peers):
+    assert {row.work for row in peers.rows([], gate=False)}.isdisjoint({"ppo-cartpole-2048"})
+    found = peers.rows(peers.ACCELERATOR, gate=False)
+    assert {row.work for row in found} == set(peers.ACCELERATOR)
+    assert sorted(peers.WORKS[row.work].agents for row in found) == [1, 64, 256, 2048]
 
 
 def test_samples_of_other_settings_do_not_count(peers, taken, tmp_path, monkeypatch):
@@ -214,6 +265,8 @@ def test_no_measurement_beside_other_work(peers, monkeypatch):
         (["--gate", "--work", "sac-pendulum-1"], "--gate has no settings"),
         (["--gate", "--work", "ppo-cartpole-64", "--steps", "10239"], "must be 10240 or more"),
         (["--envs", "nowhere"], "no row left"),
+        (["--minutes", "0"], "--minutes must be more than 0"),
+        (["--accelerator", "--work", "ppo-cartpole-1"], "--accelerator and --work"),
     ],
 )
 def test_bad_input_is_one_sentence(peers, arguments, message, capsys, monkeypatch, tmp_path):
@@ -235,6 +288,51 @@ def test_a_sample_is_a_process_on_its_cores(peers):
     peers.finish([sys.executable, "-c", code], {}, [core])
     with pytest.raises(FaultError, match="failed: OSError: of old age"):
         peers.finish([sys.executable, "-c", "raise OSError('of old age')"], {}, [core])
+
+
+def test_a_sample_ends_at_the_deadline(peers):
+    began = time.monotonic()
+    for left in (-1.0, 0.2):
+        with pytest.raises(peers.TimeIsUp):
+            code = "import time; time.sleep(60)"
+            peers.finish([sys.executable, "-c", code], {}, [0], began + left)
+    assert time.monotonic() - began < 30
+
+
+def test_both_sides_find_the_device_that_the_user_chose(peers, monkeypatch):
+    seen = {}
+
+    def finish(command, env, cores, deadline):
+        seen[pathlib.Path(command[1]).stem] = env
+        pathlib.Path(command[-1]).write_text("{}")
+
+    monkeypatch.setattr(peers, "finish", finish)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_of_ours_alone")
+    monkeypatch.setenv("PYTHONPATH", "packages")
+    for side in ("ours", "purejaxrl"):
+        peers.take({"peer": side}, pathlib.Path(sys.executable), [0])
+        assert seen[f"drive_{side}"]["JAX_PLATFORMS"] == "cuda"
+        assert "XLA_FLAGS" not in seen[f"drive_{side}"]
+    assert seen["drive_ours"]["PYTHONPATH"] == os.pathsep.join([str(BENCHMARKS.parent), "packages"])
+    assert "PYTHONPATH" not in seen["drive_purejaxrl"]
+
+
+def test_an_environment_is_made_of_wheels_alone(peers, tmp_path):
+    wheels, envs = tmp_path / "wheels", tmp_path / "envs"
+    (wheels / "purejaxrl").mkdir(parents=True)
+    with zipfile.ZipFile(wheels / "purejaxrl" / "peer-1-py3-none-any.whl", "w") as wheel:
+        about = "peer-1.dist-info"
+        wheel.writestr("peer.py", "")
+        wheel.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: peer\nVersion: 1\n")
+        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr(f"{about}/RECORD", "")
+    words = ["--make-envs", "--wheels", str(wheels), "--envs", str(envs)]
+    assert peers.main(words) == 0
+    assert sorted(path.name for path in envs.iterdir()) == ["purejaxrl"]
+    python = peers.python_of("purejaxrl", envs)
+    subprocess.run([python, "-c", "import peer, numpy"], check=True)
+    assert subprocess.run([sys.executable, "-c", "import peer"], capture_output=True).returncode
 
 
 def test_every_row_lists_its_inequalities(peers):

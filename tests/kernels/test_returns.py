@@ -144,6 +144,7 @@ def by_hand():
     return reward, value, next_value, terminated, terminated | truncated
 
 
+@pytest.mark.usefixtures("on_gpu")
 def test_discounted_return_by_hand():
     reward, _, _, _, done = by_hand()
     # gamma = 1/2
@@ -167,6 +168,7 @@ def test_n_step_return_by_hand():
     assert actual.tolist() == [4.0, 6.0, 5.0, 4.0, 35.0]
 
 
+@pytest.mark.usefixtures("on_gpu")
 def test_lambda_return_by_hand():
     reward, _, next_value, terminated, done = by_hand()
     # gamma = lambda = 1/2
@@ -179,6 +181,7 @@ def test_lambda_return_by_hand():
     assert actual.tolist() == [7.5, 6.0, 14.0, 4.0, 35.0]
 
 
+@pytest.mark.usefixtures("on_gpu")
 def test_gae_by_hand():
     # gamma = lambda = 1/2, so an error carries over with a factor 1/4
     # delta = 1 + 20/2 - 10 = 1,  2 + 8/2 - 20 = -14,  3 + 40/2 - 30 = -7,  4 - 40 = -36,

@@ -1,0 +1,300 @@
+"""All minibatch gradient steps of an update, in one kernel where there is one.
+
+    params, opt_state, metrics = fit.fit(loss, optimizer, params, opt_state, batch, order, config)
+
+is a loop of `jax.grad`, `optimizer.update` and `optax.apply_updates`. On a GPU, the same loop of a
+single agent is hundreds of small programs that wait for each other and for memory. If the loss is
+built on multilayer perceptrons and the optimiser is Adam, all of it is one kernel instead. Nobody
+writes that kernel: `perceptrons` finds the networks in the loss's equations, `heads` derives the
+gradient of what follows them, and `steps` evaluates it between the networks' two passes. So a loss
+may change freely. What a kernel cannot do runs step by step, and `purejaxpg.fused.paths` says why.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from purejaxpg.fused import heads, paths, perceptrons
+
+Metrics = dict[str, jax.Array]
+Loss = Callable[[Any, Any], tuple[jax.Array, Metrics]]
+Stop = Callable[[Metrics], jax.Array]
+Result = tuple[Any, Any, Metrics]
+
+STOPPED = "policy/stopped"
+# What the kernel was compiled with for an H200 without running out of memory; see `check_sizes`.
+MAX_LAYERS = 4
+MAX_WIDTH = 128
+MAX_OUTPUTS = 32
+MIN_ROWS, MAX_ROWS = 16, 1024
+
+
+def fit(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    params: Any,
+    opt_state: Any,
+    batch: Any,
+    order: jax.Array,
+    config: Any,
+    stop: Stop | None = None,
+) -> Result:
+    """Take one gradient step on each minibatch, in order.
+
+    Args:
+        loss: (params, minibatch) -> scalar, {name: scalar}. It may close over anything.
+        optimizer: its attributes `learning_rate`, `max_grad_norm`, `b1`, `b2` and `eps` say that it
+            is Adam on gradients clipped by their global norm; without them there is no kernel.
+        params: pytree of float32 arrays.
+        opt_state: of the optimiser.
+        batch: pytree of arrays [B, ...].
+        order: [S, R] int32, indices into the batch: S steps on R rows each.
+        config: an agent's configuration; its fields `fused` and `precision` are read.
+        stop: metrics of a step -> bool scalar. From the first step at which it is true on, nothing
+            changes any more, and "policy/stopped" is 1 among the metrics.
+
+    Returns:
+        Parameters, state of the optimiser, and {name: [S]}, the metrics of each step before it.
+
+    Raises:
+        InputError: the configuration requires a kernel, and there is none.
+    """
+    reason = paths.refusal(config)
+    result = None
+    if not reason:
+        try:
+            result = _in_kernel(loss, optimizer, params, opt_state, batch, order, config, stop)
+        except paths.Unfusable as error:
+            reason = str(error)
+    paths.record(config, paths.Path("gradient steps", not reason, reason))
+    return result or step_by_step(loss, optimizer, params, opt_state, batch, order, stop)
+
+
+def step_by_step(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    params: Any,
+    opt_state: Any,
+    batch: Any,
+    order: jax.Array,
+    stop: Stop | None = None,
+) -> Result:
+    """Do what `fit` does in plain JAX."""
+
+    def gradient_step(carry: Any, indices: jax.Array) -> Any:
+        params, opt_state, stopped = carry
+        minibatch = jax.tree.map(lambda x: x[indices], batch)
+        gradient, metrics = jax.grad(loss, has_aux=True)(params, minibatch)
+        change, new_opt_state = optimizer.update(gradient, opt_state, params)
+        new = (optax.apply_updates(params, change), new_opt_state)
+        if stop is None:
+            return (*new, stopped), metrics
+        stopped |= stop(metrics)
+        new = jax.tree.map(partial(jnp.where, stopped), (params, opt_state), new)
+        return (*new, stopped), {**metrics, STOPPED: stopped.astype(jnp.float32)}
+
+    carry = (params, opt_state, jnp.zeros((), bool))
+    (params, opt_state, _), metrics = lax.scan(gradient_step, carry, order)
+    return params, opt_state, metrics
+
+
+def _in_kernel(
+    loss: Loss,
+    optimizer: Any,
+    params: Any,
+    opt_state: Any,
+    batch: Any,
+    order: jax.Array,
+    config: Any,
+    stop: Stop | None,
+) -> Result:
+    """Do what `fit` does in one kernel.
+
+    Raises:
+        Unfusable: there is no kernel for this.
+    """
+    adam = _adam_state(optimizer, params, opt_state)
+    head = _head(loss, stop, params, batch, order, config)
+    from purejaxpg.fused import steps  # here, since importing Pallas takes a second
+
+    packing = Packing.of(params, steps.BLOCK)
+    length, rows = order.shape
+    fast = paths.is_fast(config)
+    plan = steps.Plan(head, packing.offsets, packing.size, length, rows, fast)
+    columns, inputs, metrics = jax.vmap(
+        lambda indices: head.before.run(jax.tree.map(lambda x: x[indices], batch))
+    )(order)
+    state = [packing.pack(jax.tree.leaves(params)), packing.pad(adam.mu), packing.pad(adam.nu)]
+    rules = [optimizer.learning_rate, optimizer.max_grad_norm, optimizer.b1, optimizer.b2]
+    arrays = steps.arrays(plan, columns, inputs, [*rules, optimizer.eps], adam.count, state)
+    (flat, mu, nu), computed = steps.run(plan, arrays)
+    metrics.update(zip(head.inside, computed.T, strict=False))
+    metrics = {name: metrics[name].astype(v.aval.dtype) for name, v in head.metrics.items()}
+    taken = jnp.asarray(length, adam.count.dtype)
+    if stop is not None:
+        metrics[STOPPED] = computed[:, -1]
+        taken -= metrics[STOPPED].sum().astype(taken.dtype)
+    new = optax.ScaleByAdamState(adam.count + taken, packing.trim(mu), packing.trim(nu))
+    return packing.unpack(params, flat), _replaced(opt_state, new), metrics
+
+
+# --- optimiser -----------------------------------------------------------------------------------
+
+
+def _adam_state(optimizer: Any, params: Any, opt_state: Any) -> optax.ScaleByAdamState:
+    """Return the state of Adam, with moments that are vectors.
+
+    Raises:
+        Unfusable: the optimiser is another one.
+    """
+    names = ("learning_rate", "max_grad_norm", "b1", "b2", "eps")
+    found = [x for x in jax.tree.leaves(opt_state, is_leaf=_is_adam) if _is_adam(x)]
+    known = all(hasattr(optimizer, name) for name in names) and len(found) == 1
+    size = sum(x.size for x in jax.tree.leaves(params))
+    if not known or len(jax.tree.leaves(opt_state)) != 3 or jnp.shape(found[0].mu) != (size,):
+        raise paths.Unfusable("the optimiser is not `optimizers.clipped_adam`")
+    return found[0]
+
+
+def _is_adam(x: Any) -> bool:
+    return isinstance(x, optax.ScaleByAdamState)
+
+
+def _replaced(opt_state: Any, adam: optax.ScaleByAdamState) -> Any:
+    return jax.tree.map(lambda x: adam if _is_adam(x) else x, opt_state, is_leaf=_is_adam)
+
+
+# --- loss ----------------------------------------------------------------------------------------
+
+
+def _head(
+    loss: Loss, stop: Stop | None, params: Any, batch: Any, order: jax.Array, config: Any
+) -> heads.Head:
+    """Return the loss as networks and a head, both of them such as the kernel can compute."""
+    rows = order.shape[1]
+    if rows & (rows - 1) or not MIN_ROWS <= rows <= MAX_ROWS:
+        allowed = f"no power of two from {MIN_ROWS} to {MAX_ROWS}"
+        raise paths.Unfusable(f"the rows of a minibatch are {rows}, {allowed}")
+    if any(x.dtype != jnp.float32 for x in jax.tree.leaves(params)):
+        raise paths.Unfusable("a parameter is not of type float32")
+    minibatch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), batch)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    try:
+        head = heads.make(loss, stop, shapes, minibatch)
+    except heads.OutsideError as error:
+        raise paths.Unfusable(_outside(params, error.leaf, config)) from None
+    for network in head.networks:
+        check_sizes(network, rows)
+    for variable in [*head.before.columns, *head.constants]:
+        check_numbers(variable.aval, rows)
+    if any(v.aval.shape for v in head.metrics.values()):
+        raise paths.Unfusable("a metric of the loss is not a scalar")
+    return head
+
+
+def _outside(params: Any, leaf: int, config: Any) -> str:
+    """Return why a parameter is used outside of a multilayer perceptron."""
+    activation = getattr(config, "activation", "tanh")
+    if activation not in perceptrons.KNOWN:
+        return f"an activation is {activation}, and kernels know tanh and relu"
+    path = jax.tree_util.tree_flatten_with_path(params)[0][leaf][0]
+    keys = [
+        str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path
+    ]
+    name = "/".join(key for key in keys if key != "params")
+    return f"the loss uses the parameter {name} outside of a multilayer perceptron"
+
+
+def check_sizes(network: perceptrons.Perceptron, rows: int) -> None:
+    """Raise Unfusable if a network exceeds the memory of a multiprocessor."""
+    if network.inputs.aval.shape[0] != rows:
+        inputs = f"{network.inputs.aval.shape[0]} inputs"
+        raise paths.Unfusable(f"a network sees {inputs} in a minibatch of {rows} rows")
+    if len(network.layers) > MAX_LAYERS:
+        count = len(network.layers)
+        raise paths.Unfusable(f"a network has {count} layers, and kernels take up to {MAX_LAYERS}")
+    *hidden, last = network.layers
+    if last.outputs > MAX_OUTPUTS:
+        outputs = f"a network has {last.outputs} outputs"
+        raise paths.Unfusable(f"{outputs}, and kernels take up to {MAX_OUTPUTS}")
+    for units in [network.layers[0].inputs, *(layer.outputs for layer in hidden)]:
+        if units > MAX_WIDTH:
+            exceed = "exceed a multiprocessor's shared memory"
+            raise paths.Unfusable(f"{units} units in a layer {exceed}")
+
+
+def check_numbers(aval: Any, rows: int) -> None:
+    """Raise Unfusable if the kernel cannot read an array of this shape and type."""
+    if aval.shape.count(rows) > 1:
+        raise paths.Unfusable(
+            f"the loss reads an array {list(aval.shape)}, and the rows are {rows}"
+        )
+    numbers = aval.size // (rows if rows in aval.shape else 1)
+    if numbers > heads.MAX_NUMBERS:
+        limit = f"kernels take up to {heads.MAX_NUMBERS} numbers"
+        raise paths.Unfusable(f"the loss reads an array {list(aval.shape)}, and {limit}")
+    if not any(jnp.issubdtype(aval.dtype, kind) for kind in (jnp.number, jnp.bool_)):
+        raise paths.Unfusable(f"the loss reads numbers of type {aval.dtype}")
+
+
+# --- flat vectors --------------------------------------------------------------------------------
+
+ALIGNMENT = 16  # numbers: 64 bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """How parameters lie in one flat vector [P], in the order of the tree's leaves."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    offsets: tuple[int, ...]  # multiples of `ALIGNMENT`
+    size: int  # P
+
+    @classmethod
+    def of(cls, params: Any, block: int) -> "Packing":
+        """Return the packing of parameters in a vector whose length is a multiple of `block`."""
+        leaves = jax.tree.leaves(params)
+        ends = itertools.accumulate(_up(leaf.size, ALIGNMENT) for leaf in leaves)
+        *offsets, end = [0, *ends]
+        return cls(tuple(leaf.shape for leaf in leaves), tuple(offsets), _up(end, block))
+
+    def pack(self, leaves: Sequence[jax.Array]) -> jax.Array:
+        """Return arrays as one vector [P], with zeros between them."""
+        ends = [*self.offsets[1:], self.size]
+        parts = []
+        for leaf, offset, end in zip(leaves, self.offsets, ends, strict=True):
+            gap = jnp.zeros((end - offset - leaf.size,), leaf.dtype)
+            parts += [leaf.reshape(-1), gap]
+        return jnp.concatenate(parts)
+
+    def parts(self, vector: jax.Array) -> list[jax.Array]:
+        """Return the arrays of a vector [P], each as a vector."""
+        sizes = [math.prod(shape) for shape in self.shapes]
+        return [vector[at : at + size] for at, size in zip(self.offsets, sizes, strict=True)]
+
+    def unpack(self, params: Any, vector: jax.Array) -> Any:
+        """Return the arrays of a vector [P] in the structure of `params`."""
+        parts = zip(self.parts(vector), self.shapes, strict=True)
+        leaves = [part.reshape(shape) for part, shape in parts]
+        return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+    def pad(self, vector: jax.Array) -> jax.Array:
+        """Return a vector [P] for one without gaps."""
+        ends = list(itertools.accumulate(math.prod(shape) for shape in self.shapes))
+        return self.pack(jnp.split(vector, ends[:-1]))
+
+    def trim(self, vector: jax.Array) -> jax.Array:
+        """Return a vector without gaps for one of [P]."""
+        return jnp.concatenate(self.parts(vector))
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
