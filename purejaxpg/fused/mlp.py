@@ -8,11 +8,11 @@ layers never leave the chip. On the way back it computes them again, which costs
 them. Under `vmap`, each agent adds its blocks.
 
 The gradient of the weights is a sum over all rows. Blocks of threads cannot add to one another in a
-fixed order. So each of them writes the sum over its own rows, and XLA adds these up. A minibatch of
-128 rows is two blocks of rows; one program takes both, and nothing is left to add. Of 8192 rows of
-one agent, each of 64 programs takes two blocks as well, and fills a multiprocessor: adding 64
-gradients of a few thousand numbers takes microseconds, which is less than what a single program
-would need for all rows by two orders of magnitude.
+fixed order. So each of them writes the sum over its own rows, and XLA adds these up. With a
+minibatch of 128 rows, a single block has all rows of an agent, and nothing is left to add. With
+8192 rows of a single agent, 64 blocks share the work, and to add 64 gradients of a few thousand
+numbers is one more small kernel. A single block that goes through all rows would need no such
+kernel, but leave all but one of the GPU's multiprocessors idle.
 
 Operands of products are float16 if `fast`, summed in float32, and tanh is the hardware's. Inputs
 are clipped to the range of float16. So that nothing under- or overflows, a block of gradients of
@@ -34,10 +34,11 @@ from purejaxpg.fused import paths, triton
 
 Layers = Sequence[tuple[jax.Array, jax.Array]]  # W [D, H] and b [H] of each
 
-ROWS_FORWARD, ROWS_BACKWARD = 128, 64  # of a block, at most
+ROWS = 128  # of a block, at most
+ROWS_OF_WIDE, WIDE = 32, 64  # on the way back, where a layer has more units than that
 ROWS_OF_PROGRAM = 128  # that the way back sums by itself
 MAX_PROGRAMS = 64  # of an agent; beyond that, each sums more rows
-WARPS = 4
+WARPS_FORWARD, WARPS_BACKWARD = 4, 8  # of 32 threads; with these, hardly a register spills
 LARGEST = 65504.0  # float16
 SMALLEST_TOP = 1e-30  # by which gradients are divided, if all of them are zero
 
@@ -151,7 +152,7 @@ class _Plan:
 
 def _forward(plan: _Plan, layers: Layers, x: jax.Array) -> jax.Array:
     """Run the forward kernel -> y [R, A]."""
-    block = min(triton.padded(plan.rows), ROWS_FORWARD)
+    block = min(triton.padded(plan.rows), ROWS)
 
     def forward(x_ref: Any, *refs: Any) -> None:
         loaded = plan.load_layers(refs[:-1])
@@ -167,7 +168,7 @@ def _forward(plan: _Plan, layers: Layers, x: jax.Array) -> jax.Array:
         out_shape=[jax.ShapeDtypeStruct((plan.rows, plan.sizes[-1]), jnp.float32)],
         grid=(pallas.cdiv(plan.rows, block),),
         interpret=paths.interpreted(),
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=1),
+        compiler_params=plgpu.CompilerParams(num_warps=WARPS_FORWARD, num_stages=1),
     )(plan.inputs(x), *(array for layer in layers for array in layer))
     return y
 
@@ -176,7 +177,7 @@ def _backward(
     plan: _Plan, layers: Layers, x: jax.Array, change: jax.Array, wants_x: bool
 ) -> tuple[Any, jax.Array]:
     """Run the backward kernel -> gradients of the layers, and of x if wanted, else zeros."""
-    block = min(triton.padded(plan.rows), ROWS_BACKWARD)
+    block = min(triton.padded(plan.rows), ROWS_OF_WIDE if max(plan.sizes) > WIDE else ROWS)
     blocks = max(ROWS_OF_PROGRAM // block, -(-plan.rows // (block * MAX_PROGRAMS)))
     blocks = min(blocks, -(-plan.rows // block))
     kernel = _Backward(plan, block, blocks, wants_x)
@@ -187,7 +188,7 @@ def _backward(
         out_shape=[jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes],
         grid=(programs,),
         interpret=paths.interpreted(),
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=1),
+        compiler_params=plgpu.CompilerParams(num_warps=WARPS_BACKWARD, num_stages=1),
     )(plan.inputs(x), change, *(array for layer in layers for array in layer))
     gradient = outputs[0].sum(0)
     parts = [

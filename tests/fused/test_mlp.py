@@ -90,7 +90,7 @@ def test_values_and_gradients_are_those_of_plain_jax(
 def test_many_programs_of_many_rows_each_sum_to_the_gradient(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(mlp, "ROWS_BACKWARD", 16)
+    monkeypatch.setattr(mlp, "ROWS", 16)
     monkeypatch.setattr(mlp, "ROWS_OF_PROGRAM", 16)
     monkeypatch.setattr(mlp, "MAX_PROGRAMS", 3)  # 7 blocks, of which the last is not full
     layers, x = layers_of(0, SIZE, 16, 3), random.normal(random.key(1), (100, SIZE))
