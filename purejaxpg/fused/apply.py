@@ -14,9 +14,6 @@ import jax.numpy as jnp
 
 from purejaxpg.fused import heads, jaxprs, paths, perceptrons
 
-MAX_LAYERS = 6  # more take long to compile
-MAX_WIDTH = 128  # units of a layer that leave room for the others on a multiprocessor
-
 Function = Callable[[Any, Any], Any]
 
 
@@ -88,8 +85,12 @@ def with_kernels(function: Function, params: Any, data: Any, config: Any) -> Fun
             raise paths.Unfusable(heads.outside_reason(params, i, config))
     if not networks:
         raise paths.Unfusable("there is no multilayer perceptron that kernels know")
+    from purejaxpg.fused import mlp  # here, since importing Pallas takes a second
+
     for network in networks:
         _check(network, parameters)
+        sizes = (network.layers[0].inputs, *(layer.outputs for layer in network.layers))
+        mlp.check(sizes, paths.is_fast(config))
     before = jaxprs.needed_for(rest, [network.inputs for network in networks])
     early = {id(equation) for equation in before}
     after = [equation for equation in rest if id(equation) not in early]
@@ -107,7 +108,7 @@ class _Rewritten:
     fast: bool
 
     def __call__(self, params: Any, data: Any) -> Any:
-        from purejaxpg.fused import mlp  # here, since importing Pallas takes a second
+        from purejaxpg.fused import mlp
 
         leaves = jax.tree.leaves((params, data))
         values = {**self.program.constants, **dict(zip(self.program.invars, leaves, strict=True))}
@@ -121,18 +122,11 @@ class _Rewritten:
 
 
 def _check(network: perceptrons.Perceptron, parameters: Sequence[Any]) -> None:
-    """Raise Unfusable if kernels cannot hold a network."""
+    """Raise Unfusable if a network computes with other numbers than kernels do."""
     if any(parameters[i].aval.dtype != jnp.float32 for i in network.parameters):
         raise paths.Unfusable("a parameter is not of type float32")
     if network.inputs.aval.dtype != jnp.float32:
         raise paths.Unfusable(f"the inputs of a network are of type {network.inputs.aval.dtype}")
-    if len(network.layers) > MAX_LAYERS:
-        count = len(network.layers)
-        raise paths.Unfusable(f"a network has {count} layers, and kernels take up to {MAX_LAYERS}")
-    for units in [network.layers[0].inputs, *(layer.outputs for layer in network.layers)]:
-        if units > MAX_WIDTH:
-            exceed = "exceed a multiprocessor's shared memory"
-            raise paths.Unfusable(f"{units} units in a layer {exceed}")
 
 
 def _shape(x: Any) -> jax.ShapeDtypeStruct:

@@ -35,11 +35,6 @@ Result = tuple[Any, Any, Metrics]
 
 LOOP = "gradient steps"
 STOPPED = "policy/stopped"
-# What the kernel was compiled with for an H200 without running out of memory; see `check_sizes`.
-MAX_LAYERS = 4
-MAX_WIDTH = 128
-MAX_OUTPUTS = 32
-MIN_ROWS, MAX_ROWS = 16, 1024
 
 
 def fit(
@@ -137,6 +132,7 @@ def _in_kernel(
     length, rows = order.shape
     fast = paths.is_fast(config)
     plan = steps.Plan(head, packing.offsets, packing.size, length, rows, fast)
+    steps.check(plan)
     columns, inputs, metrics = jax.vmap(
         lambda indices: head.before.run(jax.tree.map(lambda x: x[indices], batch))
     )(order)
@@ -202,11 +198,7 @@ def _replaced(opt_state: Any, adam: optax.ScaleByAdamState) -> Any:
 def _head(
     loss: Loss, stop: Stop | None, params: Any, batch: Any, order: jax.Array, config: Any
 ) -> heads.Head:
-    """Return the loss as networks and a head, both of them such as the kernel can compute."""
-    rows = order.shape[1]
-    if rows & (rows - 1) or not MIN_ROWS <= rows <= MAX_ROWS:
-        allowed = f"no power of two from {MIN_ROWS} to {MAX_ROWS}"
-        raise paths.Unfusable(f"the rows of a minibatch are {rows}, {allowed}")
+    """Return the loss as networks and a head."""
     if any(x.dtype != jnp.float32 for x in jax.tree.leaves(params)):
         raise paths.Unfusable("a parameter is not of type float32")
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
@@ -214,45 +206,9 @@ def _head(
         head = heads.make(loss, stop, shapes, _minibatch(batch, order))
     except heads.OutsideError as error:
         raise paths.Unfusable(heads.outside_reason(params, error.leaf, config)) from None
-    for network in head.networks:
-        check_sizes(network, rows)
-    for variable in [*head.before.columns, *head.constants]:
-        check_numbers(variable.aval, rows)
     if any(v.aval.shape for v in head.metrics.values()):
         raise paths.Unfusable("a metric of the loss is not a scalar")
     return head
-
-
-def check_sizes(network: perceptrons.Perceptron, rows: int) -> None:
-    """Raise Unfusable if a network exceeds the memory of a multiprocessor."""
-    if network.inputs.aval.shape[0] != rows:
-        inputs = f"{network.inputs.aval.shape[0]} inputs"
-        raise paths.Unfusable(f"a network sees {inputs} in a minibatch of {rows} rows")
-    if len(network.layers) > MAX_LAYERS:
-        count = len(network.layers)
-        raise paths.Unfusable(f"a network has {count} layers, and kernels take up to {MAX_LAYERS}")
-    *hidden, last = network.layers
-    if last.outputs > MAX_OUTPUTS:
-        outputs = f"a network has {last.outputs} outputs"
-        raise paths.Unfusable(f"{outputs}, and kernels take up to {MAX_OUTPUTS}")
-    for units in [network.layers[0].inputs, *(layer.outputs for layer in hidden)]:
-        if units > MAX_WIDTH:
-            exceed = "exceed a multiprocessor's shared memory"
-            raise paths.Unfusable(f"{units} units in a layer {exceed}")
-
-
-def check_numbers(aval: Any, rows: int) -> None:
-    """Raise Unfusable if the kernel cannot read an array of this shape and type."""
-    if aval.shape.count(rows) > 1:
-        raise paths.Unfusable(
-            f"the loss reads an array {list(aval.shape)}, and the rows are {rows}"
-        )
-    numbers = aval.size // (rows if rows in aval.shape else 1)
-    if numbers > heads.MAX_NUMBERS:
-        limit = f"kernels take up to {heads.MAX_NUMBERS} numbers"
-        raise paths.Unfusable(f"the loss reads an array {list(aval.shape)}, and {limit}")
-    if not any(jnp.issubdtype(aval.dtype, kind) for kind in (jnp.number, jnp.bool_)):
-        raise paths.Unfusable(f"the loss reads numbers of type {aval.dtype}")
 
 
 # --- flat vectors --------------------------------------------------------------------------------

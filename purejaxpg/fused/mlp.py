@@ -39,8 +39,24 @@ ROWS_OF_WIDE, WIDE = 32, 64  # on the way back, where a layer has more units tha
 ROWS_OF_PROGRAM = 128  # that the way back sums by itself
 MAX_PROGRAMS = 64  # of an agent; beyond that, each sums more rows
 WARPS_FORWARD, WARPS_BACKWARD = 4, 8  # of 32 threads; with these, hardly a register spills
+MAX_LAYERS = 6  # more take long to compile
+MAX_WIDTH = 256
+SHARED_MEMORY = 227 * 1024  # bytes of a block, on an H100 or H200
 LARGEST = 65504.0  # float16
 SMALLEST_TOP = 1e-30  # by which gradients are divided, if all of them are zero
+
+
+def check(sizes: Sequence[int], fast: bool) -> None:
+    """Raise Unfusable if a block of threads cannot hold a network of layers of these sizes."""
+    count = len(sizes) - 1
+    if count > MAX_LAYERS:
+        raise paths.Unfusable(f"a network has {count} layers, and kernels take {MAX_LAYERS}")
+    # The way back has a second copy of each weight but the first, turned around.
+    padded = [triton.padded(size) for size in sizes]
+    first, *others = [d * h for d, h in zip(padded, padded[1:], strict=False)]
+    if (first + 2 * sum(others)) * (2 if fast else 4) > SHARED_MEMORY or max(sizes) > MAX_WIDTH:
+        layers = f"layers of {', '.join(map(str, sizes[:-1]))} and {sizes[-1]} units"
+        raise paths.Unfusable(f"{layers} exceed a multiprocessor's shared memory")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

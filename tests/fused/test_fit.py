@@ -301,9 +301,12 @@ REASONS = {
         *squares_of(Network(activation="gelu")), {"config": Config(activation="gelu")},
         "an activation is gelu, and kernels know tanh and relu",
     ),
-    "wide": (*squares_of(Network((256, 1))), {}, "256 units in a layer exceed a multiproc"),
-    "deep": (*squares_of(Network((8,) * 5)), {}, "a network has 5 layers, and kernels take up"),
-    "outputs": (*squares_of(Network((8, 40))), {}, "a network has 40 outputs, and kernels take"),
+    "wide": (*squares_of(Network((256, 256, 1))), {}, "layers of 4, 256, 256 and 1 units exceed"),
+    "exact": (
+        *squares_of(Network((256, 128, 1))), {}, "layers of 4, 256, 128 and 1 units exceed"
+    ),
+    "deep": (*squares_of(Network((8,) * 6)), {}, "a network has 6 layers, and kernels take 5"),
+    "outputs": (*squares_of(Network((8, 40))), {}, "a network has 40 outputs, and kernels take 32"),
     "decay": (weight_decay, initial(), {}, "the parameter critic/Dense_0/kernel is used out"),
     "shared": (shared, initial(), {}, "two networks of the loss share a parameter"),
     "doubled": (doubled, initial(), {}, "a network sees 64 inputs in a minibatch of 32 rows"),
@@ -314,7 +317,7 @@ REASONS = {
 }  # fmt: skip
 
 
-PLAIN = ("cnn", "gelu", "wide", "off")  # in the others, the networks are kernels
+PLAIN = ("cnn", "gelu", "wide", "exact", "off")  # in the others, the networks are kernels
 
 
 @pytest.mark.parametrize("name", REASONS)
@@ -348,9 +351,9 @@ def test_on_a_cpu_there_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_required_kernel_that_does_not_exist_is_an_error() -> None:
-    loss, params = squares_of(Network((256, 1)))
+    loss, params = squares_of(Network((256, 256, 1)))
     with pytest.raises(
-        purejaxpg.InputError, match="the gradient steps run in plain JAX, because 256 un"
+        purejaxpg.InputError, match="the gradient steps run in plain JAX, because layers of"
     ):
         small(loss, params, config=Config("require"))
 

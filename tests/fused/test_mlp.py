@@ -185,8 +185,8 @@ class Table(nn.Module):
 REASONS: dict[str, tuple[nn.Module, dict[str, str], str]] = {
     "cnn": (Picture(), {}, "the parameter Conv_0/kernel is used outside of a multilayer perceptro"),
     "gelu": (Network((8, 1), "gelu"), {"activation": "gelu"}, "an activation is gelu, and kernels"),
-    "wide": (Network((300, 1)), {}, "300 units in a layer exceed a multiprocessor's shared memory"),
-    "deep": (Network((8,) * 7), {}, "a network has 7 layers, and kernels take up to 6"),
+    "wide": (Network((300, 1)), {}, "layers of 4, 300 and 1 units exceed a multiprocessor's sh"),
+    "deep": (Network((8,) * 7), {}, "a network has 7 layers, and kernels take 6"),
     "half": (Half(), {}, "a parameter is not of type float32"),
     "table": (Table(), {}, "there is no multilayer perceptron that kernels know"),
     "off": (Network((8, 1)), {"fused": "off"}, "fused is 'off'"),
@@ -241,7 +241,7 @@ def test_only_exact_products_in_plain_jax_are_of_the_highest_precision(
 @pytest.mark.fast
 def test_required_values_that_have_no_kernel_are_an_error() -> None:
     with pytest.raises(
-        purejaxpg.InputError, match="but the values run in plain JAX, because 300 units in"
+        purejaxpg.InputError, match="but the values run in plain JAX, because layers of 4"
     ):
         reason(Network((300, 1)), jnp.zeros((16, SIZE)), Config("require"))
 
