@@ -7,7 +7,10 @@ single agent is hundreds of small programs that wait for each other and for memo
 built on multilayer perceptrons and the optimiser is Adam, all of it is one kernel instead. Nobody
 writes that kernel: `perceptrons` finds the networks in the loss's equations, `heads` derives the
 gradient of what follows them, and `steps` evaluates it between the networks' two passes. So a loss
-may change freely. What a kernel cannot do runs step by step, and `purejaxpg.fused.paths` says why.
+may change freely.
+
+What that kernel cannot do, such as another optimiser, runs step by step, with the networks in the
+kernels of `mlp` if possible, and in plain JAX otherwise. `purejaxpg.fused.paths` says why.
 """
 
 import dataclasses
@@ -23,18 +26,15 @@ import optax
 from jax import lax
 
 from purejaxpg.fused import heads, paths, perceptrons
+from purejaxpg.fused.apply import refusal, with_kernels
 
 Metrics = dict[str, jax.Array]
 Loss = Callable[[Any, Any], tuple[jax.Array, Metrics]]
 Stop = Callable[[Metrics], jax.Array]
 Result = tuple[Any, Any, Metrics]
 
+LOOP = "gradient steps"
 STOPPED = "policy/stopped"
-# What the kernel was compiled with for an H200 without running out of memory; see `check_sizes`.
-MAX_LAYERS = 4
-MAX_WIDTH = 128
-MAX_OUTPUTS = 32
-MIN_ROWS, MAX_ROWS = 16, 1024
 
 
 def fit(
@@ -67,15 +67,18 @@ def fit(
     Raises:
         InputError: the configuration requires a kernel, and there is none.
     """
-    reason = paths.refusal(config)
-    result = None
+    reason, networks = refusal(config), False
     if not reason:
         try:
             result = _in_kernel(loss, optimizer, params, opt_state, batch, order, config, stop)
+            paths.record(config, paths.Path(LOOP, True))
+            return result
         except paths.Unfusable as error:
             reason = str(error)
-    paths.record(config, paths.Path("gradient steps", not reason, reason))
-    return result or step_by_step(loss, optimizer, params, opt_state, batch, order, stop)
+            loss, networks = _with_kernels(loss, params, batch, order, config)
+    paths.record(config, paths.Path(LOOP, False, reason, networks))
+    with paths.products(config):
+        return step_by_step(loss, optimizer, params, opt_state, batch, order, stop)
 
 
 def step_by_step(
@@ -129,6 +132,7 @@ def _in_kernel(
     length, rows = order.shape
     fast = paths.is_fast(config)
     plan = steps.Plan(head, packing.offsets, packing.size, length, rows, fast)
+    steps.check(plan)
     columns, inputs, metrics = jax.vmap(
         lambda indices: head.before.run(jax.tree.map(lambda x: x[indices], batch))
     )(order)
@@ -144,6 +148,22 @@ def _in_kernel(
         taken -= metrics[STOPPED].sum().astype(taken.dtype)
     new = optax.ScaleByAdamState(adam.count + taken, packing.trim(mu), packing.trim(nu))
     return packing.unpack(params, flat), _replaced(opt_state, new), metrics
+
+
+def _with_kernels(
+    loss: Loss, params: Any, batch: Any, order: jax.Array, config: Any
+) -> tuple[Loss, bool]:
+    """Return a loss with its networks in kernels if that is possible, and whether it is."""
+    try:
+        return with_kernels(loss, params, _minibatch(batch, order), config), True
+    except paths.Unfusable:
+        return loss, False
+
+
+def _minibatch(batch: Any, order: jax.Array) -> Any:
+    """Return the shapes of a minibatch."""
+    rows = order.shape[1]
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), batch)
 
 
 # --- optimiser -----------------------------------------------------------------------------------
@@ -178,71 +198,17 @@ def _replaced(opt_state: Any, adam: optax.ScaleByAdamState) -> Any:
 def _head(
     loss: Loss, stop: Stop | None, params: Any, batch: Any, order: jax.Array, config: Any
 ) -> heads.Head:
-    """Return the loss as networks and a head, both of them such as the kernel can compute."""
-    rows = order.shape[1]
-    if rows & (rows - 1) or not MIN_ROWS <= rows <= MAX_ROWS:
-        allowed = f"no power of two from {MIN_ROWS} to {MAX_ROWS}"
-        raise paths.Unfusable(f"the rows of a minibatch are {rows}, {allowed}")
+    """Return the loss as networks and a head."""
     if any(x.dtype != jnp.float32 for x in jax.tree.leaves(params)):
         raise paths.Unfusable("a parameter is not of type float32")
-    minibatch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), batch)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
     try:
-        head = heads.make(loss, stop, shapes, minibatch)
+        head = heads.make(loss, stop, shapes, _minibatch(batch, order))
     except heads.OutsideError as error:
-        raise paths.Unfusable(_outside(params, error.leaf, config)) from None
-    for network in head.networks:
-        check_sizes(network, rows)
-    for variable in [*head.before.columns, *head.constants]:
-        check_numbers(variable.aval, rows)
+        raise paths.Unfusable(heads.outside_reason(params, error.leaf, config)) from None
     if any(v.aval.shape for v in head.metrics.values()):
         raise paths.Unfusable("a metric of the loss is not a scalar")
     return head
-
-
-def _outside(params: Any, leaf: int, config: Any) -> str:
-    """Return why a parameter is used outside of a multilayer perceptron."""
-    activation = getattr(config, "activation", "tanh")
-    if activation not in perceptrons.KNOWN:
-        return f"an activation is {activation}, and kernels know tanh and relu"
-    path = jax.tree_util.tree_flatten_with_path(params)[0][leaf][0]
-    keys = [
-        str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path
-    ]
-    name = "/".join(key for key in keys if key != "params")
-    return f"the loss uses the parameter {name} outside of a multilayer perceptron"
-
-
-def check_sizes(network: perceptrons.Perceptron, rows: int) -> None:
-    """Raise Unfusable if a network exceeds the memory of a multiprocessor."""
-    if network.inputs.aval.shape[0] != rows:
-        inputs = f"{network.inputs.aval.shape[0]} inputs"
-        raise paths.Unfusable(f"a network sees {inputs} in a minibatch of {rows} rows")
-    if len(network.layers) > MAX_LAYERS:
-        count = len(network.layers)
-        raise paths.Unfusable(f"a network has {count} layers, and kernels take up to {MAX_LAYERS}")
-    *hidden, last = network.layers
-    if last.outputs > MAX_OUTPUTS:
-        outputs = f"a network has {last.outputs} outputs"
-        raise paths.Unfusable(f"{outputs}, and kernels take up to {MAX_OUTPUTS}")
-    for units in [network.layers[0].inputs, *(layer.outputs for layer in hidden)]:
-        if units > MAX_WIDTH:
-            exceed = "exceed a multiprocessor's shared memory"
-            raise paths.Unfusable(f"{units} units in a layer {exceed}")
-
-
-def check_numbers(aval: Any, rows: int) -> None:
-    """Raise Unfusable if the kernel cannot read an array of this shape and type."""
-    if aval.shape.count(rows) > 1:
-        raise paths.Unfusable(
-            f"the loss reads an array {list(aval.shape)}, and the rows are {rows}"
-        )
-    numbers = aval.size // (rows if rows in aval.shape else 1)
-    if numbers > heads.MAX_NUMBERS:
-        limit = f"kernels take up to {heads.MAX_NUMBERS} numbers"
-        raise paths.Unfusable(f"the loss reads an array {list(aval.shape)}, and {limit}")
-    if not any(jnp.issubdtype(aval.dtype, kind) for kind in (jnp.number, jnp.bool_)):
-        raise paths.Unfusable(f"the loss reads numbers of type {aval.dtype}")
 
 
 # --- flat vectors --------------------------------------------------------------------------------

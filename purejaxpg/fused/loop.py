@@ -70,7 +70,8 @@ def scan(
         paths.record(config, Path(LOOP, False, refusal))
         return lax.scan(step, carry, xs)
     carry = jax.tree.map(jnp.asarray, carry)
-    split, trees = sorted_body(step, carry, xs)
+    with paths.products(config):
+        split, trees = sorted_body(step, carry, xs)
     leaves, xs_leaves = jax.tree.leaves(carry), jax.tree.leaves(xs)
     try:
         if refusal:

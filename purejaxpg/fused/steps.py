@@ -18,6 +18,7 @@ outputs are divided by their largest magnitude first, and gradients of weights m
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -32,6 +33,13 @@ from purejaxpg.fused import heads, jaxprs, lanes, paths, perceptrons, triton
 
 MULTIPROCESSORS = 132  # of an H100 or H200: with fewer agents, each has one of its own
 BLOCK = 1024  # numbers of the flat vectors that clipping and Adam see at once
+
+MIN_ROWS, MAX_ROWS = 16, 1024  # of a minibatch: products want sixteen, and a loss needs registers
+MAX_LAYERS = 5
+MAX_WIDTH = 512
+MAX_OUTPUTS = 32
+# Bytes for weights. A multiprocessor of an H100 has 227 KiB, the rest is for activations.
+SHARED_MEMORY = 184 * 1024
 
 Indexed = tuple[jax.Array, jax.Array | None]  # places in memory, and which of them exist
 
@@ -105,6 +113,48 @@ class Inputs:
     integers: jax.Array  # zero, constants
     corrections: jax.Array  # [2 S] 1 / (1 - b1^t), 1 / (1 - b2^t)
     state: list[jax.Array]  # parameters and moments [P]
+
+
+def check(plan: Plan) -> None:
+    """Raise Unfusable if the kernel cannot take these steps."""
+    rows = plan.rows
+    if rows & (rows - 1) or not MIN_ROWS <= rows <= MAX_ROWS:
+        allowed = f"no power of two from {MIN_ROWS} to {MAX_ROWS}"
+        raise paths.Unfusable(f"the rows of a minibatch are {rows}, {allowed}")
+    for network in plan.head.networks:
+        _check_network(network, plan)
+    for variable in [*plan.head.before.columns, *plan.head.constants]:
+        _check_numbers(variable.aval, rows)
+
+
+def _check_network(network: perceptrons.Perceptron, plan: Plan) -> None:
+    if network.inputs.aval.shape[0] != plan.rows:
+        inputs = f"{network.inputs.aval.shape[0]} inputs"
+        raise paths.Unfusable(f"a network sees {inputs} in a minibatch of {plan.rows} rows")
+    if len(network.layers) > MAX_LAYERS:
+        count = len(network.layers)
+        raise paths.Unfusable(f"a network has {count} layers, and kernels take {MAX_LAYERS}")
+    outputs = network.layers[-1].outputs
+    if outputs > MAX_OUTPUTS:
+        raise paths.Unfusable(f"a network has {outputs} outputs, and kernels take {MAX_OUTPUTS}")
+    # The backward pass has a second copy of each weight but the first, turned around.
+    first, *others = [math.prod(place.shape) for place in plan.places(network)]
+    units = [network.layers[0].inputs, *(layer.outputs for layer in network.layers)]
+    size = (first + 2 * sum(others)) * (2 if plan.fast else 4)
+    if size > SHARED_MEMORY or max(units) > MAX_WIDTH:
+        layers = f"layers of {', '.join(map(str, units[:-1]))} and {units[-1]} units"
+        raise paths.Unfusable(f"{layers} exceed a multiprocessor's shared memory")
+
+
+def _check_numbers(aval: Any, rows: int) -> None:
+    array = f"the loss reads an array {list(aval.shape)}"
+    if aval.shape.count(rows) > 1:
+        raise paths.Unfusable(f"{array}, and the rows of a minibatch are {rows}")
+    numbers = aval.size // (rows if rows in aval.shape else 1)
+    if numbers > heads.MAX_NUMBERS:
+        raise paths.Unfusable(f"{array}, and kernels take {heads.MAX_NUMBERS} numbers of a row")
+    if not any(jnp.issubdtype(aval.dtype, kind) for kind in (jnp.number, jnp.bool_)):
+        raise paths.Unfusable(f"{array} of type {aval.dtype}")
 
 
 FLOATS = 5  # before the constants
