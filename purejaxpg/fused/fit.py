@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from purejaxpg.fused import heads, paths, perceptrons
+from purejaxpg.fused import heads, paths
 from purejaxpg.fused.apply import refusal, with_kernels
 
 Metrics = dict[str, jax.Array]
