@@ -21,6 +21,7 @@ outputs is divided by its largest magnitude first, and what comes of it is multi
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,7 +54,7 @@ def check(sizes: Sequence[int], fast: bool) -> None:
         raise paths.Unfusable(f"a network has {count} layers, and kernels take {MAX_LAYERS}")
     # The way back has a second copy of each weight but the first, turned around.
     padded = [triton.padded(size) for size in sizes]
-    first, *others = [d * h for d, h in zip(padded, padded[1:], strict=False)]
+    first, *others = [d * h for d, h in itertools.pairwise(padded)]
     if (first + 2 * sum(others)) * (2 if fast else 4) > SHARED_MEMORY or max(sizes) > MAX_WIDTH:
         layers = f"layers of {', '.join(map(str, sizes[:-1]))} and {sizes[-1]} units"
         raise paths.Unfusable(f"{layers} exceed a multiprocessor's shared memory")
@@ -118,7 +119,7 @@ class _Plan:
     @property
     def shapes(self) -> list[tuple[int, int]]:
         """Return the shape of each weight."""
-        return list(zip(self.sizes, self.sizes[1:], strict=False))
+        return list(itertools.pairwise(self.sizes))
 
     def operand(self, x: jax.Array) -> jax.Array:
         """Return an array as it enters products."""
