@@ -171,6 +171,8 @@ def launch(plan: Plan, agents: int) -> Launch:
         warps, chunk = 4, 16  # a product of float32 is many instructions for each row
     elif widest > 64:
         warps, chunk = 8, 32
+    elif max(len(network.layers) for network in plan.head.networks) > 3:
+        warps, chunk = 4, 32
     elif agents <= MULTIPROCESSORS:
         warps, chunk = 8, 128
     else:
