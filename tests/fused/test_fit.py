@@ -343,7 +343,9 @@ def test_on_a_cpu_there_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_required_kernel_that_does_not_exist_is_an_error() -> None:
     loss, params = squares_of(Network((256, 1)))
-    with pytest.raises(purejaxpg.InputError, match="the gradient steps run in plain JAX, because 256 un"):
+    with pytest.raises(
+        purejaxpg.InputError, match="the gradient steps run in plain JAX, because 256 un"
+    ):
         small(loss, params, config=Config("require"))
 
 
