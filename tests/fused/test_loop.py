@@ -15,6 +15,8 @@ from purejaxpg.agents import ppo
 from purejaxpg.fused import paths
 
 STEPS = 5
+# Interpreted kernels are long programs that run once.
+QUICKLY = {"xla_backend_optimization_level": 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,16 +30,20 @@ def _on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "on_gpu", lambda: True)
 
 
+def computed(function: Any, *args: Any) -> Any:
+    return jax.jit(function).lower(*args).compile(compiler_options=QUICKLY)(*args)
+
+
 def scanned(step: Any, carry: Any, xs: Any, **fields: Any) -> tuple[Any, list[paths.Path]]:
     with paths.recorded() as recorded:
-        return jax.jit(lambda c, x: fused.scan(step, c, x, Config(**fields)))(carry, xs), recorded
+        return computed(lambda c, x: fused.scan(step, c, x, Config(**fields)), carry, xs), recorded
 
 
 def compare(step: Any, carry: Any, xs: Any, kernel: bool = True) -> str:
     """Compare a loop with `lax.scan`, and return why there was no kernel."""
     results, (path,) = scanned(step, carry, xs)
     assert path.kernel == kernel, path.reason
-    expected = jax.jit(lambda c, x: lax.scan(step, c, x))(carry, xs)
+    expected = computed(lambda c, x: lax.scan(step, c, x), carry, xs)
     assert jax.tree.structure(results) == jax.tree.structure(expected)
     for got, wanted in zip(jax.tree.leaves(results), jax.tree.leaves(expected), strict=True):
         assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype)
@@ -204,7 +210,7 @@ def test_what_has_no_kernel_runs_all_the_same_and_says_why(reason: str) -> None:
     step, carry = REFUSED[reason]
     results, (path,) = scanned(step, carry, noise(STEPS, 4))
     assert (path.kernel, path.reason) == (False, reason)
-    expected = jax.jit(lambda c, x: lax.scan(step, c, x))(carry, noise(STEPS, 4))
+    expected = computed(lambda c, x: lax.scan(step, c, x), carry, noise(STEPS, 4))
     for got, wanted in zip(jax.tree.leaves(results), jax.tree.leaves(expected), strict=True):
         if jnp.issubdtype(got.dtype, jax.dtypes.prng_key):
             got, wanted = random.key_data(got), random.key_data(wanted)
@@ -234,15 +240,16 @@ def test_no_steps_at_all() -> None:
 # --- agents --------------------------------------------------------------------------------------
 
 AGENTS = ["reinforce", "a2c", "npg", "trpo", "ppo", "ddpg", "sac"]
-SMALL = {"num_envs": 3, "num_steps": 4, "hidden": (16,), "precision": "float32"}
+SMALL = {"num_envs": 3, "num_steps": 4, "hidden": (16,), "precision": "float32", "replay_capacity": 64}
 
 
-def acting_agent(name: str, **fields: Any) -> tuple[Any, Any, Any]:
+def acting_agent(name: str, **fields: Any) -> tuple[Any, Any]:
     """Return an agent's function (key, state) that acts, and two of its states."""
     module = importlib.import_module(f"purejaxpg.agents.{name}")
     known = {field.name for field in dataclasses.fields(module.Config)}
     config = module.Config(**{k: v for k, v in {**SMALL, **fields}.items() if k in known})
-    states = jax.vmap(lambda key: module.init(key, config))(random.split(random.key(0), 2))
+    start = jax.vmap(lambda key: module.init(key, config))
+    states = computed(start, random.split(random.key(0), 2))
 
     def act(key: jax.Array, state: Any) -> Any:
         if hasattr(module, "rollout"):
@@ -256,10 +263,10 @@ def assert_same_in_kernel(monkeypatch: Any, act: Any, states: Any) -> None:
     """Compare rollouts of two agents with different parameters, side by side."""
     keys = random.split(random.key(1), 2)
     monkeypatch.setattr(backend, "on_gpu", lambda: False)
-    expected = jax.jit(jax.vmap(act))(keys, states)
+    expected = computed(jax.vmap(act), keys, states)
     monkeypatch.setattr(backend, "on_gpu", lambda: True)
     with paths.recorded() as recorded:
-        results = jax.jit(jax.vmap(lambda *args: act(*args)))(keys, states)
+        results = computed(jax.vmap(act), keys, states)
     assert [path.reason for path in recorded] == [""]
     assert jax.tree.structure(results) == jax.tree.structure(expected)
     for got, wanted in zip(jax.tree.leaves(results), jax.tree.leaves(expected), strict=True):
@@ -270,13 +277,11 @@ def assert_same_in_kernel(monkeypatch: Any, act: Any, states: Any) -> None:
 
 @pytest.mark.parametrize("name", AGENTS)
 def test_rollouts_of_all_agents(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    act, states = acting_agent(name, env="Pendulum-v1")
+    act, states = acting_agent(name, env="MountainCarContinuous-v0")
     assert_same_in_kernel(monkeypatch, act, states)
 
 
-@pytest.mark.parametrize(
-    "env", ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0"]
-)
+@pytest.mark.parametrize("env", ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "Pendulum-v1"])
 def test_rollouts_of_classic_control(env: str, monkeypatch: pytest.MonkeyPatch) -> None:
     act, states = acting_agent("ppo", env=env)
     assert_same_in_kernel(monkeypatch, act, states)
@@ -285,8 +290,8 @@ def test_rollouts_of_classic_control(env: str, monkeypatch: pytest.MonkeyPatch) 
 def test_without_a_kernel_a_rollout_has_the_bits_of_scan(monkeypatch: pytest.MonkeyPatch) -> None:
     act, states = acting_agent("ppo", env="CartPole-v1", fused="off")
     keys = random.split(random.key(1), 2)
-    sorted_ = jax.jit(jax.vmap(act))(keys, states)
+    sorted_ = computed(jax.vmap(act), keys, states)
     monkeypatch.setattr(ppo.fused, "scan", lambda step, c, x, _: lax.scan(step, c, x))
-    plain = jax.jit(jax.vmap(lambda *args: act(*args)))(keys, states)
+    plain = computed(jax.vmap(act), keys, states)
     for got, wanted in zip(jax.tree.leaves(sorted_), jax.tree.leaves(plain), strict=True):
         np.testing.assert_array_equal(got, wanted)
