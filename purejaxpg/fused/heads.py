@@ -128,13 +128,14 @@ def _free(
     results: Sequence[Any],
 ) -> list[int]:
     """Return which parameters the head reads; none may be a layer's, or large."""
-    layers = {i for n in networks for i in n.parameters}
-    read = jaxprs.used(equations, results)
-    free = [i for i, v in enumerate(parameters) if v in read]
-    for i in free:
+    layers = {i for network in networks for i in network.parameters}
+    places = {v: i for i, v in enumerate(parameters)}
+    read = [v for equation in equations for v in equation.invars if not jaxprs.is_literal(v)]
+    free = dict.fromkeys(places[v] for v in [*read, *jaxprs.used([], results)] if v in places)
+    for i in free:  # in the order of the equations, so that the first one is named
         if i in layers or parameters[i].aval.size > MAX_NUMBERS:
             raise OutsideError(i)
-    return free
+    return list(free)
 
 
 class OutsideError(paths.Unfusable):
@@ -156,12 +157,10 @@ def _split(
     reached = jaxprs.depending(program.equations, moving)
     inside = [name for name, v in metrics.items() if not jaxprs.is_literal(v) and v in reached]
     wanted = [*of_outputs, *of_free, *stop, *(metrics[name] for name in inside)]
-    on_rows = jaxprs.depending(program.equations, rows) - reached
-    late = [e for e in program.equations if not on_rows.intersection(e.outvars)]
+    columns = _columns(program, jaxprs.depending(program.equations, rows) - reached, wanted)
+    late = [e for e in program.equations if not set(columns).intersection(e.outvars)]
     equations = jaxprs.needed_for(late, wanted)
     read = jaxprs.used(equations, wanted)
-    order = [*rows, *(v for e in program.equations for v in e.outvars)]
-    columns = [v for v in order if v in read and v in on_rows]
     outside = {name: v for name, v in metrics.items() if name not in inside}
     early = [e for e in program.equations if not reached.intersection(e.outvars)]
     early = jaxprs.needed_for(early, [*columns, *inputs, *outside.values()])
@@ -179,6 +178,46 @@ def _split(
         metrics=metrics,
         inside=inside,
     )
+
+
+# What costs the kernel less to compute than to load: arithmetic, comparisons, other shapes.
+CHEAP = {
+    *("add", "sub", "mul", "neg", "abs", "max", "min", "clamp", "square", "select_n"),
+    *("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "xor", "convert_element_type"),
+    *("broadcast_in_dim", "reshape", "squeeze", "expand_dims", "iota", "stop_gradient", "copy"),
+}
+
+
+def _columns(program: jaxprs.Program, on_rows: set[Any], wanted: Sequence[Any]) -> list[Any]:
+    """Return the variables at which the kernel begins.
+
+    They are what it reads of all that can be computed before, except that a variable gives way to
+    what it is made of, if that is not more numbers: to an action rather than its one-hot code.
+
+    Args:
+        program: the gradient's.
+        on_rows: its variables that depend on the minibatch alone.
+        wanted: what the kernel computes.
+    """
+    makers = {v: e for e in program.equations for v in e.outvars}
+    late = [e for e in program.equations if not on_rows.intersection(e.outvars)]
+    read = jaxprs.used(jaxprs.needed_for(late, wanted), wanted)
+    order = [v for v in [*program.invars, *makers] if v in on_rows]
+    kept = {v for v in order if v in read}
+    for variable in [v for v in reversed(order) if v in kept]:
+        others = kept - {variable}
+        sources = _sources(variable, makers, on_rows, others)
+        if sum(v.aval.size for v in sources) <= variable.aval.size:
+            kept = others | sources
+    return [v for v in order if v in kept]
+
+
+def _sources(variable: Any, makers: Any, on_rows: set[Any], known: set[Any]) -> set[Any]:
+    """Return what a variable is made of by cheap equations, without what is known."""
+    if variable not in makers or makers[variable].primitive.name not in CHEAP:
+        return {variable}
+    operands = jaxprs.used([makers[variable]]) & on_rows - known
+    return set().union(*(_sources(v, makers, on_rows, known) for v in operands))
 
 
 def _shapes(variables: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:

@@ -31,6 +31,8 @@ class Lanes:
     axis: int
 
 
+# What changes no number; `shard_map` adds the last three.
+SAME = ("copy", "copy_p", "stop_gradient", "reshard", "pvary", "sharding_constraint")
 # What Triton compiles as it is, number by number.
 ELEMENTWISE = {
     *("add", "sub", "mul", "div", "rem", "max", "min", "pow", "integer_pow", "atan2", "add_any"),
@@ -38,7 +40,7 @@ ELEMENTWISE = {
     *("sin", "cos", "tan", "exp", "exp2", "log", "log1p", "expm1", "tanh", "logistic", "sqrt"),
     *("rsqrt", "abs", "sign", "floor", "ceil", "neg", "square", "is_finite", "clamp", "erf_inv"),
     *("shift_left", "shift_right_logical", "shift_right_arithmetic"),
-    *("convert_element_type", "copy", "copy_p", "stop_gradient"),
+    *("convert_element_type", *SAME),
 }
 
 
@@ -215,7 +217,7 @@ class Evaluator:
     def compute(self, equation: Any, operands: list[jax.Array]) -> jax.Array:
         """Apply an operation to vectors of one shape, or to scalars."""
         name = equation.primitive.name
-        if name in ("copy", "copy_p", "stop_gradient"):
+        if name in SAME:
             return operands[0]
         if name == "convert_element_type":
             return operands[0].astype(equation.params["new_dtype"])

@@ -3,7 +3,7 @@
 How it works. Parameters, Adam's moments and the gradient are flat vectors [P] in memory. A gradient
 step has four parts, with a barrier after each of them:
 
-1. Forward: each network maps the minibatch to its outputs, `CHUNK` rows at a time, so that the
+1. Forward: each network maps the minibatch to its outputs, a chunk of rows at a time, so that the
    activations of a chunk fit the registers. The outputs go to memory.
 2. Loss: the head's equations are evaluated on lanes, a vector of R rows for each number that a
    network puts out. The gradients of the outputs take the place of the outputs in memory.
@@ -16,6 +16,7 @@ outputs are divided by their largest magnitude first, and gradients of weights m
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -29,8 +30,7 @@ from jax.experimental.pallas import triton as plgpu
 
 from purejaxpg.fused import heads, jaxprs, lanes, paths, perceptrons, triton
 
-CHUNK = 64  # rows that the networks see at once
-WARPS = 4  # with 255 registers a thread, two blocks share a multiprocessor
+MULTIPROCESSORS = 132  # of an H100 or H200: with fewer agents, each has one of its own
 BLOCK = 1024  # numbers of the flat vectors that clipping and Adam see at once
 
 Indexed = tuple[jax.Array, jax.Array | None]  # places in memory, and which of them exist
@@ -99,7 +99,7 @@ class Plan:
 class Inputs:
     """Arrays that the kernel reads, all of them flat."""
 
-    networks: list[jax.Array]  # of each network [S R D]
+    networks: list[jax.Array]  # of each network [S R D], float16 if `fast`
     columns: list[jax.Array]  # of each column [S k R], or [S k] if it has no rows
     floats: jax.Array  # learning rate, bound of the norm, 1 - b1, 1 - b2, ε, constants
     integers: jax.Array  # zero, constants
@@ -136,7 +136,7 @@ def arrays(
     times = count + 1 + jnp.arange(plan.steps)
     corrections = [1.0 / (1.0 - decay**times) for decay in (b1, b2)]
     return Inputs(
-        networks=[x.reshape(-1) for x in inputs],
+        networks=[_clipped(x.reshape(-1), plan.fast) for x in inputs],
         columns=[
             _flat_column(x, v.aval, plan.rows)
             for x, v in zip(columns, plan.head.before.columns, strict=True)
@@ -155,8 +155,33 @@ def _flat_column(x: jax.Array, aval: Any, rows: int) -> jax.Array:
     return x.reshape(-1).astype(jnp.float32 if carrier(aval) == "f" else jnp.int32)
 
 
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """How many threads a block has, in warps of 32, and how many rows its networks see at once."""
+
+    warps: int
+    chunk: int
+
+
+def launch(plan: Plan, agents: int) -> Launch:
+    """Return the launch that was fastest on an H200, or that spills few registers."""
+    layers = [layer for network in plan.head.networks for layer in network.layers]
+    widest = max(max(triton.padded(x.inputs), triton.padded(x.outputs)) for x in layers)
+    if not plan.fast:
+        warps, chunk = 4, 16  # a product of float32 is many instructions for each row
+    elif widest > 64:
+        warps, chunk = 8, 32
+    elif max(len(network.layers) for network in plan.head.networks) > 3:
+        warps, chunk = 4, 32
+    elif agents <= MULTIPROCESSORS:
+        warps, chunk = 8, 128
+    else:
+        warps, chunk = 4, 64  # with 255 registers a thread, two blocks share a multiprocessor
+    return Launch(warps, min(chunk, plan.rows))
+
+
 def run(plan: Plan, inputs: Inputs) -> tuple[list[jax.Array], jax.Array]:
-    """Take all gradient steps.
+    """Take all gradient steps of one agent, or under `jax.vmap` of each agent.
 
     Returns:
         Parameters and moments [P], and metrics [S, M]: those of `plan.head.inside` in their order,
@@ -166,40 +191,54 @@ def run(plan: Plan, inputs: Inputs) -> tuple[list[jax.Array], jax.Array]:
         *inputs.networks, *inputs.columns, inputs.floats, inputs.integers, inputs.corrections,
         *inputs.state,
     ]  # fmt: skip
+
+    @jax.custom_batching.custom_vmap
+    def call(*leaves: jax.Array) -> list[jax.Array]:
+        return _call(plan, launch(plan, 1), *leaves)
+
+    @call.def_vmap
+    def call_all(agents: int, batched: list[bool], *leaves: jax.Array) -> Any:
+        each = functools.partial(_call, plan, launch(plan, agents))
+        axes = [0 if is_batched else None for is_batched in batched]
+        results = jax.vmap(each, in_axes=axes, axis_size=agents)(*leaves)
+        return results, [True] * len(results)
+
+    *state, metrics = call(*leaves)
+    return state, metrics.reshape(plan.steps, -1)
+
+
+def _call(plan: Plan, how: Launch, *leaves: jax.Array) -> list[jax.Array]:
+    """Call the kernel -> parameters and moments [P], metrics [S M]."""
     metrics = len(plan.head.inside) + 1
     sizes = [plan.size] * 3 + [plan.steps * metrics, plan.size]
     sizes += [plan.rows * network.layers[-1].outputs for network in plan.head.networks]
 
     def kernel(*refs: Any) -> None:
-        _Block(plan, refs[: len(leaves)], refs[len(leaves) :]).run()
+        _Block(plan, how, refs[: len(leaves)], refs[len(leaves) :]).run()
 
     results = pallas.pallas_call(
         kernel,
         out_shape=[jax.ShapeDtypeStruct((size,), jnp.float32) for size in sizes],
         input_output_aliases={len(leaves) - 3 + k: k for k in range(3)},
         interpret=paths.interpreted(),
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=1),
+        compiler_params=plgpu.CompilerParams(num_warps=how.warps, num_stages=1),
     )(*leaves)
-    return list(results[:3]), results[3].reshape(plan.steps, metrics)
+    return list(results[:4])  # the others are memory to work in
 
 
 class _Block:
     """The program of one block of threads, as it is written down."""
 
-    def __init__(self, plan: Plan, inputs: Any, outputs: Any) -> None:
-        self.plan, self.head = plan, plan.head
-        networks = len(plan.head.networks)
+    def __init__(self, plan: Plan, how: Launch, inputs: Any, outputs: Any) -> None:
+        self.plan, self.head, self.chunk = plan, plan.head, how.chunk
+        networks, columns = len(plan.head.networks), len(plan.head.before.columns)
         self.inputs, inputs = inputs[:networks], inputs[networks:]
-        self.columns, inputs = (
-            inputs[: len(plan.head.before.columns)],
-            inputs[len(plan.head.before.columns) :],
-        )
+        self.columns, inputs = inputs[:columns], inputs[columns:]
         self.floats, self.integers, self.corrections = inputs[:3]
         self.state = outputs[:3]
         self.parameters = outputs[0]
         self.metrics, self.gradient = outputs[3:5]
         self.outputs = outputs[5:]
-        self.chunk = min(CHUNK, plan.rows)
         self.rows = triton.iota((plan.rows,), 0)
         self.zeros: Iterator[Any] = itertools.repeat(0)
 
@@ -345,7 +384,7 @@ class _Block:
         row = s * self.plan.rows + c * self.chunk + zero + i
         mask = None if place.inputs == shape[1] else j < place.inputs
         x = triton.load(self.inputs[k], (row * place.inputs + j,), mask)
-        return self.operand(jnp.where(j == place.inputs, 1.0, x) if place.folded else x)
+        return jnp.where(j == place.inputs, jnp.ones((), x.dtype), x) if place.folded else x
 
     def output_index(self, k: int, c: Any, zero: Any) -> Indexed:
         """Return where a chunk's outputs are."""
@@ -513,6 +552,11 @@ def carrier(aval: Any) -> str:
     if aval.dtype.itemsize > 4:
         raise paths.Unfusable(f"the loss reads numbers of type {aval.dtype}")
     return "f" if jnp.issubdtype(aval.dtype, jnp.floating) else "i"
+
+
+def _clipped(x: jax.Array, fast: bool) -> jax.Array:
+    """Return an input as it enters products; what exceeds a float16 becomes the largest one."""
+    return jnp.clip(x, -65504.0, 65504.0).astype(jnp.float16) if fast else x
 
 
 def rows_axis(aval: Any, rows: int) -> int | None:

@@ -16,10 +16,11 @@ from jax import random
 
 import purejaxpg
 from purejaxpg import backend, optimizers
-from purejaxpg.fused import fit, paths
+from purejaxpg.fused import paths
+from purejaxpg.fused.fit import STOPPED, fit, step_by_step
 from purejaxpg.kernels import distributions, losses
 
-ROWS, SAMPLES, STEPS = 16, 64, 5
+ROWS, SAMPLES, STEPS = 32, 64, 5  # two chunks of rows in the kernel
 SIZE = 4  # of an observation
 
 
@@ -144,8 +145,8 @@ def both(
 ) -> tuple[Any, Any]:
     optimizer = optimizers.clipped_adam(learning_rate, max_grad_norm)
     given = params, optimizer.init(params), batch(), order()
-    fused = fit.fit(loss, optimizer, *given, config, stop)
-    return fused, fit.step_by_step(loss, optimizer, *given, stop)
+    fused = fit(loss, optimizer, *given, config, stop)
+    return fused, step_by_step(loss, optimizer, *given, stop)
 
 
 def compared(function: Callable[..., Any], *args: Any, tolerance: float = 1e-6) -> Any:
@@ -187,8 +188,8 @@ def test_networks_of_other_shapes(sizes: Any, activation: str, size: int) -> Non
     def run(params: Any) -> Any:
         optimizer = optimizers.clipped_adam(1e-2, jnp.inf)
         given = params, optimizer.init(params), data, order()
-        fused = fit.fit(loss, optimizer, *given, Config())
-        return fused, fit.step_by_step(loss, optimizer, *given)
+        fused = fit(loss, optimizer, *given, Config())
+        return fused, step_by_step(loss, optimizer, *given)
 
     compared(run, network.init(random.key(1), data["x"]), tolerance=3e-6)
 
@@ -203,7 +204,7 @@ def test_each_agent_has_its_rate_and_its_bound_and_stops_by_itself() -> None:
     rates, bounds = jnp.array([0.01, 0.003]), jnp.array([0.3, jnp.inf])
     limits = jnp.array([0.03, jnp.inf])
     _, opt_state, metrics = compared(jax.vmap(run), rates, bounds, limits, jnp.array([0.1, 0.3]))
-    stopped = metrics[fit.STOPPED]
+    stopped = metrics[STOPPED]
     assert 0.0 < stopped[0].sum() < STEPS
     assert not stopped[1].any()
     assert jax.tree.leaves(opt_state)[0].tolist() == [STEPS - stopped[0].sum(), STEPS]
@@ -254,7 +255,7 @@ def small(loss: Any, params: Any, **changes: Any) -> str:
     data = {**batch(), **changes}
     given = params, jax.eval_shape(optimizer.init, params), data, order(rows, 2)
     with paths.recorded() as recorded:
-        jax.eval_shape(lambda *given: fit.fit(loss, optimizer, *given, config), *given)
+        jax.eval_shape(lambda *given: fit(loss, optimizer, *given, config), *given)
     ((loop, kernel, reason),) = map(dataclasses.astuple, recorded)
     assert (loop, kernel) == ("gradient steps", False)
     return reason
@@ -305,7 +306,7 @@ REASONS = {
     "outputs": (*squares_of(Network((8, 40))), {}, "a network has 40 outputs, and kernels take"),
     "decay": (weight_decay, initial(), {}, "the parameter critic/Dense_0/kernel outside of a"),
     "shared": (shared, initial(), {}, "two networks of the loss share a parameter"),
-    "doubled": (doubled, initial(), {}, "a network sees 32 inputs in a minibatch of 16 rows"),
+    "doubled": (doubled, initial(), {}, "a network sees 64 inputs in a minibatch of 32 rows"),
     "rows": (value_loss, initial(), {"rows": 24}, "the rows of a minibatch are 24, no power of"),
     "sort": (sorted_outputs, initial(), {}, "kernels cannot compute 'sort' here"),
     "sgd": (value_loss, initial(), {"optimizer": optax.sgd(0.1)}, "the optimiser is not `opti"),
