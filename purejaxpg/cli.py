@@ -209,7 +209,7 @@ def add_bench_command(add: Any) -> None:
     option("--accelerator", action="store_true", help="cases for an accelerator (10 minutes)")
     option("--flags", nargs="+", default=[], metavar="xla_X=V", help="also measure with each")
     option("--quick", action="store_true", help="small cases, as a test")
-    option("--minutes", type=float, metavar="M", help="start no case after M minutes")
+    option("--minutes", type=float, metavar="M", help="stop after M minutes")
     option("--devices", type=int, metavar="N", help="use N devices (all)")
     option("--out", type=Path, metavar="DIR", default=Path("results/bench"), help="(results/bench)")
     option("--quiet", action="store_true", help="print results only")

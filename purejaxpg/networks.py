@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from purejaxpg import backend
+from purejaxpg import backend, fused
 from purejaxpg import config as configs
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -181,6 +181,7 @@ def values(
     next_obs: jax.Array,
     terminated: jax.Array,
     done: jax.Array,
+    config: Any,
     pieces: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
     """Return the values of a rollout's observations and of the next ones.
@@ -188,7 +189,8 @@ def values(
     Inside an episode the next observation is the next step's, and so is its value. The critic looks
     at `next_obs` only at steps in which a time limit or the rollout's end cut an episode off, one
     such step of each environment at a time. On a GPU the host would have to ask after each of them
-    whether there is another. So there, the critic looks at all of `next_obs`.
+    whether there is another. So there, the critic looks at all of `next_obs`, together with `obs`
+    and in one kernel if it is a multilayer perceptron.
 
     Args:
         critic: maps observations [..., D] to values [...].
@@ -197,7 +199,8 @@ def values(
         next_obs: [T, N, D] observation after step t, before any reset.
         terminated: [T, N] bool, the task itself ended with step t.
         done: [T, N] bool, the episode ended with step t for any reason.
-        pieces: as for `in_pieces`.
+        config: an agent's configuration, as for `fused.apply`.
+        pieces: as for `in_pieces`. A kernel takes all at once, since it keeps no activations.
 
     Returns:
         V(s_t) [T, N] and V(s'_t) [T, N], which cannot be differentiated. The latter means nothing
@@ -206,10 +209,15 @@ def values(
     chex.assert_equal_shape([obs, next_obs])
     chex.assert_shape([terminated, done], obs.shape[:2])
     look_at = functools.partial(critic.apply, params)
+    if backend.on_gpu():
+        both = jnp.concatenate([obs, next_obs])
+        value = fused.apply(
+            critic.apply, params, both, config, lambda *_: in_pieces(look_at, both, 2 * pieces)
+        )
+        chex.assert_shape(value, (2 * len(done), *done.shape[1:]))
+        return value[: len(done)], value[len(done) :]
     value = in_pieces(look_at, obs, pieces)
     chex.assert_equal_shape([value, done])  # a critic that returns [T, N, 1] would broadcast
-    if backend.on_gpu():
-        return value, in_pieces(look_at, next_obs, pieces)
     cut = done.at[-1].set(True) & ~terminated
     return value, _next_values(look_at, value, next_obs, cut)
 

@@ -545,6 +545,26 @@ def test_a_case_is_measured_once(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.fast
+def test_a_case_that_the_deadline_ends_has_not_failed(tmp_path: pathlib.Path) -> None:
+    bench = run.Bench(tmp_path, {})
+    bench.data["roof"] = {"device_kind": "cpu"}
+    said: list[str] = []
+
+    class Stand:
+        def ask(self, task: Any, cache: str, flag: str, limit_s: float) -> dict[str, Any]:
+            if task["case"]["num_agents"] == 1:
+                return {"error": "no"}
+            time.sleep(limit_s)
+            return {"error": "took longer"}
+
+    stand: Any = Stand()
+    deadline = time.monotonic() + 0.2
+    run.measure(bench, stand, [cases.Case("ppo", n) for n in (1, 2, 3)], deadline, said.append)
+    assert [result["error"] for result in bench.data["results"].values()] == ["no"]
+    assert said[-1] == "Time is up: 2 case(s) are left to the same command."
+
+
+@pytest.mark.fast
 def test_another_device_is_not_mixed_in(tmp_path: pathlib.Path) -> None:
     bench = run.Bench(tmp_path, {})
     bench.data["roof"] = {"device_kind": "TPU v9"}

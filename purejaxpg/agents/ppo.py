@@ -240,7 +240,7 @@ def advantages(
     terminated, done = transition.terminated, transition.done
     critic, params = Critic(config), state.params["critic"]
     value, next_value = networks.values(
-        critic, params, obs, next_obs, terminated, done, pieces=config.num_minibatches
+        critic, params, obs, next_obs, terminated, done, config, config.num_minibatches
     )
     normalizers, reward = normalize.rewards(config, state.normalizers, transition.reward, done)
     normalizers = normalize.observed(config, normalizers, transition.obs)

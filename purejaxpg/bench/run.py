@@ -150,7 +150,7 @@ def run(
         out: a directory; cases that were measured there already are not measured again.
         devices: how many to use; None: all.
         quick: the cases are small, and the roof is measured in a moment.
-        minutes: no case begins later than this; None: all do.
+        minutes: a case that has not ended after these is left; None: none is.
         console: for the tables.
         say: prints a line of progress.
 
@@ -195,19 +195,24 @@ def measure(
         bench: where results are kept.
         processes: what measures.
         cases: all that are wanted.
-        deadline: by `time.monotonic`; no case begins later. None: all do.
+        deadline: by `time.monotonic`; a case that has not ended by then is left. None: none is.
         say: prints a line of progress.
     """
     pending = [case for case in cases if not bench.done(case)]
     if not pending:
         say(f"All of {len(cases)} cases have been measured.")
+
+    def left() -> float:
+        return LIMIT_S if deadline is None else deadline - time.monotonic()
+
     for number, case in enumerate(pending, 1):
-        left = LIMIT_S if deadline is None else deadline - time.monotonic()
-        if left <= 0:
+        result = None
+        if left() > 0:
+            say(f"[{number}/{len(pending)}] {case.label} ...")
+            result = one(processes, case, min(left(), LIMIT_S))
+        if result is None or ("error" in result and left() <= 0):
             say(f"Time is up: {len(pending) - number + 1} case(s) are left to the same command.")
             return
-        say(f"[{number}/{len(pending)}] {case.label} ...")
-        result = one(processes, case, min(left, LIMIT_S))
         bench.keep(case, result)
         say(f"    {show.one_line(result)}")
 

@@ -7,7 +7,10 @@ single agent is hundreds of small programs that wait for each other and for memo
 built on multilayer perceptrons and the optimiser is Adam, all of it is one kernel instead. Nobody
 writes that kernel: `perceptrons` finds the networks in the loss's equations, `heads` derives the
 gradient of what follows them, and `steps` evaluates it between the networks' two passes. So a loss
-may change freely. What a kernel cannot do runs step by step, and `purejaxpg.fused.paths` says why.
+may change freely.
+
+What that kernel cannot do, such as another optimiser, runs step by step, with the networks in the
+kernels of `mlp` if possible, and in plain JAX otherwise. `purejaxpg.fused.paths` says why.
 """
 
 import dataclasses
@@ -22,13 +25,15 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from purejaxpg.fused import heads, paths, perceptrons
+from purejaxpg.fused import heads, paths
+from purejaxpg.fused.apply import refusal, with_kernels
 
 Metrics = dict[str, jax.Array]
 Loss = Callable[[Any, Any], tuple[jax.Array, Metrics]]
 Stop = Callable[[Metrics], jax.Array]
 Result = tuple[Any, Any, Metrics]
 
+LOOP = "gradient steps"
 STOPPED = "policy/stopped"
 
 
@@ -62,15 +67,18 @@ def fit(
     Raises:
         InputError: the configuration requires a kernel, and there is none.
     """
-    reason = paths.refusal(config)
-    result = None
+    reason, networks = refusal(config), False
     if not reason:
         try:
             result = _in_kernel(loss, optimizer, params, opt_state, batch, order, config, stop)
+            paths.record(config, paths.Path(LOOP, True))
+            return result
         except paths.Unfusable as error:
             reason = str(error)
-    paths.record(config, paths.Path("gradient steps", not reason, reason))
-    return result or step_by_step(loss, optimizer, params, opt_state, batch, order, stop)
+            loss, networks = _with_kernels(loss, params, batch, order, config)
+    paths.record(config, paths.Path(LOOP, False, reason, networks))
+    with paths.products(config):
+        return step_by_step(loss, optimizer, params, opt_state, batch, order, stop)
 
 
 def step_by_step(
@@ -142,6 +150,22 @@ def _in_kernel(
     return packing.unpack(params, flat), _replaced(opt_state, new), metrics
 
 
+def _with_kernels(
+    loss: Loss, params: Any, batch: Any, order: jax.Array, config: Any
+) -> tuple[Loss, bool]:
+    """Return a loss with its networks in kernels if that is possible, and whether it is."""
+    try:
+        return with_kernels(loss, params, _minibatch(batch, order), config), True
+    except paths.Unfusable:
+        return loss, False
+
+
+def _minibatch(batch: Any, order: jax.Array) -> Any:
+    """Return the shapes of a minibatch."""
+    rows = order.shape[1]
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), batch)
+
+
 # --- optimiser -----------------------------------------------------------------------------------
 
 
@@ -177,29 +201,14 @@ def _head(
     """Return the loss as networks and a head."""
     if any(x.dtype != jnp.float32 for x in jax.tree.leaves(params)):
         raise paths.Unfusable("a parameter is not of type float32")
-    rows = order.shape[1]
-    minibatch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), batch)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
     try:
-        head = heads.make(loss, stop, shapes, minibatch)
+        head = heads.make(loss, stop, shapes, _minibatch(batch, order))
     except heads.OutsideError as error:
-        raise paths.Unfusable(_outside(params, error.leaf, config)) from None
+        raise paths.Unfusable(heads.outside_reason(params, error.leaf, config)) from None
     if any(v.aval.shape for v in head.metrics.values()):
         raise paths.Unfusable("a metric of the loss is not a scalar")
     return head
-
-
-def _outside(params: Any, leaf: int, config: Any) -> str:
-    """Return why a parameter is used outside of a multilayer perceptron."""
-    activation = getattr(config, "activation", "tanh")
-    if activation not in perceptrons.KNOWN:
-        return f"an activation is {activation}, and kernels know tanh and relu"
-    path = jax.tree_util.tree_flatten_with_path(params)[0][leaf][0]
-    keys = [
-        str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path
-    ]
-    name = "/".join(key for key in keys if key != "params")
-    return f"the loss uses the parameter {name} outside of a multilayer perceptron"
 
 
 # --- flat vectors --------------------------------------------------------------------------------

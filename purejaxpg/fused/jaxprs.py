@@ -49,7 +49,7 @@ def trace(
             differentiated.
     """
     leaves, in_tree = jax.tree.flatten(args)
-    flags = [True] * len(leaves) if depends is None else list(depends)
+    flags = None if depends is None else list(depends)
     out_trees = []
 
     def flat(*leaves: Any) -> list[Any]:
@@ -65,20 +65,24 @@ def trace(
 
 
 def _inline(
-    closed: Any, args: Sequence[Any], flags: Sequence[bool], rules: bool
+    closed: Any, args: Sequence[Any], flags: Sequence[bool] | None, rules: bool
 ) -> tuple[list[Any], list[bool]]:
-    """Evaluate a jaxpr with its calls inlined -> outputs, and whether each depends on a flag."""
+    """Evaluate a jaxpr with its calls inlined -> outputs, and whether each depends on a flag.
+
+    Without flags, all calls are inlined, also those of constants alone.
+    """
     jaxpr = closed.jaxpr
     inputs = [*jaxpr.constvars, *jaxpr.invars]
     values: Values = dict(zip(inputs, [*closed.consts, *args], strict=True))
-    marked = {v for v, flag in zip(jaxpr.invars, flags, strict=True) if flag}
+    flagged = zip(jaxpr.invars, flags or (), strict=flags is not None)
+    marked = {v for v, flag in flagged if flag}
     calls = CALLS if rules else {**CALLS, **RULES}
     for equation in jaxpr.eqns:
         operands = [read(values, v) for v in equation.invars]
         depends = [not is_literal(v) and v in marked for v in equation.invars]
         body = equation.params.get(calls.get(equation.primitive.name, ""))
-        if body is not None and any(depends):
-            results, depend = _inline(body, operands, depends, rules)
+        if body is not None and (flags is None or any(depends)):
+            results, depend = _inline(body, operands, flags and depends, rules)
         else:
             results = bind(equation, operands)
             depend = [any(depends)] * len(results)

@@ -7,6 +7,7 @@ vectors. A value that is the same for all lanes stays a number.
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from purejaxpg.fused import jaxprs
+from purejaxpg.fused import jaxprs, windows
 from purejaxpg.fused.paths import Unfusable
 
 Uniform = np.ndarray  # of objects: numbers of Python or NumPy, or traced scalars
@@ -30,6 +31,8 @@ class Lanes:
     axis: int
 
 
+# What changes no number; `shard_map` adds the last three.
+SAME = ("copy", "copy_p", "stop_gradient", "reshard", "pvary", "sharding_constraint")
 # What Triton compiles as it is, number by number.
 ELEMENTWISE = {
     *("add", "sub", "mul", "div", "rem", "max", "min", "pow", "integer_pow", "atan2", "add_any"),
@@ -37,7 +40,7 @@ ELEMENTWISE = {
     *("sin", "cos", "tan", "exp", "exp2", "log", "log1p", "expm1", "tanh", "logistic", "sqrt"),
     *("rsqrt", "abs", "sign", "floor", "ceil", "neg", "square", "is_finite", "clamp", "erf_inv"),
     *("shift_left", "shift_right_logical", "shift_right_arithmetic"),
-    *("convert_element_type", "copy", "copy_p", "stop_gradient"),
+    *("convert_element_type", *SAME),
 }
 
 
@@ -53,6 +56,18 @@ def _broadcast(p: Any, x: np.ndarray) -> np.ndarray:
     return np.broadcast_to(x.reshape(shape), p["shape"])
 
 
+def _pad(p: Any, x: np.ndarray, filler: np.ndarray) -> np.ndarray:
+    for axis, (low, high, inner) in enumerate(p["padding_config"]):
+        moved = np.moveaxis(x, axis, 0)
+        places = low + (inner + 1) * np.arange(len(moved))
+        size = low + high + len(moved) + inner * max(len(moved) - 1, 0)
+        inside = (places >= 0) & (places < size)
+        padded = np.full((size, *moved.shape[1:]), filler)
+        padded[places[inside]] = moved[inside]
+        x = np.moveaxis(padded, 0, axis)
+    return x
+
+
 def _unstack(p: Any, x: np.ndarray) -> list[np.ndarray]:
     return [x.take(k, p["axis"]) for k in range(x.shape[p["axis"]])]
 
@@ -64,6 +79,8 @@ MOVES: dict[str, Callable[..., Any]] = {
     "squeeze": lambda p, x: x.squeeze(tuple(p["dimensions"])),
     "expand_dims": lambda p, x: np.expand_dims(x, tuple(p["dimensions"])),
     "transpose": lambda p, x: x.transpose(p["permutation"]),
+    "pad": _pad,
+    "tile": lambda p, x: np.tile(x, p["reps"]),
     "rev": lambda p, x: np.flip(x, p["dimensions"]),
     "slice": lambda p, x: x[_slices(p)],
     "concatenate": lambda p, *x: np.concatenate(x, p["dimension"]),
@@ -72,13 +89,34 @@ MOVES: dict[str, Callable[..., Any]] = {
     "split": lambda p, x: np.split(x, np.cumsum(p["sizes"])[:-1], p["axis"]),
 }
 
+
+def higher(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Return the larger number, or one that is not a number; Triton's own maximum ignores it."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x | y if x.dtype == jnp.bool_ else jnp.maximum(x, y)
+    return jnp.where((x > y) | (x != x), x, y)
+
+
+def lower(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Return the smaller number, or one that is not a number."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x & y if x.dtype == jnp.bool_ else jnp.minimum(x, y)
+    return jnp.where((x < y) | (x != x), x, y)
+
+
 REDUCTIONS: dict[str, Callable[[Any, Any], Any]] = {
     "reduce_sum": lax.add,
     "reduce_prod": lax.mul,
-    "reduce_max": lax.max,
-    "reduce_min": lax.min,
+    "reduce_max": higher,
+    "reduce_min": lower,
     "reduce_and": lax.bitwise_and,
     "reduce_or": lax.bitwise_or,
+}
+RUNNING: dict[str, Callable[[Any, Any], Any]] = {
+    "cumsum": lax.add,
+    "cumprod": lax.mul,
+    "cummax": higher,
+    "cummin": lower,
 }
 # Of all lanes, with the number that changes nothing.
 OVER_LANES: dict[str, tuple[Callable[..., Any], float]] = {
@@ -86,6 +124,7 @@ OVER_LANES: dict[str, tuple[Callable[..., Any], float]] = {
     "reduce_max": (jnp.max, -math.inf),
     "reduce_min": (jnp.min, math.inf),
 }
+MIXES = "an operation mixes the environments"
 
 
 class Evaluator:
@@ -129,8 +168,12 @@ class Evaluator:
             shape, axis = equation.params["shape"], equation.params["dimension"]
             index = np.arange(shape[axis]).astype(equation.params["dtype"])
             return uniform(_broadcast({"shape": shape, "broadcast_dimensions": [axis]}, index))
-        if name == "gather":
-            return self.gather(equation, *operands)
+        if name in RUNNING:
+            return self.running(equation, operands[0])
+        if name in windows.READS:
+            return self.gather(equation, *windowed(name, operands))
+        if name in windows.WRITES:
+            return self.scatter(equation, *windowed(name, operands))
         raise Unfusable(f"kernels cannot compute {name!r} here")
 
     # --- numbers, one by one ---------------------------------------------------------------------
@@ -138,8 +181,7 @@ class Evaluator:
     def elementwise(self, equation: Any, operands: list[Any]) -> Any:
         """Apply an operation to arrays number by number."""
         axis = next((x.axis for x in operands if isinstance(x, Lanes)), None)
-        operands = [self.aligned(x, axis) if isinstance(x, Lanes) else x for x in operands]
-        arrays = [x.data if isinstance(x, Lanes) else self.without(x, axis) for x in operands]
+        arrays = [self.each(x, axis) for x in operands]
         shape = np.broadcast_shapes(*(x.shape for x in arrays))
         arrays = [np.broadcast_to(x, shape) for x in arrays]
         result = np.empty(shape, object)
@@ -147,11 +189,15 @@ class Evaluator:
             result[i] = self.number(equation, [x[i] for x in arrays])
         return result if axis is None else Lanes(result, axis)
 
-    def aligned(self, x: Lanes, axis: Any) -> Lanes:
-        """Return an array with its lanes at another axis, which only one lane allows."""
-        if x.axis != axis and self.count > 1:
-            raise Unfusable("an operation mixes the environments")
-        return Lanes(np.expand_dims(x.data, x.axis).squeeze(axis), axis)
+    def each(self, x: Any, axis: int | None) -> np.ndarray:
+        """Return an array as numbers and vectors over its axes other than that of the lanes."""
+        if not isinstance(x, Lanes):
+            return self.without(x, axis)
+        if x.axis == axis:
+            return x.data
+        if axis is None or self.count > 1:
+            raise Unfusable(MIXES)
+        return np.expand_dims(x.data, x.axis).squeeze(axis)  # any axis is that of one lane
 
     def number(self, equation: Any, operands: list[Any]) -> Any:
         """Apply an operation to numbers and vectors."""
@@ -160,21 +206,25 @@ class Evaluator:
             with jax.ensure_compile_time_eval():
                 known = [jnp.asarray(x, t) for x, t in zip(operands, dtypes, strict=True)]
                 return np.asarray(jaxprs.bind(equation, known)[0])[()]
-        if any(not is_number(x) and x.ndim for x in operands):
-            operands = [self.vector(x, t) for x, t in zip(operands, dtypes, strict=True)]
-        else:
-            operands = [jnp.asarray(x, t) for x, t in zip(operands, dtypes, strict=True)]
-        return self.compute(equation, operands)
+        return self.compute(equation, self.alike(operands, dtypes))
+
+    def alike(self, operands: list[Any], dtypes: list[Any], vectors: bool = False) -> list[Any]:
+        """Return numbers and vectors as vectors if one of them is, or if asked, else as scalars."""
+        if vectors or any(not is_number(x) and x.ndim for x in operands):
+            return [self.vector(x, t) for x, t in zip(operands, dtypes, strict=True)]
+        return [jnp.asarray(x, t) for x, t in zip(operands, dtypes, strict=True)]
 
     def compute(self, equation: Any, operands: list[jax.Array]) -> jax.Array:
         """Apply an operation to vectors of one shape, or to scalars."""
         name = equation.primitive.name
-        if name in ("copy", "copy_p", "stop_gradient"):
+        if name in SAME:
             return operands[0]
         if name == "convert_element_type":
             return operands[0].astype(equation.params["new_dtype"])
         if name == "clamp":
-            return jnp.minimum(jnp.maximum(operands[1], operands[0]), operands[2])
+            return lower(higher(operands[1], operands[0]), operands[2])
+        if name in ("max", "min"):
+            return (higher if name == "max" else lower)(*operands)
         return jaxprs.bind(equation, operands)[0]
 
     def vector(self, x: Any, dtype: Any) -> jax.Array:
@@ -199,6 +249,7 @@ class Evaluator:
         first = numbers[0]
         if all(same(x, first) for x in numbers):
             return first
+        windows.check(len(numbers), "a constant")
         lane = lax.broadcasted_iota(jnp.int32, (self.width,), 0) if self.lane is None else self.lane
         result = jnp.broadcast_to(jnp.asarray(first), (self.width,))
         for k, x in enumerate(numbers):
@@ -241,7 +292,7 @@ class Evaluator:
             return result
         axis = next((k for k in range(labels.ndim) if self.is_lanes(lane, k)), None)
         if axis is None:
-            raise Unfusable("an operation mixes the environments")
+            raise Unfusable(MIXES)
         place, lane = np.moveaxis(place, axis, -1), np.moveaxis(lane, axis, -1)
         result = np.empty(place.shape[:-1], object)
         for i in np.ndindex(*result.shape):
@@ -284,9 +335,7 @@ class Evaluator:
         if is_number(x) and is_number(y):
             with jax.ensure_compile_time_eval():
                 return np.asarray(operation(jnp.asarray(x, dtype), jnp.asarray(y, dtype)))[()]
-        if any(not is_number(z) and z.ndim for z in (x, y)):
-            return operation(self.vector(x, dtype), self.vector(y, dtype))
-        return operation(jnp.asarray(x, dtype), jnp.asarray(y, dtype))
+        return operation(*self.alike([x, y], [dtype, dtype]))
 
     def whole(self, name: str, dtype: Any, column: Sequence[Any]) -> jax.Array:
         """Reduce one vector over all lanes."""
@@ -306,24 +355,166 @@ class Evaluator:
         for k, x in enumerate(column[1:], 1):
             candidate = self.vector(x, dtype)
             wins = better(candidate, best)
+            if jnp.issubdtype(dtype, jnp.floating):  # the first that is not a number wins
+                wins = wins | ((candidate != candidate) & (best == best))
             best, index = jnp.where(wins, candidate, best), jnp.where(wins, k, index)
         return index
 
-    def gather(self, equation: Any, table: Any, index: Any) -> Lanes:
-        """Look up, for each lane, a row of a small table that all lanes share."""
-        p = equation.params["dimension_numbers"]
-        rows = isinstance(table, np.ndarray) and isinstance(index, Lanes) and index.axis == 0
-        simple = p.collapsed_slice_dims == p.start_index_map == (0,) and index.data.shape == (1,)
-        whole = equation.params["slice_sizes"][1:] == equation.invars[0].aval.shape[1:]
-        if not (rows and simple and whole and len(table) <= 32):
-            raise Unfusable("kernels look up rows of small tables only, one for each environment")
-        dtype, at = equation.invars[0].aval.dtype, self.vector(index.data[0], jnp.int32)
-        result = np.empty(table.shape[1:], object)
+    def running(self, equation: Any, x: Any) -> Any:
+        """Accumulate along an axis."""
+        p, axis = equation.params, equation.params["axis"]
+        if isinstance(x, Lanes) and x.axis == axis:
+            raise Unfusable("an operation combines the environments")
+        operation, dtype = RUNNING[equation.primitive.name], equation.invars[0].aval.dtype
+        combine = functools.partial(self.combined, operation, dtype)
+        data = x.data if isinstance(x, Lanes) else x
+        axis -= isinstance(x, Lanes) and x.axis < axis
+        data = np.flip(data, axis) if p["reverse"] else data
+        result = np.empty(data.shape, object)
+        columns, results = np.moveaxis(data, axis, -1), np.moveaxis(result, axis, -1)
+        for i in np.ndindex(*columns.shape[:-1]):
+            results[i] = boxed(list(itertools.accumulate(columns[i], combine)))
+        result = np.flip(result, axis) if p["reverse"] else result
+        return Lanes(result, x.axis) if isinstance(x, Lanes) else result
+
+    # --- windows ---------------------------------------------------------------------------------
+
+    def gather(self, equation: Any, array: Any, index: Any) -> Any:
+        """Read windows: choose among the numbers that each of them may hold, by where it starts."""
+        opened = self.opened(equation, array, index)
+        axis, result = opened.windows_axis, self.looked_up(equation, opened)
+        return result if axis is None else Lanes(result.squeeze(axis), axis)
+
+    def looked_up(self, equation: Any, opened: "Opened") -> np.ndarray:
+        """Return the numbers in windows of an array [windows]."""
+        dtype, default = equation.invars[0].aval.dtype, windows.filling(equation)
+        opened.check(equation.primitive.name)
+        numbers = self.of_lane(opened.array, opened.axis).ravel()
+        result = np.empty(opened.places.shape, object)
         for i in np.ndindex(*result.shape):
-            result[i] = self.vector(table[(0, *i)], dtype)
-            for k in range(1, len(table)):
-                result[i] = jnp.where(at == k, self.vector(table[(k, *i)], dtype), result[i])
-        return Lanes(result, 0)
+            options = {far: numbers[opened.places[i] + far] for far in opened.cases}
+            result[i] = self.chosen(opened.starts[i], options, default, dtype)
+        return result
+
+    def scatter(self, equation: Any, array: Any, index: Any, updates: Any) -> Any:
+        """Write windows, one number after the other: each place that it may have is a case."""
+        opened = self.opened(equation, array, index, updates)
+        new, dtype = self.of_lane(updates, opened.windows_axis), equation.invars[0].aval.dtype
+        operation = windows.SCATTERS.get(equation.primitive.name)
+        opened.check(equation.primitive.name)
+        old = self.of_lane(array, opened.axis)
+        numbers = old.flatten()
+        for i in np.ndindex(*opened.places.shape):
+            for far in opened.cases:
+                x, y = numbers[opened.places[i] + far], new[i]
+                y = y if operation is None else self.combined(operation, dtype, x, y)
+                numbers[opened.places[i] + far] = self.chosen(opened.starts[i], {far: y}, x, dtype)
+        result, axis = numbers.reshape(old.shape), opened.axis
+        return result if axis is None else Lanes(result.squeeze(axis), axis)
+
+    def opened(self, equation: Any, array: Any, index: Any, updates: Any = None) -> "Opened":
+        """Find the numbers and the windows of one lane."""
+        shape = windows.of(equation)
+        across = self.lanes_of_windows(shape, array, index, updates)
+        axes = range(len(shape.shape)) if across is not None else ()
+        axis = next((k for k in axes if shape.axis(k) == across), None)
+        axis = array.axis if isinstance(array, Lanes) else axis
+        if across is not None and axis is None and updates is not None:
+            raise Unfusable(MIXES)
+        batch = shape.outside.index(across) if across in shape.outside else None
+        window, index = shape.of_one_lane(axis, batch), self.of_lane(index, batch)
+        columns = [index[..., k].ravel() for k in range(index.shape[-1])]
+        cases = window.cases([known(column) for column in columns])
+        starts, places = np.empty(window.batch, object), window.first()
+        for i in np.ndindex(*window.batch):
+            starts[i] = self.start(window, index[i], windows.drops(equation))
+        starts = np.broadcast_to(np.expand_dims(starts, window.inside), places.shape)
+        return Opened(array, axis, across, places, starts, cases)
+
+    def lanes_of_windows(self, shape: windows.Windows, *operands: Any) -> int | None:
+        """Return which axis of an array of windows is the lanes, given array, index and updates."""
+        array, index, updates = operands
+        found: set[int | None] = {updates.axis} if isinstance(updates, Lanes) else set()
+        if isinstance(array, Lanes):
+            found.add(shape.axis(array.axis))
+        if isinstance(index, Lanes):
+            found.add(shape.outside[index.axis] if index.axis < len(shape.outside) else None)
+        whole = [axis for axis in found if axis is not None]
+        if (len(found) > 1 and self.count > 1) or len(whole) < min(len(found), 1):
+            raise Unfusable(MIXES)
+        return min(whole) if whole else None
+
+    def of_lane(self, x: Any, axis: int | None) -> np.ndarray:
+        """Return an array as numbers and vectors, with size one at its axis of lanes."""
+        if isinstance(x, Lanes) and self.count == 1:  # its lanes need not be along that axis
+            return np.expand_dims(x.data, x.axis)
+        data = self.each(x, axis)
+        return data if axis is None else np.expand_dims(data, axis)
+
+    def start(self, window: windows.Windows, index: np.ndarray, drops: bool) -> Any:
+        """Return how far from the first place a window starts; -1 if it is dropped."""
+        starts, inside = [], True
+        for at, size in zip(index, window.choices, strict=True):
+            at = int(at) if is_number(at) else at
+            if not isinstance(at, int) and at.dtype != jnp.uint32:
+                at = at.astype(jnp.int32)
+            inside = inside & (at >= 0) & (at < size)
+            known = isinstance(at, int)
+            moved = min(max(at, 0), size - 1) if known else jnp.clip(at, 0, size - 1)
+            starts.append(moved if known else moved.astype(jnp.int32))
+        distance = window.distance(starts)
+        if not drops or inside is True:
+            return distance
+        if isinstance(distance, int) and isinstance(inside, bool):
+            return -1
+        return jnp.where(inside, distance, -1)
+
+    def chosen(self, start: Any, options: dict[int, Any], default: Any, dtype: Any) -> Any:
+        """Return the option of a start, or the default if there is none.
+
+        Args:
+            start: how far from the first place a window starts.
+            options: of each start.
+            default: None if the start is certainly an option.
+            dtype: of options and default.
+        """
+        default = next(iter(options.values())) if default is None else default
+        if is_number(start):
+            return options.get(int(start), default)
+        result = default
+        for far, x in options.items():
+            if not same(x, default):
+                x, y = self.alike([x, result], [dtype, dtype], start.ndim > 0)
+                result = jnp.where(start == far, x, y)
+        return result
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Opened:
+    """Windows into an array, for one lane: axes of lanes have size one."""
+
+    array: Any
+    axis: int | None  # of the lanes in the array
+    windows_axis: int | None  # of the lanes in the array of windows
+    places: np.ndarray  # [windows] of its numbers in the flat array, if each window starts at zero
+    starts: np.ndarray  # [windows] how far each window starts from there, or -1: it is dropped
+    cases: list[int]  # the values that it may have
+
+    def check(self, name: str) -> None:
+        """Raise an `Unfusable` if there are too many cases."""
+        unknown = sum(not is_number(x) for x in self.starts.flat)
+        windows.check(unknown * len(self.cases), name)
+
+
+def windowed(name: str, operands: list[Any]) -> list[Any]:
+    """Return array, index and updates of an equation; a dynamic slice has one operand an axis."""
+    if not name.startswith("dynamic"):
+        return operands
+    count = 2 if name == "dynamic_update_slice" else 1
+    if any(isinstance(x, Lanes) for x in operands[count:]):
+        raise Unfusable(MIXES)
+    index = boxed([x[()] for x in operands[count:]])
+    return [operands[0], index, *operands[1:count]]
 
 
 def uniform(array: np.ndarray) -> Uniform:
@@ -356,7 +547,15 @@ def is_number(x: Any) -> bool:
 
 def same(x: Any, y: Any) -> bool:
     """Return whether two numbers are certainly equal."""
-    return x is y or (is_number(x) and is_number(y) and bool(x == y))
+    if not (is_number(x) and is_number(y)):
+        return x is y
+    return bool(x == y) and math.copysign(1, x) == math.copysign(1, y)
+
+
+def known(numbers: Sequence[Any]) -> Any:
+    """Return the number that all numbers are, or None if they differ or are not known."""
+    first = numbers[0] if len(numbers) else None
+    return first if all(is_number(x) and x == first for x in numbers) else None
 
 
 def along(fold: Callable[[Sequence[Any]], Any], data: np.ndarray, axis: int) -> np.ndarray:

@@ -9,7 +9,7 @@ each environment is a lane (see `purejaxpg.fused.lanes`).
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -21,8 +21,9 @@ from purejaxpg.fused import jaxprs, paths
 from purejaxpg.fused.paths import Path, Unfusable
 
 LOOP = "steps of the environments"
-# Iterations of `lax.scan` in one of its loop's. Fewer kernels on a GPU, but slower on a CPU.
+# Steps of `lax.scan` in one trip of its loop: fewer copies of the carry on a GPU.
 UNROLL_ON_GPU = 4
+WIDENING = {"convert_element_type", "reshape", "squeeze", "expand_dims", "broadcast_in_dim"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,8 @@ def scan(
         paths.record(config, Path(LOOP, False, refusal))
         return lax.scan(step, carry, xs)
     carry = jax.tree.map(jnp.asarray, carry)
-    split, trees = sorted_body(step, carry, xs)
+    with paths.products(config):
+        split, trees = sorted_body(step, carry, xs)
     leaves, xs_leaves = jax.tree.leaves(carry), jax.tree.leaves(xs)
     try:
         if refusal:
@@ -100,9 +102,12 @@ def sorted_body(step: Callable[..., Any], carry: Any, xs: Any) -> tuple[Split, t
     core = jaxprs.needed_for(rest, carry_out)
     inner = {id(e) for e in core}
     late = [e for e in rest if id(e) not in inner]
-    before = {*x, *(v for e in early for v in e.outvars)}
-    inside = {*carry_in, *(v for e in core for v in e.outvars)}
-    in_core, in_late = jaxprs.used(core, carry_out), jaxprs.used(late, y)
+    before = {*x, *made(early)}
+    core = [*widening(early, jaxprs.used(core, carry_out)), *core]
+    late = [*widening(core, jaxprs.used(late, y) - before), *late]
+    in_core = jaxprs.used(core, carry_out) - made(core)
+    in_late = jaxprs.used(late, y) - made(late)
+    inside = {*carry_in, *made(core)} - before
     order = [*program.invars, *(v for e in program.equations for v in e.outvars)]
     return Split(
         carry_in,
@@ -118,6 +123,43 @@ def sorted_body(step: Callable[..., Any], carry: Any, xs: Any) -> tuple[Split, t
         to_late=[v for v in order if v in before & in_late],
         out_of_core=[v for v in order if v in inside & in_late],
     ), (carry_tree, y_tree)
+
+
+def made(equations: Iterable[Any]) -> set[Any]:
+    """Return the variables that equations compute."""
+    return {v for e in equations for v in e.outvars}
+
+
+def widening(equations: Sequence[Any], variables: set[Any]) -> list[Any]:
+    """Return the last equations behind variables that only make more bytes of the same numbers.
+
+    Whoever reads the variables computes these again. So an image that is true or false for each
+    pixel crosses from one part of the loop to another as such, and not as floats.
+    """
+    maker = {v: e for e in equations for v in e.outvars}
+    repeated: dict[int, Any] = {}
+    for variable in variables:
+        chain, best, narrowest = [], 0, variable
+        at = variable
+        while not jaxprs.is_literal(at) and at in maker and is_widening(maker[at]):
+            chain.append(maker[at])
+            at = maker[at].invars[0]
+            if not jaxprs.is_literal(at) and size_of(at) < size_of(narrowest):
+                best, narrowest = len(chain), at
+        repeated.update((id(e), e) for e in chain[:best])
+    return [e for e in equations if id(e) in repeated]
+
+
+def is_widening(equation: Any) -> bool:
+    """Return whether an equation writes the numbers of its only operand in another form."""
+    return equation.primitive.name in WIDENING and len(equation.invars) == 1
+
+
+def size_of(variable: Any) -> int:
+    """Return the bytes of a variable; a random key has as many as two words."""
+    aval = variable.aval
+    extended = jnp.issubdtype(aval.dtype, jax.dtypes.extended)
+    return aval.size * (8 if extended else aval.dtype.itemsize)
 
 
 def run(split: Split, carry: list[Any], xs: list[Any], fast: bool | None) -> tuple[Any, Any]:

@@ -98,6 +98,7 @@ def run(
     shapes = [
         *(jax.ShapeDtypeStruct((a.entries, count), a.stored) for a in kernel.carry),
         *(jax.ShapeDtypeStruct((length, a.entries, count), a.stored) for a in kernel.emitted),
+        jax.ShapeDtypeStruct((tiles.scratch(kernel.core), count), jnp.float32),
     ]
     outputs = pallas.pallas_call(
         kernel,
@@ -106,7 +107,7 @@ def run(
         interpret=paths.interpreted(),
         compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=1),
     )(*inputs)
-    last, emitted = outputs[: len(carry)], outputs[len(carry) :]
+    last, emitted = outputs[: len(carry)], outputs[len(carry) : -1]
     return (
         [a.unpack(x, 0) for a, x in zip(kernel.carry, last, strict=True)],
         [a.unpack(x, 1) for a, x in zip(kernel.emitted, emitted, strict=True)],
@@ -153,9 +154,9 @@ class Kernel:
         """Run all steps of the environments of one block."""
         lane = pallas.program_id(0) * self.block + triton.iota((self.block,), 0)
         inside = lane < self.count
-        evaluator = tiles.Evaluator(self.count, self.block, self.fast, lane)
+        evaluator = tiles.Evaluator(self.count, self.block, self.fast, lane, scratch=refs[-1])
         sizes = [len(self.constants), len(self.carry), len(self.xs), len(self.carry)]
-        constants, carry, xs, last, emitted = parts(refs, sizes)
+        constants, carry, xs, last, emitted = parts(refs[:-1], sizes)
         fixed: jaxprs.Values = {
             v: tiles.Memory(ref, stripped(v.aval.shape), v.aval.dtype)
             for v, ref in zip(self.constants, constants, strict=True)

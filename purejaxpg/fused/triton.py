@@ -37,6 +37,12 @@ def store(ref: Any, index: Index, value: jax.Array, mask: jax.Array | None = Non
     ref[...] = ref[...].at[index].set(value, mode="drop")
 
 
+def barrier() -> None:
+    """Wait for all threads of the block, so that they see what the others wrote."""
+    if not paths.interpreted():
+        triton.debug_barrier()
+
+
 def _spread(index: Index) -> Index:
     """Broadcast the parts of an index to one shape."""
     shape = jnp.broadcast_shapes(*(jnp.shape(i) for i in index))

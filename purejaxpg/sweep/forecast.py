@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from purejaxpg import InputError, contract, disk
-from purejaxpg.fused import paths
+from purejaxpg.fused import paths as loop_paths
 from purejaxpg.sweep import compute, memory, snapshots
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import search as searches
@@ -42,7 +42,7 @@ class Measurement:
     score_s: float
     bytes_per_device: int  # as planned by XLA
     seen_bytes: int  # growth of the process's memory, on a CPU; 0: not known
-    paths: tuple[paths.Path, ...] = ()  # of the trainer's loops
+    paths: tuple[loop_paths.Path, ...] = ()  # of the trainer's loops
 
     def seconds(self, batches: int, updates: int, fresh: bool = True) -> float:
         """Return the time of `batches` batches of units, without compilation."""

@@ -246,17 +246,17 @@ def test_fast_is_close_to_exact() -> None:
 # --- plain JAX where there is no kernel ----------------------------------------------------------
 
 
-def small(loss: Any, params: Any, **changes: Any) -> str:
-    """Return why there is no kernel, after a check that plain JAX ran instead."""
+def small(loss: Any, params: Any, **changes: Any) -> paths.Path:
+    """Return how the steps ran, after a check that they were no kernel."""
     config, rows = changes.pop("config", Config()), changes.pop("rows", ROWS)
     optimizer = changes.pop("optimizer", optimizers.clipped_adam(1e-2, 0.5))
     data = {**batch(), **changes}
     given = params, jax.eval_shape(optimizer.init, params), data, order(rows, 2)
     with paths.recorded() as recorded:
         jax.eval_shape(lambda *given: fit(loss, optimizer, *given, config), *given)
-    ((loop, kernel, reason),) = map(dataclasses.astuple, recorded)
-    assert (loop, kernel) == ("gradient steps", False)
-    return reason
+    (path,) = recorded
+    assert (path.loop, path.kernel) == ("gradient steps", False)
+    return path
 
 
 def squares_of(network: nn.Module) -> tuple[Any, Any]:
@@ -294,7 +294,7 @@ def sorted_outputs(params: Any, data: Any) -> Any:
 
 
 REASONS = {
-    "cnn": (*squares_of(Picture()), {}, "the parameter Conv_0/kernel outside of a multilayer"),
+    "cnn": (*squares_of(Picture()), {}, "the parameter Conv_0/kernel is used outside of a mult"),
     "gelu": (
         *squares_of(Network(activation="gelu")), {"config": Config(activation="gelu")},
         "an activation is gelu, and kernels know tanh and relu",
@@ -305,7 +305,7 @@ REASONS = {
     ),
     "deep": (*squares_of(Network((8,) * 6)), {}, "a network has 6 layers, and kernels take 5"),
     "outputs": (*squares_of(Network((8, 40))), {}, "a network has 40 outputs, and kernels take 32"),
-    "decay": (weight_decay, initial(), {}, "the parameter critic/Dense_0/kernel outside of a"),
+    "decay": (weight_decay, initial(), {}, "the parameter critic/Dense_0/kernel is used out"),
     "shared": (shared, initial(), {}, "two networks of the loss share a parameter"),
     "doubled": (doubled, initial(), {}, "a network sees 64 inputs in a minibatch of 32 rows"),
     "rows": (value_loss, initial(), {"rows": 24}, "the rows of a minibatch are 24, no power of"),
@@ -315,10 +315,15 @@ REASONS = {
 }  # fmt: skip
 
 
+PLAIN = ("cnn", "gelu", "wide", "exact", "off")  # in the others, the networks are kernels
+
+
 @pytest.mark.parametrize("name", REASONS)
 def test_what_has_no_kernel_says_why(name: str) -> None:
     loss, params, changes, reason = REASONS[name]
-    assert reason in small(loss, params, **changes)
+    path = small(loss, params, **changes)
+    assert reason in path.reason
+    assert path.networks == (name not in PLAIN)
 
 
 def test_an_activation_is_known_by_its_derivative_too() -> None:
@@ -335,12 +340,12 @@ def test_an_activation_is_known_by_its_derivative_too() -> None:
     layer = nn.Dense(16)
     params = {"first": layer.init(random.key(0), jnp.zeros((1, SIZE)))}
     params["second"] = layer.init(random.key(1), jnp.zeros((1, 16)))
-    assert "the parameter second/kernel outside of a multilayer" in small(loss, params)
+    assert "the parameter second/kernel is used outside of a mu" in small(loss, params).reason
 
 
 def test_on_a_cpu_there_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "on_gpu", lambda: False)
-    assert small(value_loss, initial()) == "kernels need an NVIDIA GPU"
+    assert small(value_loss, initial()).reason == "kernels need an NVIDIA GPU"
 
 
 def test_a_required_kernel_that_does_not_exist_is_an_error() -> None:
