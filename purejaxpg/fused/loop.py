@@ -9,7 +9,7 @@ each environment is a lane (see `purejaxpg.fused.lanes`).
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -21,8 +21,9 @@ from purejaxpg.fused import jaxprs, paths
 from purejaxpg.fused.paths import Path, Unfusable
 
 LOOP = "steps of the environments"
-# Iterations of `lax.scan` in one of its loop's. Fewer kernels on a GPU, but slower on a CPU.
+# Steps of `lax.scan` in one trip of its loop: fewer copies of the carry on a GPU.
 UNROLL_ON_GPU = 4
+WIDENING = {"convert_element_type", "reshape", "squeeze", "expand_dims", "broadcast_in_dim"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,11 @@ def scan(
         return lax.scan(step, carry, xs)
     carry = jax.tree.map(jnp.asarray, carry)
     with paths.products(config):
-        split, trees = sorted_body(step, carry, xs)
+        try:
+            split, trees = sorted_body(step, carry, xs)
+        except Unfusable as error:
+            paths.record(config, Path(LOOP, False, str(error)))
+            return lax.scan(step, carry, xs)
     leaves, xs_leaves = jax.tree.leaves(carry), jax.tree.leaves(xs)
     try:
         if refusal:
@@ -84,10 +89,12 @@ def scan(
 
 
 def sorted_body(step: Callable[..., Any], carry: Any, xs: Any) -> tuple[Split, tuple[Any, Any]]:
-    """Trace the body of a loop and sort its equations -> Split, pytrees of carry and y."""
-    first = jax.tree.map(lambda x: jax.eval_shape(lambda x: x[0], x), xs)
-    depends = [True] * len(jax.tree.leaves(carry)) + [False] * len(jax.tree.leaves(xs))
-    program = jaxprs.trace(step, carry, first, depends=depends)
+    """Trace the body of a loop and sort its equations -> Split, pytrees of carry and y.
+
+    Raises:
+        Unfusable: `lax.scan` has to run the body as it is, or to say what is wrong with it.
+    """
+    program = traced(step, carry, xs)
     carry_tree, y_tree = program.out_tree.children()
     size = carry_tree.num_leaves
     carry_in, x = program.invars[:size], program.invars[size:]
@@ -101,9 +108,12 @@ def sorted_body(step: Callable[..., Any], carry: Any, xs: Any) -> tuple[Split, t
     core = jaxprs.needed_for(rest, carry_out)
     inner = {id(e) for e in core}
     late = [e for e in rest if id(e) not in inner]
-    before = {*x, *(v for e in early for v in e.outvars)}
-    inside = {*carry_in, *(v for e in core for v in e.outvars)}
-    in_core, in_late = jaxprs.used(core, carry_out), jaxprs.used(late, y)
+    before = {*x, *made(early)}
+    core = [*widening(early, jaxprs.used(core, carry_out)), *core]
+    late = [*widening(core, jaxprs.used(late, y) - before), *late]
+    in_core = jaxprs.used(core, carry_out) - made(core)
+    in_late = jaxprs.used(late, y) - made(late)
+    inside = {*carry_in, *made(core)} - before
     order = [*program.invars, *(v for e in program.equations for v in e.outvars)]
     return Split(
         carry_in,
@@ -119,6 +129,64 @@ def sorted_body(step: Callable[..., Any], carry: Any, xs: Any) -> tuple[Split, t
         to_late=[v for v in order if v in before & in_late],
         out_of_core=[v for v in order if v in inside & in_late],
     ), (carry_tree, y_tree)
+
+
+def traced(step: Callable[..., Any], carry: Any, xs: Any) -> jaxprs.Program:
+    """Trace the body of a loop, and check that its equations say all there is to it."""
+    if any(not len(x) for x in jax.tree.leaves(xs)):
+        raise Unfusable("there are no steps")
+    first = jax.tree.map(lambda x: jax.eval_shape(lambda x: x[0], x), xs)
+    size = len(jax.tree.leaves(carry))
+    depends = [True] * size + [False] * len(jax.tree.leaves(xs))
+    program = jaxprs.trace(step, carry, first, depends=depends)
+    same = program.out_tree.children()[0] == jax.tree.structure(carry)
+    if not same or types(program.outvars[:size]) != types(program.invars[:size]):
+        raise Unfusable("a step changes the type of what it carries")
+    if any(e.effects for e in program.equations):
+        raise Unfusable("a step has effects beside its results, such as printing")
+    return program
+
+
+def types(variables: Sequence[Any]) -> list[Any]:
+    """Return shapes and types of variables or literals."""
+    return [(v.aval.shape, v.aval.dtype) for v in variables]
+
+
+def made(equations: Iterable[Any]) -> set[Any]:
+    """Return the variables that equations compute."""
+    return {v for e in equations for v in e.outvars}
+
+
+def widening(equations: Sequence[Any], variables: set[Any]) -> list[Any]:
+    """Return the last equations behind variables that only make more bytes of the same numbers.
+
+    Whoever reads the variables computes these again. So an image that is true or false for each
+    pixel crosses from one part of the loop to another as such, and not as floats.
+    """
+    maker = {v: e for e in equations for v in e.outvars}
+    repeated: dict[int, Any] = {}
+    for variable in variables:
+        chain, best, narrowest = [], 0, variable
+        at = variable
+        while not jaxprs.is_literal(at) and at in maker and is_widening(maker[at]):
+            chain.append(maker[at])
+            at = maker[at].invars[0]
+            if not jaxprs.is_literal(at) and size_of(at) < size_of(narrowest):
+                best, narrowest = len(chain), at
+        repeated.update((id(e), e) for e in chain[:best])
+    return [e for e in equations if id(e) in repeated]
+
+
+def is_widening(equation: Any) -> bool:
+    """Return whether an equation writes the numbers of its only operand in another form."""
+    return equation.primitive.name in WIDENING and len(equation.invars) == 1
+
+
+def size_of(variable: Any) -> int:
+    """Return the bytes of a variable; a random key has as many as two words."""
+    aval = variable.aval
+    extended = jnp.issubdtype(aval.dtype, jax.dtypes.extended)
+    return aval.size * (8 if extended else aval.dtype.itemsize)
 
 
 def run(split: Split, carry: list[Any], xs: list[Any], fast: bool | None) -> tuple[Any, Any]:
@@ -145,14 +213,15 @@ def run(split: Split, carry: list[Any], xs: list[Any], fast: bool | None) -> tup
         jaxprs.run(split.late, values)
         return [jaxprs.read(values, v) for v in split.y]
 
+    length = len(xs[0])
     early = dict(zip(wanted, jax.vmap(before)(xs), strict=True))
     to_core = [early[v] for v in split.to_core]
     if fast is None:
-        last, inside = in_scan(split, base, carry, to_core, len(xs[0]))
+        last, inside = in_scan(split, base, carry, to_core, length)
     else:
-        last, inside = in_kernel(split, base, carry, to_core, fast)
+        last, inside = in_kernel(split, base, carry, to_core, length, fast)
     to_late = [early[v] for v in split.to_late]
-    return last, jax.vmap(after, axis_size=len(xs[0]))(inside, to_late)
+    return last, jax.vmap(after, axis_size=length)(inside, to_late)
 
 
 def in_scan(
@@ -171,9 +240,9 @@ def in_scan(
 
 
 def in_kernel(
-    split: Split, base: jaxprs.Values, carry: list[Any], xs: Sequence[Any], fast: bool
+    split: Split, base: jaxprs.Values, carry: list[Any], xs: list[Any], length: int, fast: bool
 ) -> tuple[list[Any], list[Any]]:
     """Run the core in one kernel -> the last carry, what leaves the core [T, ...]."""
     from purejaxpg.fused import time_kernel
 
-    return time_kernel.run(split, base, carry, xs, fast)
+    return time_kernel.run(split, base, carry, xs, length, fast)

@@ -38,10 +38,9 @@ ALIGNMENT = 16  # numbers: 64 bytes
 
 MIN_ROWS, MAX_ROWS = 16, 1024  # of a minibatch: products want sixteen, and a loss needs registers
 MAX_LAYERS = 5
-MAX_WIDTH = 512
 MAX_OUTPUTS = 32
-# Bytes for weights. A multiprocessor of an H100 has 227 KiB, the rest is for activations.
-SHARED_MEMORY = 184 * 1024
+# Registers of a thread, of 255, for the gradients of a network's weights.
+MAX_REGISTERS = 160
 
 Indexed = tuple[jax.Array, jax.Array | None]  # places in memory, and which of them exist
 
@@ -161,13 +160,12 @@ def _check_network(network: perceptrons.Perceptron, plan: Plan) -> None:
     outputs = network.layers[-1].outputs
     if outputs > MAX_OUTPUTS:
         raise paths.Unfusable(f"a network has {outputs} outputs, and kernels take {MAX_OUTPUTS}")
-    # The backward pass has a second copy of each weight but the first, turned around.
-    first, *others = [math.prod(place.shape) for place in plan.places(network)]
-    units = [network.layers[0].inputs, *(layer.outputs for layer in network.layers)]
-    size = (first + 2 * sum(others)) * (2 if plan.fast else 4)
-    if size > SHARED_MEMORY or max(units) > MAX_WIDTH:
+    gradients = sum(math.prod(place.shape) for place in plan.places(network))
+    threads = 32 * launch(plan, MULTIPROCESSORS + 1).warps
+    if gradients > MAX_REGISTERS * threads:
+        units = [network.layers[0].inputs, *(layer.outputs for layer in network.layers)]
         layers = f"layers of {', '.join(map(str, units[:-1]))} and {units[-1]} units"
-        raise paths.Unfusable(f"{layers} exceed a multiprocessor's shared memory")
+        raise paths.Unfusable(f"{layers} exceed the registers of a block of threads")
 
 
 def _check_numbers(aval: Any, rows: int) -> None:
