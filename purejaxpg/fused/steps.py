@@ -206,15 +206,15 @@ def arrays(
     for variable, value in plan.head.constants.items():
         numbers[carrier(variable.aval)] += list(jnp.ravel(jnp.asarray(value)))
     times = adam.count + 1 + jnp.arange(plan.steps)
-    corrections = jnp.concatenate([1.0 / (1.0 - decay**times) for decay in (b1, b2)])
-    numbers["f"] += list(corrections)
+    corrections = [1.0 / (1.0 - decay**times) for decay in (b1, b2)]
+    floats = jnp.stack([jnp.asarray(x, jnp.float32) for x in numbers["f"]])
     return Inputs(
         networks=[_clipped(x.reshape(-1), plan.fast) for x in inputs],
         columns=[
             _flat_column(x, v.aval, plan.rows)
             for x, v in zip(columns, plan.head.before.columns, strict=True)
         ],
-        floats=jnp.stack([jnp.asarray(x, jnp.float32) for x in numbers["f"]]),
+        floats=jnp.concatenate([floats, *corrections]).astype(jnp.float32),
         integers=jnp.stack([jnp.asarray(x, jnp.int32) for x in numbers["i"]]),
         origins=jnp.asarray(plan.origins()),
         moments=[adam.mu, adam.nu],
