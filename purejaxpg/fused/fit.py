@@ -59,7 +59,8 @@ def fit(
             changes any more, and "policy/stopped" is 1 among the metrics.
 
     Returns:
-        Parameters, state of the optimiser, and {name: [S]}, the metrics of each step before it.
+        Parameters, state of the optimiser, and {name: scalar}, the means over all steps of the
+        metrics before each of them.
 
     Raises:
         InputError: the configuration requires a kernel, and there is none.
@@ -103,7 +104,7 @@ def step_by_step(
 
     carry = (params, opt_state, jnp.zeros((), bool))
     (params, opt_state, _), metrics = lax.scan(gradient_step, carry, order)
-    return params, opt_state, metrics
+    return params, opt_state, {name: value.mean() for name, value in metrics.items()}
 
 
 def _in_kernel(
@@ -136,12 +137,13 @@ def _in_kernel(
     rules = [optimizer.learning_rate, optimizer.max_grad_norm, optimizer.b1, optimizer.b2]
     arrays = steps.arrays(plan, columns, inputs, [*rules, optimizer.eps], adam, leaves)
     (mu, nu), new, computed = steps.run(plan, arrays)
-    metrics.update(zip(head.inside, computed, strict=False))
-    metrics = {name: metrics[name].astype(v.aval.dtype) for name, v in head.metrics.items()}
+    metrics = {name: value.mean() for name, value in metrics.items()}
+    metrics.update((name, x[0]) for name, x in zip(head.inside, computed, strict=False))
+    metrics = {name: metrics[name] for name in head.metrics}
     taken = jnp.asarray(length, adam.count.dtype)
     if stop is not None:
-        metrics[STOPPED] = computed[-1]
-        taken -= metrics[STOPPED].sum().astype(taken.dtype)
+        metrics[STOPPED] = computed[-1][0]
+        taken -= jnp.round(length * metrics[STOPPED]).astype(taken.dtype)
     new = [x.reshape(leaf.shape) for x, leaf in zip(new, leaves, strict=True)]
     adam = optax.ScaleByAdamState(adam.count + taken, mu, nu)
     return jax.tree.unflatten(tree, new), _replaced(opt_state, adam), metrics

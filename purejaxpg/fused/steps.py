@@ -131,9 +131,8 @@ class Inputs:
 
     networks: list[jax.Array]  # of each network [S R D], float16 if `fast`
     columns: list[jax.Array]  # of each column [S k R], or [S k] if it has no rows
-    floats: jax.Array  # learning rate, bound of the norm, 1 - b1, 1 - b2, ε, constants
+    floats: jax.Array  # learning rate, bound of the norm, 1 - b1, 1 - b2, ε, constants, corrections
     integers: jax.Array  # zero, constants
-    corrections: jax.Array  # [2 S] 1 / (1 - b1^t), 1 / (1 - b2^t)
     origins: jax.Array  # [P], as of `Plan`
     moments: list[jax.Array]  # two, without gaps
     parameters: list[jax.Array]
@@ -207,7 +206,8 @@ def arrays(
     for variable, value in plan.head.constants.items():
         numbers[carrier(variable.aval)] += list(jnp.ravel(jnp.asarray(value)))
     times = adam.count + 1 + jnp.arange(plan.steps)
-    corrections = [1.0 / (1.0 - decay**times) for decay in (b1, b2)]
+    corrections = jnp.concatenate([1.0 / (1.0 - decay**times) for decay in (b1, b2)])
+    numbers["f"] += list(corrections)
     return Inputs(
         networks=[_clipped(x.reshape(-1), plan.fast) for x in inputs],
         columns=[
@@ -216,7 +216,6 @@ def arrays(
         ],
         floats=jnp.stack([jnp.asarray(x, jnp.float32) for x in numbers["f"]]),
         integers=jnp.stack([jnp.asarray(x, jnp.int32) for x in numbers["i"]]),
-        corrections=jnp.concatenate(corrections).astype(jnp.float32),
         origins=jnp.asarray(plan.origins()),
         moments=[adam.mu, adam.nu],
         parameters=[x.reshape(-1) for x in parameters],
@@ -259,11 +258,11 @@ def run(plan: Plan, inputs: Inputs) -> tuple[list[jax.Array], list[jax.Array], l
     """Take all gradient steps of one agent, or under `jax.vmap` of each agent.
 
     Returns:
-        Moments without gaps, parameters as vectors, and metrics [S]: those of `plan.head.inside` in
-        their order, and then whether the steps have stopped.
+        Moments without gaps, parameters as vectors, and the means of metrics [1]: of those of
+        `plan.head.inside` in their order, and then of whether the steps have stopped.
     """
     leaves = [
-        *inputs.networks, *inputs.columns, inputs.floats, inputs.integers, inputs.corrections,
+        *inputs.networks, *inputs.columns, inputs.floats, inputs.integers,
         inputs.origins, *inputs.moments, *inputs.parameters,
     ]  # fmt: skip
 
@@ -285,7 +284,7 @@ def run(plan: Plan, inputs: Inputs) -> tuple[list[jax.Array], list[jax.Array], l
 def _call(plan: Plan, how: Launch, *leaves: jax.Array) -> list[jax.Array]:
     """Call the kernel -> moments, parameters and metrics."""
     state = [sum(plan.sizes)] * 2 + list(plan.sizes)
-    metrics = [plan.steps] * (len(plan.head.inside) + 1)
+    metrics = [1] * (len(plan.head.inside) + 1)
     memory = [plan.size] * 4  # to work in
     memory += [plan.rows * network.layers[-1].outputs for network in plan.head.networks]
     first = len(leaves) - len(state)
@@ -313,9 +312,9 @@ class _Block:
         networks, columns = len(plan.head.networks), len(plan.head.before.columns)
         self.inputs, inputs = inputs[:networks], inputs[networks:]
         self.columns, inputs = inputs[:columns], inputs[columns:]
-        self.floats, self.integers, self.corrections, self.origins = inputs[:4]
+        self.floats, self.integers, self.origins = inputs[:3]
         state, metrics = 2 + len(plan.sizes), len(plan.head.inside) + 1
-        self.given, self.results = inputs[4:], outputs[:state]
+        self.given, self.results = inputs[3:], outputs[:state]
         self.metrics, outputs = outputs[state : state + metrics], outputs[state + metrics :]
         self.state, self.gradient, self.outputs = outputs[:3], outputs[3], outputs[4:]
         self.parameters = self.state[0]
@@ -341,6 +340,8 @@ class _Block:
                 triton.store(result, (origin,), triton.load(moment, at), origin >= 0)
             return none
 
+        for ref in self.metrics:
+            ref[0] = jnp.float32(0.0)
         lax.fori_loop(0, self.plan.size // BLOCK, begin, 0)
         for offset, given in zip(self.plan.offsets, self.given[2:], strict=True):
             _copy(given, 0, self.parameters, offset, given.shape[0])
@@ -562,10 +563,11 @@ class _Block:
                 self.gradient[at] = jnp.asarray(value, jnp.float32)
 
     def put_metrics(self, s: Any, values: jaxprs.Values, stopped: Any) -> None:
-        """Store a step's metrics."""
+        """Add a step's metrics to their sums; after the last step, divide these by their number."""
         numbers = [_number(values, self.head.metrics[name]) for name in self.head.inside]
         for ref, value in zip(self.metrics, [*numbers, stopped], strict=True):
-            ref[s] = jnp.asarray(value).astype(jnp.float32)
+            total = ref[0] + jnp.asarray(value).astype(jnp.float32)
+            ref[0] = jnp.where(s == self.plan.steps - 1, total / self.plan.steps, total)
 
     # --- clipping and Adam -----------------------------------------------------------------------
 
@@ -579,8 +581,9 @@ class _Block:
         total = lax.fori_loop(0, blocks, squares, jnp.zeros((BLOCK,), jnp.float32))
         norm, bound = jnp.sqrt(jnp.sum(total)), self.floats[1]
         scale = jnp.where(norm < bound, 1.0, bound / norm)
-        rate = self.floats[0] * self.corrections[s]
-        correction = self.corrections[self.plan.steps + s]
+        corrections = self.floats.shape[0] - 2 * self.plan.steps
+        rate = self.floats[0] * self.floats[corrections + s]
+        correction = self.floats[corrections + self.plan.steps + s]
         # A gradient of NaN must not reach the moments: nothing is written, rather than a step of 0.
         going = jnp.broadcast_to(stopped == 0.0, block.shape) if self.head.stop else None
 
