@@ -40,7 +40,7 @@ MIN_ROWS, MAX_ROWS = 16, 1024  # of a minibatch: products want sixteen, and a lo
 MAX_LAYERS = 5
 MAX_OUTPUTS = 32
 # Registers of a thread, of 255, for the gradients of a network's weights.
-MAX_REGISTERS = 160
+MAX_FAST_REGISTERS, MAX_EXACT_REGISTERS = 160, 100
 
 Indexed = tuple[jax.Array, jax.Array | None]  # places in memory, and which of them exist
 
@@ -162,7 +162,8 @@ def _check_network(network: perceptrons.Perceptron, plan: Plan) -> None:
         raise paths.Unfusable(f"a network has {outputs} outputs, and kernels take {MAX_OUTPUTS}")
     gradients = sum(math.prod(place.shape) for place in plan.places(network))
     threads = 32 * launch(plan, MULTIPROCESSORS + 1).warps
-    if gradients > MAX_REGISTERS * threads:
+    limit = MAX_FAST_REGISTERS if plan.fast else MAX_EXACT_REGISTERS
+    if gradients > limit * threads:
         units = [network.layers[0].inputs, *(layer.outputs for layer in network.layers)]
         layers = f"layers of {', '.join(map(str, units[:-1]))} and {units[-1]} units"
         raise paths.Unfusable(f"{layers} exceed the registers of a block of threads")
@@ -242,7 +243,7 @@ def launch(plan: Plan, agents: int) -> Launch:
     layers = [layer for network in plan.head.networks for layer in network.layers]
     widest = max(max(triton.padded(x.inputs), triton.padded(x.outputs)) for x in layers)
     if not plan.fast:
-        warps, chunk = 4, 16  # a product of float32 is many instructions for each row
+        warps, chunk = 8, 16  # a product of float32 is many instructions for each row
     elif widest > 64:
         warps, chunk = 8, 32
     elif max(len(network.layers) for network in plan.head.networks) > 3:

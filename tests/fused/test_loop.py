@@ -161,6 +161,17 @@ def test_a_normalised_layer_of_other_activations() -> None:
     compare(step, noise(4, 3), noise(STEPS, 4, 2))
 
 
+def test_a_layer_scaled_by_one_number_that_is_learned() -> None:
+    w, _, v = network(3)
+    scale = noise(1)
+
+    def step(carry: jax.Array, x: jax.Array) -> Any:
+        logits = (jnp.tanh(carry @ w) * scale) @ v + x
+        return carry * 0.5 + logits[:, :1] * 0.1, logits
+
+    compare(step, noise(4, 3), noise(STEPS, 4, 2))
+
+
 def test_padding_of_a_layer_reaches_nothing() -> None:
     """A logarithm makes infinities of padded zeros, and infinity times zero is not a number."""
     w, b, v = map(jnp.abs, network(3, 24))
