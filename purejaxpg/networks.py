@@ -21,6 +21,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": jax.nn.gelu,
 }
 TORSOS = ("mlp", "cnn")
+FEW_NUMBERS = 2**18  # of observations that a critic on a GPU looks at at once: a megabyte
 BLOCK = 128  # columns of a matrix that `gram_schmidt` takes at once, or more
 MAX_BLOCKS = 8  # each of them is compiled
 
@@ -189,8 +190,8 @@ def values(
     Inside an episode the next observation is the next step's, and so is its value. The critic looks
     at `next_obs` only at steps in which a time limit or the rollout's end cut an episode off, one
     such step of each environment at a time. On a GPU the host would have to ask after each of them
-    whether there is another. So there, the critic looks at all of `next_obs`, together with `obs`
-    and in one kernel if it is a multilayer perceptron.
+    whether there is another. So there, the critic looks at all of `next_obs`, in one kernel if it
+    is a multilayer perceptron.
 
     Args:
         critic: maps observations [..., D] to values [...].
@@ -210,12 +211,13 @@ def values(
     chex.assert_shape([terminated, done], obs.shape[:2])
     look_at = functools.partial(critic.apply, params)
     if backend.on_gpu():
-        both = jnp.concatenate([obs, next_obs])
-        value = fused.apply(
-            critic.apply, params, both, config, lambda *_: in_pieces(look_at, both, 2 * pieces)
+        pieces = min(pieces, 1 + obs.size // FEW_NUMBERS)  # each starts the critic's kernels again
+        plain = lambda _, rows: in_pieces(look_at, rows, pieces)  # noqa: E731
+        value, next_value = (
+            fused.apply(critic.apply, params, rows, config, plain) for rows in (obs, next_obs)
         )
-        chex.assert_shape(value, (2 * len(done), *done.shape[1:]))
-        return value[: len(done)], value[len(done) :]
+        chex.assert_equal_shape([value, next_value, done])
+        return value, next_value
     value = in_pieces(look_at, obs, pieces)
     chex.assert_equal_shape([value, done])  # a critic that returns [T, N, 1] would broadcast
     cut = done.at[-1].set(True) & ~terminated

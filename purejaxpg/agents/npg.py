@@ -279,11 +279,10 @@ def fit_critic(
 ) -> tuple[Any, Any, Metrics]:
     """Take epochs of minibatch gradient steps -> parameters, state of the optimiser, metrics."""
     optimizer, order = make_optimizer(config, state.num_updates), shuffled(key, config)
-    critic, opt_state, steps = fused.fit(
+    return fused.fit(
         lambda critic, batch: value_loss(critic, batch, config),
         *(optimizer, state.params["critic"], state.opt_state, batch, order, config),
     )
-    return critic, opt_state, {name: value.mean() for name, value in steps.items()}
 
 
 def update(key: jax.Array, state: TrainState, config: Config) -> tuple[TrainState, Metrics]:

@@ -13,10 +13,7 @@ What that kernel cannot do, such as another optimiser, runs step by step, with t
 kernels of `mlp` if possible, and in plain JAX otherwise. `purejaxpg.fused.paths` says why.
 """
 
-import dataclasses
-import itertools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -62,7 +59,8 @@ def fit(
             changes any more, and "policy/stopped" is 1 among the metrics.
 
     Returns:
-        Parameters, state of the optimiser, and {name: [S]}, the metrics of each step before it.
+        Parameters, state of the optimiser, and {name: scalar}, the means over all steps of the
+        metrics before each of them.
 
     Raises:
         InputError: the configuration requires a kernel, and there is none.
@@ -106,7 +104,7 @@ def step_by_step(
 
     carry = (params, opt_state, jnp.zeros((), bool))
     (params, opt_state, _), metrics = lax.scan(gradient_step, carry, order)
-    return params, opt_state, metrics
+    return params, opt_state, {name: value.mean() for name, value in metrics.items()}
 
 
 def _in_kernel(
@@ -128,26 +126,27 @@ def _in_kernel(
     head = _head(loss, stop, params, batch, order, config)
     from purejaxpg.fused import steps  # here, since importing Pallas takes a second
 
-    packing = Packing.of(params, steps.BLOCK)
+    leaves, tree = jax.tree.flatten(params)
     length, rows = order.shape
-    fast = paths.is_fast(config)
-    plan = steps.Plan(head, packing.offsets, packing.size, length, rows, fast)
+    sizes = tuple(leaf.size for leaf in leaves)
+    plan = steps.Plan(head, sizes, length, rows, paths.is_fast(config))
     steps.check(plan)
     columns, inputs, metrics = jax.vmap(
         lambda indices: head.before.run(jax.tree.map(lambda x: x[indices], batch))
     )(order)
-    state = [packing.pack(jax.tree.leaves(params)), packing.pad(adam.mu), packing.pad(adam.nu)]
     rules = [optimizer.learning_rate, optimizer.max_grad_norm, optimizer.b1, optimizer.b2]
-    arrays = steps.arrays(plan, columns, inputs, [*rules, optimizer.eps], adam.count, state)
-    (flat, mu, nu), computed = steps.run(plan, arrays)
-    metrics.update(zip(head.inside, computed.T, strict=False))
-    metrics = {name: metrics[name].astype(v.aval.dtype) for name, v in head.metrics.items()}
+    arrays = steps.arrays(plan, columns, inputs, [*rules, optimizer.eps], adam, leaves)
+    (mu, nu), new, computed = steps.run(plan, arrays)
+    metrics = {name: value.mean() for name, value in metrics.items()}
+    metrics.update((name, x[0]) for name, x in zip(head.inside, computed, strict=False))
+    metrics = {name: metrics[name] for name in head.metrics}
     taken = jnp.asarray(length, adam.count.dtype)
     if stop is not None:
-        metrics[STOPPED] = computed[:, -1]
-        taken -= metrics[STOPPED].sum().astype(taken.dtype)
-    new = optax.ScaleByAdamState(adam.count + taken, packing.trim(mu), packing.trim(nu))
-    return packing.unpack(params, flat), _replaced(opt_state, new), metrics
+        metrics[STOPPED] = computed[-1][0]
+        taken -= jnp.round(length * metrics[STOPPED]).astype(taken.dtype)
+    new = [x.reshape(leaf.shape) for x, leaf in zip(new, leaves, strict=True)]
+    adam = optax.ScaleByAdamState(adam.count + taken, mu, nu)
+    return jax.tree.unflatten(tree, new), _replaced(opt_state, adam), metrics
 
 
 def _with_kernels(
@@ -209,58 +208,3 @@ def _head(
     if any(v.aval.shape for v in head.metrics.values()):
         raise paths.Unfusable("a metric of the loss is not a scalar")
     return head
-
-
-# --- flat vectors --------------------------------------------------------------------------------
-
-ALIGNMENT = 16  # numbers: 64 bytes
-
-
-@dataclasses.dataclass(frozen=True)
-class Packing:
-    """How parameters lie in one flat vector [P], in the order of the tree's leaves."""
-
-    shapes: tuple[tuple[int, ...], ...]
-    offsets: tuple[int, ...]  # multiples of `ALIGNMENT`
-    size: int  # P
-
-    @classmethod
-    def of(cls, params: Any, block: int) -> "Packing":
-        """Return the packing of parameters in a vector whose length is a multiple of `block`."""
-        leaves = jax.tree.leaves(params)
-        ends = itertools.accumulate(_up(leaf.size, ALIGNMENT) for leaf in leaves)
-        *offsets, end = [0, *ends]
-        return cls(tuple(leaf.shape for leaf in leaves), tuple(offsets), _up(end, block))
-
-    def pack(self, leaves: Sequence[jax.Array]) -> jax.Array:
-        """Return arrays as one vector [P], with zeros between them."""
-        ends = [*self.offsets[1:], self.size]
-        parts = []
-        for leaf, offset, end in zip(leaves, self.offsets, ends, strict=True):
-            gap = jnp.zeros((end - offset - leaf.size,), leaf.dtype)
-            parts += [leaf.reshape(-1), gap]
-        return jnp.concatenate(parts)
-
-    def parts(self, vector: jax.Array) -> list[jax.Array]:
-        """Return the arrays of a vector [P], each as a vector."""
-        sizes = [math.prod(shape) for shape in self.shapes]
-        return [vector[at : at + size] for at, size in zip(self.offsets, sizes, strict=True)]
-
-    def unpack(self, params: Any, vector: jax.Array) -> Any:
-        """Return the arrays of a vector [P] in the structure of `params`."""
-        parts = zip(self.parts(vector), self.shapes, strict=True)
-        leaves = [part.reshape(shape) for part, shape in parts]
-        return jax.tree.unflatten(jax.tree.structure(params), leaves)
-
-    def pad(self, vector: jax.Array) -> jax.Array:
-        """Return a vector [P] for one without gaps."""
-        ends = list(itertools.accumulate(math.prod(shape) for shape in self.shapes))
-        return self.pack(jnp.split(vector, ends[:-1]))
-
-    def trim(self, vector: jax.Array) -> jax.Array:
-        """Return a vector without gaps for one of [P]."""
-        return jnp.concatenate(self.parts(vector))
-
-
-def _up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple

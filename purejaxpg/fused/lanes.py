@@ -38,7 +38,20 @@ ELEMENTWISE = {
     *("add", "sub", "mul", "div", "rem", "max", "min", "pow", "integer_pow", "atan2", "add_any"),
     *("lt", "gt", "le", "ge", "eq", "ne", "and", "or", "xor", "not", "select_n", "nextafter"),
     *("sin", "cos", "tan", "exp", "exp2", "log", "log1p", "expm1", "tanh", "logistic", "sqrt"),
-    *("rsqrt", "abs", "sign", "floor", "ceil", "neg", "square", "is_finite", "clamp", "erf_inv"),
+    *(
+        "rsqrt",
+        "cbrt",
+        "abs",
+        "sign",
+        "floor",
+        "ceil",
+        "neg",
+        "square",
+        "is_finite",
+        "clamp",
+        "erf_inv",
+    ),
+    *("asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh"),
     *("shift_left", "shift_right_logical", "shift_right_arithmetic"),
     *("convert_element_type", *SAME),
 }
@@ -249,7 +262,8 @@ class Evaluator:
         first = numbers[0]
         if all(same(x, first) for x in numbers):
             return first
-        windows.check(len(numbers), "a constant")
+        if len(numbers) > windows.MOST_CASES:
+            raise Unfusable(f"a constant differs between {len(numbers)} environments")
         lane = lax.broadcasted_iota(jnp.int32, (self.width,), 0) if self.lane is None else self.lane
         result = jnp.broadcast_to(jnp.asarray(first), (self.width,))
         for k, x in enumerate(numbers):
@@ -318,10 +332,13 @@ class Evaluator:
         others = [a for a, original in zip(others, axes, strict=True) if original != lanes_axis]
         dtype = equation.invars[0].aval.dtype
         if name in ("argmax", "argmin"):
-            fold = functools.partial(self.extreme, name, dtype)
+            index = equation.params["index_dtype"]
+            fold = functools.partial(self.extreme, name, dtype, index)
         else:
             combine = functools.partial(self.combined, REDUCTIONS[name], dtype)
             fold = functools.partial(functools.reduce, combine)
+        if not data.size:
+            raise Unfusable(f"{name!r} has no numbers to work on")
         for axis in sorted(others, reverse=True):
             data = along(fold, data, axis)
         if lanes_axis is None:
@@ -348,7 +365,7 @@ class Evaluator:
             vector = jnp.where(inside, vector, jnp.asarray(neutral, dtype))
         return operation(vector)
 
-    def extreme(self, name: str, dtype: Any, column: Sequence[Any]) -> jax.Array:
+    def extreme(self, name: str, dtype: Any, as_type: Any, column: Sequence[Any]) -> jax.Array:
         """Return the index of the first largest or smallest number."""
         better = jnp.greater if name == "argmax" else jnp.less
         best, index = self.vector(column[0], dtype), jnp.zeros((self.width,), jnp.int32)
@@ -358,7 +375,7 @@ class Evaluator:
             if jnp.issubdtype(dtype, jnp.floating):  # the first that is not a number wins
                 wins = wins | ((candidate != candidate) & (best == best))
             best, index = jnp.where(wins, candidate, best), jnp.where(wins, k, index)
-        return index
+        return index.astype(as_type)
 
     def running(self, equation: Any, x: Any) -> Any:
         """Accumulate along an axis."""

@@ -71,7 +71,11 @@ def scan(
         return lax.scan(step, carry, xs)
     carry = jax.tree.map(jnp.asarray, carry)
     with paths.products(config):
-        split, trees = sorted_body(step, carry, xs)
+        try:
+            split, trees = sorted_body(step, carry, xs)
+        except Unfusable as error:
+            paths.record(config, Path(LOOP, False, str(error)))
+            return lax.scan(step, carry, xs)
     leaves, xs_leaves = jax.tree.leaves(carry), jax.tree.leaves(xs)
     try:
         if refusal:
@@ -85,10 +89,12 @@ def scan(
 
 
 def sorted_body(step: Callable[..., Any], carry: Any, xs: Any) -> tuple[Split, tuple[Any, Any]]:
-    """Trace the body of a loop and sort its equations -> Split, pytrees of carry and y."""
-    first = jax.tree.map(lambda x: jax.eval_shape(lambda x: x[0], x), xs)
-    depends = [True] * len(jax.tree.leaves(carry)) + [False] * len(jax.tree.leaves(xs))
-    program = jaxprs.trace(step, carry, first, depends=depends)
+    """Trace the body of a loop and sort its equations -> Split, pytrees of carry and y.
+
+    Raises:
+        Unfusable: `lax.scan` has to run the body as it is, or to say what is wrong with it.
+    """
+    program = traced(step, carry, xs)
     carry_tree, y_tree = program.out_tree.children()
     size = carry_tree.num_leaves
     carry_in, x = program.invars[:size], program.invars[size:]
@@ -123,6 +129,27 @@ def sorted_body(step: Callable[..., Any], carry: Any, xs: Any) -> tuple[Split, t
         to_late=[v for v in order if v in before & in_late],
         out_of_core=[v for v in order if v in inside & in_late],
     ), (carry_tree, y_tree)
+
+
+def traced(step: Callable[..., Any], carry: Any, xs: Any) -> jaxprs.Program:
+    """Trace the body of a loop, and check that its equations say all there is to it."""
+    if any(not len(x) for x in jax.tree.leaves(xs)):
+        raise Unfusable("there are no steps")
+    first = jax.tree.map(lambda x: jax.eval_shape(lambda x: x[0], x), xs)
+    size = len(jax.tree.leaves(carry))
+    depends = [True] * size + [False] * len(jax.tree.leaves(xs))
+    program = jaxprs.trace(step, carry, first, depends=depends)
+    same = program.out_tree.children()[0] == jax.tree.structure(carry)
+    if not same or types(program.outvars[:size]) != types(program.invars[:size]):
+        raise Unfusable("a step changes the type of what it carries")
+    if any(e.effects for e in program.equations):
+        raise Unfusable("a step has effects beside its results, such as printing")
+    return program
+
+
+def types(variables: Sequence[Any]) -> list[Any]:
+    """Return shapes and types of variables or literals."""
+    return [(v.aval.shape, v.aval.dtype) for v in variables]
 
 
 def made(equations: Iterable[Any]) -> set[Any]:
@@ -186,14 +213,15 @@ def run(split: Split, carry: list[Any], xs: list[Any], fast: bool | None) -> tup
         jaxprs.run(split.late, values)
         return [jaxprs.read(values, v) for v in split.y]
 
+    length = len(xs[0])
     early = dict(zip(wanted, jax.vmap(before)(xs), strict=True))
     to_core = [early[v] for v in split.to_core]
     if fast is None:
-        last, inside = in_scan(split, base, carry, to_core, len(xs[0]))
+        last, inside = in_scan(split, base, carry, to_core, length)
     else:
-        last, inside = in_kernel(split, base, carry, to_core, fast)
+        last, inside = in_kernel(split, base, carry, to_core, length, fast)
     to_late = [early[v] for v in split.to_late]
-    return last, jax.vmap(after, axis_size=len(xs[0]))(inside, to_late)
+    return last, jax.vmap(after, axis_size=length)(inside, to_late)
 
 
 def in_scan(
@@ -212,9 +240,9 @@ def in_scan(
 
 
 def in_kernel(
-    split: Split, base: jaxprs.Values, carry: list[Any], xs: Sequence[Any], fast: bool
+    split: Split, base: jaxprs.Values, carry: list[Any], xs: list[Any], length: int, fast: bool
 ) -> tuple[list[Any], list[Any]]:
     """Run the core in one kernel -> the last carry, what leaves the core [T, ...]."""
     from purejaxpg.fused import time_kernel
 
-    return time_kernel.run(split, base, carry, xs, fast)
+    return time_kernel.run(split, base, carry, xs, length, fast)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from purejaxpg.fused import lanes, triton, windows
 from purejaxpg.fused.paths import Unfusable
@@ -154,17 +155,20 @@ class Evaluator(lanes.Evaluator):
 
     def on_tiles(self, equation: Any, operands: list[Any]) -> Tile:
         """Apply an operation to hidden layers number by number."""
-        shape = (self.width, triton.padded(equation.outvars[0].aval.shape[1]))
+        units = equation.outvars[0].aval.shape[1]
         dtypes = [v.aval.dtype for v in equation.invars]
-        values = [self.spread(x, shape, t) for x, t in zip(operands, dtypes, strict=True)]
+        values = [self.spread(x, units, t) for x, t in zip(operands, dtypes, strict=True)]
         return Tile(self.compute(equation, values))
 
-    def spread(self, x: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        """Return an operand as a matrix [width, padded H]."""
+    def spread(self, x: Any, units: int, dtype: Any) -> jax.Array:
+        """Return an operand as a matrix [width, padded units]."""
+        shape = (self.width, triton.padded(units))
         if isinstance(x, Tile):
             return x.value
-        if isinstance(x, Memory) and len(x.shape) == 1:
+        if isinstance(x, Memory) and x.shape == (units,):
             return jnp.broadcast_to(x.rows[0][None, :], shape)
+        if isinstance(x, Memory) and x.shape == (1,):
+            return jnp.broadcast_to(x.numbers[0], shape)
         if isinstance(x, np.ndarray) and x.size and all(lanes.same(y, x.flat[0]) for y in x.flat):
             return jnp.broadcast_to(jnp.asarray(x.flat[0], dtype), shape)
         if is_column(x):
@@ -183,11 +187,13 @@ class Evaluator(lanes.Evaluator):
         """Multiply observations or a hidden layer by a weight that all lanes share."""
         (contracted, row), batch = equation.params["dimension_numbers"]
         shape = equation.invars[1].aval.shape
-        matrix = isinstance(weight, Memory) and weight.dtype == jnp.float32 and len(shape) == 2
+        matrix = isinstance(weight, Memory) and len(shape) == 2
         if any(batch) or tuple(contracted) != (1,) or tuple(row) != (0,) or not matrix:
             raise Unfusable("kernels know products of a layer with a weight only")
+        if any(v.aval.dtype != jnp.float32 for v in (*equation.invars, *equation.outvars)):
+            raise Unfusable("kernels multiply numbers of float32 only")
         if isinstance(x, Tile):
-            return self.of_layer(x.units(shape[0]), weight, shape[1])
+            return self.of_layer(equation, x.units(shape[0]), weight)
         if not (isinstance(x, lanes.Lanes) and x.data.ndim == 1 and x.axis == 0):
             raise Unfusable("a product has an input that is no observation and no hidden layer")
         vectors = [self.vector(v, jnp.float32) for v in x.data]
@@ -196,14 +202,15 @@ class Evaluator(lanes.Evaluator):
             sums = [sum_of(map(operator.mul, vectors, column)) for column in table.T]
             return lanes.Lanes(lanes.boxed(sums), 0)
         if shape[1] < FEW or not weight.rows:
-            return self.of_layer(self.layer(vectors), weight, shape[1])
+            return self.of_layer(equation, self.layer(vectors), weight)
         pairs = zip(vectors, weight.rows, strict=True)
         return Tile(sum_of(v[:, None] * row[None, :] for v, row in pairs))
 
-    def of_layer(self, x: jax.Array, weight: Memory, units: int) -> Any:
-        """Multiply a matrix [width, padded inputs] by a weight."""
-        if units >= FEW:
-            return Tile(triton.dot(x, weight.matrix, self.fast))
+    def of_layer(self, equation: Any, x: jax.Array, weight: Memory) -> Any:
+        """Multiply a matrix [width, padded inputs] by a weight, exactly if the program says so."""
+        if equation.outvars[0].aval.shape[1] >= FEW:
+            fast = self.fast and not is_precise(equation.params["precision"])
+            return Tile(triton.dot(x, weight.matrix, fast))
         columns = [jnp.sum(x * column[None, :], 1) for column in weight.columns]
         return lanes.Lanes(lanes.boxed(columns), 0)
 
@@ -226,6 +233,12 @@ def scratch(equations: Iterable[Any]) -> int:
     """Return how many vectors the products of some equations put into memory at a time."""
     products = (e for e in equations if e.primitive.name == "dot_general")
     return max((e.invars[1].aval.shape[0] for e in products if e.invars[1].aval.ndim), default=1)
+
+
+def is_precise(precision: Any) -> bool:
+    """Return whether a product asks for more than its default precision."""
+    given = precision if isinstance(precision, tuple) else (precision,)
+    return any(x not in (None, lax.Precision.DEFAULT) for x in given)
 
 
 def is_column(x: Any) -> bool:

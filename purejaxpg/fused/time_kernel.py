@@ -62,6 +62,7 @@ class Array:
 
     def vectors(self, evaluator: lanes.Evaluator, x: Any) -> list[jax.Array]:
         """Return a value as the vectors to store."""
+        x = x.uniform(self.shape) if isinstance(x, tiles.Memory) else x
         if isinstance(x, np.ndarray) and x.shape == self.shape:
             x = lanes.Lanes(evaluator.without(x, self.axis), self.axis)
         if not isinstance(x, lanes.Lanes) or x.axis != self.axis:
@@ -70,7 +71,12 @@ class Array:
 
 
 def run(
-    split: Any, base: jaxprs.Values, carry: Sequence[Any], xs: Sequence[Any], fast: bool
+    split: Any,
+    base: jaxprs.Values,
+    carry: Sequence[Any],
+    xs: Sequence[Any],
+    length: int,
+    fast: bool,
 ) -> tuple[list[Any], list[Any]]:
     """Run the core of a loop in one kernel.
 
@@ -79,6 +85,7 @@ def run(
         base: values that do not depend on the step.
         carry: the first carry, leaves [E, ...].
         xs: what the core reads at each step, leaves [T, ...].
+        length: T.
         fast: see `purejaxpg.fused.paths`.
 
     Returns:
@@ -87,7 +94,9 @@ def run(
     Raises:
         Unfusable: the core is more than lanes and tiles can express.
     """
-    count, length = carry[0].shape[0] if carry[0].ndim else 0, len(xs[0])
+    count = next((x.shape[0] for x in carry if x.ndim), 0)
+    if not count:
+        raise Unfusable("there are no environments")
     kernel = Kernel(split, base, count, length, fast)
     constants = [packed_constant(base[v]) for v in kernel.constants]
     inputs = [
@@ -104,6 +113,8 @@ def run(
         kernel,
         out_shape=shapes,
         grid=(pallas.cdiv(count, kernel.block),),
+        # The last carry takes the place of the first, which nobody else wants to read.
+        input_output_aliases={len(constants) + k: k for k in range(len(carry))},
         interpret=paths.interpreted(),
         compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=1),
     )(*inputs)
@@ -130,7 +141,7 @@ class Kernel:
         outputs = [*split.carry_out, *split.out_of_core]
         equations = jaxprs.needed_for([*split.always, *split.core], outputs)
         always = {id(e) for e in split.always}
-        self.first = remade([e for e in equations if id(e) in always])
+        self.first = remade([e for e in equations if id(e) in always], count)
         self.core = [e for e in equations if id(e) not in always]
         inside = [*self.first, *self.core]
         read = jaxprs.used(inside, outputs) - {v for e in inside for v in e.outvars}
@@ -141,8 +152,8 @@ class Kernel:
         shape, dtype, count = variable.aval.shape, variable.aval.dtype, self.count
         if jnp.issubdtype(dtype, jax.dtypes.extended):
             raise Unfusable("the environments carry a random key")
-        if count < 1 or count not in shape:
-            raise Unfusable(f"an array {list(shape)} has no axis of {count} environments")
+        if count not in shape or not math.prod(shape):
+            raise Unfusable(f"an array {list(shape)} has no numbers of {count} environments")
         if math.prod(shape) // count > MOST_VECTORS:
             raise Unfusable(
                 f"an environment has an array of {math.prod(shape) // count} numbers, and kernels "
@@ -189,14 +200,19 @@ class Kernel:
             triton.store(ref, (k, lane), vector, inside)
 
 
-def remade(equations: Sequence[Any]) -> list[Any]:
-    """Return the equations that the kernel computes again, because they are made of few numbers."""
+def remade(equations: Sequence[Any], count: int) -> list[Any]:
+    """Return the equations that the kernel computes again, because they are made of few numbers.
+
+    A row or a matrix, such as the scale of a layer's norm, stays in memory.
+    """
     made: set[Any] = set()
     first = []
     for equation in equations:
-        operands = jaxprs.used([equation])
+        operands, shape = jaxprs.used([equation]), equation.outvars[0].aval.shape
         small = all(v in made or math.prod(v.aval.shape) <= tiles.MOST_NUMBERS for v in operands)
-        if equation.primitive.name in SIMPLE and (small or tiles.adds_axes(equation)):
+        few = operands <= made or math.prod(shape) < tiles.FEW or count in shape
+        simple = equation.primitive.name in SIMPLE and small and few
+        if simple or tiles.adds_axes(equation):
             first.append(equation)
             made.update(equation.outvars)
     return first

@@ -115,6 +115,8 @@ def with_one(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
 def of(equation: Any) -> Windows:
     """Return the windows of an equation in `READS` or `WRITES`."""
     name, p = equation.primitive.name, equation.params
+    if (name == "scatter" and p["update_jaxpr"]) or p.get("mode") == lax.GatherScatterMode.ONE_HOT:
+        raise Unfusable(f"kernels know no {name!r} with a function or a mode of its own")
     shapes = [v.aval.shape for v in equation.invars]
     if name.startswith("dynamic"):
         sizes = shapes[1] if name == "dynamic_update_slice" else p["slice_sizes"]

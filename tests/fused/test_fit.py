@@ -49,7 +49,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 class Network(nn.Module):
     """Layers, of which the last one is linear, and perhaps a parameter beside them."""
 
-    sizes: tuple[int, ...] = (16, 16, 3)
+    sizes: tuple[int, ...] = (16, 8, 3)
     activation: str = "tanh"
 
     @nn.compact
@@ -59,7 +59,7 @@ class Network(nn.Module):
         return nn.Dense(self.sizes[-1])(x)
 
 
-ACTOR, CRITIC = Network((16, 16, 3)), Network((8, 1))
+ACTOR, CRITIC = Network((16, 3)), Network((8, 1))
 
 
 def initial() -> Any:
@@ -169,7 +169,7 @@ def test_a_kernel_takes_the_steps_of_plain_jax(loss: Any) -> None:
     moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), params, new)
     assert moved["critic"]["params"]["Dense_0"]["kernel"] > 1e-3
     assert jax.tree.leaves(opt_state)[0] == STEPS
-    assert all(value.shape == (STEPS,) for value in metrics.values())
+    assert all(value.shape == () for value in metrics.values())
 
 
 @pytest.mark.parametrize(
@@ -202,12 +202,15 @@ def test_each_agent_has_its_rate_and_its_bound_and_stops_by_itself() -> None:
         return both(loss, initial(), lambda metrics: metrics["kl"] > max_kl, rate, bound)
 
     rates, bounds = jnp.array([0.01, 0.003]), jnp.array([0.3, jnp.inf])
-    limits = jnp.array([0.03, jnp.inf])
+    limits = jnp.array([0.16, jnp.inf])
     _, opt_state, metrics = compared(jax.vmap(run), rates, bounds, limits, jnp.array([0.1, 0.3]))
     stopped = metrics[STOPPED]
-    assert 0.0 < stopped[0].sum() < STEPS
-    assert not stopped[1].any()
-    assert jax.tree.leaves(opt_state)[0].tolist() == [STEPS - stopped[0].sum(), STEPS]
+    assert 0.0 < stopped[0] < 1.0
+    assert not stopped[1]
+    assert jax.tree.leaves(opt_state)[0].tolist() == [
+        round(STEPS * (1.0 - float(stopped[0]))),
+        STEPS,
+    ]
 
 
 def test_a_step_that_breaks_everything_changes_nothing_if_it_stops() -> None:
@@ -238,9 +241,7 @@ def test_a_penalty_on_the_old_policy_is_computed_before_the_steps() -> None:
 
 def test_fast_is_close_to_exact() -> None:
     params = initial()
-    fast, plain = jax.jit(lambda p: both(categorical_loss, p, config=Config(precision="fast")))(
-        params
-    )
+    fast, plain = jax.jit(lambda p: both(value_loss, p, config=Config(precision="fast")))(params)
     differences = jax.tree.map(lambda x, y: np.abs(x - y).max(), fast[0], plain[0])
     assert 0.0 < max(jax.tree.leaves(differences)) < 2e-3
 

@@ -84,7 +84,8 @@ FUNCTIONS = {
     "where": lambda x: jnp.where(x > 0, x, -1.0),
     "comparison": lambda x: (x > 0) & ~(x[:, :1] < 0.2) | (x == 0),
     "types": lambda x: (x * 3).astype(jnp.int32).astype(jnp.uint8),
-    "argmax": lambda x: (x.argmax(1), x.argmin(-1)),
+    "argmax": lambda x: (x.argmax(1), x.argmin(-1), lax.argmax(x, 1, jnp.uint8)),
+    "hyperbolic": lambda x: jnp.sinh(x) + jnp.arctan(x) + jnp.cbrt(x),
     "sums": lambda x: (x.sum(1), x.mean(1, keepdims=True), x.prod(1), x.max(1), x.min(1)),
     "any and all": lambda x: ((x > 0).any(1), (x > -9).all(1)),
     "running": lambda x: (jnp.cumsum(x, 1), jnp.cumprod(x, 1), lax.cummax(x, 1), lax.cummin(x, 1)),
@@ -112,6 +113,7 @@ def test_functions_on_lanes_are_those_of_jax(name, count):
 
 
 TABLES = {
+    "minus zero": lambda i, x: 1.0 / jnp.asarray([0.0, -0.0, 0.0, -0.0])[i],
     "row": lambda i, x: jnp.asarray(TABLE)[i],
     "number": lambda i, x: jnp.asarray(TABLE)[i, jnp.abs(i) % 3],
     "clipped": lambda i, x: jnp.asarray(TABLE).at[i].get(mode="clip"),
@@ -226,6 +228,11 @@ def test_sums_over_lanes_leave_out_those_that_mean_nothing(function):
         (lambda x: x[jnp.argmax(x, 1)], DIFFERENT),
         (lambda x: x.at[jnp.argmax(x, 1)].set(0.0), DIFFERENT),
         (lambda x: x.reshape(-1), DIFFERENT),
+        (lambda x: x[:, :0].sum(1), "'reduce_sum' has no numbers to work on"),
+        (
+            lambda x: x.at[:, 1].apply(jnp.sin),
+            "kernels know no 'scatter' with a function or a mode of its own",
+        ),
         (lambda x: jnp.sort(x, 1), "kernels cannot compute 'sort' here"),
         (lambda x: jnp.zeros((4, 9)).at[jnp.argmax(x, 1)].set(1.0), DIFFERENT),
         (
