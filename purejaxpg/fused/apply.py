@@ -85,16 +85,11 @@ def with_kernels(function: Function, params: Any, data: Any, config: Any) -> Fun
             raise paths.Unfusable(heads.outside_reason(params, i, config))
     if not networks:
         raise paths.Unfusable("there is no multilayer perceptron that kernels know")
-    from purejaxpg.fused import mlp  # here, since importing Pallas takes a second
-
-    for network in networks:
-        _check(network, parameters)
-        sizes = (network.layers[0].inputs, *(layer.outputs for layer in network.layers))
-        mlp.check(sizes, paths.is_fast(config))
+    groups = _groups(networks, parameters, paths.is_fast(config))
     before = jaxprs.needed_for(rest, [network.inputs for network in networks])
     early = {id(equation) for equation in before}
     after = [equation for equation in rest if id(equation) not in early]
-    return _Rewritten(program, networks, before, after, paths.is_fast(config))
+    return _Rewritten(program, groups, before, after, paths.is_fast(config))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,23 +97,65 @@ class _Rewritten:
     """A program in which kernels take the place of networks."""
 
     program: jaxprs.Program
-    networks: Sequence[perceptrons.Perceptron]
+    groups: Sequence[Sequence[perceptrons.Perceptron]]  # each has its kernels
     before: Sequence[Any]  # equations up to the networks' inputs
     after: Sequence[Any]
     fast: bool
 
     def __call__(self, params: Any, data: Any) -> Any:
-        from purejaxpg.fused import mlp
-
         leaves = jax.tree.leaves((params, data))
         values = {**self.program.constants, **dict(zip(self.program.invars, leaves, strict=True))}
         jaxprs.run(self.before, values)
-        for network in self.networks:
-            layers = tuple((leaves[layer.weight], leaves[layer.bias]) for layer in network.layers)
-            x = jaxprs.read(values, network.inputs)
-            values[network.outputs] = mlp.apply(layers, x, network.activations, self.fast)
+        for group in self.groups:
+            x = jaxprs.read(values, group[0].inputs)
+            ys = _outputs(group, leaves, x, self.fast)
+            values.update(zip((network.outputs for network in group), ys, strict=True))
         jaxprs.run(self.after, values)
         return self.program.outputs(values)
+
+
+def _outputs(
+    group: Sequence[perceptrons.Perceptron], leaves: Sequence[Any], x: jax.Array, fast: bool
+) -> Sequence[jax.Array]:
+    """Return the outputs of networks that see the same rows."""
+    from purejaxpg.fused import mlp, wide
+
+    layers = tuple(
+        tuple((leaves[layer.weight], leaves[layer.bias]) for layer in network.layers)
+        for network in group
+    )
+    if wide.is_wide(_sizes(group[0])):
+        return wide.apply(layers, x, tuple(network.activations for network in group), fast)
+    return [mlp.apply(layers[0], x, group[0].activations, fast)]
+
+
+def _groups(
+    networks: Sequence[perceptrons.Perceptron], parameters: Sequence[Any], fast: bool
+) -> list[list[perceptrons.Perceptron]]:
+    """Return networks in groups that share kernels: those with the same wide inputs.
+
+    Raises:
+        Unfusable: a network is none that kernels know.
+    """
+    from purejaxpg.fused import mlp, wide  # here, since importing Pallas takes a second
+
+    groups: dict[Any, list[perceptrons.Perceptron]] = {}
+    for network in networks:
+        _check(network, parameters)
+        shared = wide.is_wide(_sizes(network))
+        groups.setdefault(network.inputs if shared else network.outputs, []).append(network)
+    for group in groups.values():
+        sizes = [_sizes(network) for network in group]
+        if wide.is_wide(sizes[0]):
+            wide.check(sizes, fast)
+        else:
+            mlp.check(sizes[0], fast)
+    return list(groups.values())
+
+
+def _sizes(network: perceptrons.Perceptron) -> tuple[int, ...]:
+    """Return the numbers of inputs, of units of each hidden layer, and of outputs."""
+    return (network.layers[0].inputs, *(layer.outputs for layer in network.layers))
 
 
 def _check(network: perceptrons.Perceptron, parameters: Sequence[Any]) -> None:

@@ -75,7 +75,7 @@ def apply(layers: Layers, x: jax.Array, activations: tuple[str, ...], fast: bool
     Returns:
         [R, A]. It can be differentiated once, by the layers and by x.
     """
-    return _forward(_Plan.of(layers, x, activations, fast), layers, x)
+    return _forward(Plan.of(layers, x, activations, fast), layers, x)
 
 
 def _apply_forward(
@@ -84,7 +84,7 @@ def _apply_forward(
     weights = tuple((weight.value, bias.value) for weight, bias in layers)
     # Whether x is differentiated has to stay known while tracing, so a structure says it.
     wanted = () if x.perturbed else None
-    y = _forward(_Plan.of(weights, x.value, activations, fast), weights, x.value)
+    y = _forward(Plan.of(weights, x.value, activations, fast), weights, x.value)
     return y, (weights, x.value, wanted)
 
 
@@ -94,7 +94,7 @@ def _apply_backward(
     layers, x, wanted = saved
     if isinstance(change, jax.custom_derivatives.SymbolicZero):
         return jax.tree.map(jnp.zeros_like, layers), jnp.zeros_like(x)
-    plan = _Plan.of(layers, x, activations, fast)
+    plan = Plan.of(layers, x, activations, fast)
     return _backward(plan, layers, x, change, wanted is not None)
 
 
@@ -102,7 +102,7 @@ apply.defvjp(_apply_forward, _apply_backward, symbolic_zeros=True)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Plan:
+class Plan:
     """What is known while tracing."""
 
     sizes: tuple[int, ...]  # D, units of the hidden layers, A
@@ -111,7 +111,7 @@ class _Plan:
     fast: bool
 
     @classmethod
-    def of(cls, layers: Layers, x: jax.Array, activations: tuple[str, ...], fast: bool) -> "_Plan":
+    def of(cls, layers: Layers, x: jax.Array, activations: tuple[str, ...], fast: bool) -> "Plan":
         """Return the plan for these arrays."""
         sizes = (x.shape[1], *(bias.shape[0] for _, bias in layers))
         return cls(sizes, activations, x.shape[0], fast)
@@ -120,6 +120,11 @@ class _Plan:
     def shapes(self) -> list[tuple[int, int]]:
         """Return the shape of each weight."""
         return list(itertools.pairwise(self.sizes))
+
+    @property
+    def block(self) -> int:
+        """Return how many rows a block of the way back has."""
+        return min(triton.padded(self.rows), ROWS_OF_WIDE if max(self.sizes) > WIDE else ROWS)
 
     def operand(self, x: jax.Array) -> jax.Array:
         """Return an array as it enters products."""
@@ -139,9 +144,8 @@ class _Plan:
         """Return weights and biases, padded with zeros."""
         layers = []
         for weight, bias, shape in zip(refs[::2], refs[1::2], self.shapes, strict=True):
-            j = triton.iota((triton.padded(shape[1]),), 0)
-            vector = triton.load(bias, (j,), j < shape[1])
-            layers.append((self.operand(triton.load_matrix(weight, shape)), vector))
+            matrix = self.operand(triton.load_matrix(weight, shape))
+            layers.append((matrix, triton.load_vector(bias, shape[1])))
         return layers
 
     def index(self, start: Any, rows: int, size: int) -> tuple[Any, jax.Array]:
@@ -153,11 +157,19 @@ class _Plan:
     def states(self, x: jax.Array, layers: Layers) -> list[jax.Array]:
         """Return the input of each layer."""
         states = [x]
-        for activation, (weight, bias) in zip(self.activations, layers[:-1], strict=True):
-            z = self.dot(states[-1], weight) + bias[None, :]
-            z = triton.tanh(z, self.fast) if activation == "tanh" else jnp.maximum(z, 0.0)
-            states.append(self.operand(z))
+        for k, (weight, bias) in enumerate(layers[:-1]):
+            states.append(self.after(k, self.dot(states[-1], weight) + bias[None, :]))
         return states
+
+    def outputs(self, x: jax.Array, layers: Layers) -> jax.Array:
+        """Return the outputs of a block of rows."""
+        weight, bias = layers[-1]
+        return self.dot(self.states(x, layers)[-1], weight) + bias[None, :]
+
+    def after(self, k: int, z: jax.Array) -> jax.Array:
+        """Return the output of activation k, given its input."""
+        is_tanh = self.activations[k] == "tanh"
+        return self.operand(triton.tanh(z, self.fast) if is_tanh else jnp.maximum(z, 0.0))
 
     def before(self, k: int, state: jax.Array, change: jax.Array) -> jax.Array:
         """Return the gradient of the input of activation k, given its output and that one's."""
@@ -167,7 +179,7 @@ class _Plan:
         return change * (1.0 - state * state)
 
 
-def _forward(plan: _Plan, layers: Layers, x: jax.Array) -> jax.Array:
+def _forward(plan: Plan, layers: Layers, x: jax.Array) -> jax.Array:
     """Run the forward kernel -> y [R, A]."""
     block = min(triton.padded(plan.rows), ROWS)
 
@@ -175,10 +187,8 @@ def _forward(plan: _Plan, layers: Layers, x: jax.Array) -> jax.Array:
         loaded = plan.load_layers(refs[:-1])
         start = pallas.program_id(0) * block
         x = triton.load(x_ref, *plan.index(start, block, plan.sizes[0]))
-        weight, bias = loaded[-1]
-        y = plan.dot(plan.states(x, loaded)[-1], weight) + bias[None, :]
         index, mask = plan.index(start, block, plan.sizes[-1])
-        triton.store(refs[-1], index, y, mask)
+        triton.store(refs[-1], index, plan.outputs(x, loaded), mask)
 
     (y,) = pallas.pallas_call(
         forward,
@@ -191,42 +201,47 @@ def _forward(plan: _Plan, layers: Layers, x: jax.Array) -> jax.Array:
 
 
 def _backward(
-    plan: _Plan, layers: Layers, x: jax.Array, change: jax.Array, wants_x: bool
+    plan: Plan, layers: Layers, x: jax.Array, change: jax.Array, wants_x: bool
 ) -> tuple[Any, jax.Array]:
     """Run the backward kernel -> gradients of the layers, and of x if wanted, else zeros."""
-    block = min(triton.padded(plan.rows), ROWS_OF_WIDE if max(plan.sizes) > WIDE else ROWS)
-    blocks = max(ROWS_OF_PROGRAM // block, -(-plan.rows // (block * MAX_PROGRAMS)))
-    blocks = min(blocks, -(-plan.rows // block))
-    kernel = _Backward(plan, block, blocks, wants_x)
-    programs = -(-plan.rows // (block * blocks))
-    shapes = [(programs, kernel.size), *([x.shape] if wants_x else [])]
-    outputs = pallas.pallas_call(
-        kernel,
-        out_shape=[jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes],
-        grid=(programs,),
-        interpret=paths.interpreted(),
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS_BACKWARD, num_stages=1),
-    )(plan.inputs(x), change, *(array for layer in layers for array in layer))
-    gradient = outputs[0].sum(0)
-    parts = [
-        (gradient[weight:bias].reshape(shape), gradient[bias : bias + shape[1]])
-        for (weight, bias), shape in zip(kernel.offsets, plan.shapes, strict=True)
-    ]
-    return tuple(parts), outputs[1] if wants_x else jnp.zeros_like(x)
+    kernel = Backward(plan, plan.block, wants_x)
+    others = [jax.ShapeDtypeStruct(x.shape, jnp.float32)] if wants_x else []
+    gradients, *changes = kernel.run(plan.inputs(x), change, layers, others)
+    return gradients, changes[0] if wants_x else jnp.zeros_like(x)
 
 
-class _Backward:
+class Backward:
     """The function that a program of the backward kernel runs."""
 
     __name__ = "backward"
 
-    def __init__(self, plan: _Plan, block: int, blocks: int, wants_x: bool) -> None:
-        self.plan, self.block, self.blocks, self.wants_x = plan, block, blocks, wants_x
+    def __init__(self, plan: Plan, block: int, wants_x: bool) -> None:
+        self.plan, self.block, self.wants_x = plan, block, wants_x
+        blocks = max(ROWS_OF_PROGRAM // block, -(-plan.rows // (block * MAX_PROGRAMS)))
+        self.blocks = min(blocks, -(-plan.rows // block))
         self.offsets, self.size = [], 0  # of weights and biases in the flat gradient
         for inputs, outputs in plan.shapes:
             bias = self.size + inputs * outputs
             self.offsets.append((self.size, bias))
             self.size = bias + outputs
+
+    def run(self, x: jax.Array, change: jax.Array, layers: Layers, others: Any) -> list[Any]:
+        """Run the kernel -> the gradients of the layers, and its other outputs."""
+        programs = -(-self.plan.rows // (self.block * self.blocks))
+        flat = jax.ShapeDtypeStruct((programs, self.size), jnp.float32)
+        sums, *rest = pallas.pallas_call(
+            self,
+            out_shape=[flat, *others],
+            grid=(programs,),
+            interpret=paths.interpreted(),
+            compiler_params=plgpu.CompilerParams(num_warps=WARPS_BACKWARD, num_stages=1),
+        )(x, change, *(array for layer in layers for array in layer))
+        gradient = sums.sum(0)
+        parts = [
+            (gradient[weight:bias].reshape(shape), gradient[bias : bias + shape[1]])
+            for (weight, bias), shape in zip(self.offsets, self.plan.shapes, strict=True)
+        ]
+        return [tuple(parts), *rest]
 
     def __call__(self, x_ref: Any, change_ref: Any, *refs: Any) -> None:
         """Sum the gradients of a program's rows."""
@@ -241,8 +256,7 @@ class _Backward:
             top = jnp.maximum(jnp.max(jnp.abs(change)), SMALLEST_TOP) if plan.fast else 1.0
             gradients, change = self.gradients(layers, x, change / top)
             if self.wants_x:
-                index, mask = plan.index(start, self.block, plan.sizes[0])
-                triton.store(refs[count + 1], index, change * top, mask)
+                self.store_change(refs[count + 1 :], start, x, change, top)
             return jax.tree.map(lambda total, g: total + g * top, sums, gradients)
 
         shapes = [(triton.padded(d), triton.padded(h)) for d, h in plan.shapes]
@@ -266,6 +280,11 @@ class _Backward:
             if k > 0:
                 change = plan.before(k - 1, states[k], change)
         return found[::-1], change
+
+    def store_change(self, refs: Any, start: Any, x: Any, change: Any, top: Any) -> None:
+        """Store the gradient of a block of x, which is `change * top`."""
+        index, mask = self.plan.index(start, self.block, self.plan.sizes[0])
+        triton.store(refs[0], index, change * top, mask)
 
     def store(self, ref: Any, program: Any, pair: Any, offsets: Any, shape: Any) -> None:
         """Store a layer's gradient at its place in the flat one."""

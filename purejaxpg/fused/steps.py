@@ -239,7 +239,12 @@ class Launch:
 
 
 def launch(plan: Plan, agents: int) -> Launch:
-    """Return the launch that was fastest on an H200, or that spills few registers."""
+    """Return the launch that was fastest on an H200, or that spills few registers.
+
+    Args:
+        plan: of the gradient steps.
+        agents: under the innermost `jax.vmap`.
+    """
     layers = [layer for network in plan.head.networks for layer in network.layers]
     widest = max(max(triton.padded(x.inputs), triton.padded(x.outputs)) for x in layers)
     if not plan.fast:
@@ -300,6 +305,7 @@ def _call(plan: Plan, how: Launch, *leaves: jax.Array) -> list[jax.Array]:
         ],
         input_output_aliases={first + k: k for k in range(len(state))},
         interpret=paths.interpreted(),
+        name="gradient_steps",
         compiler_params=plgpu.CompilerParams(num_warps=how.warps, num_stages=1),
     )(*leaves)
     return list(results[: len(state) + len(metrics)])

@@ -14,7 +14,7 @@ from jax import random
 import purejaxpg
 from purejaxpg import backend, fused, networks
 from purejaxpg.agents import ppo
-from purejaxpg.fused import mlp, paths
+from purejaxpg.fused import mlp, paths, wide
 from purejaxpg.fused.fit import STOPPED, fit, step_by_step
 
 SIZE = 4  # of an observation
@@ -296,3 +296,29 @@ def test_another_optimiser_takes_its_steps_on_networks_in_kernels() -> None:
     moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), params, in_kernels[0])
     assert min(jax.tree.leaves(moved)) > 1e-3
     assert set(in_kernels[2]) == {"loss", STOPPED}
+
+
+# --- wide first layers ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fast", [False, True], ids=["exact", "fast"])
+def test_wide_networks_share_kernels(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlp, "ROWS", 16)
+    monkeypatch.setattr(mlp, "ROWS_OF_PROGRAM", 32)  # two programs, the last one of one block
+    monkeypatch.setattr(wide, "ROWS", 16)
+    networks = layers_of(0, 300, 16, 3), layers_of(1, 300, 8, 8, 1)
+    x, activations = random.normal(random.key(2), (40, 300)), (("tanh",), ("relu", "relu"))
+
+    def both(networks: Any, x: jax.Array) -> Any:
+        return tuple(plain(*of) for of in zip(networks, (x, x), activations, strict=True))
+
+    def gradients(form: Any) -> Any:
+        def loss(networks: Any, x: jax.Array) -> Any:
+            ys = form(networks, x)
+            return sum((jnp.square(y) - y).sum() / len(x) for y in ys), ys
+
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(networks, x)
+
+    kernels = gradients(lambda networks, x: wide.apply(networks, x, activations, fast))
+    near(kernels, gradients(both), 1e-2 if fast else 1e-5)
+    near(jax.jit(wide.apply, static_argnums=(2, 3))(networks, x, activations, fast), kernels[0][1])
