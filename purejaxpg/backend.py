@@ -5,6 +5,8 @@ a loop starts kernels, and a condition waits for the host. They ask here, while 
 both forms compute the same thing up to rounding.
 """
 
+from typing import Any
+
 import jax
 
 
@@ -14,7 +16,8 @@ def on_gpu() -> bool:
     The device is that of `jax.default_device` if it is set, and else the first of jax's devices. A
     program that is traced for one kind of device and run on another is slower, but right.
     """
-    device = jax.config.jax_default_device  # type: ignore[attr-defined]  # jax defines it later
+    settings: Any = jax.config  # which types its settings in some versions only
+    device = settings.jax_default_device
     if device is None:
         platform = jax.default_backend()
     else:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from purejaxpg import backend
+from purejaxpg import backend, fused
 from purejaxpg import config as configs
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -21,6 +21,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": jax.nn.gelu,
 }
 TORSOS = ("mlp", "cnn")
+FEW_NUMBERS = 2**18  # of observations that a critic on a GPU looks at at once: a megabyte
 BLOCK = 128  # columns of a matrix that `gram_schmidt` takes at once, or more
 MAX_BLOCKS = 8  # each of them is compiled
 
@@ -181,6 +182,7 @@ def values(
     next_obs: jax.Array,
     terminated: jax.Array,
     done: jax.Array,
+    config: Any,
     pieces: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
     """Return the values of a rollout's observations and of the next ones.
@@ -188,7 +190,8 @@ def values(
     Inside an episode the next observation is the next step's, and so is its value. The critic looks
     at `next_obs` only at steps in which a time limit or the rollout's end cut an episode off, one
     such step of each environment at a time. On a GPU the host would have to ask after each of them
-    whether there is another. So there, the critic looks at all of `next_obs`.
+    whether there is another. So there, the critic looks at all of `next_obs`, in one kernel if it
+    is a multilayer perceptron.
 
     Args:
         critic: maps observations [..., D] to values [...].
@@ -197,7 +200,8 @@ def values(
         next_obs: [T, N, D] observation after step t, before any reset.
         terminated: [T, N] bool, the task itself ended with step t.
         done: [T, N] bool, the episode ended with step t for any reason.
-        pieces: as for `in_pieces`.
+        config: an agent's configuration, as for `fused.apply`.
+        pieces: as for `in_pieces`. A kernel takes all at once, since it keeps no activations.
 
     Returns:
         V(s_t) [T, N] and V(s'_t) [T, N], which cannot be differentiated. The latter means nothing
@@ -206,10 +210,16 @@ def values(
     chex.assert_equal_shape([obs, next_obs])
     chex.assert_shape([terminated, done], obs.shape[:2])
     look_at = functools.partial(critic.apply, params)
+    if backend.on_gpu():
+        pieces = min(pieces, 1 + obs.size // FEW_NUMBERS)  # each starts the critic's kernels again
+        plain = lambda _, rows: in_pieces(look_at, rows, pieces)  # noqa: E731
+        value, next_value = (
+            fused.apply(critic.apply, params, rows, config, plain) for rows in (obs, next_obs)
+        )
+        chex.assert_equal_shape([value, next_value, done])
+        return value, next_value
     value = in_pieces(look_at, obs, pieces)
     chex.assert_equal_shape([value, done])  # a critic that returns [T, N, 1] would broadcast
-    if backend.on_gpu():
-        return value, in_pieces(look_at, next_obs, pieces)
     cut = done.at[-1].set(True) & ~terminated
     return value, _next_values(look_at, value, next_obs, cut)
 

@@ -148,7 +148,10 @@ def compile_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(params=[False, True], ids=["form of a CPU", "form of a GPU"])
 def on_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Trace in the form of each kind of device; both run here. jax must not have traced before."""
+    """Trace functions in the form of each kind of device; both forms run here.
+
+    jax remembers what it has traced, so a test has to wrap a function anew before it jits it.
+    """
     from purejaxpg import backend
 
     monkeypatch.setattr(backend, "on_gpu", lambda: request.param)

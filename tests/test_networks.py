@@ -356,7 +356,7 @@ def test_values_are_those_of_two_passes(shape: tuple[int, int], on_gpu: bool) ->
     if not on_gpu:
         cut_off = done.at[:, -1].set(True) & ~terminated
         next_obs = jnp.where(cut_off[..., None], next_obs, jnp.nan)
-    batched = jax.jit(jax.vmap(lambda *row: networks.values(Critic(), {}, *row)))
+    batched = jax.jit(jax.vmap(lambda *row: networks.values(Critic(), {}, *row, settings())))
     outputs = batched(obs, next_obs, terminated, done)
     for value, next_value, row in zip(*outputs, rows, strict=True):
         obs, next_obs, terminated, _ = row
@@ -375,7 +375,7 @@ def test_values_where_all_ends_or_nothing_does(how: str) -> None:
     terminated = jnp.full((6, 2), how == "all terminated")
     obs = random.normal(random.key(0), (7, 2, 3))
     next_obs = obs[1:] + 10.0 * done[..., None]
-    values = jax.jit(lambda *rollout: networks.values(Critic(), {}, *rollout))
+    values = jax.jit(lambda *rollout: networks.values(Critic(), {}, *rollout, settings()))
     value, next_value = values(obs[:-1], next_obs, terminated, done)
     np.testing.assert_allclose(value, critic(obs[:-1]), rtol=1e-6, atol=1e-6)
     assert next_value.shape == (6, 2) and bool(jnp.isfinite(next_value).all())
@@ -398,7 +398,9 @@ def test_values_of_another_shape_are_refused(wrong: str) -> None:
     if wrong in inputs:
         inputs[wrong] = inputs[wrong][:, :1]
     with pytest.raises(AssertionError, match=r"shape"):
-        networks.values(Column() if wrong == "critic" else Critic(), {}, **inputs)
+        networks.values(
+            Column() if wrong == "critic" else Critic(), {}, **inputs, config=settings()
+        )
 
 
 @pytest.mark.fast
@@ -408,7 +410,7 @@ def test_the_critic_sees_each_observation_once_and_cut_off_ones_again() -> None:
     obs = random.normal(random.key(0), (8, 2, 3))
     terminated = jnp.zeros((8, 2), bool).at[5, 0].set(True)  # worth nothing, so not looked at
     done = terminated.at[3, 0].set(True)
-    jax.block_until_ready(networks.values(counted, {}, obs, obs, terminated, done))
+    jax.block_until_ready(networks.values(counted, {}, obs, obs, terminated, done, settings()))
     jax.effects_barrier()
     assert sum(seen) == 16 + 2 + 2  # all; steps 3 and 7 of the two environments; step 7 of one
 
@@ -418,7 +420,7 @@ def test_the_critic_sees_each_observation_once_and_cut_off_ones_again() -> None:
 def test_on_a_gpu_no_loop_asks_the_host_whether_to_go_on(on_gpu: bool, pieces: int) -> None:
     obs, next_obs, terminated, done = rollout(8, 2, 0)
     program = jax.make_jaxpr(lambda: networks.values(
-        Critic(), {}, obs, next_obs, terminated, done, pieces
+        Critic(), {}, obs, next_obs, terminated, done, settings(), pieces
     ))()  # fmt: skip
     loops = {step.primitive.name for step in equations(program.jaxpr)} & {"while", "cond"}
     assert loops == (set() if on_gpu else {"while"})

@@ -47,6 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "envs": {*CORE, "envs", "extras"},
     "evaluate": {*CORE, *SHARED, "checkpoint"},
     "fused": {*CORE, "fused"},
+    "networks": {*CORE, "fused"},
     "streams": {"root"},
     "extras": {"root"},
     "agents": {*CORE, *SHARED},

@@ -217,7 +217,7 @@ def advantages(
     next_obs = normalize.observations(config, state.normalizers, transition.next_obs)
     terminated, done = transition.terminated, transition.done
     critic, params = Critic(config), state.params["critic"]
-    value, next_value = networks.values(critic, params, obs, next_obs, terminated, done)
+    value, next_value = networks.values(critic, params, obs, next_obs, terminated, done, config)
     normalizers, reward = normalize.rewards(config, state.normalizers, transition.reward, done)
     normalizers = normalize.observed(config, normalizers, transition.obs)
     advantage = returns.gae(

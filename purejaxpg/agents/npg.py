@@ -222,7 +222,7 @@ def advantages(
     next_obs = normalize.observations(config, state.normalizers, transition.next_obs)
     terminated, done = transition.terminated, transition.done
     critic, params = Critic(config), state.params["critic"]
-    value, next_value = networks.values(critic, params, obs, next_obs, terminated, done)
+    value, next_value = networks.values(critic, params, obs, next_obs, terminated, done, config)
     normalizers, reward = normalize.rewards(config, state.normalizers, transition.reward, done)
     normalizers = normalize.observed(config, normalizers, transition.obs)
     advantage = returns.gae(
@@ -279,11 +279,10 @@ def fit_critic(
 ) -> tuple[Any, Any, Metrics]:
     """Take epochs of minibatch gradient steps -> parameters, state of the optimiser, metrics."""
     optimizer, order = make_optimizer(config, state.num_updates), shuffled(key, config)
-    critic, opt_state, steps = fused.fit(
+    return fused.fit(
         lambda critic, batch: value_loss(critic, batch, config),
         *(optimizer, state.params["critic"], state.opt_state, batch, order, config),
     )
-    return critic, opt_state, {name: value.mean() for name, value in steps.items()}
 
 
 def update(key: jax.Array, state: TrainState, config: Config) -> tuple[TrainState, Metrics]:

@@ -240,7 +240,7 @@ def advantages(
     terminated, done = transition.terminated, transition.done
     critic, params = Critic(config), state.params["critic"]
     value, next_value = networks.values(
-        critic, params, obs, next_obs, terminated, done, pieces=config.num_minibatches
+        critic, params, obs, next_obs, terminated, done, config, config.num_minibatches
     )
     normalizers, reward = normalize.rewards(config, state.normalizers, transition.reward, done)
     normalizers = normalize.observed(config, normalizers, transition.obs)
@@ -287,7 +287,7 @@ def update(key: jax.Array, state: TrainState, config: Config) -> tuple[TrainStat
     state, transition, episodes = rollout(key_rollout, state, config)
     state, batch = advantages(state, transition, config)
     optimizer, order = make_optimizer(config, state.num_updates), shuffled(key_shuffle, config)
-    params, opt_state, steps = fused.fit(
+    params, opt_state, metrics = fused.fit(
         lambda params, minibatch: loss(params, minibatch, state, config),
         *(optimizer, state.params, state.opt_state, batch, order, config),
         stop=lambda metrics: metrics["policy/kl"] > config.max_kl,
@@ -299,7 +299,7 @@ def update(key: jax.Array, state: TrainState, config: Config) -> tuple[TrainStat
         kl_coef=adapted_kl_coef(state, params, batch, config),
         num_updates=state.num_updates + 1,
     )
-    return state, {**episodes, **{name: value.mean() for name, value in steps.items()}}
+    return state, {**episodes, **metrics}
 
 
 def adapted_kl_coef(old: TrainState, params: Any, batch: Batch, config: Config) -> jax.Array:

@@ -257,7 +257,7 @@ def advantages(
     value = next_value = jnp.zeros(done.shape)
     if config.baseline:
         critic, params = Critic(config), state.params["critic"]
-        value, next_value = networks.values(critic, params, obs, next_obs, terminated, done)
+        value, next_value = networks.values(critic, params, obs, next_obs, terminated, done, config)
     normalizers = normalize.restarted(state.normalizers)
     normalizers, reward = normalize.rewards(config, normalizers, transition.reward, done, valid)
     normalizers = normalize.observed(config, normalizers, transition.obs, valid)

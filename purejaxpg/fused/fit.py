@@ -7,13 +7,13 @@ single agent is hundreds of small programs that wait for each other and for memo
 built on multilayer perceptrons and the optimiser is Adam, all of it is one kernel instead. Nobody
 writes that kernel: `perceptrons` finds the networks in the loss's equations, `heads` derives the
 gradient of what follows them, and `steps` evaluates it between the networks' two passes. So a loss
-may change freely. What a kernel cannot do runs step by step, and `purejaxpg.fused.paths` says why.
+may change freely.
+
+What that kernel cannot do, such as another optimiser, runs step by step, with the networks in the
+kernels of `mlp` if possible, and in plain JAX otherwise. `purejaxpg.fused.paths` says why.
 """
 
-import dataclasses
-import itertools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,19 +22,16 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from purejaxpg.fused import heads, paths, perceptrons
+from purejaxpg.fused import heads, paths
+from purejaxpg.fused.apply import refusal, with_kernels
 
 Metrics = dict[str, jax.Array]
 Loss = Callable[[Any, Any], tuple[jax.Array, Metrics]]
 Stop = Callable[[Metrics], jax.Array]
 Result = tuple[Any, Any, Metrics]
 
+LOOP = "gradient steps"
 STOPPED = "policy/stopped"
-# What the kernel was compiled with for an H200 without running out of memory; see `check_sizes`.
-MAX_LAYERS = 4
-MAX_WIDTH = 128
-MAX_OUTPUTS = 32
-MIN_ROWS, MAX_ROWS = 16, 1024
 
 
 def fit(
@@ -62,20 +59,24 @@ def fit(
             changes any more, and "policy/stopped" is 1 among the metrics.
 
     Returns:
-        Parameters, state of the optimiser, and {name: [S]}, the metrics of each step before it.
+        Parameters, state of the optimiser, and {name: scalar}, the means over all steps of the
+        metrics before each of them.
 
     Raises:
         InputError: the configuration requires a kernel, and there is none.
     """
-    reason = paths.refusal(config)
-    result = None
+    reason, networks = refusal(config), False
     if not reason:
         try:
             result = _in_kernel(loss, optimizer, params, opt_state, batch, order, config, stop)
+            paths.record(config, paths.Path(LOOP, True))
+            return result
         except paths.Unfusable as error:
             reason = str(error)
-    paths.record(config, paths.Path("gradient steps", not reason, reason))
-    return result or step_by_step(loss, optimizer, params, opt_state, batch, order, stop)
+            loss, networks = _with_kernels(loss, params, batch, order, config)
+    paths.record(config, paths.Path(LOOP, False, reason, networks))
+    with paths.products(config):
+        return step_by_step(loss, optimizer, params, opt_state, batch, order, stop)
 
 
 def step_by_step(
@@ -103,7 +104,7 @@ def step_by_step(
 
     carry = (params, opt_state, jnp.zeros((), bool))
     (params, opt_state, _), metrics = lax.scan(gradient_step, carry, order)
-    return params, opt_state, metrics
+    return params, opt_state, {name: value.mean() for name, value in metrics.items()}
 
 
 def _in_kernel(
@@ -125,25 +126,43 @@ def _in_kernel(
     head = _head(loss, stop, params, batch, order, config)
     from purejaxpg.fused import steps  # here, since importing Pallas takes a second
 
-    packing = Packing.of(params, steps.BLOCK)
+    leaves, tree = jax.tree.flatten(params)
     length, rows = order.shape
-    fast = paths.is_fast(config)
-    plan = steps.Plan(head, packing.offsets, packing.size, length, rows, fast)
+    sizes = tuple(leaf.size for leaf in leaves)
+    plan = steps.Plan(head, sizes, length, rows, paths.is_fast(config))
+    steps.check(plan)
     columns, inputs, metrics = jax.vmap(
         lambda indices: head.before.run(jax.tree.map(lambda x: x[indices], batch))
     )(order)
-    state = [packing.pack(jax.tree.leaves(params)), packing.pad(adam.mu), packing.pad(adam.nu)]
     rules = [optimizer.learning_rate, optimizer.max_grad_norm, optimizer.b1, optimizer.b2]
-    arrays = steps.arrays(plan, columns, inputs, [*rules, optimizer.eps], adam.count, state)
-    (flat, mu, nu), computed = steps.run(plan, arrays)
-    metrics.update(zip(head.inside, computed.T, strict=False))
-    metrics = {name: metrics[name].astype(v.aval.dtype) for name, v in head.metrics.items()}
+    arrays = steps.arrays(plan, columns, inputs, [*rules, optimizer.eps], adam, leaves)
+    (mu, nu), new, computed = steps.run(plan, arrays)
+    metrics = {name: value.mean() for name, value in metrics.items()}
+    metrics.update((name, x[0]) for name, x in zip(head.inside, computed, strict=False))
+    metrics = {name: metrics[name] for name in head.metrics}
     taken = jnp.asarray(length, adam.count.dtype)
     if stop is not None:
-        metrics[STOPPED] = computed[:, -1]
-        taken -= metrics[STOPPED].sum().astype(taken.dtype)
-    new = optax.ScaleByAdamState(adam.count + taken, packing.trim(mu), packing.trim(nu))
-    return packing.unpack(params, flat), _replaced(opt_state, new), metrics
+        metrics[STOPPED] = computed[-1][0]
+        taken -= jnp.round(length * metrics[STOPPED]).astype(taken.dtype)
+    new = [x.reshape(leaf.shape) for x, leaf in zip(new, leaves, strict=True)]
+    adam = optax.ScaleByAdamState(adam.count + taken, mu, nu)
+    return jax.tree.unflatten(tree, new), _replaced(opt_state, adam), metrics
+
+
+def _with_kernels(
+    loss: Loss, params: Any, batch: Any, order: jax.Array, config: Any
+) -> tuple[Loss, bool]:
+    """Return a loss with its networks in kernels if that is possible, and whether it is."""
+    try:
+        return with_kernels(loss, params, _minibatch(batch, order), config), True
+    except paths.Unfusable:
+        return loss, False
+
+
+def _minibatch(batch: Any, order: jax.Array) -> Any:
+    """Return the shapes of a minibatch."""
+    rows = order.shape[1]
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), batch)
 
 
 # --- optimiser -----------------------------------------------------------------------------------
@@ -178,123 +197,14 @@ def _replaced(opt_state: Any, adam: optax.ScaleByAdamState) -> Any:
 def _head(
     loss: Loss, stop: Stop | None, params: Any, batch: Any, order: jax.Array, config: Any
 ) -> heads.Head:
-    """Return the loss as networks and a head, both of them such as the kernel can compute."""
-    rows = order.shape[1]
-    if rows & (rows - 1) or not MIN_ROWS <= rows <= MAX_ROWS:
-        allowed = f"no power of two from {MIN_ROWS} to {MAX_ROWS}"
-        raise paths.Unfusable(f"the rows of a minibatch are {rows}, {allowed}")
+    """Return the loss as networks and a head."""
     if any(x.dtype != jnp.float32 for x in jax.tree.leaves(params)):
         raise paths.Unfusable("a parameter is not of type float32")
-    minibatch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), batch)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
     try:
-        head = heads.make(loss, stop, shapes, minibatch)
+        head = heads.make(loss, stop, shapes, _minibatch(batch, order))
     except heads.OutsideError as error:
-        raise paths.Unfusable(_outside(params, error.leaf, config)) from None
-    for network in head.networks:
-        check_sizes(network, rows)
-    for variable in [*head.before.columns, *head.constants]:
-        check_numbers(variable.aval, rows)
+        raise paths.Unfusable(heads.outside_reason(params, error.leaf, config)) from None
     if any(v.aval.shape for v in head.metrics.values()):
         raise paths.Unfusable("a metric of the loss is not a scalar")
     return head
-
-
-def _outside(params: Any, leaf: int, config: Any) -> str:
-    """Return why a parameter is used outside of a multilayer perceptron."""
-    activation = getattr(config, "activation", "tanh")
-    if activation not in perceptrons.KNOWN:
-        return f"an activation is {activation}, and kernels know tanh and relu"
-    path = jax.tree_util.tree_flatten_with_path(params)[0][leaf][0]
-    keys = [
-        str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path
-    ]
-    name = "/".join(key for key in keys if key != "params")
-    return f"the loss uses the parameter {name} outside of a multilayer perceptron"
-
-
-def check_sizes(network: perceptrons.Perceptron, rows: int) -> None:
-    """Raise Unfusable if a network exceeds the memory of a multiprocessor."""
-    if network.inputs.aval.shape[0] != rows:
-        inputs = f"{network.inputs.aval.shape[0]} inputs"
-        raise paths.Unfusable(f"a network sees {inputs} in a minibatch of {rows} rows")
-    if len(network.layers) > MAX_LAYERS:
-        count = len(network.layers)
-        raise paths.Unfusable(f"a network has {count} layers, and kernels take up to {MAX_LAYERS}")
-    *hidden, last = network.layers
-    if last.outputs > MAX_OUTPUTS:
-        outputs = f"a network has {last.outputs} outputs"
-        raise paths.Unfusable(f"{outputs}, and kernels take up to {MAX_OUTPUTS}")
-    for units in [network.layers[0].inputs, *(layer.outputs for layer in hidden)]:
-        if units > MAX_WIDTH:
-            exceed = "exceed a multiprocessor's shared memory"
-            raise paths.Unfusable(f"{units} units in a layer {exceed}")
-
-
-def check_numbers(aval: Any, rows: int) -> None:
-    """Raise Unfusable if the kernel cannot read an array of this shape and type."""
-    if aval.shape.count(rows) > 1:
-        raise paths.Unfusable(
-            f"the loss reads an array {list(aval.shape)}, and the rows are {rows}"
-        )
-    numbers = aval.size // (rows if rows in aval.shape else 1)
-    if numbers > heads.MAX_NUMBERS:
-        limit = f"kernels take up to {heads.MAX_NUMBERS} numbers"
-        raise paths.Unfusable(f"the loss reads an array {list(aval.shape)}, and {limit}")
-    if not any(jnp.issubdtype(aval.dtype, kind) for kind in (jnp.number, jnp.bool_)):
-        raise paths.Unfusable(f"the loss reads numbers of type {aval.dtype}")
-
-
-# --- flat vectors --------------------------------------------------------------------------------
-
-ALIGNMENT = 16  # numbers: 64 bytes
-
-
-@dataclasses.dataclass(frozen=True)
-class Packing:
-    """How parameters lie in one flat vector [P], in the order of the tree's leaves."""
-
-    shapes: tuple[tuple[int, ...], ...]
-    offsets: tuple[int, ...]  # multiples of `ALIGNMENT`
-    size: int  # P
-
-    @classmethod
-    def of(cls, params: Any, block: int) -> "Packing":
-        """Return the packing of parameters in a vector whose length is a multiple of `block`."""
-        leaves = jax.tree.leaves(params)
-        ends = itertools.accumulate(_up(leaf.size, ALIGNMENT) for leaf in leaves)
-        *offsets, end = [0, *ends]
-        return cls(tuple(leaf.shape for leaf in leaves), tuple(offsets), _up(end, block))
-
-    def pack(self, leaves: Sequence[jax.Array]) -> jax.Array:
-        """Return arrays as one vector [P], with zeros between them."""
-        ends = [*self.offsets[1:], self.size]
-        parts = []
-        for leaf, offset, end in zip(leaves, self.offsets, ends, strict=True):
-            gap = jnp.zeros((end - offset - leaf.size,), leaf.dtype)
-            parts += [leaf.reshape(-1), gap]
-        return jnp.concatenate(parts)
-
-    def parts(self, vector: jax.Array) -> list[jax.Array]:
-        """Return the arrays of a vector [P], each as a vector."""
-        sizes = [math.prod(shape) for shape in self.shapes]
-        return [vector[at : at + size] for at, size in zip(self.offsets, sizes, strict=True)]
-
-    def unpack(self, params: Any, vector: jax.Array) -> Any:
-        """Return the arrays of a vector [P] in the structure of `params`."""
-        parts = zip(self.parts(vector), self.shapes, strict=True)
-        leaves = [part.reshape(shape) for part, shape in parts]
-        return jax.tree.unflatten(jax.tree.structure(params), leaves)
-
-    def pad(self, vector: jax.Array) -> jax.Array:
-        """Return a vector [P] for one without gaps."""
-        ends = list(itertools.accumulate(math.prod(shape) for shape in self.shapes))
-        return self.pack(jnp.split(vector, ends[:-1]))
-
-    def trim(self, vector: jax.Array) -> jax.Array:
-        """Return a vector without gaps for one of [P]."""
-        return jnp.concatenate(self.parts(vector))
-
-
-def _up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple

@@ -83,7 +83,13 @@ def make(
     count = len(jax.tree.leaves(params))
     parameters, rows = program.invars[:count], program.invars[count:]
     networks, equations = perceptrons.find(program, parameters)
-    free = _free(parameters, networks, equations, program.outvars)
+    layers = [i for network in networks for i in network.parameters]
+    if len(set(layers)) < len(layers):
+        raise paths.Unfusable("two networks of the loss share a parameter")
+    free = outside(parameters, equations, program.outvars)
+    for i in free:
+        if i in layers or parameters[i].aval.size > MAX_NUMBERS:
+            raise OutsideError(i)
     if not networks:
         raise paths.Unfusable("the loss has no multilayer perceptron that kernels know")
     outputs = [network.outputs for network in networks]
@@ -121,21 +127,13 @@ class _Whole:
         return value, (metrics, [values[network.inputs] for network in self.networks])
 
 
-def _free(
-    parameters: Sequence[Any],
-    networks: Sequence[perceptrons.Perceptron],
-    equations: Sequence[Any],
-    results: Sequence[Any],
+def outside(
+    parameters: Sequence[Any], equations: Sequence[Any], results: Sequence[Any]
 ) -> list[int]:
-    """Return which parameters the head reads; none may be a layer's, or large."""
-    layers = {i for network in networks for i in network.parameters}
+    """Return which parameters are used outside of the networks, in the order of the equations."""
     places = {v: i for i, v in enumerate(parameters)}
     read = [v for equation in equations for v in equation.invars if not jaxprs.is_literal(v)]
-    free = dict.fromkeys(places[v] for v in [*read, *jaxprs.used([], results)] if v in places)
-    for i in free:  # in the order of the equations, so that the first one is named
-        if i in layers or parameters[i].aval.size > MAX_NUMBERS:
-            raise OutsideError(i)
-    return list(free)
+    return list(dict.fromkeys(places[v] for v in [*read, *jaxprs.used([], results)] if v in places))
 
 
 class OutsideError(paths.Unfusable):
@@ -144,6 +142,19 @@ class OutsideError(paths.Unfusable):
     def __init__(self, leaf: int) -> None:
         super().__init__("the loss uses a parameter outside of a multilayer perceptron")
         self.leaf = leaf  # which, for the caller knows its name
+
+
+def outside_reason(params: Any, leaf: int, config: Any) -> str:
+    """Return why a parameter is used outside of a multilayer perceptron."""
+    activation = getattr(config, "activation", "tanh")
+    if activation not in perceptrons.KNOWN:
+        return f"an activation is {activation}, and kernels know tanh and relu"
+    path = jax.tree_util.tree_flatten_with_path(params)[0][leaf][0]
+    keys = [
+        str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path
+    ]
+    name = "/".join(key for key in keys if key != "params")
+    return f"the parameter {name} is used outside of a multilayer perceptron"
 
 
 def _split(

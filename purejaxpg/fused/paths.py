@@ -3,9 +3,10 @@
 An agent's configuration may have two static fields:
 
     fused      "auto": a kernel where there is one, else plain JAX.  "off": always plain JAX.
-               "require": a sentence that says why, where there is no kernel.
-    precision  "fast": products of float16 or TF32 operands, summed in float32, and the hardware's
-               tanh, in kernels on a GPU.  "float32": operands of 24 bits and an exact tanh.
+               "require": a sentence that says why, where a loop is no kernel, even if the networks
+               in it are: for then each of its steps starts kernels anew.
+    precision  "fast": on a GPU, products of float16 or TF32 operands, summed in float32, and, in
+               kernels, the hardware's tanh.  "float32": operands of 24 bits and an exact tanh.
 """
 
 import contextlib
@@ -29,15 +30,18 @@ class Unfusable(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Path:
-    """How one loop of a program runs."""
+    """How one loop of a program runs, or one pass over its data."""
 
-    loop: str  # "steps of the environments" or "gradient steps"
+    loop: str  # "steps of the environments", "gradient steps" or "values"
     kernel: bool
     reason: str = ""  # why there is no kernel
+    networks: bool = False  # whether the networks are kernels at least
 
     def __str__(self) -> str:
-        how = "in one kernel" if self.kernel else f"in plain JAX, because {self.reason}"
-        return f"The {self.loop} run {how}."
+        if self.kernel:
+            return f"The {self.loop} run in one kernel."
+        but = " with the networks in kernels" if self.networks else ""
+        return f"The {self.loop} run in plain JAX{but}, because {self.reason}."
 
 
 _recorded: contextvars.ContextVar[list[Path] | None] = contextvars.ContextVar("paths", default=None)
@@ -64,9 +68,7 @@ def record(config: Any, path: Path) -> None:
     if paths is not None:
         paths.append(path)
     if not path.kernel and getattr(config, "fused", "auto") == "require":
-        raise InputError(
-            f"fused is 'require', but the {path.loop} run in plain JAX, because {path.reason}."
-        )
+        raise InputError(f"fused is 'require', but {str(path)[0].lower()}{str(path)[1:]}")
 
 
 def refusal(config: Any) -> str:
@@ -79,6 +81,16 @@ def refusal(config: Any) -> str:
 def is_fast(config: Any) -> bool:
     """Return whether kernels may round the operands of products, and use the hardware's tanh."""
     return getattr(config, "precision", "fast") == "fast"
+
+
+def products(config: Any) -> contextlib.AbstractContextManager[Any]:
+    """Return the context in which plain JAX is traced, for the sake of `precision`.
+
+    By default, XLA rounds the operands of float32 products to TF32 on a GPU, and nowhere else.
+    """
+    if is_fast(config) or not backend.on_gpu():
+        return contextlib.nullcontext()
+    return jax.default_matmul_precision("highest")
 
 
 def interpreted() -> bool:

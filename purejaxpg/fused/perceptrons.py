@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purejaxpg.fused import jaxprs, paths
+from purejaxpg.fused import jaxprs
 
 KNOWN = ("tanh", "relu")
 MATRIX_PRODUCT = (((1,), (0,)), ((), ()))
@@ -54,17 +54,11 @@ def find(program: jaxprs.Program, parameters: Sequence[Any]) -> tuple[list[Perce
     Returns:
         The networks, and the other equations that the program's results and the networks' inputs
         depend on.
-
-    Raises:
-        Unfusable: two networks share a parameter.
     """
     search = _Search(program, parameters)
     for equation in search.equations:
         search.visit(equation)
     networks = [n for n in search.networks.values() if not search.is_hidden(n.outputs)]
-    trained = [i for n in networks for i in n.parameters]
-    if len(set(trained)) < len(trained):
-        raise paths.Unfusable("two networks of the loss share a parameter")
     made = {n.outputs for n in networks}
     rest = [e for e in search.equations if not made & set(e.outvars)]
     wanted = [*program.outvars, *(n.inputs for n in networks)]

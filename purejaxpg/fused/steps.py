@@ -1,7 +1,8 @@
 """The kernel of `purejaxpg.fused.fit`: all gradient steps of an agent in one block of threads.
 
-How it works. Parameters, Adam's moments and the gradient are flat vectors [P] in memory. A gradient
-step has four parts, with a barrier after each of them:
+How it works. Parameters, Adam's moments and the gradient are flat vectors [P] in memory, in which
+each parameter begins at a multiple of 64 bytes. They are copied there at the start, and back at the
+end. A gradient step has four parts, with a barrier after each of them:
 
 1. Forward: each network maps the minibatch to its outputs, a chunk of rows at a time, so that the
    activations of a chunk fit the registers. The outputs go to memory.
@@ -18,6 +19,7 @@ outputs are divided by their largest magnitude first, and gradients of weights m
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -32,6 +34,13 @@ from purejaxpg.fused import heads, jaxprs, lanes, paths, perceptrons, triton
 
 MULTIPROCESSORS = 132  # of an H100 or H200: with fewer agents, each has one of its own
 BLOCK = 1024  # numbers of the flat vectors that clipping and Adam see at once
+ALIGNMENT = 16  # numbers: 64 bytes
+
+MIN_ROWS, MAX_ROWS = 16, 1024  # of a minibatch: products want sixteen, and a loss needs registers
+MAX_LAYERS = 5
+MAX_OUTPUTS = 32
+# Registers of a thread, of 255, for the gradients of a network's weights.
+MAX_FAST_REGISTERS, MAX_EXACT_REGISTERS = 160, 100
 
 Indexed = tuple[jax.Array, jax.Array | None]  # places in memory, and which of them exist
 
@@ -77,11 +86,32 @@ class Plan:
     """What is known of the gradient steps while tracing."""
 
     head: heads.Head
-    offsets: tuple[int, ...]  # of each parameter in the flat vector
-    size: int  # P, a multiple of `BLOCK`
+    sizes: tuple[int, ...]  # of each parameter
     steps: int  # S
     rows: int  # R, a power of two
     fast: bool
+
+    @property
+    def offsets(self) -> list[int]:
+        """Return where each parameter begins in the flat vector."""
+        ends = itertools.accumulate(_up(size, ALIGNMENT) for size in self.sizes)
+        return [0, *ends][:-1]
+
+    @property
+    def size(self) -> int:
+        """Return P, a multiple of `BLOCK`."""
+        return _up(self.offsets[-1] + self.sizes[-1], BLOCK)
+
+    def origins(self) -> np.ndarray:
+        """Return [P] int32 which number of the parameters, one after the other, each one is.
+
+        It is -1 in the gaps.
+        """
+        origins = np.full((self.size,), -1, np.int32)
+        starts = [0, *itertools.accumulate(self.sizes)]
+        for offset, start, size in zip(self.offsets, starts, self.sizes, strict=False):
+            origins[offset : offset + size] = np.arange(start, start + size)
+        return origins
 
     def places(self, network: perceptrons.Perceptron) -> list[Place]:
         """Return where a network's layers are."""
@@ -101,10 +131,53 @@ class Inputs:
 
     networks: list[jax.Array]  # of each network [S R D], float16 if `fast`
     columns: list[jax.Array]  # of each column [S k R], or [S k] if it has no rows
-    floats: jax.Array  # learning rate, bound of the norm, 1 - b1, 1 - b2, ε, constants
+    floats: jax.Array  # learning rate, bound of the norm, 1 - b1, 1 - b2, ε, constants, corrections
     integers: jax.Array  # zero, constants
-    corrections: jax.Array  # [2 S] 1 / (1 - b1^t), 1 / (1 - b2^t)
-    state: list[jax.Array]  # parameters and moments [P]
+    origins: jax.Array  # [P], as of `Plan`
+    moments: list[jax.Array]  # two, without gaps
+    parameters: list[jax.Array]
+
+
+def check(plan: Plan) -> None:
+    """Raise Unfusable if the kernel cannot take these steps."""
+    rows = plan.rows
+    if rows & (rows - 1) or not MIN_ROWS <= rows <= MAX_ROWS:
+        allowed = f"no power of two from {MIN_ROWS} to {MAX_ROWS}"
+        raise paths.Unfusable(f"the rows of a minibatch are {rows}, {allowed}")
+    for network in plan.head.networks:
+        _check_network(network, plan)
+    for variable in [*plan.head.before.columns, *plan.head.constants]:
+        _check_numbers(variable.aval, rows)
+
+
+def _check_network(network: perceptrons.Perceptron, plan: Plan) -> None:
+    if network.inputs.aval.shape[0] != plan.rows:
+        inputs = f"{network.inputs.aval.shape[0]} inputs"
+        raise paths.Unfusable(f"a network sees {inputs} in a minibatch of {plan.rows} rows")
+    if len(network.layers) > MAX_LAYERS:
+        count = len(network.layers)
+        raise paths.Unfusable(f"a network has {count} layers, and kernels take {MAX_LAYERS}")
+    outputs = network.layers[-1].outputs
+    if outputs > MAX_OUTPUTS:
+        raise paths.Unfusable(f"a network has {outputs} outputs, and kernels take {MAX_OUTPUTS}")
+    gradients = sum(math.prod(place.shape) for place in plan.places(network))
+    threads = 32 * launch(plan, MULTIPROCESSORS + 1).warps
+    limit = MAX_FAST_REGISTERS if plan.fast else MAX_EXACT_REGISTERS
+    if gradients > limit * threads:
+        units = [network.layers[0].inputs, *(layer.outputs for layer in network.layers)]
+        layers = f"layers of {', '.join(map(str, units[:-1]))} and {units[-1]} units"
+        raise paths.Unfusable(f"{layers} exceed the registers of a block of threads")
+
+
+def _check_numbers(aval: Any, rows: int) -> None:
+    array = f"the loss reads an array {list(aval.shape)}"
+    if aval.shape.count(rows) > 1:
+        raise paths.Unfusable(f"{array}, and the rows of a minibatch are {rows}")
+    numbers = aval.size // (rows if rows in aval.shape else 1)
+    if numbers > heads.MAX_NUMBERS:
+        raise paths.Unfusable(f"{array}, and kernels take {heads.MAX_NUMBERS} numbers of a row")
+    if not any(jnp.issubdtype(aval.dtype, kind) for kind in (jnp.number, jnp.bool_)):
+        raise paths.Unfusable(f"{array} of type {aval.dtype}")
 
 
 FLOATS = 5  # before the constants
@@ -116,8 +189,8 @@ def arrays(
     columns: Sequence[jax.Array],
     inputs: Sequence[jax.Array],
     rules: Sequence[Any],
-    count: jax.Array,
-    state: list[jax.Array],
+    adam: Any,
+    parameters: Sequence[jax.Array],
 ) -> Inputs:
     """Lay out what the kernel reads.
 
@@ -126,25 +199,27 @@ def arrays(
         columns: of each column [S, ...].
         inputs: of each network [S, R, D].
         rules: learning rate, bound of the gradient's norm, b1, b2 and ε of Adam.
-        count: steps that Adam has taken before.
-        state: parameters and moments [P].
+        adam: `optax.ScaleByAdamState`, with moments that are vectors.
+        parameters: arrays.
     """
     rate, bound, b1, b2, eps = rules
     numbers: dict[str, list[Any]] = {"f": [rate, bound, 1 - b1, 1 - b2, eps], "i": [0]}
     for variable, value in plan.head.constants.items():
         numbers[carrier(variable.aval)] += list(jnp.ravel(jnp.asarray(value)))
-    times = count + 1 + jnp.arange(plan.steps)
+    times = adam.count + 1 + jnp.arange(plan.steps)
     corrections = [1.0 / (1.0 - decay**times) for decay in (b1, b2)]
+    floats = jnp.stack([jnp.asarray(x, jnp.float32) for x in numbers["f"]])
     return Inputs(
         networks=[_clipped(x.reshape(-1), plan.fast) for x in inputs],
         columns=[
             _flat_column(x, v.aval, plan.rows)
             for x, v in zip(columns, plan.head.before.columns, strict=True)
         ],
-        floats=jnp.stack([jnp.asarray(x, jnp.float32) for x in numbers["f"]]),
+        floats=jnp.concatenate([floats, *corrections]).astype(jnp.float32),
         integers=jnp.stack([jnp.asarray(x, jnp.int32) for x in numbers["i"]]),
-        corrections=jnp.concatenate(corrections).astype(jnp.float32),
-        state=state,
+        origins=jnp.asarray(plan.origins()),
+        moments=[adam.mu, adam.nu],
+        parameters=[x.reshape(-1) for x in parameters],
     )
 
 
@@ -164,11 +239,16 @@ class Launch:
 
 
 def launch(plan: Plan, agents: int) -> Launch:
-    """Return the launch that was fastest on an H200, or that spills few registers."""
+    """Return the launch that was fastest on an H200, or that spills few registers.
+
+    Args:
+        plan: of the gradient steps.
+        agents: under the innermost `jax.vmap`.
+    """
     layers = [layer for network in plan.head.networks for layer in network.layers]
     widest = max(max(triton.padded(x.inputs), triton.padded(x.outputs)) for x in layers)
     if not plan.fast:
-        warps, chunk = 4, 16  # a product of float32 is many instructions for each row
+        warps, chunk = 8, 16  # a product of float32 is many instructions for each row
     elif widest > 64:
         warps, chunk = 8, 32
     elif max(len(network.layers) for network in plan.head.networks) > 3:
@@ -180,16 +260,16 @@ def launch(plan: Plan, agents: int) -> Launch:
     return Launch(warps, min(chunk, plan.rows))
 
 
-def run(plan: Plan, inputs: Inputs) -> tuple[list[jax.Array], jax.Array]:
+def run(plan: Plan, inputs: Inputs) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array]]:
     """Take all gradient steps of one agent, or under `jax.vmap` of each agent.
 
     Returns:
-        Parameters and moments [P], and metrics [S, M]: those of `plan.head.inside` in their order,
-        and then whether the steps have stopped.
+        Moments without gaps, parameters as vectors, and the means of metrics [1]: of those of
+        `plan.head.inside` in their order, and then of whether the steps have stopped.
     """
     leaves = [
-        *inputs.networks, *inputs.columns, inputs.floats, inputs.integers, inputs.corrections,
-        *inputs.state,
+        *inputs.networks, *inputs.columns, inputs.floats, inputs.integers,
+        inputs.origins, *inputs.moments, *inputs.parameters,
     ]  # fmt: skip
 
     @jax.custom_batching.custom_vmap
@@ -203,27 +283,32 @@ def run(plan: Plan, inputs: Inputs) -> tuple[list[jax.Array], jax.Array]:
         results = jax.vmap(each, in_axes=axes, axis_size=agents)(*leaves)
         return results, [True] * len(results)
 
-    *state, metrics = call(*leaves)
-    return state, metrics.reshape(plan.steps, -1)
+    results, count = call(*leaves), len(plan.sizes)
+    return results[:2], results[2 : 2 + count], results[2 + count :]
 
 
 def _call(plan: Plan, how: Launch, *leaves: jax.Array) -> list[jax.Array]:
-    """Call the kernel -> parameters and moments [P], metrics [S M]."""
-    metrics = len(plan.head.inside) + 1
-    sizes = [plan.size] * 3 + [plan.steps * metrics, plan.size]
-    sizes += [plan.rows * network.layers[-1].outputs for network in plan.head.networks]
+    """Call the kernel -> moments, parameters and metrics."""
+    state = [sum(plan.sizes)] * 2 + list(plan.sizes)
+    metrics = [1] * (len(plan.head.inside) + 1)
+    memory = [plan.size] * 4  # to work in
+    memory += [plan.rows * network.layers[-1].outputs for network in plan.head.networks]
+    first = len(leaves) - len(state)
 
     def kernel(*refs: Any) -> None:
         _Block(plan, how, refs[: len(leaves)], refs[len(leaves) :]).run()
 
     results = pallas.pallas_call(
         kernel,
-        out_shape=[jax.ShapeDtypeStruct((size,), jnp.float32) for size in sizes],
-        input_output_aliases={len(leaves) - 3 + k: k for k in range(3)},
+        out_shape=[
+            jax.ShapeDtypeStruct((size,), jnp.float32) for size in [*state, *metrics, *memory]
+        ],
+        input_output_aliases={first + k: k for k in range(len(state))},
         interpret=paths.interpreted(),
+        name="gradient_steps",
         compiler_params=plgpu.CompilerParams(num_warps=how.warps, num_stages=1),
     )(*leaves)
-    return list(results[:4])  # the others are memory to work in
+    return list(results[: len(state) + len(metrics)])
 
 
 class _Block:
@@ -234,11 +319,12 @@ class _Block:
         networks, columns = len(plan.head.networks), len(plan.head.before.columns)
         self.inputs, inputs = inputs[:networks], inputs[networks:]
         self.columns, inputs = inputs[:columns], inputs[columns:]
-        self.floats, self.integers, self.corrections = inputs[:3]
-        self.state = outputs[:3]
-        self.parameters = outputs[0]
-        self.metrics, self.gradient = outputs[3:5]
-        self.outputs = outputs[5:]
+        self.floats, self.integers, self.origins = inputs[:3]
+        state, metrics = 2 + len(plan.sizes), len(plan.head.inside) + 1
+        self.given, self.results = inputs[3:], outputs[:state]
+        self.metrics, outputs = outputs[state : state + metrics], outputs[state + metrics :]
+        self.state, self.gradient, self.outputs = outputs[:3], outputs[3], outputs[4:]
+        self.parameters = self.state[0]
         self.rows = triton.iota((plan.rows,), 0)
         self.zeros: Iterator[Any] = itertools.repeat(0)
 
@@ -246,12 +332,31 @@ class _Block:
         """Take all gradient steps."""
         block = triton.iota((BLOCK,), 0)
 
-        def clear(t: Any, none: int) -> int:
-            triton.store(self.gradient, (t * BLOCK + block,), jnp.zeros((BLOCK,), jnp.float32))
+        def begin(t: Any, none: int) -> int:
+            at = (t * BLOCK + block,)
+            triton.store(self.gradient, at, jnp.zeros((BLOCK,), jnp.float32))
+            origin = triton.load(self.origins, at)
+            for given, moment in zip(self.given, self.state[1:], strict=False):
+                triton.store(moment, at, triton.load(given, (origin,), origin >= 0))
             return none
 
-        lax.fori_loop(0, self.plan.size // BLOCK, clear, 0)
+        def end(t: Any, none: int) -> int:
+            at = (t * BLOCK + block,)
+            origin = triton.load(self.origins, at)
+            for result, moment in zip(self.results, self.state[1:], strict=False):
+                triton.store(result, (origin,), triton.load(moment, at), origin >= 0)
+            return none
+
+        for ref in self.metrics:
+            ref[0] = jnp.float32(0.0)
+        lax.fori_loop(0, self.plan.size // BLOCK, begin, 0)
+        for offset, given in zip(self.plan.offsets, self.given[2:], strict=True):
+            _copy(given, 0, self.parameters, offset, given.shape[0])
+        barrier()
         lax.fori_loop(0, self.plan.steps, self.step, jnp.float32(0.0))
+        lax.fori_loop(0, self.plan.size // BLOCK, end, 0)
+        for offset, result in zip(self.plan.offsets, self.results[2:], strict=True):
+            _copy(self.parameters, offset, result, 0, result.shape[0])
 
     def step(self, s: Any, stopped: Any) -> Any:
         """Take one gradient step -> whether to stop."""
@@ -465,11 +570,11 @@ class _Block:
                 self.gradient[at] = jnp.asarray(value, jnp.float32)
 
     def put_metrics(self, s: Any, values: jaxprs.Values, stopped: Any) -> None:
-        """Store a step's metrics."""
+        """Add a step's metrics to their sums; after the last step, divide these by their number."""
         numbers = [_number(values, self.head.metrics[name]) for name in self.head.inside]
-        for k, value in enumerate([*numbers, stopped]):
-            at = s * (len(numbers) + 1) + k
-            self.metrics[at] = jnp.asarray(value).astype(jnp.float32)
+        for ref, value in zip(self.metrics, [*numbers, stopped], strict=True):
+            total = ref[0] + jnp.asarray(value).astype(jnp.float32)
+            ref[0] = jnp.where(s == self.plan.steps - 1, total / self.plan.steps, total)
 
     # --- clipping and Adam -----------------------------------------------------------------------
 
@@ -483,8 +588,9 @@ class _Block:
         total = lax.fori_loop(0, blocks, squares, jnp.zeros((BLOCK,), jnp.float32))
         norm, bound = jnp.sqrt(jnp.sum(total)), self.floats[1]
         scale = jnp.where(norm < bound, 1.0, bound / norm)
-        rate = self.floats[0] * self.corrections[s]
-        correction = self.corrections[self.plan.steps + s]
+        corrections = self.floats.shape[0] - 2 * self.plan.steps
+        rate = self.floats[0] * self.floats[corrections + s]
+        correction = self.floats[corrections + self.plan.steps + s]
         # A gradient of NaN must not reach the moments: nothing is written, rather than a step of 0.
         going = jnp.broadcast_to(stopped == 0.0, block.shape) if self.head.stop else None
 
@@ -539,6 +645,23 @@ STEP = """{ .reg .f32 t; mul.f32 t, $3, $4; sqrt.approx.ftz.f32 t, t; add.f32 t,
 rcp.approx.ftz.f32 t, t; mul.f32 t, t, $2; fma.rn.f32 $0, t, $5, $1; }"""
 # $0 = (1 - $1²) $2
 SLOPE = "{ .reg .f32 t; neg.f32 t, $1; fma.rn.f32 t, t, $1, 0f3F800000; mul.f32 $0, t, $2; }"
+
+
+def _copy(source: Any, start: int, target: Any, to: int, size: int) -> None:
+    """Copy numbers from one vector to another."""
+    block = min(triton.padded(size), BLOCK)
+
+    def copy(t: Any, none: int) -> int:
+        at = t * block + triton.iota((block,), 0)
+        value = triton.load(source, (start + at,), at < size)
+        triton.store(target, (to + at,), value, at < size)
+        return none
+
+    lax.fori_loop(0, pallas.cdiv(size, block), copy, 0)
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
 
 
 def barrier() -> None:

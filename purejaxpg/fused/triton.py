@@ -66,6 +66,12 @@ def load_matrix(ref: Any, shape: tuple[int, int]) -> jax.Array:
     return load(ref, (i, j), (i < shape[0]) & (j < shape[1]))
 
 
+def load_vector(ref: Any, size: int) -> jax.Array:
+    """Return a vector in memory, padded with zeros to a power of two."""
+    j = iota((padded(size),), 0)
+    return load(ref, (j,), j < size)
+
+
 def dot(a: jax.Array, b: jax.Array, fast: bool, **transposed: bool) -> jax.Array:
     """Return a matrix product, summed in float32.
 

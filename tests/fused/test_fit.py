@@ -49,7 +49,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 class Network(nn.Module):
     """Layers, of which the last one is linear, and perhaps a parameter beside them."""
 
-    sizes: tuple[int, ...] = (16, 16, 3)
+    sizes: tuple[int, ...] = (16, 8, 3)
     activation: str = "tanh"
 
     @nn.compact
@@ -59,7 +59,7 @@ class Network(nn.Module):
         return nn.Dense(self.sizes[-1])(x)
 
 
-ACTOR, CRITIC = Network((16, 16, 3)), Network((8, 1))
+ACTOR, CRITIC = Network((16, 3)), Network((8, 1))
 
 
 def initial() -> Any:
@@ -169,7 +169,7 @@ def test_a_kernel_takes_the_steps_of_plain_jax(loss: Any) -> None:
     moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), params, new)
     assert moved["critic"]["params"]["Dense_0"]["kernel"] > 1e-3
     assert jax.tree.leaves(opt_state)[0] == STEPS
-    assert all(value.shape == (STEPS,) for value in metrics.values())
+    assert all(value.shape == () for value in metrics.values())
 
 
 @pytest.mark.parametrize(
@@ -202,12 +202,15 @@ def test_each_agent_has_its_rate_and_its_bound_and_stops_by_itself() -> None:
         return both(loss, initial(), lambda metrics: metrics["kl"] > max_kl, rate, bound)
 
     rates, bounds = jnp.array([0.01, 0.003]), jnp.array([0.3, jnp.inf])
-    limits = jnp.array([0.03, jnp.inf])
+    limits = jnp.array([0.16, jnp.inf])
     _, opt_state, metrics = compared(jax.vmap(run), rates, bounds, limits, jnp.array([0.1, 0.3]))
     stopped = metrics[STOPPED]
-    assert 0.0 < stopped[0].sum() < STEPS
-    assert not stopped[1].any()
-    assert jax.tree.leaves(opt_state)[0].tolist() == [STEPS - stopped[0].sum(), STEPS]
+    assert 0.0 < stopped[0] < 1.0
+    assert not stopped[1]
+    assert jax.tree.leaves(opt_state)[0].tolist() == [
+        round(STEPS * (1.0 - float(stopped[0]))),
+        STEPS,
+    ]
 
 
 def test_a_step_that_breaks_everything_changes_nothing_if_it_stops() -> None:
@@ -238,9 +241,7 @@ def test_a_penalty_on_the_old_policy_is_computed_before_the_steps() -> None:
 
 def test_fast_is_close_to_exact() -> None:
     params = initial()
-    fast, plain = jax.jit(lambda p: both(categorical_loss, p, config=Config(precision="fast")))(
-        params
-    )
+    fast, plain = jax.jit(lambda p: both(value_loss, p, config=Config(precision="fast")))(params)
     differences = jax.tree.map(lambda x, y: np.abs(x - y).max(), fast[0], plain[0])
     assert 0.0 < max(jax.tree.leaves(differences)) < 2e-3
 
@@ -248,17 +249,17 @@ def test_fast_is_close_to_exact() -> None:
 # --- plain JAX where there is no kernel ----------------------------------------------------------
 
 
-def small(loss: Any, params: Any, **changes: Any) -> str:
-    """Return why there is no kernel, after a check that plain JAX ran instead."""
+def small(loss: Any, params: Any, **changes: Any) -> paths.Path:
+    """Return how the steps ran, after a check that they were no kernel."""
     config, rows = changes.pop("config", Config()), changes.pop("rows", ROWS)
     optimizer = changes.pop("optimizer", optimizers.clipped_adam(1e-2, 0.5))
     data = {**batch(), **changes}
     given = params, jax.eval_shape(optimizer.init, params), data, order(rows, 2)
     with paths.recorded() as recorded:
         jax.eval_shape(lambda *given: fit(loss, optimizer, *given, config), *given)
-    ((loop, kernel, reason),) = map(dataclasses.astuple, recorded)
-    assert (loop, kernel) == ("gradient steps", False)
-    return reason
+    (path,) = recorded
+    assert (path.loop, path.kernel) == ("gradient steps", False)
+    return path
 
 
 def squares_of(network: nn.Module) -> tuple[Any, Any]:
@@ -296,15 +297,18 @@ def sorted_outputs(params: Any, data: Any) -> Any:
 
 
 REASONS = {
-    "cnn": (*squares_of(Picture()), {}, "the parameter Conv_0/kernel outside of a multilayer"),
+    "cnn": (*squares_of(Picture()), {}, "the parameter Conv_0/kernel is used outside of a mult"),
     "gelu": (
         *squares_of(Network(activation="gelu")), {"config": Config(activation="gelu")},
         "an activation is gelu, and kernels know tanh and relu",
     ),
-    "wide": (*squares_of(Network((256, 1))), {}, "256 units in a layer exceed a multiproc"),
-    "deep": (*squares_of(Network((8,) * 5)), {}, "a network has 5 layers, and kernels take up"),
-    "outputs": (*squares_of(Network((8, 40))), {}, "a network has 40 outputs, and kernels take"),
-    "decay": (weight_decay, initial(), {}, "the parameter critic/Dense_0/kernel outside of a"),
+    "wide": (*squares_of(Network((256, 256, 1))), {}, "layers of 4, 256, 256 and 1 units exceed"),
+    "exact": (
+        *squares_of(Network((256, 128, 1))), {}, "layers of 4, 256, 128 and 1 units exceed"
+    ),
+    "deep": (*squares_of(Network((8,) * 6)), {}, "a network has 6 layers, and kernels take 5"),
+    "outputs": (*squares_of(Network((8, 40))), {}, "a network has 40 outputs, and kernels take 32"),
+    "decay": (weight_decay, initial(), {}, "the parameter critic/Dense_0/kernel is used out"),
     "shared": (shared, initial(), {}, "two networks of the loss share a parameter"),
     "doubled": (doubled, initial(), {}, "a network sees 64 inputs in a minibatch of 32 rows"),
     "rows": (value_loss, initial(), {"rows": 24}, "the rows of a minibatch are 24, no power of"),
@@ -314,10 +318,15 @@ REASONS = {
 }  # fmt: skip
 
 
+PLAIN = ("cnn", "gelu", "wide", "exact", "off")  # in the others, the networks are kernels
+
+
 @pytest.mark.parametrize("name", REASONS)
 def test_what_has_no_kernel_says_why(name: str) -> None:
     loss, params, changes, reason = REASONS[name]
-    assert reason in small(loss, params, **changes)
+    path = small(loss, params, **changes)
+    assert reason in path.reason
+    assert path.networks == (name not in PLAIN)
 
 
 def test_an_activation_is_known_by_its_derivative_too() -> None:
@@ -334,18 +343,18 @@ def test_an_activation_is_known_by_its_derivative_too() -> None:
     layer = nn.Dense(16)
     params = {"first": layer.init(random.key(0), jnp.zeros((1, SIZE)))}
     params["second"] = layer.init(random.key(1), jnp.zeros((1, 16)))
-    assert "the parameter second/kernel outside of a multilayer" in small(loss, params)
+    assert "the parameter second/kernel is used outside of a mu" in small(loss, params).reason
 
 
 def test_on_a_cpu_there_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "on_gpu", lambda: False)
-    assert small(value_loss, initial()) == "kernels need an NVIDIA GPU"
+    assert small(value_loss, initial()).reason == "kernels need an NVIDIA GPU"
 
 
 def test_a_required_kernel_that_does_not_exist_is_an_error() -> None:
-    loss, params = squares_of(Network((256, 1)))
+    loss, params = squares_of(Network((256, 256, 1)))
     with pytest.raises(
-        purejaxpg.InputError, match="the gradient steps run in plain JAX, because 256 un"
+        purejaxpg.InputError, match="the gradient steps run in plain JAX, because layers of"
     ):
         small(loss, params, config=Config("require"))
 

@@ -79,3 +79,13 @@ def test_a_layer_that_is_also_used_by_itself_is_refused() -> None:
         heads.make(decayed, None, PARAMS, SHAPES)
     assert isinstance(caught.value, heads.OutsideError)
     assert sorted(PARAMS)[caught.value.leaf] == "w"
+
+
+def test_networks_that_share_a_parameter_are_refused() -> None:
+    def twice(params: Any, data: Any) -> Any:
+        value, metrics = loss(params, data)
+        again, _ = loss(params, {**data, "x": data["x"] + 1.0})
+        return value + again, metrics
+
+    with pytest.raises(paths.Unfusable, match="two networks of the loss share a parameter"):
+        heads.make(twice, None, PARAMS, SHAPES)

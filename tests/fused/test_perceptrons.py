@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from purejaxpg.fused import jaxprs, paths, perceptrons
+from purejaxpg.fused import jaxprs, perceptrons
 
 pytestmark = pytest.mark.fast
 
@@ -88,6 +88,7 @@ def test_what_derives_like_something_else_is_no_relu() -> None:
     assert sizes(network) == [3, 16]
 
 
-def test_networks_that_share_a_parameter_are_refused() -> None:
-    with pytest.raises(paths.Unfusable, match="two networks of the loss share a parameter"):
-        found(lambda p, x: (forward(p, x) * forward(p, x + 1.0)).mean(), layers(3, 16, 2))
+def test_networks_may_share_parameters() -> None:
+    networks, _ = found(lambda p, x: (forward(p, x) * forward(p, x + 1.0)).mean(), layers(3, 16, 2))
+    assert [sizes(network) for network in networks] == [[3, 16, 2]] * 2
+    assert networks[0].parameters == networks[1].parameters

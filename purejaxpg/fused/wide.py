@@ -1,0 +1,315 @@
+"""Perceptrons whose first layer is too wide to stay on the chip, and that see the same rows.
+
+    y_n = apply((layers_1, layers_2, ...), x, activations, fast)[n]
+
+A first layer of 400 inputs has too many weights for a block of threads to keep. So blocks of
+threads go through its inputs piece by piece, and read each piece of the weights when they need it.
+All networks that see the same rows, such as an actor and a critic, do so in one kernel, so that the
+rows are read once. The way back has three parts:
+
+1. Hidden layers after the first one are computed and differentiated by the kernel of `mlp`, from
+   the first hidden layer, which the way forward has kept. It writes the gradient of that layer
+   before its activation, in float16, each block of rows divided by its largest magnitude.
+2. A block of threads for each piece of the inputs goes through all rows, and sums the gradient of
+   that piece of the first weight. So nothing is left to add.
+3. Only if someone asks for the gradient of x, plain JAX computes it.
+
+Bytes of 1024 rows of 400 inputs, with two networks of 64 hidden units, per agent: x is 0.82 MB in
+float16, a first hidden layer or its gradient 0.13 MB, a first weight or its gradient 0.10 MB. The
+way forward reads x once and writes two hidden layers (1.1 MB), part 1 reads these and writes as
+much (0.5 MB), part 2 reads x and that, and writes two gradients (1.3 MB). The alternatives cost
+more. To compute the first hidden layer again is another 0.8 MB. To sum the gradient of all inputs
+per block of rows is to write and read 0.10 MB per network and block, 3.3 MB with 8 blocks.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas
+from jax.experimental.pallas import triton as plgpu
+
+from purejaxpg.fused import mlp, paths, triton
+
+PIECE = 64  # inputs
+ROWS = 128  # of a block of the way forward, at most
+SUMS = 128 * 128  # numbers of the first hidden layers that a block has, at most
+WARPS_FORWARD, WARPS_FIRST = 8, 4  # of 32 threads
+MAX_INPUTS = 1024
+
+Networks = Sequence[mlp.Layers]
+
+
+def is_wide(sizes: Sequence[int]) -> bool:
+    """Return whether a network of layers of these sizes has a wide first layer."""
+    return sizes[0] > mlp.MAX_WIDTH
+
+
+def check(sizes: Sequence[Sequence[int]], fast: bool) -> None:
+    """Raise Unfusable if a block of threads cannot hold the networks of these sizes."""
+    if max(first for first, *_ in sizes) > MAX_INPUTS:
+        raise paths.Unfusable(f"a network has {sizes[0][0]} inputs, and kernels take {MAX_INPUTS}")
+    if min(map(len, sizes)) < 3:
+        raise paths.Unfusable(f"a network of {sizes[0][0]} inputs has no hidden layer")
+    for _, *rest in sizes:
+        mlp.check(rest, fast)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def apply(
+    networks: Networks, x: jax.Array, activations: tuple[tuple[str, ...], ...], fast: bool
+) -> tuple[jax.Array, ...]:
+    """Return the outputs of multilayer perceptrons, each with a hidden layer.
+
+    Args:
+        networks: W [D, H] and b [H] of each layer of each network, float32.
+        x: [R, D] float32.
+        activations: of each network, after each layer but the last, "tanh" or "relu".
+        fast: see `purejaxpg.fused.paths`.
+
+    Returns:
+        [R, A] of each network. They can be differentiated once, by the layers and by x.
+    """
+    plans = _plans(networks, x, activations, fast)
+    return tuple(_forward(plans, networks, plans[0].inputs(x), keep=False))
+
+
+def _apply_forward(
+    networks: Any, x: Any, activations: tuple[tuple[str, ...], ...], fast: bool
+) -> tuple[Any, Any]:
+    values = tuple(tuple((w.value, b.value) for w, b in layers) for layers in networks)
+    plans = _plans(values, x.value, activations, fast)
+    # Whether x is differentiated has to stay known while tracing, so a structure says it.
+    wanted = () if x.perturbed else None
+    inputs = plans[0].inputs(x.value)
+    outputs = _forward(plans, values, inputs, keep=True)
+    count = len(plans)
+    return tuple(outputs[:count]), (values, inputs, outputs[count:], wanted)
+
+
+def _apply_backward(
+    activations: tuple[tuple[str, ...], ...], fast: bool, saved: Any, changes: Any
+) -> tuple[Any, jax.Array]:
+    networks, x, hidden, wanted = saved
+    plans = _plans(networks, x, activations, fast)
+    block = min(_rest(plan).block for plan in plans)
+    rest, below = [], []
+    for plan, layers, h, change in zip(plans, networks, hidden, changes, strict=True):
+        if isinstance(change, jax.custom_derivatives.SymbolicZero):
+            change = jnp.zeros(change.shape, change.dtype)
+        gradients, *before = _Rest(plan, block).differentiate(h, change, layers)
+        rest.append(gradients)
+        below.append(before)
+    first = _first_gradients(plans, x, below, block)
+    gradients = tuple((pair, *others) for pair, others in zip(first, rest, strict=True))
+    if wanted is None:
+        return gradients, jnp.zeros(x.shape, jnp.float32)
+    total = jnp.zeros(x.shape, jnp.float32)
+    for plan, layers, (change, tops) in zip(plans, networks, below, strict=True):
+        total += _input_gradient(plan, layers[0][0], change, tops, block)
+    return gradients, total
+
+
+apply.defvjp(_apply_forward, _apply_backward, symbolic_zeros=True)
+
+
+def _plans(
+    networks: Networks, x: jax.Array, activations: tuple[tuple[str, ...], ...], fast: bool
+) -> list[mlp.Plan]:
+    pairs = zip(networks, activations, strict=True)
+    return [mlp.Plan.of(layers, x, names, fast) for layers, names in pairs]
+
+
+def _rest(plan: mlp.Plan) -> mlp.Plan:
+    """Return the plan of the layers after the first one."""
+    return dataclasses.replace(plan, sizes=plan.sizes[1:], activations=plan.activations[1:])
+
+
+def _at(refs: Sequence[Any], plans: Sequence[mlp.Plan]) -> list[Sequence[Any]]:
+    """Return each network's part of the references to all weights and biases."""
+    parts, start = [], 0
+    for plan in plans:
+        end = start + 2 * len(plan.shapes)
+        parts.append(refs[start:end])
+        start = end
+    return parts
+
+
+def _piece(start: Any, rows: int, first: Any, columns: int) -> tuple[jax.Array, jax.Array]:
+    """Return where a block of rows and columns is."""
+    shape = (rows, columns)
+    return start + triton.iota(shape, 0), first + triton.iota(shape, 1)
+
+
+# --- forward -------------------------------------------------------------------------------------
+
+
+def _forward(
+    plans: Sequence[mlp.Plan], networks: Networks, x: jax.Array, keep: bool
+) -> list[jax.Array]:
+    """Run the forward kernel -> y [R, A] of each network, and if `keep` also h [R, H] of each."""
+    rows, kept = plans[0].rows, x.dtype
+    kernel = _Forward(plans, keep)
+    ys = [jax.ShapeDtypeStruct((rows, plan.sizes[-1]), jnp.float32) for plan in plans]
+    hs = [jax.ShapeDtypeStruct((rows, plan.sizes[1]), kept) for plan in plans if keep]
+    return list(
+        pallas.pallas_call(
+            kernel,
+            out_shape=[*ys, *hs],
+            grid=(pallas.cdiv(rows, kernel.block),),
+            interpret=paths.interpreted(),
+            compiler_params=plgpu.CompilerParams(num_warps=WARPS_FORWARD, num_stages=1),
+        )(x, *jax.tree.leaves(networks))
+    )
+
+
+class _Forward:
+    """The function that a program of the forward kernel runs."""
+
+    __name__ = "forward"
+
+    def __init__(self, plans: Sequence[mlp.Plan], keep: bool) -> None:
+        self.plans, self.keep = plans, keep
+        self.widths = [triton.padded(plan.sizes[1]) for plan in plans]
+        fitting = 1 << (SUMS // sum(self.widths)).bit_length() - 1
+        self.block = min(triton.padded(plans[0].rows), ROWS, fitting)
+
+    def __call__(self, x_ref: Any, *refs: Any) -> None:
+        """Compute the outputs of a block of rows."""
+        start, count = pallas.program_id(0) * self.block, len(self.plans)
+        weights = _at(refs, self.plans)
+        outputs = refs[sum(map(len, weights)) :]
+        sums = self.products(x_ref, start, [of[0] for of in weights])
+        for n, (plan, of, total) in enumerate(zip(self.plans, weights, sums, strict=True)):
+            h = plan.after(0, total + triton.load_vector(of[1], plan.sizes[1])[None, :])
+            if self.keep:
+                index, mask = plan.index(start, self.block, plan.sizes[1])
+                triton.store(outputs[count + n], index, h, mask)
+            rest = _rest(plan)
+            index, mask = plan.index(start, self.block, plan.sizes[-1])
+            y = rest.outputs(h, rest.load_layers(of[2:]))
+            triton.store(outputs[n], index, y, mask)
+
+    def products(self, x_ref: Any, start: Any, weights: Sequence[Any]) -> Any:
+        """Return x W of the first layer of each network, summed piece by piece."""
+        plan = self.plans[0]
+        inputs = plan.sizes[0]
+
+        def add(p: Any, sums: Any) -> Any:
+            i, j = _piece(start, self.block, p * PIECE, PIECE)
+            x = triton.load(x_ref, (i, j), (i < plan.rows) & (j < inputs))
+            new = []
+            for total, ref, width in zip(sums, weights, self.widths, strict=True):
+                i, j = _piece(p * PIECE, PIECE, 0, width)
+                weight = triton.load(ref, (i, j), (i < inputs) & (j < ref.shape[1]))
+                new.append(total + plan.dot(x, plan.operand(weight)))
+            return new
+
+        zeros = [jnp.zeros((self.block, width), jnp.float32) for width in self.widths]
+        return lax.fori_loop(0, pallas.cdiv(inputs, PIECE), add, zeros)
+
+
+# --- backward ------------------------------------------------------------------------------------
+
+
+class _Rest(mlp.Backward):
+    """The way back through the layers after the first one, and through its activation."""
+
+    def __init__(self, plan: mlp.Plan, block: int) -> None:
+        super().__init__(_rest(plan), block, wants_x=True)
+        self.whole, self.count = plan, pallas.cdiv(plan.rows, block)
+
+    def differentiate(self, h: jax.Array, change: jax.Array, layers: mlp.Layers) -> list[Any]:
+        """Return gradients of the layers, and of what the first activation gets: c [R, H], t [N].
+
+        Rows of block n have the gradient c t_n.
+        """
+        shapes = jax.ShapeDtypeStruct(h.shape, h.dtype), jax.ShapeDtypeStruct((self.count,), "f4")
+        return self.run(h, change, layers[1:], shapes)
+
+    def store_change(self, refs: Any, start: Any, x: Any, change: Any, top: Any) -> None:
+        """Store the gradient of what the activation before x gets, and what to multiply it by."""
+        index, mask = self.plan.index(start, self.block, self.plan.sizes[0])
+        triton.store(refs[0], index, self.plan.operand(self.whole.before(0, x, change)), mask)
+        n = start // self.block + triton.iota((1,), 0)
+        triton.store(refs[1], (n,), jnp.full((1,), top, jnp.float32), n < self.count)
+
+
+def _first_gradients(
+    plans: Sequence[mlp.Plan], x: jax.Array, below: Sequence[Any], block: int
+) -> list[tuple[jax.Array, jax.Array]]:
+    """Return the gradients of weight and bias of each first layer."""
+    shapes = [s for plan in plans for s in (plan.shapes[0], plan.shapes[0][1:])]
+    found = pallas.pallas_call(
+        _First(plans, block),
+        out_shape=[jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes],
+        grid=(pallas.cdiv(plans[0].sizes[0], PIECE),),
+        interpret=paths.interpreted(),
+        compiler_params=plgpu.CompilerParams(num_warps=WARPS_FIRST, num_stages=1),
+    )(x, *(array for pair in below for array in pair))
+    return list(zip(found[::2], found[1::2], strict=True))
+
+
+class _First:
+    """The function that sums the gradients of a piece of each first weight over all rows."""
+
+    __name__ = "first"
+
+    def __init__(self, plans: Sequence[mlp.Plan], block: int) -> None:
+        self.plans, self.block = plans, block
+        self.widths = [triton.padded(plan.sizes[1]) for plan in plans]
+
+    def __call__(self, x_ref: Any, *refs: Any) -> None:
+        """Compute a piece of the gradient of each network."""
+        count, piece = len(self.plans), pallas.program_id(0)
+        below, outputs = refs[: 2 * count], refs[2 * count :]
+
+        def add(n: Any, sums: Any) -> Any:
+            x = self.rows(x_ref, n, piece)
+            pairs = zip(sums, below[::2], below[1::2], self.plans, strict=True)
+            return [self.add(total, x, n, *pair) for total, *pair in pairs]
+
+        zeros = [
+            (jnp.zeros((PIECE, width), jnp.float32), jnp.zeros((width,), jnp.float32))
+            for width in self.widths
+        ]
+        blocks = pallas.cdiv(self.plans[0].rows, self.block)
+        sums = lax.fori_loop(0, blocks, add, zeros)
+        for total, weight, bias in zip(sums, outputs[::2], outputs[1::2], strict=True):
+            self.store(piece, total, weight, bias)
+
+    def rows(self, x_ref: Any, n: Any, piece: Any) -> jax.Array:
+        """Return a piece of block n of the inputs."""
+        plan = self.plans[0]
+        i, j = _piece(n * self.block, self.block, piece * PIECE, PIECE)
+        return triton.load(x_ref, (i, j), (i < plan.rows) & (j < plan.sizes[0]))
+
+    def add(self, total: Any, x: jax.Array, n: Any, ref: Any, top_ref: Any, plan: mlp.Plan) -> Any:
+        """Add what block n contributes to the sums of a network."""
+        change = triton.load(ref, *plan.index(n * self.block, self.block, plan.sizes[1]))
+        top = triton.load(top_ref, (n + triton.iota((1,), 0),))
+        weight, bias = total
+        weight += plan.dot(x, change, trans_a=True) * top[:, None]
+        return weight, bias + jnp.sum(change.astype(jnp.float32), axis=0) * top
+
+    def store(self, piece: Any, total: Any, weight: Any, bias: Any) -> None:
+        """Store a piece of the weight's gradient; the first program stores that of the bias."""
+        matrix, vector = total
+        inputs, outputs = weight.shape
+        i, j = _piece(piece * PIECE, PIECE, 0, matrix.shape[1])
+        triton.store(weight, (i, j), matrix, (i < inputs) & (j < outputs))
+        j = triton.iota(vector.shape, 0)
+        triton.store(bias, (j,), vector, (j < outputs) & (piece == 0))
+
+
+def _input_gradient(
+    plan: mlp.Plan, weight: jax.Array, change: jax.Array, tops: jax.Array, block: int
+) -> jax.Array:
+    """Return what a network contributes to the gradient of x."""
+    top = jnp.repeat(tops, block)[: plan.rows, None]
+    weight = plan.operand(weight)
+    return jnp.matmul(change, weight.T, preferred_element_type=jnp.float32) * top
