@@ -38,7 +38,8 @@ from purejaxpg.fused import mlp, paths, triton
 PIECE = 64  # inputs
 ROWS = 128  # of a block of the way forward, at most
 SUMS = 128 * 128  # numbers of the first hidden layers that a block has, at most
-WARPS_FORWARD, WARPS_FIRST = 8, 4  # of 32 threads
+WARPS_FORWARD, WARPS_FIRST = 8, 8  # of 32 threads
+STAGES = 1  # of loads that run ahead
 MAX_INPUTS = 1024
 
 Networks = Sequence[mlp.Layers]
@@ -196,7 +197,7 @@ def _forward(
             out_shape=[*ys, *hs],
             grid=(pallas.cdiv(count, kernel.block),),
             interpret=paths.interpreted(),
-            compiler_params=plgpu.CompilerParams(num_warps=WARPS_FORWARD, num_stages=1),
+            compiler_params=plgpu.CompilerParams(num_warps=WARPS_FORWARD, num_stages=STAGES),
         )(*seen, *jax.tree.leaves(networks))
     )
 
@@ -281,7 +282,7 @@ def _first_gradients(
         out_shape=[jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes],
         grid=(pallas.cdiv(plans[0].sizes[0], PIECE),),
         interpret=paths.interpreted(),
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS_FIRST, num_stages=1),
+        compiler_params=plgpu.CompilerParams(num_warps=WARPS_FIRST, num_stages=STAGES),
     )(*seen, *(array for pair in below for array in pair))
     return list(zip(found[::2], found[1::2], strict=True))
 
