@@ -23,6 +23,7 @@ from purejaxpg.fused.paths import Path, Unfusable
 LOOP = "steps of the environments"
 # Steps of `lax.scan` in one trip of its loop: fewer copies of the carry on a GPU.
 UNROLL_ON_GPU = 4
+CUTTING = {"slice", "squeeze"}
 WIDENING = {"convert_element_type", "reshape", "squeeze", "expand_dims", "broadcast_in_dim"}
 
 
@@ -110,6 +111,7 @@ def sorted_body(step: Callable[..., Any], carry: Any, xs: Any) -> tuple[Split, t
     late = [e for e in rest if id(e) not in inner]
     before = {*x, *made(early)}
     core = [*widening(early, jaxprs.used(core, carry_out)), *core]
+    core = [*cutting(early, jaxprs.used(core, carry_out) - made(core)), *core]
     late = [*widening(core, jaxprs.used(late, y) - before), *late]
     in_core = jaxprs.used(core, carry_out) - made(core)
     in_late = jaxprs.used(late, y) - made(late)
@@ -175,6 +177,38 @@ def widening(equations: Sequence[Any], variables: set[Any]) -> list[Any]:
                 best, narrowest = len(chain), at
         repeated.update((id(e), e) for e in chain[:best])
     return [e for e in equations if id(e) in repeated]
+
+
+def cutting(equations: Sequence[Any], variables: set[Any]) -> list[Any]:
+    """Return the equations that cut an array into parts if all of these are among the variables.
+
+    Whoever reads the parts cuts the array itself. So it crosses as one, and not as many that a GPU
+    has to write one by one.
+    """
+    maker = {v: e for e in equations for v in e.outvars}
+    parts: dict[Any, list[Any]] = {}
+    behind: dict[Any, list[Any]] = {}
+    for variable in variables:
+        at = variable
+        while at in maker and is_cutting(maker[at]):
+            behind.setdefault(variable, []).append(maker[at])
+            at = maker[at].invars[0]
+        parts.setdefault(at, []).append(variable)
+    whole = [
+        pieces
+        for source, pieces in parts.items()
+        if len(pieces) > 1 and sum(v.aval.size for v in pieces) == source.aval.size
+    ]
+    repeated = {id(e) for pieces in whole for v in pieces for e in behind.get(v, [])}
+    return [e for e in equations if id(e) in repeated]
+
+
+def is_cutting(equation: Any) -> bool:
+    """Return whether an equation takes a part of an array and leaves its first axis as it is."""
+    if equation.primitive.name not in CUTTING or jaxprs.is_literal(equation.invars[0]):
+        return False
+    before, after = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+    return bool(before[:1] == after[:1])
 
 
 def is_widening(equation: Any) -> bool:

@@ -210,15 +210,15 @@ def arrays(
     for variable, value in plan.head.constants.items():
         numbers[carrier(variable.aval)] += list(jnp.ravel(jnp.asarray(value)))
     times = adam.count + 1 + jnp.arange(plan.steps)
-    corrections = jnp.concatenate([1.0 / (1.0 - decay**times) for decay in (b1, b2)])
-    numbers["f"] += list(corrections)
+    corrections = [1.0 / (1.0 - decay**times) for decay in (b1, b2)]
+    floats = jnp.stack([jnp.asarray(x, jnp.float32) for x in numbers["f"]])
     return Inputs(
         networks=[_clipped(x.reshape(-1), plan.fast) for x in inputs],
         columns=[
             _flat_column(x, v.aval, plan.rows)
             for x, v in zip(columns, plan.head.before.columns, strict=True)
         ],
-        floats=jnp.stack([jnp.asarray(x, jnp.float32) for x in numbers["f"]]),
+        floats=jnp.concatenate([floats, *corrections]).astype(jnp.float32),
         integers=jnp.stack([jnp.asarray(x, jnp.int32) for x in numbers["i"]]),
         origins=jnp.asarray(plan.origins()),
         moments=[adam.mu, adam.nu],
@@ -242,7 +242,12 @@ class Launch:
 
 
 def launch(plan: Plan, agents: int) -> Launch:
-    """Return the launch that was fastest on an H200, or that spills few registers."""
+    """Return the launch that was fastest on an H200, or that spills few registers.
+
+    Args:
+        plan: of the gradient steps.
+        agents: under the innermost `jax.vmap`.
+    """
     layers = [layer for network in plan.head.networks for layer in network.layers]
     widest = max(max(triton.padded(x.inputs), triton.padded(x.outputs)) for x in layers)
     if not plan.fast:
@@ -303,6 +308,7 @@ def _call(plan: Plan, how: Launch, *leaves: jax.Array) -> list[jax.Array]:
         ],
         input_output_aliases={first + k: k for k in range(len(state))},
         interpret=paths.interpreted(),
+        name="gradient_steps",
         compiler_params=plgpu.CompilerParams(num_warps=how.warps, num_stages=1),
     )(*leaves)
     return list(results[: len(state) + len(metrics)])

@@ -12,7 +12,7 @@ from jax import lax, random
 
 from purejaxpg import InputError, backend, fused
 from purejaxpg.agents import ppo
-from purejaxpg.fused import paths
+from purejaxpg.fused import loop, paths
 
 STEPS = 5
 # Interpreted kernels are long programs that run once.
@@ -84,6 +84,32 @@ def test_sizes_of_networks(inputs: int, units: int) -> None:
     """Wide observations go through memory, odd layers are padded, and small ones stay on lanes."""
     carry = (noise(3, inputs), jnp.zeros(3, jnp.int32))
     compare(acting(inputs, units), carry, noise(STEPS, 3, 2))
+
+
+def test_agents_may_begin_with_the_same_environments() -> None:
+    """Each of them has a last carry of its own, though the first is shared."""
+
+    def last(rate: jax.Array) -> Any:
+        def step(carry: jax.Array, x: jax.Array) -> Any:
+            return carry * rate + x, None
+
+        return fused.scan(step, jnp.ones((3, 2)), jnp.ones((STEPS, 3, 2)), Config())[0]
+
+    rates = jnp.array([0.0, 1.0])
+    results = computed(jax.vmap(last), rates)
+    np.testing.assert_allclose(results[:, 0, 0], [1.0, 1.0 + STEPS])
+
+
+def test_an_array_that_is_cut_into_parts_crosses_as_one() -> None:
+    def step(carry: Any, x: jax.Array) -> Any:
+        state = jnp.exp(x)
+        first, second, third = (state[:, k] for k in range(3))
+        return {"a": carry["a"] * first + second, "b": carry["b"] - third}, carry["a"]
+
+    carry = {"a": jnp.arange(3.0), "b": jnp.ones(3)}
+    compare(step, carry, noise(STEPS, 3, 3))
+    split, _ = loop.sorted_body(step, carry, noise(STEPS, 3, 3))
+    assert [v.aval.shape for v in split.to_core] == [(3, 3)]
 
 
 def test_a_square_of_environments_sizes_and_actions() -> None:
