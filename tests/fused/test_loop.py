@@ -283,6 +283,7 @@ SMALL = {
     "hidden": (16,),
     "precision": "float32",
     "replay_capacity": 64,
+    "learning_starts": 8,
 }
 
 
