@@ -35,14 +35,16 @@ from purejaxpg.fused import paths, triton
 
 Layers = Sequence[tuple[jax.Array, jax.Array]]  # W [D, H] and b [H] of each
 
-ROWS = 128  # of a block, at most
-ROWS_OF_WIDE, WIDE = 32, 64  # on the way back, where a layer has more units than that
+WIDE = 64  # units of a layer, and more need fewer rows or more threads
+ROWS, WIDE_FORWARD_ROWS, WIDE_BACKWARD_ROWS = 128, 64, 32  # of a block, at most
 ROWS_OF_PROGRAM = 128  # that the way back sums by itself
 MAX_PROGRAMS = 64  # of an agent; beyond that, each sums more rows
-WARPS_FORWARD, WARPS_BACKWARD = 4, 8  # of 32 threads; with these, hardly a register spills
+# Of 32 threads; with these and those rows, hardly a register spills.
+WARPS_FORWARD, WIDE_WARPS_FORWARD, WARPS_BACKWARD = 4, 8, 8
 MAX_LAYERS = 6  # more take long to compile
 MAX_WIDTH = 256
-SHARED_MEMORY = 227 * 1024  # bytes of a block, on an H100 or H200
+# Bytes for weights. A multiprocessor of an H100 has 227 KiB, the rest is for activations.
+SHARED_MEMORY = 184 * 1024
 LARGEST = 65504.0  # float16
 SMALLEST_TOP = 1e-30  # by which gradients are divided, if all of them are zero
 
@@ -122,9 +124,14 @@ class Plan:
         return list(itertools.pairwise(self.sizes))
 
     @property
+    def is_wide(self) -> bool:
+        """Return whether a layer has many units."""
+        return max(self.sizes) > WIDE
+
+    @property
     def block(self) -> int:
         """Return how many rows a block of the way back has."""
-        return min(triton.padded(self.rows), ROWS_OF_WIDE if max(self.sizes) > WIDE else ROWS)
+        return min(triton.padded(self.rows), WIDE_BACKWARD_ROWS if self.is_wide else ROWS)
 
     def operand(self, x: jax.Array) -> jax.Array:
         """Return an array as it enters products."""
@@ -181,7 +188,8 @@ class Plan:
 
 def _forward(plan: Plan, layers: Layers, x: jax.Array) -> jax.Array:
     """Run the forward kernel -> y [R, A]."""
-    block = min(triton.padded(plan.rows), ROWS)
+    block = min(triton.padded(plan.rows), WIDE_FORWARD_ROWS if plan.is_wide else ROWS)
+    warps = WIDE_WARPS_FORWARD if plan.is_wide else WARPS_FORWARD
 
     def forward(x_ref: Any, *refs: Any) -> None:
         loaded = plan.load_layers(refs[:-1])
@@ -195,7 +203,7 @@ def _forward(plan: Plan, layers: Layers, x: jax.Array) -> jax.Array:
         out_shape=[jax.ShapeDtypeStruct((plan.rows, plan.sizes[-1]), jnp.float32)],
         grid=(pallas.cdiv(plan.rows, block),),
         interpret=paths.interpreted(),
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS_FORWARD, num_stages=1),
+        compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=1),
     )(plan.inputs(x), *(array for layer in layers for array in layer))
     return y
 

@@ -86,6 +86,20 @@ def test_sizes_of_networks(inputs: int, units: int) -> None:
     compare(acting(inputs, units), carry, noise(STEPS, 3, 2))
 
 
+def test_agents_may_begin_with_the_same_environments() -> None:
+    """Each of them has a last carry of its own, though the first is shared."""
+
+    def last(rate: jax.Array) -> Any:
+        def step(carry: jax.Array, x: jax.Array) -> Any:
+            return carry * rate + x, None
+
+        return fused.scan(step, jnp.ones((3, 2)), jnp.ones((STEPS, 3, 2)), Config())[0]
+
+    rates = jnp.array([0.0, 1.0])
+    results = computed(jax.vmap(last), rates)
+    np.testing.assert_allclose(results[:, 0, 0], [1.0, 1.0 + STEPS])
+
+
 def test_an_array_that_is_cut_into_parts_crosses_as_one() -> None:
     def step(carry: Any, x: jax.Array) -> Any:
         state = jnp.exp(x)

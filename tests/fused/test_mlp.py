@@ -18,6 +18,8 @@ from purejaxpg.fused import mlp, paths, wide
 from purejaxpg.fused.fit import STOPPED, fit, step_by_step
 
 SIZE = 4  # of an observation
+# Interpreted kernels are long programs that run once.
+QUICKLY = {"xla_backend_optimization_level": 0}
 FUNCTIONS: dict[str, Any] = {"tanh": jnp.tanh, "relu": jax.nn.relu, "gelu": jax.nn.gelu}
 
 
@@ -38,6 +40,10 @@ def near(x: Any, y: Any, tolerance: float = 1e-6) -> None:
     for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def computed(function: Any, *args: Any) -> Any:
+    return jax.jit(function).lower(*args).compile(compiler_options=QUICKLY)(*args)
 
 
 # --- the kernels ---------------------------------------------------------------------------------
@@ -68,6 +74,14 @@ def value_and_gradients(
     return jax.value_and_grad(loss, (0, 1), has_aux=True)(layers, x)
 
 
+def both_forms(activations: tuple[str, ...]) -> Any:
+    def both(layers: Any, x: jax.Array) -> Any:
+        kernel = value_and_gradients(mlp.apply, layers, x, activations, False)
+        return kernel, value_and_gradients(plain, layers, x, activations)
+
+    return both
+
+
 @pytest.mark.fast
 @pytest.mark.parametrize(
     ("sizes", "activations", "rows"),
@@ -83,8 +97,7 @@ def test_values_and_gradients_are_those_of_plain_jax(
     sizes: Any, activations: tuple[str, ...], rows: int
 ) -> None:
     layers, x = layers_of(0, *sizes), random.normal(random.key(1), (rows, sizes[0]))
-    kernel = value_and_gradients(mlp.apply, layers, x, activations, False)
-    near(kernel, value_and_gradients(plain, layers, x, activations))
+    near(*computed(both_forms(activations), layers, x))
 
 
 def test_many_programs_of_many_rows_each_sum_to_the_gradient(
@@ -94,20 +107,14 @@ def test_many_programs_of_many_rows_each_sum_to_the_gradient(
     monkeypatch.setattr(mlp, "ROWS_OF_PROGRAM", 16)
     monkeypatch.setattr(mlp, "MAX_PROGRAMS", 3)  # 7 blocks, of which the last is not full
     layers, x = layers_of(0, SIZE, 16, 3), random.normal(random.key(1), (100, SIZE))
-    kernel = value_and_gradients(mlp.apply, layers, x, ("tanh",), False)
-    near(kernel, value_and_gradients(plain, layers, x, ("tanh",)))
+    near(*computed(both_forms(("tanh",)), layers, x))
 
 
 @pytest.mark.parametrize("axis", [0, None], ids=["own rows", "shared rows"])
 def test_each_agent_has_its_network(axis: int | None) -> None:
     layers = jax.tree.map(lambda *x: jnp.stack(x), *(layers_of(k, SIZE, 8, 1) for k in range(2)))
     x = random.normal(random.key(1), (2, 20, SIZE)) if axis == 0 else jnp.ones((20, SIZE))
-
-    def both(layers: Any, x: jax.Array) -> Any:
-        kernel = value_and_gradients(mlp.apply, layers, x, ("tanh",), False)
-        return kernel, value_and_gradients(plain, layers, x, ("tanh",))
-
-    near(*jax.jit(jax.vmap(both, (0, axis)))(layers, x))
+    near(*computed(jax.vmap(both_forms(("tanh",)), (0, axis)), layers, x))
 
 
 def test_fast_is_close_to_exact_however_small_or_large_numbers_are() -> None:
@@ -146,7 +153,7 @@ def test_values_of_an_agent_are_one_kernel() -> None:
     none = jnp.zeros((5, 2), bool)
     with paths.recorded() as recorded:
         found = networks.values(critic, params, obs, next_obs, none, none, config)
-    assert recorded == [paths.Path("values", True)]
+    assert recorded == [paths.Path("values", True)] * 2
     near(found, (critic.apply(params, obs), critic.apply(params, next_obs)))
 
 
@@ -279,7 +286,7 @@ def test_another_optimiser_takes_its_steps_on_networks_in_kernels() -> None:
         return in_kernels, step_by_step(loss, optimizer, *given, stop)
 
     with paths.recorded() as recorded:
-        in_kernels, plain = jax.jit(both)(params)
+        in_kernels, plain = computed(both, params)
     (path,) = recorded
     assert str(path) == (
         "The gradient steps run in plain JAX with the networks in kernels, because the optimiser "
@@ -312,6 +319,30 @@ def test_wide_networks_share_kernels(fast: bool, monkeypatch: pytest.MonkeyPatch
 
         return jax.value_and_grad(loss, (0, 1), has_aux=True)(networks, x)
 
-    kernels = gradients(lambda networks, x: wide.apply(networks, x, activations, fast))
+    kernels = gradients(lambda networks, x: wide.apply(networks, x, None, activations, fast))
     near(kernels, gradients(both), 1e-2 if fast else 1e-5)
-    near(jax.jit(wide.apply, static_argnums=(2, 3))(networks, x, activations, fast), kernels[0][1])
+
+
+def test_wide_networks_take_their_rows_of_a_batch_themselves() -> None:
+    actor, critic = Network((16, 2)), Network((8, 8, 1), "relu")
+    batch = random.normal(random.key(0), (40, 300))
+    params = {
+        "actor": actor.init(random.key(1), batch),
+        "critic": critic.init(random.key(2), batch),
+    }
+    order = jnp.arange(48).reshape(2, 24)[:, ::-1] % 40
+
+    def loss(params: Any, x: jax.Array) -> Any:
+        policy = jnp.sort(jax.nn.log_softmax(actor.apply(params["actor"], x)), -1)
+        value = critic.apply(params["critic"], x).squeeze(-1)
+        return (jnp.square(value) + policy[:, 0] * x[:, 0]).mean(), {"value": value.mean()}
+
+    def both(params: Any, batch: Any) -> Any:
+        optimizer = optax.sgd(0.1)
+        given = loss, optimizer, params, optimizer.init(params), batch, order
+        return fit(*given, Config()), step_by_step(*given)
+
+    with paths.recorded() as recorded:
+        in_kernels, plain = jax.jit(both)(params, batch)
+    assert [path.networks for path in recorded] == [True]
+    near(in_kernels, plain, 1e-5)
