@@ -31,6 +31,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -398,6 +399,10 @@ def resumed(agent: str, updates: int, tuning: str) -> Finding:
         directory = Path(name)
         spec = spec_file(directory, resumable(agent, updates))
         finish(spec, directory / "whole", tuning)
+        chosen = directory / "whole" / session.PROGRAMS
+        if tuning == "stored" and chosen.is_dir():
+            # The question is whether a directory keeps its choices, not whether two choose alike.
+            shutil.copytree(chosen, directory / "killed" / session.PROGRAMS)
         kills = sum(kill_after_a_commit(spec, directory / "killed", tuning) for _ in range(2))
         finish(spec, directory / "killed", tuning)
         compared, differ = differences(directory / "whole", directory / "killed")

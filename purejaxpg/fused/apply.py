@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from purejaxpg.fused import heads, jaxprs, paths, perceptrons
 
 Function = Callable[[Any, Any], Any]
+Wholes = dict[Any, jax.Array]  # variable of a network's inputs -> [B, D]
 
 
 def apply(
@@ -60,7 +61,7 @@ def refusal(config: Any) -> str:
     return paths.refusal(config) or (slow if exact else "")
 
 
-def with_kernels(function: Function, params: Any, data: Any, config: Any) -> Function:
+def with_kernels(function: Function, params: Any, data: Any, config: Any) -> "Rewritten":
     """Return a function with its networks in kernels.
 
     Args:
@@ -89,11 +90,11 @@ def with_kernels(function: Function, params: Any, data: Any, config: Any) -> Fun
     before = jaxprs.needed_for(rest, [network.inputs for network in networks])
     early = {id(equation) for equation in before}
     after = [equation for equation in rest if id(equation) not in early]
-    return _Rewritten(program, groups, before, after, paths.is_fast(config))
+    return Rewritten(program, groups, before, after, paths.is_fast(config))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Rewritten:
+class Rewritten:
     """A program in which kernels take the place of networks."""
 
     program: jaxprs.Program
@@ -102,20 +103,42 @@ class _Rewritten:
     after: Sequence[Any]
     fast: bool
 
-    def __call__(self, params: Any, data: Any) -> Any:
-        leaves = jax.tree.leaves((params, data))
+    def wholes(self, params: Any, batch: Any) -> Wholes:
+        """Return those arrays of a batch of which wide networks see rows, as kernels read them.
+
+        Args:
+            params: as for `with_kernels`.
+            batch: what `data` has some rows of.
+        """
+        from purejaxpg.fused import wide
+
+        leaves = dict(zip(self.program.invars, jax.tree.leaves((params, batch)), strict=True))
+        seen = {group[0].inputs for group in self.groups if wide.is_wide(_sizes(group[0]))}
+        return {v: wide.inputs(leaves[v], self.fast) for v in seen & set(leaves)}
+
+    def __call__(
+        self, params: Any, data: Any, wholes: Wholes | None = None, rows: jax.Array | None = None
+    ) -> Any:
+        """Compute the function, given `data` or, where it is rows of `wholes`, which rows."""
+        leaves, wholes = jax.tree.leaves((params, data)), wholes or {}
         values = {**self.program.constants, **dict(zip(self.program.invars, leaves, strict=True))}
         jaxprs.run(self.before, values)
         for group in self.groups:
-            x = jaxprs.read(values, group[0].inputs)
-            ys = _outputs(group, leaves, x, self.fast)
+            x = group[0].inputs
+            chosen = rows if x in wholes else None
+            x = wholes[x] if x in wholes else jaxprs.read(values, x)
+            ys = _outputs(group, leaves, x, chosen, self.fast)
             values.update(zip((network.outputs for network in group), ys, strict=True))
         jaxprs.run(self.after, values)
         return self.program.outputs(values)
 
 
 def _outputs(
-    group: Sequence[perceptrons.Perceptron], leaves: Sequence[Any], x: jax.Array, fast: bool
+    group: Sequence[perceptrons.Perceptron],
+    leaves: Sequence[Any],
+    x: jax.Array,
+    rows: jax.Array | None,
+    fast: bool,
 ) -> Sequence[jax.Array]:
     """Return the outputs of networks that see the same rows."""
     from purejaxpg.fused import mlp, wide
@@ -125,7 +148,7 @@ def _outputs(
         for network in group
     )
     if wide.is_wide(_sizes(group[0])):
-        return wide.apply(layers, x, tuple(network.activations for network in group), fast)
+        return wide.apply(layers, x, rows, tuple(network.activations for network in group), fast)
     return [mlp.apply(layers[0], x, group[0].activations, fast)]
 
 

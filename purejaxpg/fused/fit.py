@@ -66,6 +66,7 @@ def fit(
         InputError: the configuration requires a kernel, and there is none.
     """
     reason, networks = refusal(config), False
+    chosen: Callable[[Any, jax.Array], Any] = _chosen
     if not reason:
         try:
             result = _in_kernel(loss, optimizer, params, opt_state, batch, order, config, stop)
@@ -73,10 +74,10 @@ def fit(
             return result
         except paths.Unfusable as error:
             reason = str(error)
-            loss, networks = _with_kernels(loss, params, batch, order, config)
+            loss, chosen, networks = _with_kernels(loss, params, batch, order, config)
     paths.record(config, paths.Path(LOOP, False, reason, networks))
     with paths.products(config):
-        return step_by_step(loss, optimizer, params, opt_state, batch, order, stop)
+        return step_by_step(loss, optimizer, params, opt_state, batch, order, stop, chosen)
 
 
 def step_by_step(
@@ -87,13 +88,14 @@ def step_by_step(
     batch: Any,
     order: jax.Array,
     stop: Stop | None = None,
+    chosen: Callable[[Any, jax.Array], Any] | None = None,
 ) -> Result:
-    """Do what `fit` does in plain JAX."""
+    """Do what `fit` does in plain JAX; `chosen` gives the loss its rows of the batch."""
+    chosen = chosen or _chosen
 
     def gradient_step(carry: Any, indices: jax.Array) -> Any:
         params, opt_state, stopped = carry
-        minibatch = jax.tree.map(lambda x: x[indices], batch)
-        gradient, metrics = jax.grad(loss, has_aux=True)(params, minibatch)
+        gradient, metrics = jax.grad(loss, has_aux=True)(params, chosen(batch, indices))
         change, new_opt_state = optimizer.update(gradient, opt_state, params)
         new = (optax.apply_updates(params, change), new_opt_state)
         if stop is None:
@@ -151,12 +153,23 @@ def _in_kernel(
 
 def _with_kernels(
     loss: Loss, params: Any, batch: Any, order: jax.Array, config: Any
-) -> tuple[Loss, bool]:
-    """Return a loss with its networks in kernels if that is possible, and whether it is."""
+) -> tuple[Loss, Callable[[Any, jax.Array], Any], bool]:
+    """Return a loss with its networks in kernels if that is possible, its data, and whether."""
     try:
-        return with_kernels(loss, params, _minibatch(batch, order), config), True
+        kernels = with_kernels(loss, params, _minibatch(batch, order), config)
     except paths.Unfusable:
-        return loss, False
+        return loss, _chosen, False
+    wholes = kernels.wholes(params, batch)
+    return (
+        lambda params, data: kernels(params, data[0], wholes, data[1]),
+        lambda batch, indices: (_chosen(batch, indices), indices),
+        True,
+    )
+
+
+def _chosen(batch: Any, indices: jax.Array) -> Any:
+    """Return rows of a batch."""
+    return jax.tree.map(lambda x: x[indices], batch)
 
 
 def _minibatch(batch: Any, order: jax.Array) -> Any:

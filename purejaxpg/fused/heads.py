@@ -82,7 +82,8 @@ def make(
     program = jaxprs.trace(loss, params, minibatch, rules=True)
     count = len(jax.tree.leaves(params))
     parameters, rows = program.invars[:count], program.invars[count:]
-    networks, equations = perceptrons.find(program, parameters)
+    found, equations = perceptrons.find(program, parameters)
+    networks, again = _merged(found)
     layers = [i for network in networks for i in network.parameters]
     if len(set(layers)) < len(layers):
         raise paths.Unfusable("two networks of the loss share a parameter")
@@ -92,10 +93,29 @@ def make(
             raise OutsideError(i)
     if not networks:
         raise paths.Unfusable("the loss has no multilayer perceptron that kernels know")
+    free_values = [parameters[i] for i in free]
+    whole = _Whole(program, equations, networks, again, free_values, rows, stop)
     outputs = [network.outputs for network in networks]
-    whole = _Whole(program, equations, networks, outputs, [parameters[i] for i in free], rows, stop)
-    shapes = [_shapes(variables) for variables in (outputs, whole.free, rows)]
+    shapes = [_shapes(variables) for variables in (outputs, free_values, rows)]
     return _split(jaxprs.trace(whole.gradients, *shapes), networks, free)
+
+
+def _merged(
+    found: Sequence[perceptrons.Perceptron],
+) -> tuple[list[perceptrons.Perceptron], jaxprs.Values]:
+    """Merge networks that a loss applies twice to the same inputs.
+
+    Returns:
+        The networks, and for each variable of the outputs of a repetition that of the original.
+    """
+    first: dict[Any, perceptrons.Perceptron] = {}
+    again = {}
+    for network in found:
+        key = network.inputs, network.layers, network.activations
+        original = first.setdefault(key, network)
+        if original is not network:
+            again[network.outputs] = original.outputs
+    return list(first.values()), again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +125,7 @@ class _Whole:
     program: jaxprs.Program  # of the loss
     equations: list[Any]
     networks: list[perceptrons.Perceptron]
-    outputs: list[Any]
+    again: jaxprs.Values  # variables of repeated networks' outputs -> of the original's
     free: list[Any]
     rows: list[Any]
     stop: Callable[..., Any] | None
@@ -121,7 +141,9 @@ class _Whole:
 
     def evaluated(self, known: jaxprs.Values, outputs: list[Any], free: list[Any]) -> Any:
         """Return the loss, and beside it the metrics and the networks' inputs."""
-        values = {**known, **dict(zip([*self.outputs, *self.free], [*outputs, *free], strict=True))}
+        variables = [*(network.outputs for network in self.networks), *self.free]
+        values = {**known, **dict(zip(variables, [*outputs, *free], strict=True))}
+        values.update({v: values[original] for v, original in self.again.items()})
         jaxprs.run(self.equations, values)
         value, metrics = self.program.outputs(values)
         return value, (metrics, [values[network.inputs] for network in self.networks])

@@ -38,6 +38,7 @@ ALIGNMENT = 16  # numbers: 64 bytes
 
 MIN_ROWS, MAX_ROWS = 16, 1024  # of a minibatch: products want sixteen, and a loss needs registers
 MAX_LAYERS = 5
+MAX_INPUTS = 256  # of a network; `wide` has faster kernels for more
 MAX_OUTPUTS = 32
 # Registers of a thread, of 255, for the gradients of a network's weights.
 MAX_FAST_REGISTERS, MAX_EXACT_REGISTERS = 160, 100
@@ -157,7 +158,9 @@ def _check_network(network: perceptrons.Perceptron, plan: Plan) -> None:
     if len(network.layers) > MAX_LAYERS:
         count = len(network.layers)
         raise paths.Unfusable(f"a network has {count} layers, and kernels take {MAX_LAYERS}")
-    outputs = network.layers[-1].outputs
+    size, outputs = network.layers[0].inputs, network.layers[-1].outputs
+    if size > MAX_INPUTS:
+        raise paths.Unfusable(f"a network has {size} inputs, and this kernel takes {MAX_INPUTS}")
     if outputs > MAX_OUTPUTS:
         raise paths.Unfusable(f"a network has {outputs} outputs, and kernels take {MAX_OUTPUTS}")
     gradients = sum(math.prod(place.shape) for place in plan.places(network))

@@ -1,6 +1,6 @@
 """Perceptrons whose first layer is too wide to stay on the chip, and that see the same rows.
 
-    y_n = apply((layers_1, layers_2, ...), x, activations, fast)[n]
+    y_n = apply((layers_1, layers_2, ...), x, rows, activations, fast)[n]
 
 A first layer of 400 inputs has too many weights for a block of threads to keep. So blocks of
 threads go through its inputs piece by piece, and read each piece of the weights when they need it.
@@ -38,7 +38,8 @@ from purejaxpg.fused import mlp, paths, triton
 PIECE = 64  # inputs
 ROWS = 128  # of a block of the way forward, at most
 SUMS = 128 * 128  # numbers of the first hidden layers that a block has, at most
-WARPS_FORWARD, WARPS_FIRST = 8, 4  # of 32 threads
+WARPS_FORWARD, WARPS_FIRST = 8, 8  # of 32 threads
+STAGES = 1  # of loads that run ahead
 MAX_INPUTS = 1024
 
 Networks = Sequence[mlp.Layers]
@@ -59,43 +60,57 @@ def check(sizes: Sequence[Sequence[int]], fast: bool) -> None:
         mlp.check(rest, fast)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def apply(
-    networks: Networks, x: jax.Array, activations: tuple[tuple[str, ...], ...], fast: bool
+    networks: Networks,
+    x: jax.Array,
+    rows: jax.Array | None,
+    activations: tuple[tuple[str, ...], ...],
+    fast: bool,
 ) -> tuple[jax.Array, ...]:
     """Return the outputs of multilayer perceptrons, each with a hidden layer.
 
     Args:
         networks: W [D, H] and b [H] of each layer of each network, float32.
-        x: [R, D] float32.
+        x: [R, D] float32, or with `rows` what `inputs` makes of [B, D].
+        rows: [R] int32, which rows of x the networks see; or None for all. A minibatch that is
+            chosen here need not be written to memory.
         activations: of each network, after each layer but the last, "tanh" or "relu".
         fast: see `purejaxpg.fused.paths`.
 
     Returns:
-        [R, A] of each network. They can be differentiated once, by the layers and by x.
+        [R, A] of each network. They can be differentiated once, by the layers, and by x without
+        `rows`.
     """
-    plans = _plans(networks, x, activations, fast)
-    return tuple(_forward(plans, networks, plans[0].inputs(x), keep=False))
+    plans = _plans(networks, x, rows, activations, fast)
+    x = x if rows is not None else inputs(x, fast)
+    return tuple(_forward(plans, networks, x, rows, keep=False))
+
+
+def inputs(x: jax.Array, fast: bool) -> jax.Array:
+    """Return x as kernels read it: as float16 within its range if `fast`."""
+    return mlp.Plan((), (), 0, fast).inputs(x)
 
 
 def _apply_forward(
-    networks: Any, x: Any, activations: tuple[tuple[str, ...], ...], fast: bool
+    networks: Any, x: Any, rows: Any, activations: tuple[tuple[str, ...], ...], fast: bool
 ) -> tuple[Any, Any]:
     values = tuple(tuple((w.value, b.value) for w, b in layers) for layers in networks)
-    plans = _plans(values, x.value, activations, fast)
+    rows = None if rows is None else rows.value
+    plans = _plans(values, x.value, rows, activations, fast)
     # Whether x is differentiated has to stay known while tracing, so a structure says it.
     wanted = () if x.perturbed else None
-    inputs = plans[0].inputs(x.value)
-    outputs = _forward(plans, values, inputs, keep=True)
+    seen = x.value if rows is not None else inputs(x.value, fast)
+    outputs = _forward(plans, values, seen, rows, keep=True)
     count = len(plans)
-    return tuple(outputs[:count]), (values, inputs, outputs[count:], wanted)
+    return tuple(outputs[:count]), (values, seen, rows, outputs[count:], wanted)
 
 
 def _apply_backward(
     activations: tuple[tuple[str, ...], ...], fast: bool, saved: Any, changes: Any
-) -> tuple[Any, jax.Array]:
-    networks, x, hidden, wanted = saved
-    plans = _plans(networks, x, activations, fast)
+) -> tuple[Any, jax.Array | None, None]:
+    networks, x, rows, hidden, wanted = saved
+    plans = _plans(networks, x, rows, activations, fast)
     block = min(_rest(plan).block for plan in plans)
     rest, below = [], []
     for plan, layers, h, change in zip(plans, networks, hidden, changes, strict=True):
@@ -104,24 +119,27 @@ def _apply_backward(
         gradients, *before = _Rest(plan, block).differentiate(h, change, layers)
         rest.append(gradients)
         below.append(before)
-    first = _first_gradients(plans, x, below, block)
+    first = _first_gradients(plans, x, rows, below, block)
     gradients = tuple((pair, *others) for pair, others in zip(first, rest, strict=True))
     if wanted is None:
-        return gradients, jnp.zeros(x.shape, jnp.float32)
+        return gradients, None, None
     total = jnp.zeros(x.shape, jnp.float32)
     for plan, layers, (change, tops) in zip(plans, networks, below, strict=True):
         total += _input_gradient(plan, layers[0][0], change, tops, block)
-    return gradients, total
+    return gradients, total, None
 
 
 apply.defvjp(_apply_forward, _apply_backward, symbolic_zeros=True)
 
 
 def _plans(
-    networks: Networks, x: jax.Array, activations: tuple[tuple[str, ...], ...], fast: bool
+    networks: Networks, x: Any, rows: Any, activations: tuple[tuple[str, ...], ...], fast: bool
 ) -> list[mlp.Plan]:
-    pairs = zip(networks, activations, strict=True)
-    return [mlp.Plan.of(layers, x, names, fast) for layers, names in pairs]
+    plans = []
+    for layers, names in zip(networks, activations, strict=True):
+        plan = mlp.Plan.of(layers, x, names, fast)
+        plans.append(plan if rows is None else dataclasses.replace(plan, rows=rows.shape[0]))
+    return plans
 
 
 def _rest(plan: mlp.Plan) -> mlp.Plan:
@@ -139,31 +157,48 @@ def _at(refs: Sequence[Any], plans: Sequence[mlp.Plan]) -> list[Sequence[Any]]:
     return parts
 
 
-def _piece(start: Any, rows: int, first: Any, columns: int) -> tuple[jax.Array, jax.Array]:
-    """Return where a block of rows and columns is."""
-    shape = (rows, columns)
-    return start + triton.iota(shape, 0), first + triton.iota(shape, 1)
+def _corner(start: Any, shape: tuple[int, int], limits: tuple[int, int]) -> tuple[Any, jax.Array]:
+    """Return where a piece of a matrix of this shape is, and which of it exists."""
+    i, j = start[0] + triton.iota(shape, 0), start[1] + triton.iota(shape, 1)
+    return (i, j), (i < limits[0]) & (j < limits[1])
+
+
+class _Rows:
+    """A block of the rows that the networks see, of which pieces are loaded."""
+
+    def __init__(self, refs: Sequence[Any], plan: mlp.Plan, start: Any, block: int) -> None:
+        """Take the references to x and, if they are chosen, to the indices of the rows."""
+        self.ref, self.block, self.size = refs[0], block, plan.sizes[0]
+        row = start + triton.iota((block,), 0)
+        self.inside = row < plan.rows
+        self.row = triton.load(refs[1], (row,), self.inside) if len(refs) > 1 else row
+
+    def piece(self, p: Any) -> jax.Array:
+        """Return piece p of the inputs."""
+        j = p * PIECE + triton.iota((self.block, PIECE), 1)
+        mask = self.inside[:, None] & (j < self.size)
+        return triton.load(self.ref, (self.row[:, None], j), mask)
 
 
 # --- forward -------------------------------------------------------------------------------------
 
 
 def _forward(
-    plans: Sequence[mlp.Plan], networks: Networks, x: jax.Array, keep: bool
+    plans: Sequence[mlp.Plan], networks: Networks, x: jax.Array, rows: Any, keep: bool
 ) -> list[jax.Array]:
     """Run the forward kernel -> y [R, A] of each network, and if `keep` also h [R, H] of each."""
-    rows, kept = plans[0].rows, x.dtype
-    kernel = _Forward(plans, keep)
-    ys = [jax.ShapeDtypeStruct((rows, plan.sizes[-1]), jnp.float32) for plan in plans]
-    hs = [jax.ShapeDtypeStruct((rows, plan.sizes[1]), kept) for plan in plans if keep]
+    count, seen = plans[0].rows, jax.tree.leaves((x, rows))
+    kernel = _Forward(plans, len(seen), keep)
+    ys = [jax.ShapeDtypeStruct((count, plan.sizes[-1]), jnp.float32) for plan in plans]
+    hs = [jax.ShapeDtypeStruct((count, plan.sizes[1]), x.dtype) for plan in plans if keep]
     return list(
         pallas.pallas_call(
             kernel,
             out_shape=[*ys, *hs],
-            grid=(pallas.cdiv(rows, kernel.block),),
+            grid=(pallas.cdiv(count, kernel.block),),
             interpret=paths.interpreted(),
-            compiler_params=plgpu.CompilerParams(num_warps=WARPS_FORWARD, num_stages=1),
-        )(x, *jax.tree.leaves(networks))
+            compiler_params=plgpu.CompilerParams(num_warps=WARPS_FORWARD, num_stages=STAGES),
+        )(*seen, *jax.tree.leaves(networks))
     )
 
 
@@ -172,18 +207,19 @@ class _Forward:
 
     __name__ = "forward"
 
-    def __init__(self, plans: Sequence[mlp.Plan], keep: bool) -> None:
-        self.plans, self.keep = plans, keep
+    def __init__(self, plans: Sequence[mlp.Plan], seen: int, keep: bool) -> None:
+        self.plans, self.seen, self.keep = plans, seen, keep
         self.widths = [triton.padded(plan.sizes[1]) for plan in plans]
         fitting = 1 << (SUMS // sum(self.widths)).bit_length() - 1
         self.block = min(triton.padded(plans[0].rows), ROWS, fitting)
 
-    def __call__(self, x_ref: Any, *refs: Any) -> None:
+    def __call__(self, *refs: Any) -> None:
         """Compute the outputs of a block of rows."""
         start, count = pallas.program_id(0) * self.block, len(self.plans)
-        weights = _at(refs, self.plans)
-        outputs = refs[sum(map(len, weights)) :]
-        sums = self.products(x_ref, start, [of[0] for of in weights])
+        rows = _Rows(refs[: self.seen], self.plans[0], start, self.block)
+        weights = _at(refs[self.seen :], self.plans)
+        outputs = refs[self.seen + sum(map(len, weights)) :]
+        sums = self.products(rows, [of[0] for of in weights])
         for n, (plan, of, total) in enumerate(zip(self.plans, weights, sums, strict=True)):
             h = plan.after(0, total + triton.load_vector(of[1], plan.sizes[1])[None, :])
             if self.keep:
@@ -194,23 +230,19 @@ class _Forward:
             y = rest.outputs(h, rest.load_layers(of[2:]))
             triton.store(outputs[n], index, y, mask)
 
-    def products(self, x_ref: Any, start: Any, weights: Sequence[Any]) -> Any:
+    def products(self, rows: _Rows, weights: Sequence[Any]) -> Any:
         """Return x W of the first layer of each network, summed piece by piece."""
         plan = self.plans[0]
-        inputs = plan.sizes[0]
 
         def add(p: Any, sums: Any) -> Any:
-            i, j = _piece(start, self.block, p * PIECE, PIECE)
-            x = triton.load(x_ref, (i, j), (i < plan.rows) & (j < inputs))
-            new = []
+            x, new = rows.piece(p), []
             for total, ref, width in zip(sums, weights, self.widths, strict=True):
-                i, j = _piece(p * PIECE, PIECE, 0, width)
-                weight = triton.load(ref, (i, j), (i < inputs) & (j < ref.shape[1]))
+                weight = triton.load(ref, *_corner((p * PIECE, 0), (PIECE, width), ref.shape))
                 new.append(total + plan.dot(x, plan.operand(weight)))
             return new
 
         zeros = [jnp.zeros((self.block, width), jnp.float32) for width in self.widths]
-        return lax.fori_loop(0, pallas.cdiv(inputs, PIECE), add, zeros)
+        return lax.fori_loop(0, pallas.cdiv(rows.size, PIECE), add, zeros)
 
 
 # --- backward ------------------------------------------------------------------------------------
@@ -240,17 +272,18 @@ class _Rest(mlp.Backward):
 
 
 def _first_gradients(
-    plans: Sequence[mlp.Plan], x: jax.Array, below: Sequence[Any], block: int
+    plans: Sequence[mlp.Plan], x: jax.Array, rows: Any, below: Sequence[Any], block: int
 ) -> list[tuple[jax.Array, jax.Array]]:
     """Return the gradients of weight and bias of each first layer."""
+    seen = jax.tree.leaves((x, rows))
     shapes = [s for plan in plans for s in (plan.shapes[0], plan.shapes[0][1:])]
     found = pallas.pallas_call(
-        _First(plans, block),
+        _First(plans, len(seen), block),
         out_shape=[jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes],
         grid=(pallas.cdiv(plans[0].sizes[0], PIECE),),
         interpret=paths.interpreted(),
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS_FIRST, num_stages=1),
-    )(x, *(array for pair in below for array in pair))
+        compiler_params=plgpu.CompilerParams(num_warps=WARPS_FIRST, num_stages=STAGES),
+    )(*seen, *(array for pair in below for array in pair))
     return list(zip(found[::2], found[1::2], strict=True))
 
 
@@ -259,17 +292,18 @@ class _First:
 
     __name__ = "first"
 
-    def __init__(self, plans: Sequence[mlp.Plan], block: int) -> None:
-        self.plans, self.block = plans, block
+    def __init__(self, plans: Sequence[mlp.Plan], seen: int, block: int) -> None:
+        self.plans, self.seen, self.block = plans, seen, block
         self.widths = [triton.padded(plan.sizes[1]) for plan in plans]
 
-    def __call__(self, x_ref: Any, *refs: Any) -> None:
+    def __call__(self, *refs: Any) -> None:
         """Compute a piece of the gradient of each network."""
-        count, piece = len(self.plans), pallas.program_id(0)
-        below, outputs = refs[: 2 * count], refs[2 * count :]
+        piece, end = pallas.program_id(0), self.seen + 2 * len(self.plans)
+        below, outputs = refs[self.seen : end], refs[end:]
 
         def add(n: Any, sums: Any) -> Any:
-            x = self.rows(x_ref, n, piece)
+            rows = _Rows(refs[: self.seen], self.plans[0], n * self.block, self.block)
+            x = rows.piece(piece)
             pairs = zip(sums, below[::2], below[1::2], self.plans, strict=True)
             return [self.add(total, x, n, *pair) for total, *pair in pairs]
 
@@ -282,12 +316,6 @@ class _First:
         for total, weight, bias in zip(sums, outputs[::2], outputs[1::2], strict=True):
             self.store(piece, total, weight, bias)
 
-    def rows(self, x_ref: Any, n: Any, piece: Any) -> jax.Array:
-        """Return a piece of block n of the inputs."""
-        plan = self.plans[0]
-        i, j = _piece(n * self.block, self.block, piece * PIECE, PIECE)
-        return triton.load(x_ref, (i, j), (i < plan.rows) & (j < plan.sizes[0]))
-
     def add(self, total: Any, x: jax.Array, n: Any, ref: Any, top_ref: Any, plan: mlp.Plan) -> Any:
         """Add what block n contributes to the sums of a network."""
         change = triton.load(ref, *plan.index(n * self.block, self.block, plan.sizes[1]))
@@ -299,11 +327,10 @@ class _First:
     def store(self, piece: Any, total: Any, weight: Any, bias: Any) -> None:
         """Store a piece of the weight's gradient; the first program stores that of the bias."""
         matrix, vector = total
-        inputs, outputs = weight.shape
-        i, j = _piece(piece * PIECE, PIECE, 0, matrix.shape[1])
-        triton.store(weight, (i, j), matrix, (i < inputs) & (j < outputs))
+        index, mask = _corner((piece * PIECE, 0), matrix.shape, weight.shape)
+        triton.store(weight, index, matrix, mask)
         j = triton.iota(vector.shape, 0)
-        triton.store(bias, (j,), vector, (j < outputs) & (piece == 0))
+        triton.store(bias, (j,), vector, (j < bias.shape[0]) & (piece == 0))
 
 
 def _input_gradient(

@@ -21,6 +21,7 @@ from purejaxpg.cluster import processes
 # The first makes PPO a tenth faster on a processor with 512-bit registers and does nothing on
 # others. The second keeps each device, which is a core, from using the others.
 CPU_FLAGS = {"--xla_cpu_prefer_vector_width": 512, "--xla_cpu_multi_thread_eigen": "false"}
+PROGRAMS = "programs"  # folder of a result directory, on a GPU
 PROGRAMS_BYTES = 2**30  # size of the cache of programs; the least recently used are deleted
 EXIT_FAULT, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 EXECUTORS = ("local", "ray")
@@ -195,7 +196,7 @@ def _results(
             log, then = store.path / "progress.jsonl", functools.partial(logs.write, store)
             progress = progresses.Progress(console, options.quiet, log, title)
             if xla.stores_choices(devices[0]):
-                use_cache(store.path / "programs")
+                use_cache(store.path / PROGRAMS)
             backend = (make_backend or compute.Backend)(spec, devices)
             _compute(spec, options, store, backend, progress, then)
         else:

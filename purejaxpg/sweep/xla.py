@@ -47,10 +47,18 @@ def options(device: Any) -> dict[str, Any]:
     if device.platform != "gpu" or "rocm" in device.client.platform_version.lower():
         return {}
     own = {word.lstrip("-").partition("=")[0] for word in os.environ.get("XLA_FLAGS", "").split()}
-    wanted = {**GRAPHS, **TUNINGS[TUNING]}
+    wanted = {**GRAPHS, **TUNINGS[way()]}
     return {name: value for name, value in wanted.items() if name not in own}
 
 
+def way() -> str:
+    """Return the way that is taken: without a cache of programs, none can be stored."""
+    import jax
+
+    cached = bool(jax.config.jax_enable_compilation_cache)  # type: ignore[attr-defined]
+    return TUNING if cached or TUNING != "stored" else "first"
+
+
 def stores_choices(device: Any) -> bool:
-    """Return whether the result directory holds the choices of tuning for a device."""
-    return TUNING == "stored" and bool(options(device))
+    """Return whether the result directory keeps programs that are compiled for a device."""
+    return way() == "stored" and bool(options(device))

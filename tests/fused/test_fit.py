@@ -122,10 +122,10 @@ def gaussian_loss(params: Any, data: Any) -> Any:
 
 
 def forked_loss(params: Any, data: Any) -> Any:
-    """Loss that nobody thought of: Huber's, and the entropy of a product of policies."""
+    """Loss that nobody thought of: Huber's, values twice, and entropy of scaled logits."""
     logits = ACTOR.apply(params["actor"], data["obs"])
-    value = CRITIC.apply(params["critic"], data["obs"]).squeeze(-1)
-    error = optax.huber_loss(value, data["target"], delta=0.3).sum()
+    value, again = (CRITIC.apply(params["critic"], data["obs"]).squeeze(-1) for _ in range(2))
+    error = optax.huber_loss(value, data["target"], delta=0.3).sum() + again.std()
     policy = jax.nn.log_softmax(logits * jax.nn.sigmoid(params["log_std"]))
     entropy = -(jnp.exp(policy) * policy).sum(-1).max()
     first = jnp.where(data["action"] == 0, policy[:, 0] * data["advantage"], 0.0).mean()

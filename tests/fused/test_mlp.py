@@ -319,6 +319,30 @@ def test_wide_networks_share_kernels(fast: bool, monkeypatch: pytest.MonkeyPatch
 
         return jax.value_and_grad(loss, (0, 1), has_aux=True)(networks, x)
 
-    kernels = gradients(lambda networks, x: wide.apply(networks, x, activations, fast))
+    kernels = gradients(lambda networks, x: wide.apply(networks, x, None, activations, fast))
     near(kernels, gradients(both), 1e-2 if fast else 1e-5)
-    near(jax.jit(wide.apply, static_argnums=(2, 3))(networks, x, activations, fast), kernels[0][1])
+
+
+def test_wide_networks_take_their_rows_of_a_batch_themselves() -> None:
+    actor, critic = Network((16, 2)), Network((8, 8, 1), "relu")
+    batch = random.normal(random.key(0), (40, 300))
+    params = {
+        "actor": actor.init(random.key(1), batch),
+        "critic": critic.init(random.key(2), batch),
+    }
+    order = jnp.arange(48).reshape(2, 24)[:, ::-1] % 40
+
+    def loss(params: Any, x: jax.Array) -> Any:
+        policy = jnp.sort(jax.nn.log_softmax(actor.apply(params["actor"], x)), -1)
+        value = critic.apply(params["critic"], x).squeeze(-1)
+        return (jnp.square(value) + policy[:, 0] * x[:, 0]).mean(), {"value": value.mean()}
+
+    def both(params: Any, batch: Any) -> Any:
+        optimizer = optax.sgd(0.1)
+        given = loss, optimizer, params, optimizer.init(params), batch, order
+        return fit(*given, Config()), step_by_step(*given)
+
+    with paths.recorded() as recorded:
+        in_kernels, plain = jax.jit(both)(params, batch)
+    assert [path.networks for path in recorded] == [True]
+    near(in_kernels, plain, 1e-5)

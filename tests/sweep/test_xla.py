@@ -40,7 +40,7 @@ def test_other_devices_keep_the_defaults(other: Any) -> None:
 @pytest.mark.fast
 @pytest.mark.parametrize("tuning", xla.TUNINGS)
 def test_xla_knows_every_option_and_value(tuning: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(xla, "TUNING", tuning)
+    monkeypatch.setattr(xla, "way", lambda: tuning)
     options = xla.options(NVIDIA)
     assert options == {**xla.GRAPHS, **xla.TUNINGS[tuning]}
     lowered = jax.jit(jnp.sin).lower(1.0)
@@ -65,6 +65,23 @@ def test_flags_of_the_user_win(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_by_default_nothing_is_tuned_and_nothing_stored() -> None:
     assert xla.options(NVIDIA)["xla_gpu_autotune_level"] == 0
     assert not xla.stores_choices(NVIDIA)
+
+
+@pytest.mark.fast
+def test_programs_are_stored_only_where_there_is_a_cache_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(xla, "TUNING", "stored")
+    cached = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+    try:
+        jax.config.update("jax_enable_compilation_cache", True)
+        assert "xla_gpu_autotune_level" not in xla.options(NVIDIA)
+        assert xla.stores_choices(NVIDIA) and not xla.stores_choices(AMD)
+        jax.config.update("jax_enable_compilation_cache", False)
+        assert xla.options(NVIDIA)["xla_gpu_autotune_level"] == 0
+        assert not xla.stores_choices(NVIDIA)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", cached)
 
 
 def test_the_options_reach_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
