@@ -14,12 +14,16 @@ rows are read once. The way back has three parts:
    that piece of the first weight. So nothing is left to add.
 3. Only if someone asks for the gradient of x, plain JAX computes it.
 
-Bytes of 1024 rows of 400 inputs, with two networks of 64 hidden units, per agent: x is 0.82 MB in
-float16, a first hidden layer or its gradient 0.13 MB, a first weight or its gradient 0.10 MB. The
-way forward reads x once and writes two hidden layers (1.1 MB), part 1 reads these and writes as
-much (0.5 MB), part 2 reads x and that, and writes two gradients (1.3 MB). The alternatives cost
-more. To compute the first hidden layer again is another 0.8 MB. To sum the gradient of all inputs
-per block of rows is to write and read 0.10 MB per network and block, 3.3 MB with 8 blocks.
+With `rows`, both ways read the rows of a minibatch where they are in the batch. To write them to
+memory first would be three passes over the rows instead of two.
+
+Bytes of 1024 rows of 400 inputs, with two networks of 64 hidden units, per agent: the rows are 0.82
+MB in float16, a first hidden layer or its gradient 0.13 MB, a first weight or its gradient 0.10 MB.
+The way forward reads the rows once and writes two hidden layers (1.3 MB in all), part 1 reads these
+and writes as much (0.5 MB), part 2 reads that and the rows, and writes two gradients (1.3 MB). The
+alternatives cost more. To compute the first hidden layer again is another 0.8 MB. To sum the
+gradient of all inputs per block of rows is to write and read 0.10 MB for each network and block,
+3.3 MB with 8 blocks.
 """
 
 import dataclasses
@@ -39,8 +43,9 @@ PIECE = 64  # inputs
 ROWS = 128  # of a block of the way forward, at most
 SUMS = 128 * 128  # numbers of the first hidden layers that a block has, at most
 WARPS_FORWARD, WARPS_FIRST = 8, 8  # of 32 threads
-STAGES = 1  # of loads that run ahead
+NARROW = 128  # units of first layers up to which shared memory holds loads that run ahead
 MAX_INPUTS = 1024
+MAX_UNITS = 512  # of the first layers of networks that share kernels
 
 Networks = Sequence[mlp.Layers]
 
@@ -48,6 +53,11 @@ Networks = Sequence[mlp.Layers]
 def is_wide(sizes: Sequence[int]) -> bool:
     """Return whether a network of layers of these sizes has a wide first layer."""
     return sizes[0] > mlp.MAX_WIDTH
+
+
+def can_share(sizes: Sequence[Sequence[int]]) -> bool:
+    """Return whether one block of threads can sum the first layers of networks of these sizes."""
+    return sum(triton.padded(units) for _, units, *_ in sizes) <= MAX_UNITS
 
 
 def check(sizes: Sequence[Sequence[int]], fast: bool) -> None:
@@ -147,6 +157,11 @@ def _rest(plan: mlp.Plan) -> mlp.Plan:
     return dataclasses.replace(plan, sizes=plan.sizes[1:], activations=plan.activations[1:])
 
 
+def _stages(plans: Sequence[mlp.Plan]) -> int:
+    """Return in how many stages a loop loads and computes: two overlap one piece with the next."""
+    return 2 if sum(triton.padded(plan.sizes[1]) for plan in plans) <= NARROW else 1
+
+
 def _at(refs: Sequence[Any], plans: Sequence[mlp.Plan]) -> list[Sequence[Any]]:
     """Return each network's part of the references to all weights and biases."""
     parts, start = [], 0
@@ -197,7 +212,9 @@ def _forward(
             out_shape=[*ys, *hs],
             grid=(pallas.cdiv(count, kernel.block),),
             interpret=paths.interpreted(),
-            compiler_params=plgpu.CompilerParams(num_warps=WARPS_FORWARD, num_stages=STAGES),
+            compiler_params=plgpu.CompilerParams(
+                num_warps=WARPS_FORWARD, num_stages=_stages(plans)
+            ),
         )(*seen, *jax.tree.leaves(networks))
     )
 
@@ -282,7 +299,7 @@ def _first_gradients(
         out_shape=[jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes],
         grid=(pallas.cdiv(plans[0].sizes[0], PIECE),),
         interpret=paths.interpreted(),
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS_FIRST, num_stages=STAGES),
+        compiler_params=plgpu.CompilerParams(num_warps=WARPS_FIRST, num_stages=_stages(plans)),
     )(*seen, *(array for pair in below for array in pair))
     return list(zip(found[::2], found[1::2], strict=True))
 
