@@ -21,13 +21,18 @@ from purejaxpg.fused.paths import Unfusable
 
 BLOCK = 32  # environments of a block, at most
 WARPS = 1
-MOST_VECTORS = 64  # of one array
+# Of one array. With 64 (DeepSea) a block spills 4 kB of registers, with 50 (Catch) 440 bytes.
+MOST_VECTORS = 56
 SIMPLE = {*lanes.ELEMENTWISE, *lanes.MOVES, "iota"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """How an array of the program lies in memory: [..., entries, E], its lanes last."""
+    """How an array of the program lies in memory.
+
+    What crosses at each step has its lanes last, [T, entries, E], so that a vector is read and
+    written as a whole. The carry stays as it is, [E, entries]: it is read and written only once.
+    """
 
     shape: tuple[int, ...]
     dtype: Any
@@ -43,22 +48,35 @@ class Array:
         """The type in memory, where a bool takes a word."""
         return jnp.int32 if self.dtype == jnp.bool_ else self.dtype
 
-    def pack(self, x: jax.Array, lead: int) -> jax.Array:
-        """[*lead, *shape] -> [*lead, entries, E]."""
-        x = jnp.moveaxis(x, lead + self.axis, -1)
-        return x.reshape(*x.shape[:lead], self.entries, -1).astype(self.stored)
+    @property
+    def others(self) -> tuple[int, ...]:
+        """The shape without the axis of the lanes."""
+        return self.shape[: self.axis] + self.shape[self.axis + 1 :]
 
-    def unpack(self, x: jax.Array, lead: int) -> jax.Array:
-        """[*lead, entries, E] -> [*lead, *shape]."""
-        others = self.shape[: self.axis] + self.shape[self.axis + 1 :]
-        x = x.reshape(*x.shape[:lead], *others, x.shape[-1])
-        return jnp.moveaxis(x, -1, lead + self.axis).astype(self.dtype)
+    def pack(self, x: jax.Array) -> jax.Array:
+        """[*shape] -> [E, entries]."""
+        x = jnp.moveaxis(x, self.axis, 0)
+        return x.reshape(x.shape[0], self.entries).astype(self.stored)
+
+    def unpack(self, x: jax.Array) -> jax.Array:
+        """[E, entries] -> [*shape]."""
+        x = x.reshape(x.shape[0], *self.others)
+        return jnp.moveaxis(x, 0, self.axis).astype(self.dtype)
+
+    def pack_steps(self, x: jax.Array) -> jax.Array:
+        """[T, *shape] -> [T, entries, E]."""
+        x = jnp.moveaxis(x, 1 + self.axis, -1)
+        return x.reshape(x.shape[0], self.entries, -1).astype(self.stored)
+
+    def unpack_steps(self, x: jax.Array) -> jax.Array:
+        """[T, entries, E] -> [T, *shape]."""
+        x = x.reshape(x.shape[0], *self.others, x.shape[-1])
+        return jnp.moveaxis(x, -1, 1 + self.axis).astype(self.dtype)
 
     def arranged(self, vectors: Sequence[jax.Array]) -> lanes.Lanes:
         """Return loaded vectors as the array that they are."""
-        others = self.shape[: self.axis] + self.shape[self.axis + 1 :]
         vectors = [x != 0 for x in vectors] if self.dtype == jnp.bool_ else vectors
-        return lanes.Lanes(lanes.boxed(vectors).reshape(others), self.axis)
+        return lanes.Lanes(lanes.boxed(vectors).reshape(self.others), self.axis)
 
     def vectors(self, evaluator: lanes.Evaluator, x: Any) -> list[jax.Array]:
         """Return a value as the vectors to store."""
@@ -101,11 +119,11 @@ def run(
     constants = [packed_constant(base[v]) for v in kernel.constants]
     inputs = [
         *constants,
-        *(a.pack(x, 0) for a, x in zip(kernel.carry, carry, strict=True)),
-        *(a.pack(x, 1) for a, x in zip(kernel.xs, xs, strict=True)),
+        *(a.pack(x) for a, x in zip(kernel.carry, carry, strict=True)),
+        *(a.pack_steps(x) for a, x in zip(kernel.xs, xs, strict=True)),
     ]
     shapes = [
-        *(jax.ShapeDtypeStruct((a.entries, count), a.stored) for a in kernel.carry),
+        *(jax.ShapeDtypeStruct((count, a.entries), a.stored) for a in kernel.carry),
         *(jax.ShapeDtypeStruct((length, a.entries, count), a.stored) for a in kernel.emitted),
         jax.ShapeDtypeStruct((tiles.scratch(kernel.core), count), jnp.float32),
     ]
@@ -120,8 +138,8 @@ def run(
     )(*inputs)
     last, emitted = outputs[: len(carry)], outputs[len(carry) : -1]
     return (
-        [a.unpack(x, 0) for a, x in zip(kernel.carry, last, strict=True)],
-        [a.unpack(x, 1) for a, x in zip(kernel.emitted, emitted, strict=True)],
+        [a.unpack(x) for a, x in zip(kernel.carry, last, strict=True)],
+        [a.unpack_steps(x) for a, x in zip(kernel.emitted, emitted, strict=True)],
     )
 
 
@@ -193,11 +211,11 @@ class Kernel:
             return tuple(x for array, value in results for x in array.vectors(evaluator, value))
 
         places = [(r, k) for r, a in zip(carry, self.carry, strict=True) for k in range(a.entries)]
-        start = tuple(triton.load(ref, (k, lane), inside) for ref, k in places)
+        start = tuple(triton.load(ref, (lane, k), inside) for ref, k in places)
         end = lax.fori_loop(0, self.length, step, start)
         places = [(r, k) for r, a in zip(last, self.carry, strict=True) for k in range(a.entries)]
         for (ref, k), vector in zip(places, end, strict=True):
-            triton.store(ref, (k, lane), vector, inside)
+            triton.store(ref, (lane, k), vector, inside)
 
 
 def remade(equations: Sequence[Any], count: int) -> list[Any]:

@@ -32,7 +32,7 @@ TUNINGS: dict[str, dict[str, Any]] = {
     # Tuned anew in each process: a sweep that is resumed may end in other bits.
     "anew": {},
 }
-TUNING = "stored"  # a process that shares no result directory sets "first"
+TUNING = "first"
 
 
 def options(device: Any) -> dict[str, Any]:

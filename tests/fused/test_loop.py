@@ -223,7 +223,7 @@ REFUSED = {
         lambda c, x: ({"h": jnp.tanh(c["h"] @ np.eye(16, dtype=np.float32) + 1)}, x),
         {"h": np.zeros((4, 16), np.float32)},
     ),
-    "an environment has an array of 900 numbers, and kernels hold 64 at most": (
+    "an environment has an array of 900 numbers, and kernels hold 56 at most": (
         lambda c, x: ({"h": c["h"] + 1}, x),
         {"h": np.zeros((4, 30, 30), np.float32)},
     ),
@@ -283,6 +283,7 @@ SMALL = {
     "hidden": (16,),
     "precision": "float32",
     "replay_capacity": 64,
+    "learning_starts": 8,
 }
 
 

@@ -32,6 +32,16 @@ def test_a_padded_matrix_has_each_parameter_once(
     assert (exists.T if flipped else exists)[: len(expected), :outputs].all()
 
 
+def test_each_number_of_a_moment_has_its_place_in_the_vector_with_gaps() -> None:
+    head: Any = None
+    plan = steps.Plan(head, (3, 40, 16), 1, ROWS, True)
+    assert plan.offsets == [0, 16, 64]
+    assert plan.size == steps.BLOCK
+    origins = plan.origins()
+    assert origins[origins >= 0].tolist() == list(range(3 + 40 + 16))
+    assert [int(origins[offset]) for offset in plan.offsets] == [0, 3, 43]
+
+
 @pytest.mark.parametrize(
     ("sizes", "agents", "fast", "expected"),
     [
@@ -54,6 +64,6 @@ def test_a_launch_suits_networks_and_agents(
     widths = zip((4, *sizes), sizes, strict=False)
     params = [(jnp.zeros((a, b)), jnp.zeros(b)) for a, b in widths]
     head = heads.make(loss, None, params, jax.ShapeDtypeStruct((ROWS, 4), jnp.float32))
-    plan = steps.Plan(head, (), 0, 1, ROWS, fast)
+    plan = steps.Plan(head, (), 1, ROWS, fast)
     assert steps.launch(plan, agents) == expected
-    assert steps.launch(steps.Plan(head, (), 0, 1, 16, fast), agents).chunk == 16
+    assert steps.launch(steps.Plan(head, (), 1, 16, fast), agents).chunk == 16

@@ -62,7 +62,16 @@ def test_flags_of_the_user_win(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.fast
-def test_programs_are_tuned_and_stored_where_there_is_a_cache_of_them() -> None:
+def test_by_default_nothing_is_tuned_and_nothing_stored() -> None:
+    assert xla.options(NVIDIA)["xla_gpu_autotune_level"] == 0
+    assert not xla.stores_choices(NVIDIA)
+
+
+@pytest.mark.fast
+def test_programs_are_stored_only_where_there_is_a_cache_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(xla, "TUNING", "stored")
     cached = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     try:
         jax.config.update("jax_enable_compilation_cache", True)
