@@ -306,7 +306,8 @@ def test_another_optimiser_takes_its_steps_on_networks_in_kernels() -> None:
 def test_wide_networks_share_kernels(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mlp, "ROWS", 16)
     monkeypatch.setattr(mlp, "ROWS_OF_PROGRAM", 32)  # two programs, the last one of one block
-    monkeypatch.setattr(wide, "ROWS", 16)
+    monkeypatch.setattr(wide, "ROWS", 32)  # of which the way back has several blocks
+    monkeypatch.setattr(wide, "ROWS_OF_REST", 16)
     networks = layers_of(0, 300, 16, 3), layers_of(1, 300, 8, 8, 1)
     x, activations = random.normal(random.key(2), (40, 300)), (("tanh",), ("relu", "relu"))
 
