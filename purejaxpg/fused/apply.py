@@ -167,13 +167,16 @@ def _groups(
         _check(network, parameters)
         shared = wide.is_wide(_sizes(network))
         groups.setdefault(network.inputs if shared else network.outputs, []).append(network)
+    found = []
     for group in groups.values():
         sizes = [_sizes(network) for network in group]
         if wide.is_wide(sizes[0]):
             wide.check(sizes, fast)
         else:
             mlp.check(sizes[0], fast)
-    return list(groups.values())
+        alone = len(group) > 1 and not wide.can_share(sizes)
+        found += [[network] for network in group] if alone else [group]
+    return found
 
 
 def _sizes(network: perceptrons.Perceptron) -> tuple[int, ...]:

@@ -225,6 +225,7 @@ class Backward:
 
     def __init__(self, plan: Plan, block: int, wants_x: bool) -> None:
         self.plan, self.block, self.wants_x = plan, block, wants_x
+        self.warps = WARPS_BACKWARD
         blocks = max(ROWS_OF_PROGRAM // block, -(-plan.rows // (block * MAX_PROGRAMS)))
         self.blocks = min(blocks, -(-plan.rows // block))
         self.offsets, self.size = [], 0  # of weights and biases in the flat gradient
@@ -242,7 +243,7 @@ class Backward:
             out_shape=[flat, *others],
             grid=(programs,),
             interpret=paths.interpreted(),
-            compiler_params=plgpu.CompilerParams(num_warps=WARPS_BACKWARD, num_stages=1),
+            compiler_params=plgpu.CompilerParams(num_warps=self.warps, num_stages=1),
         )(x, change, *(array for layer in layers for array in layer))
         gradient = sums.sum(0)
         parts = [

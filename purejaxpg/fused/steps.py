@@ -160,7 +160,7 @@ def _check_network(network: perceptrons.Perceptron, plan: Plan) -> None:
         raise paths.Unfusable(f"a network has {count} layers, and kernels take {MAX_LAYERS}")
     size, outputs = network.layers[0].inputs, network.layers[-1].outputs
     if size > MAX_INPUTS:
-        raise paths.Unfusable(f"a network has {size} inputs, and this kernel takes {MAX_INPUTS}")
+        raise paths.Unfusable(f"a network has {size} inputs, and one kernel takes {MAX_INPUTS}")
     if outputs > MAX_OUTPUTS:
         raise paths.Unfusable(f"a network has {outputs} outputs, and kernels take {MAX_OUTPUTS}")
     gradients = sum(math.prod(place.shape) for place in plan.places(network))

@@ -14,12 +14,16 @@ rows are read once. The way back has three parts:
    that piece of the first weight. So nothing is left to add.
 3. Only if someone asks for the gradient of x, plain JAX computes it.
 
-Bytes of 1024 rows of 400 inputs, with two networks of 64 hidden units, per agent: x is 0.82 MB in
-float16, a first hidden layer or its gradient 0.13 MB, a first weight or its gradient 0.10 MB. The
-way forward reads x once and writes two hidden layers (1.1 MB), part 1 reads these and writes as
-much (0.5 MB), part 2 reads x and that, and writes two gradients (1.3 MB). The alternatives cost
-more. To compute the first hidden layer again is another 0.8 MB. To sum the gradient of all inputs
-per block of rows is to write and read 0.10 MB per network and block, 3.3 MB with 8 blocks.
+With `rows`, both ways read the rows of a minibatch where they are in the batch. To write them to
+memory first would be three passes over the rows instead of two.
+
+Bytes of 1024 rows of 400 inputs, with two networks of 64 hidden units, per agent: the rows are 0.82
+MB in float16, a first hidden layer or its gradient 0.13 MB, a first weight or its gradient 0.10 MB.
+The way forward reads the rows once and writes two hidden layers (1.3 MB in all), part 1 reads these
+and writes as much (0.5 MB), part 2 reads that and the rows, and writes two gradients (1.3 MB). The
+alternatives cost more. To compute the first hidden layer again is another 0.8 MB. To sum the
+gradient of all inputs per block of rows is to write and read 0.10 MB for each network and block,
+3.3 MB with 8 blocks.
 """
 
 import dataclasses
@@ -36,11 +40,13 @@ from jax.experimental.pallas import triton as plgpu
 from purejaxpg.fused import mlp, paths, triton
 
 PIECE = 64  # inputs
-ROWS = 128  # of a block of the way forward, at most
+ROWS = 128  # of a block of the first layer, at most
 SUMS = 128 * 128  # numbers of the first hidden layers that a block has, at most
-WARPS_FORWARD, WARPS_FIRST = 8, 8  # of 32 threads
-STAGES = 1  # of loads that run ahead
+ROWS_OF_REST = 128  # of a block of the way back through the other layers, at most
+WARPS_FORWARD, WARPS_REST, WARPS_FIRST = 8, 8, 8  # of 32 threads
+NARROW = 128  # units of first layers up to which shared memory holds loads that run ahead
 MAX_INPUTS = 1024
+MAX_UNITS = 512  # of the first layers of networks that share kernels
 
 Networks = Sequence[mlp.Layers]
 
@@ -48,6 +54,11 @@ Networks = Sequence[mlp.Layers]
 def is_wide(sizes: Sequence[int]) -> bool:
     """Return whether a network of layers of these sizes has a wide first layer."""
     return sizes[0] > mlp.MAX_WIDTH
+
+
+def can_share(sizes: Sequence[Sequence[int]]) -> bool:
+    """Return whether one block of threads can sum the first layers of networks of these sizes."""
+    return sum(triton.padded(units) for _, units, *_ in sizes) <= MAX_UNITS
 
 
 def check(sizes: Sequence[Sequence[int]], fast: bool) -> None:
@@ -111,20 +122,21 @@ def _apply_backward(
 ) -> tuple[Any, jax.Array | None, None]:
     networks, x, rows, hidden, wanted = saved
     plans = _plans(networks, x, rows, activations, fast)
-    block = min(_rest(plan).block for plan in plans)
+    blocks = [min(_rest(plan).block, ROWS_OF_REST) for plan in plans]
     rest, below = [], []
-    for plan, layers, h, change in zip(plans, networks, hidden, changes, strict=True):
+    parts = zip(plans, blocks, networks, hidden, changes, strict=True)
+    for plan, block, layers, h, change in parts:
         if isinstance(change, jax.custom_derivatives.SymbolicZero):
             change = jnp.zeros(change.shape, change.dtype)
         gradients, *before = _Rest(plan, block).differentiate(h, change, layers)
         rest.append(gradients)
         below.append(before)
-    first = _first_gradients(plans, x, rows, below, block)
+    first = _first_gradients(plans, x, rows, below, blocks)
     gradients = tuple((pair, *others) for pair, others in zip(first, rest, strict=True))
     if wanted is None:
         return gradients, None, None
     total = jnp.zeros(x.shape, jnp.float32)
-    for plan, layers, (change, tops) in zip(plans, networks, below, strict=True):
+    for plan, block, layers, (change, tops) in zip(plans, blocks, networks, below, strict=True):
         total += _input_gradient(plan, layers[0][0], change, tops, block)
     return gradients, total, None
 
@@ -145,6 +157,22 @@ def _plans(
 def _rest(plan: mlp.Plan) -> mlp.Plan:
     """Return the plan of the layers after the first one."""
     return dataclasses.replace(plan, sizes=plan.sizes[1:], activations=plan.activations[1:])
+
+
+def _stages(plans: Sequence[mlp.Plan]) -> int:
+    """Return in how many stages a loop loads and computes: two overlap one piece with the next."""
+    return 2 if sum(_widths(plans)) <= NARROW else 1
+
+
+def _widths(plans: Sequence[mlp.Plan]) -> list[int]:
+    """Return the padded units of each first layer."""
+    return [triton.padded(plan.sizes[1]) for plan in plans]
+
+
+def _block(plans: Sequence[mlp.Plan]) -> int:
+    """Return how many rows of the first layers a block has."""
+    fitting = 1 << (SUMS // sum(_widths(plans))).bit_length() - 1
+    return min(triton.padded(plans[0].rows), ROWS, fitting)
 
 
 def _at(refs: Sequence[Any], plans: Sequence[mlp.Plan]) -> list[Sequence[Any]]:
@@ -197,7 +225,9 @@ def _forward(
             out_shape=[*ys, *hs],
             grid=(pallas.cdiv(count, kernel.block),),
             interpret=paths.interpreted(),
-            compiler_params=plgpu.CompilerParams(num_warps=WARPS_FORWARD, num_stages=STAGES),
+            compiler_params=plgpu.CompilerParams(
+                num_warps=WARPS_FORWARD, num_stages=_stages(plans)
+            ),
         )(*seen, *jax.tree.leaves(networks))
     )
 
@@ -209,9 +239,7 @@ class _Forward:
 
     def __init__(self, plans: Sequence[mlp.Plan], seen: int, keep: bool) -> None:
         self.plans, self.seen, self.keep = plans, seen, keep
-        self.widths = [triton.padded(plan.sizes[1]) for plan in plans]
-        fitting = 1 << (SUMS // sum(self.widths)).bit_length() - 1
-        self.block = min(triton.padded(plans[0].rows), ROWS, fitting)
+        self.widths, self.block = _widths(plans), _block(plans)
 
     def __call__(self, *refs: Any) -> None:
         """Compute the outputs of a block of rows."""
@@ -253,7 +281,7 @@ class _Rest(mlp.Backward):
 
     def __init__(self, plan: mlp.Plan, block: int) -> None:
         super().__init__(_rest(plan), block, wants_x=True)
-        self.whole, self.count = plan, pallas.cdiv(plan.rows, block)
+        self.warps, self.whole, self.count = WARPS_REST, plan, pallas.cdiv(plan.rows, block)
 
     def differentiate(self, h: jax.Array, change: jax.Array, layers: mlp.Layers) -> list[Any]:
         """Return gradients of the layers, and of what the first activation gets: c [R, H], t [N].
@@ -272,17 +300,17 @@ class _Rest(mlp.Backward):
 
 
 def _first_gradients(
-    plans: Sequence[mlp.Plan], x: jax.Array, rows: Any, below: Sequence[Any], block: int
+    plans: Sequence[mlp.Plan], x: jax.Array, rows: Any, below: Any, blocks: Sequence[int]
 ) -> list[tuple[jax.Array, jax.Array]]:
     """Return the gradients of weight and bias of each first layer."""
     seen = jax.tree.leaves((x, rows))
     shapes = [s for plan in plans for s in (plan.shapes[0], plan.shapes[0][1:])]
     found = pallas.pallas_call(
-        _First(plans, len(seen), block),
+        _First(plans, len(seen), blocks),
         out_shape=[jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes],
         grid=(pallas.cdiv(plans[0].sizes[0], PIECE),),
         interpret=paths.interpreted(),
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS_FIRST, num_stages=STAGES),
+        compiler_params=plgpu.CompilerParams(num_warps=WARPS_FIRST, num_stages=_stages(plans)),
     )(*seen, *(array for pair in below for array in pair))
     return list(zip(found[::2], found[1::2], strict=True))
 
@@ -292,9 +320,9 @@ class _First:
 
     __name__ = "first"
 
-    def __init__(self, plans: Sequence[mlp.Plan], seen: int, block: int) -> None:
-        self.plans, self.seen, self.block = plans, seen, block
-        self.widths = [triton.padded(plan.sizes[1]) for plan in plans]
+    def __init__(self, plans: Sequence[mlp.Plan], seen: int, blocks: Sequence[int]) -> None:
+        self.plans, self.seen, self.blocks = plans, seen, blocks
+        self.widths, self.block = _widths(plans), _block(plans)
 
     def __call__(self, *refs: Any) -> None:
         """Compute a piece of the gradient of each network."""
@@ -304,7 +332,7 @@ class _First:
         def add(n: Any, sums: Any) -> Any:
             rows = _Rows(refs[: self.seen], self.plans[0], n * self.block, self.block)
             x = rows.piece(piece)
-            pairs = zip(sums, below[::2], below[1::2], self.plans, strict=True)
+            pairs = zip(sums, below[::2], below[1::2], self.plans, self.blocks, strict=True)
             return [self.add(total, x, n, *pair) for total, *pair in pairs]
 
         zeros = [
@@ -316,12 +344,18 @@ class _First:
         for total, weight, bias in zip(sums, outputs[::2], outputs[1::2], strict=True):
             self.store(piece, total, weight, bias)
 
-    def add(self, total: Any, x: jax.Array, n: Any, ref: Any, top_ref: Any, plan: mlp.Plan) -> Any:
+    def add(self, total: Any, x: jax.Array, n: Any, *below: Any) -> Any:
         """Add what block n contributes to the sums of a network."""
-        change = triton.load(ref, *plan.index(n * self.block, self.block, plan.sizes[1]))
-        top = triton.load(top_ref, (n + triton.iota((1,), 0),))
+        ref, top_ref, plan, block = below
+        start = n * self.block
+        change = triton.load(ref, *plan.index(start, self.block, plan.sizes[1]))
+        row = start + triton.iota((self.block,), 0)
+        tops = triton.load(top_ref, (row // block,), row < plan.rows)
+        top = jnp.maximum(jnp.max(tops), mlp.SMALLEST_TOP)
+        if block < self.block:
+            change *= plan.operand(tops / top)[:, None]
         weight, bias = total
-        weight += plan.dot(x, change, trans_a=True) * top[:, None]
+        weight += plan.dot(x, change, trans_a=True) * top
         return weight, bias + jnp.sum(change.astype(jnp.float32), axis=0) * top
 
     def store(self, piece: Any, total: Any, weight: Any, bias: Any) -> None:

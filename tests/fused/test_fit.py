@@ -296,7 +296,17 @@ def sorted_outputs(params: Any, data: Any) -> Any:
     return jnp.sort(CRITIC.apply(params["critic"], data["obs"]), 0)[0, 0], {}
 
 
+def many_inputs() -> tuple[Any, Any]:
+    network = Network()
+
+    def loss(params: Any, data: Any) -> Any:
+        return jnp.square(network.apply(params, jnp.tile(data["obs"], 100))).mean(), {}
+
+    return loss, network.init(random.key(0), jnp.tile(batch()["obs"], 100))
+
+
 REASONS = {
+    "inputs": (*many_inputs(), {}, "a network has 400 inputs, and one kernel takes 256"),
     "cnn": (*squares_of(Picture()), {}, "the parameter Conv_0/kernel is used outside of a mult"),
     "gelu": (
         *squares_of(Network(activation="gelu")), {"config": Config(activation="gelu")},

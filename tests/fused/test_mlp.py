@@ -15,6 +15,7 @@ import purejaxpg
 from purejaxpg import backend, fused, networks
 from purejaxpg.agents import ppo
 from purejaxpg.fused import mlp, paths, wide
+from purejaxpg.fused.apply import with_kernels
 from purejaxpg.fused.fit import STOPPED, fit, step_by_step
 
 SIZE = 4  # of an observation
@@ -305,7 +306,8 @@ def test_another_optimiser_takes_its_steps_on_networks_in_kernels() -> None:
 def test_wide_networks_share_kernels(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mlp, "ROWS", 16)
     monkeypatch.setattr(mlp, "ROWS_OF_PROGRAM", 32)  # two programs, the last one of one block
-    monkeypatch.setattr(wide, "ROWS", 16)
+    monkeypatch.setattr(wide, "ROWS", 32)  # of which the way back has several blocks
+    monkeypatch.setattr(wide, "ROWS_OF_REST", 16)
     networks = layers_of(0, 300, 16, 3), layers_of(1, 300, 8, 8, 1)
     x, activations = random.normal(random.key(2), (40, 300)), (("tanh",), ("relu", "relu"))
 
@@ -346,3 +348,33 @@ def test_wide_networks_take_their_rows_of_a_batch_themselves() -> None:
         in_kernels, plain = jax.jit(both)(params, batch)
     assert [path.networks for path in recorded] == [True]
     near(in_kernels, plain, 1e-5)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(("units", "kernels"), [(32, 1), (16, 2)], ids=["shared", "alone"])
+def test_wide_networks_share_kernels_if_their_units_fit(
+    units: int, kernels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wide, "MAX_UNITS", units)
+    x, networks = jnp.zeros((16, 300)), (Network((16, 2)), Network((8, 1)))
+    params = [jax.eval_shape(network.init, random.key(0), x) for network in networks]
+
+    def outputs(params: Any, x: jax.Array) -> Any:
+        return [network.apply(p, x) for network, p in zip(networks, params, strict=True)]
+
+    found = str(jax.make_jaxpr(with_kernels(outputs, params, x, Config()))(params, x))
+    assert found.count("pallas_call[") == kernels
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("sizes", "inputs", "why"),
+    [
+        ((8, 1), 1025, "a network has 1025 inputs, and kernels take 1024"),
+        ((1,), 300, "a network of 300 inputs has no hidden layer"),
+        ((300, 1), 300, "layers of 300 and 1 units exceed a multiprocessor's shared memory"),
+    ],
+    ids=["too wide", "linear", "wide layer"],
+)
+def test_what_is_too_wide_says_why(sizes: tuple[int, ...], inputs: int, why: str) -> None:
+    assert reason(Network(sizes), jnp.zeros((16, inputs)), Config()) == why
