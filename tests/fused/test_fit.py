@@ -161,8 +161,15 @@ def compared(function: Callable[..., Any], *args: Any, tolerance: float = 1e-6) 
     return fused
 
 
-@pytest.mark.fast
-@pytest.mark.parametrize("loss", [value_loss, categorical_loss, gaussian_loss, forked_loss])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        value_loss,
+        pytest.param(categorical_loss, marks=pytest.mark.slow),
+        gaussian_loss,
+        forked_loss,
+    ],
+)
 def test_a_kernel_takes_the_steps_of_plain_jax(loss: Any) -> None:
     params = initial()
     new, opt_state, metrics = compared(lambda params: both(loss, params), params)
@@ -174,8 +181,12 @@ def test_a_kernel_takes_the_steps_of_plain_jax(loss: Any) -> None:
 
 @pytest.mark.parametrize(
     ("sizes", "activation", "size"),
-    [((3,), "tanh", 4), ((16, 8, 16, 2), "relu", 15), ((24, 3), "relu", 16), ((8, 20), "tanh", 1)],
-    ids=["linear", "three hidden", "no room for a bias", "many outputs"],
+    [
+        pytest.param((3,), "tanh", 4, id="linear"),
+        pytest.param((16, 8, 16, 2), "relu", 15, id="three hidden"),
+        pytest.param((24, 3), "relu", 16, id="no room for a bias"),
+        pytest.param((8, 20), "tanh", 1, id="many outputs", marks=pytest.mark.slow),
+    ],
 )
 def test_networks_of_other_shapes(sizes: Any, activation: str, size: int) -> None:
     network = Network(sizes, activation)

@@ -319,7 +319,11 @@ def assert_same_in_kernel(monkeypatch: Any, act: Any, states: Any) -> None:
             np.testing.assert_allclose(got, wanted, rtol=2e-6, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", AGENTS)
+# NPG and TRPO act as A2C does.
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in ("npg", "trpo"))) for n in AGENTS],
+)
 def test_rollouts_of_all_agents(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # REINFORCE acts for whole episodes, and rounding adds up over the hundreds of steps of a car.
     env = "UmbrellaChain-bsuite" if name == "reinforce" else "MountainCarContinuous-v0"
@@ -327,7 +331,14 @@ def test_rollouts_of_all_agents(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert_same_in_kernel(monkeypatch, act, states)
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "Pendulum-v1"])
+@pytest.mark.parametrize(
+    "env",
+    [
+        "Acrobot-v1",
+        *(pytest.param(e, marks=pytest.mark.slow) for e in ("CartPole-v1", "MountainCar-v0")),
+        pytest.param("Pendulum-v1", marks=pytest.mark.slow),  # see test_agents.py
+    ],
+)
 def test_rollouts_of_classic_control(env: str, monkeypatch: pytest.MonkeyPatch) -> None:
     act, states = acting_agent("ppo", env=env)
     assert_same_in_kernel(monkeypatch, act, states)
