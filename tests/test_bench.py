@@ -470,6 +470,7 @@ def measured(number: int, rate: float, **changed: Any) -> dict[str, Any]:
         "algorithm": {"flops": 1e5, "bytes": 1e3, "samples": 4},
         "config": {"num_envs": 4, **changed},
         "device_kind": "cpu",
+        "paths": ["The values run in one kernel."],
     }
 
 
@@ -497,6 +498,21 @@ def test_tables_say_the_share_of_the_roof_and_where_the_knee_is() -> None:
     assert "ppo: 4 agents reach 95% of the best (400k env-steps/s)." in text
     assert "sac x 4096: 4096 rows do not fit." in text
     assert "…" not in text
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_on_a_gpu_it_is_said_how_loops_run(platform: str) -> None:
+    import io
+
+    from rich.console import Console
+
+    data = data_of(measured(4, 1e5))
+    data["roof"]["platform"] = platform
+    console = Console(file=io.StringIO(), width=120)
+    show.tables(data, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert ("ppo x 4: The values run in one kernel." in text) == (platform == "gpu")
 
 
 @pytest.mark.fast

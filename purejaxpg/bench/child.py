@@ -80,6 +80,7 @@ def measure(
         **rates(group, programs.units, trained["update_s"]["median"]),
         "memory": use_of_memory(spec, programs, group.config),
         "kernels": kernels(programs, group.config),
+        "paths": [str(path) for path in programs.paths],
         "algorithm": count and vars(count),  # per step, if it is known
         "unit": contract.unit(spec.agent),
         "device_kind": devices[0].device_kind,

@@ -140,8 +140,15 @@ def tables(data: Mapping[str, Any], console: Any) -> None:
         if "error" in result:
             say = f"{case.label}: {result['error']}"
             console.print(say, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    for sentence in [*knees(good), *without_roof(good)]:
+    for sentence in [*knees(good), *without_roof(good), *ways(data, good)]:
         console.print(sentence, highlight=False, markup=False)
+
+
+def ways(data: Mapping[str, Any], good: Iterable[Measured]) -> list[str]:
+    """Say how the loops of agents run on a device that has kernels for them, and why not."""
+    if data["roof"]["platform"] == "cpu":
+        return []
+    return [f"{case.label}: {' '.join(result.get('paths', ()))}" for case, result in good]
 
 
 def without_roof(good: Iterable[Measured]) -> list[str]:

@@ -231,7 +231,7 @@ def measurements(
             say(f"Memory: {error}; the sweep will use {error.fits} rows instead.")
             continue
         measured[group.program] = full
-        for path in full.paths if devices[0].platform != "cpu" else ():
+        for path in () if backend.on_cpu else full.paths:
             say(str(path))
         half = measure(spec, group, group.rows // 2, devices) if group.rows > 1 else full
         shared = jax.tree.leaves(spec.given.shared())

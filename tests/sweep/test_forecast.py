@@ -9,6 +9,7 @@ import pytest
 from tiny_sweep import TINY, run
 
 from purejaxpg import InputError
+from purejaxpg.fused import paths
 from purejaxpg.sweep import compute, forecast
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import store as stores
@@ -104,6 +105,21 @@ def test_a_row_that_costs_more_in_a_larger_unit_is_warned_of() -> None:
 
     assert "Warning" not in forecast.row_cost(seen(8, 1.0), seen(16, 2.1))
     assert "rows_per_device = 8" in forecast.row_cost(seen(8, 1.0), seen(16, 2.4))
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_a_plan_says_how_loops_run_on_a_gpu(on_cpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    way = paths.Path("gradient steps", False, "a network has 9 layers")
+    seen = forecast.Measurement(2, 1, 0.0, 0.0, 1.0, 0.0, 1000, 0, (way,))
+    monkeypatch.setattr(forecast, "measure", lambda *_: seen)
+    spec, lines = make(), list[str]()
+    backend = compute.Backend(spec, jax.devices()[:1])
+    (round_, *_) = forecast.searches.rehearse(forecast.searches.rounds(spec))
+    groups = backend.groups(0, round_, {})
+    backend.on_cpu = on_cpu
+    forecast.measurements(backend, groups, lines.append)
+    said = "The gradient steps run in plain JAX, because a network has 9 layers."
+    assert (said in lines) == (not on_cpu)
 
 
 TEXT = """# A study.
