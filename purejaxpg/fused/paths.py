@@ -12,6 +12,7 @@ An agent's configuration may have two static fields:
 import contextlib
 import contextvars
 import dataclasses
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ from purejaxpg import config as configs
 
 FUSED = ("auto", "require", "off")
 PRECISIONS = ("fast", "float32")
+LEAST_CAPABILITY = 8.0  # Ampere: products of tensor cores as Triton compiles them
 
 
 class Unfusable(Exception):
@@ -75,7 +77,20 @@ def refusal(config: Any) -> str:
     """Return why no loop of this configuration may be a kernel; "" if one may."""
     if getattr(config, "fused", "auto") == "off":
         return "fused is 'off'"
-    return "" if backend.on_gpu() else "kernels need an NVIDIA GPU"
+    if not backend.on_gpu():
+        return "kernels need an NVIDIA GPU"
+    return "" if interpreted() else too_old(jax.devices()[0])
+
+
+def too_old(device: Any) -> str:
+    """Return why a GPU cannot run the kernels; "" if it can."""
+    capability = str(getattr(device, "compute_capability", "unknown"))
+    if not re.fullmatch(r"\d+\.\d+", capability):  # AMD's are names
+        return "kernels need an NVIDIA GPU"
+    if float(capability) < LEAST_CAPABILITY:
+        has = f"and this one has {capability}"
+        return f"kernels need an NVIDIA GPU of compute capability {LEAST_CAPABILITY}, {has}"
+    return ""
 
 
 def is_fast(config: Any) -> bool:
