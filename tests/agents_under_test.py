@@ -143,8 +143,8 @@ class Quickly:
     def lower(self) -> "Quickly":
         return Quickly(self.stage.lower())
 
-    def compile(self) -> Any:
-        return self.stage.compile(compiler_options=quick.OPTIONS)
+    def compile(self, options: dict[str, Any]) -> Any:
+        return self.stage.compile(compiler_options={**options, **quick.OPTIONS})
 
 
 def some_obs(agent: types.ModuleType, count: int) -> jax.Array:
