@@ -135,6 +135,7 @@ def run(
         input_output_aliases={len(constants) + k: k for k in range(len(carry))},
         interpret=paths.interpreted(),
         compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=1),
+        name="environment_steps",
     )(*inputs)
     last, emitted = outputs[: len(carry)], outputs[len(carry) : -1]
     return (

@@ -211,6 +211,7 @@ def test_what_has_no_kernel_says_why(name: str) -> None:
 @pytest.mark.fast
 def test_exact_products_are_plain_jax_on_a_real_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paths, "interpreted", lambda: False)
+    monkeypatch.setattr(paths, "too_old", lambda device: "")
     slow = "precision is 'float32', and its products are faster in plain JAX"
     assert reason(Network((8, 1)), jnp.zeros((16, SIZE)), Config()) == slow
 
