@@ -347,8 +347,9 @@ def test_rollouts_of_classic_control(env: str, monkeypatch: pytest.MonkeyPatch) 
 def test_without_a_kernel_a_rollout_has_the_bits_of_scan(monkeypatch: pytest.MonkeyPatch) -> None:
     act, states = acting_agent("ppo", env="CartPole-v1", fused="off")
     keys = random.split(random.key(1), 2)
-    sorted_ = computed(jax.vmap(act), keys, states)
-    monkeypatch.setattr(ppo.fused, "scan", lambda step, c, x, _: lax.scan(step, c, x))
-    plain = computed(jax.vmap(act), keys, states)
+    with jax.disable_jit():  # XLA contracts products and sums differently in another program
+        sorted_ = jax.vmap(act)(keys, states)
+        monkeypatch.setattr(ppo.fused, "scan", lambda step, c, x, _: lax.scan(step, c, x))
+        plain = jax.vmap(act)(keys, states)
     for got, wanted in zip(jax.tree.leaves(sorted_), jax.tree.leaves(plain), strict=True):
         np.testing.assert_array_equal(got, wanted)
