@@ -274,14 +274,16 @@ def value_loss(critic: Any, batch: Batch, config: Config) -> tuple[jax.Array, Me
     return error, {"loss/value": error}
 
 
-def fit_critic(
-    key: jax.Array, state: TrainState, batch: Batch, config: Config
-) -> tuple[Any, Any, Metrics]:
+def fit_critic(key: jax.Array, state: TrainState, batch: Batch, config: Config) -> Any:
     """Take epochs of minibatch gradient steps -> parameters, state of the optimiser, metrics."""
-    optimizer, order = make_optimizer(config, state.num_updates), shuffled(key, config)
     return fused.fit(
         lambda critic, batch: value_loss(critic, batch, config),
-        *(optimizer, state.params["critic"], state.opt_state, batch, order, config),
+        make_optimizer(config, state.num_updates),
+        state.params["critic"],
+        state.opt_state,
+        batch,
+        shuffled(key, config),
+        config,
     )
 
 

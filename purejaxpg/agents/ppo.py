@@ -286,10 +286,14 @@ def update(key: jax.Array, state: TrainState, config: Config) -> tuple[TrainStat
     key_rollout, key_shuffle = random.split(key)
     state, transition, episodes = rollout(key_rollout, state, config)
     state, batch = advantages(state, transition, config)
-    optimizer, order = make_optimizer(config, state.num_updates), shuffled(key_shuffle, config)
     params, opt_state, metrics = fused.fit(
         lambda params, minibatch: loss(params, minibatch, state, config),
-        *(optimizer, state.params, state.opt_state, batch, order, config),
+        make_optimizer(config, state.num_updates),
+        state.params,
+        state.opt_state,
+        batch,
+        shuffled(key_shuffle, config),
+        config,
         stop=lambda metrics: metrics["policy/kl"] > config.max_kl,
     )
     state = dataclasses.replace(
