@@ -212,7 +212,10 @@ def values(
     look_at = functools.partial(critic.apply, params)
     if backend.on_gpu():
         pieces = min(pieces, 1 + obs.size // FEW_NUMBERS)  # each starts the critic's kernels again
-        plain = lambda _, rows: in_pieces(look_at, rows, pieces)  # noqa: E731
+
+        def plain(_: Any, rows: jax.Array) -> Any:
+            return in_pieces(look_at, rows, pieces)
+
         value, next_value = (
             fused.apply(critic.apply, params, rows, config, plain) for rows in (obs, next_obs)
         )

@@ -28,7 +28,7 @@ import numpy as np
 from purejaxpg import FaultError, InputError, checkpoint, signals
 from purejaxpg import config as configs
 from purejaxpg.cluster import processes, remote
-from purejaxpg.sweep import compute, engine, xla
+from purejaxpg.sweep import compute, engine
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import spec as specs
 
@@ -138,7 +138,6 @@ class Leader(compute.Backend):
             InputError: a follower has another sweep, other versions or other devices.
         """
         super().__init__(spec, devices)
-        xla.TUNING = "first"  # followers share no programs
         self.mail = mail
         kind = self.devices[0].device_kind
         hello = {"identity": plain(spec.identity), "versions": self.versions(), "kind": kind}
@@ -356,7 +355,6 @@ class Follower:
 
     def hello(self, identity: dict[str, Any], versions: dict[str, str], kind: str) -> None:
         """Check that this process has the same sweep, versions and kind of device."""
-        xla.TUNING = "first"
         spec = self.load()
         backend = compute.Backend(spec, self.devices)
         here = jax.local_devices()[0].device_kind

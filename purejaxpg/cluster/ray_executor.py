@@ -242,7 +242,7 @@ def backend_of(
     """Return this process's backend for an agent, with its compiled programs."""
     import jax
 
-    from purejaxpg.sweep import compute, xla
+    from purejaxpg.sweep import compute
 
     with tempfile.TemporaryDirectory(prefix="purejaxpg-") as base:
         for name, content in source:
@@ -253,5 +253,4 @@ def backend_of(
         structure, leaves = sent.arrays
         given = dataclasses.replace(sent, arrays=trees.decode(structure, leaves, trainer))
     spec = specs.Spec("task", agent, trainer, eval_episodes=eval_episodes, given=given)
-    xla.TUNING = "first"  # tasks on other machines share no programs
     return compute.Backend(spec, jax.devices()[:1])

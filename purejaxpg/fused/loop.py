@@ -64,10 +64,10 @@ def scan(
     Raises:
         InputError: `config.fused` is "require", and there is no kernel for this loop.
 
-    On a CPU this is `lax.scan`.
+    On anything but a GPU this is `lax.scan`.
     """
     refusal = paths.refusal(config)
-    if refusal and not backend.on_gpu():
+    if not backend.on_gpu():
         paths.record(config, Path(LOOP, False, refusal))
         return lax.scan(step, carry, xs)
     carry = jax.tree.map(jnp.asarray, carry)

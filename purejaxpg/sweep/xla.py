@@ -26,8 +26,8 @@ TUNINGS: dict[str, dict[str, Any]] = {
     "fixed": {"xla_gpu_autotune_level": 0, "xla_gpu_deterministic_ops": True},
     # Nothing is tuned; of the operations, scatters alone are kept from differing.
     "first": {"xla_gpu_autotune_level": 0, **ORDERED_SCATTER},
-    # Tuned; programs and choices are kept in the result directory, and loaded on resume. Tasks of
-    # Ray do not know the directory, so the promise does not hold for them.
+    # Tuned; compiled programs are kept in the result directory, and loaded on resume. Processes
+    # that do not share the directory, as under Ray, would choose for themselves.
     "stored": ORDERED_SCATTER,
     # Tuned anew in each process: a sweep that is resumed may end in other bits.
     "anew": {},
