@@ -84,7 +84,8 @@ def evaluate(
         chex.assert_shape([now.reward, now.done], (num_episodes,))
         played = running & (t < steps)
         total = total + jnp.where(played, now.reward, 0.0)
-        return (obs, env_state, total, length + played, running & ~(played & now.done)), None
+        length = length + played.astype(length.dtype)
+        return (obs, env_state, total, length, running & ~(played & now.done)), None
 
     def stride(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         t, played = carry

@@ -58,7 +58,7 @@ def gram_schmidt(matrix: jax.Array) -> jax.Array:
         block = _projected(_one_by_one(block), q)
         # That may leave them slightly oblique to each other.
         block -= _product(block, jnp.triu(_product(block.T, block), 1))
-        q = jnp.concatenate([q, block / jnp.linalg.norm(block, axis=0)], 1)
+        q = jnp.concatenate([q, block / jnp.linalg.norm(block, axis=0, keepdims=True)], 1)
     return q
 
 
@@ -237,7 +237,7 @@ def _next_values(
         cut, next_value = carry
         first = cut.argmax(0)  # [N]; 0 if no step is left, and then `here` is false everywhere
         at_first = look_at(jnp.take_along_axis(next_obs, first[None, :, None], 0)[0])
-        here = cut & (steps == first)
+        here = cut & (steps == first[None])
         return cut & ~here, jnp.where(here, at_first, next_value)
 
     _, next_value = jax.lax.while_loop(

@@ -34,7 +34,7 @@ from purejaxpg import (
     trees,
 )
 from purejaxpg.cluster import remote
-from purejaxpg.sweep import engine
+from purejaxpg.sweep import engine, kept
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import spec as specs
 
@@ -72,9 +72,7 @@ class Ray:
         """
         self.ray = extras.load("ray", "ray", "--executor ray")
         self.spec = spec
-        built_in = spec.agent_name in trainers.names()
-        path = Path(str(spec.agent.__file__)).resolve()
-        self.source = () if built_in else trainers.texts(path)
+        self.source = () if spec.agent_name in trainers.names() else kept.texts(spec)
         self.join(address)
         total = self.ray.cluster_resources()
         best = next((kind for kind in ("GPU", "TPU") if total.get(kind, 0) >= 1), "CPU")

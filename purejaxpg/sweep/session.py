@@ -39,6 +39,7 @@ class Options:
     ray_task: Mapping[str, float] = dataclasses.field(default_factory=dict)
     logs: Sequence[str] = ()  # "tensorboard", "wandb"
     snapshot_every_s: float = 30.0  # minimum time between snapshots; 0: after every segment
+    accept_source: bool = False  # continue although comments or formatting of the code changed
     quiet: bool = False
 
     def check(self) -> None:
@@ -108,11 +109,12 @@ def run_stages(pipeline: Any, options: Options, devices: Sequence[Any]) -> Path:
         InputError: a stage is invalid, or has results of another sweep.
         FaultError: as for `run`.
     """
-    from purejaxpg.sweep import stages
+    from purejaxpg.sweep import kept, stages
     from purejaxpg.sweep import store as stores
 
     out = options.out or Path("results") / pipeline.path.stem
     for stage, spec in zip(pipeline.stages, stages.plan(pipeline, options.confirm), strict=True):
+        spec = kept.settle(out / stage.name, spec, options.accept_source)
         stages.refuse_changed(pipeline, stage, spec, out)
         if not (out / stage.name).exists():
             stages.trace(spec, devices)
@@ -121,6 +123,7 @@ def run_stages(pipeline: Any, options: Options, devices: Sequence[Any]) -> Path:
     with stores.held(out):
         for stage in pipeline.stages:
             spec, last = stages.load(pipeline, stage, out), stage is pipeline.stages[-1]
+            spec = kept.settle(out / stage.name, spec, options.accept_source)
             stages.refuse_changed(pipeline, stage, spec, out)
             confirm = options.confirm if last else 0
             own = dataclasses.replace(options, out=out / stage.name, confirm=confirm)
@@ -142,6 +145,8 @@ def _together(load: Callable[[], Any], options: Options, devices: list[Any]) -> 
     if not options.quiet:
         note = "Note: running as several processes is experimental and was never tried on a pod."
         print(note, flush=True)
+    if options.accept_source:
+        raise InputError("--accept-source is for one process; the other processes do not know it.")
     with distributed.leading(exit_status) as mail:
         spec = load()
         if spec.given.digest:
@@ -182,7 +187,7 @@ def _results(
 ) -> Path:
     """Compute the missing results of a sweep, called `title`, and return its directory."""
     from purejaxpg.report import completions, sinks
-    from purejaxpg.sweep import compute, engine, frozen, xla
+    from purejaxpg.sweep import compute, engine, frozen, kept, xla
     from purejaxpg.sweep import progress as progresses
     from purejaxpg.sweep import search as searches
     from purejaxpg.sweep import store as stores
@@ -190,8 +195,10 @@ def _results(
     say = functools.partial(console.print, highlight=False, soft_wrap=True, markup=False)
     out = options.out or Path("results") / spec.name
     logs = sinks.Logs(options.logs, spec.name, say)
+    spec = kept.settle(out, spec, options.accept_source)
     with stores.Store.open(out, dict(spec.identity), spec.text) as store:
         frozen.keep(store.path, spec.given)
+        kept.keep(store.path, spec)
         if engine.unfinished(searches.rounds(spec, options.confirm), store):
             log, then = store.path / "progress.jsonl", functools.partial(logs.write, store)
             progress = progresses.Progress(console, options.quiet, log, title)

@@ -111,6 +111,9 @@ class Spec:
     search: Search = Search()
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the table [config]
     source: str = ""  # hash of the agent's file and of the modules beside it
+    # The agent's file and all local files that it and its environments need, by name on the import
+    # path.
+    files: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     given: contract.Given = contract.NOTHING  # frozen arrays for all runs
 
     @property
@@ -217,7 +220,23 @@ def from_dict(
     spec = dataclasses.replace(spec, runs=tuple(_runs(spec)))
     _refuse_repeated(spec)
     _refuse_equal(spec)
-    return dataclasses.replace(spec, identity=_identity(spec, raw, swept))
+    own = _environment_files(spec)
+    spec = dataclasses.replace(spec, identity=_identity(spec, raw, swept, own))
+    files = trainers.sources(trainers.path_of(agent_name, base), own)
+    return dataclasses.replace(spec, files=files)
+
+
+def as_begun(spec: Spec, source: str, env_source: str) -> Spec:
+    """Return a sweep with the hashes of its code when it was begun, and with the run ids of then.
+
+    Args:
+        spec: a sweep whose code differs in nothing that a program depends on.
+        source: the `source` of then.
+        env_source: the hash of the environments' files of then; "" if there were none.
+    """
+    begun = {"agent_source": source[:16], **({"env_source": env_source} if env_source else {})}
+    spec = dataclasses.replace(spec, source=source, identity={**spec.identity, **begun})
+    return dataclasses.replace(spec, runs=tuple(_runs(spec)))
 
 
 def _given(
@@ -256,7 +275,17 @@ def member_seeds(seeds: Sequence[int], population: int) -> list[list[int]]:
     return [distinct[i : i + population] for i in range(0, len(distinct), population)]
 
 
-def _identity(spec: Spec, raw: Mapping[str, Any], swept: Mapping[str, Any]) -> dict[str, Any]:
+def _environment_files(spec: Spec) -> list[Path]:
+    """Return the files that define the environments of a sweep, sorted; none for gymnax's own."""
+    known = [run.config for run in spec.runs]
+    examples = known or [configs.build(spec.agent.Config, _nested(spec.fixed, {}))]
+    environments = {env for config in examples if (env := contract.environment(config))}
+    return sorted({file for env in environments for file in trainers.of_environment(env.inner)})
+
+
+def _identity(
+    spec: Spec, raw: Mapping[str, Any], swept: Mapping[str, Any], env_files: Sequence[Path]
+) -> dict[str, Any]:
     """Return the values that distinguish this sweep from others."""
     plain = {
         "agent": spec.agent_name,
@@ -268,14 +297,10 @@ def _identity(spec: Spec, raw: Mapping[str, Any], swept: Mapping[str, Any]) -> d
         "rows_per_device": spec.rows_per_device,
         **{name: raw[name] for name in ("search", "halving", "pbt") if name in raw},
     }
-    known = [run.config for run in spec.runs]
-    examples = known or [configs.build(spec.agent.Config, _nested(spec.fixed, {}))]
-    environments = {env for config in examples if (env := contract.environment(config))}
-    files = {file for env in environments for file in trainers.of_environment(env.inner)}
     if spec.given.digest:
         plain["given"] = spec.given.digest[:16]
-    if files:
-        plain["env_source"] = trainers.digest(sorted(files))[:16]
+    if env_files:
+        plain["env_source"] = trainers.digest(env_files)[:16]
     return json.loads(json.dumps(plain))
 
 

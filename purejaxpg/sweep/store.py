@@ -13,6 +13,7 @@ Layout::
     DIR/records/<unit>.json     the ledger's rows of a committed unit, in case the ledger is lost
     DIR/identity.json           the ledger's rows about the sweep
     DIR/spec.toml               the text of the sweep file
+    DIR/source/                 the code that was run (`kept.py`)
     DIR/given/                  the given arrays, if there are any (`frozen.py`)
     DIR/lock                    held by the process that runs the sweep
 """
@@ -78,6 +79,9 @@ class Store:
             locked = _take(lock, root, create=not exists)
             if not (root / ledgers.LEDGER).is_file():
                 _create(root, wanted, spec_text)
+            if difference(ledgers.identity_at_rest(root), wanted) and not ledgers.begun(root):
+                locked = locked or _take(lock, root, create=True)
+                _begin_again(root, wanted, spec_text)
             _refuse_other_sweep(root, ledgers.identity_at_rest(root), wanted)
             if not locked:
                 _take(lock, root, create=True)
@@ -393,6 +397,13 @@ def _create(root: Path, identity: dict[str, Any], spec_text: str) -> None:
     os.replace(new, root / ledgers.LEDGER)
     disk.sync(root)
     disk.sync(root.parent)
+
+
+def _begin_again(root: Path, identity: dict[str, Any], spec_text: str) -> None:
+    """Make a directory without results that of another sweep, as after an error in its code."""
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{root / ledgers.LEDGER}{suffix}").unlink(missing_ok=True)
+    _create(root, identity, spec_text)
 
 
 def rebuild(root: Path) -> list[str]:
