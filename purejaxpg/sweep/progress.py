@@ -51,7 +51,9 @@ class Progress:
         """
         self.console, self.quiet = console, quiet
         self.title, self.before = title, f"{title}, " if title else ""
-        self.unit = "steps"
+        self.unit = self.whole_unit = "steps"
+        self.batch: plans.Batch | None = None  # the last one that made progress
+        self.all_steps = 0  # of the sweep, stored ones included
         self.at = ""  # the updates of the last batch
         self.log = log
         self.last_log = 0.0
@@ -97,16 +99,17 @@ class Progress:
         """The sweep begins; `rounds` are its rounds with made-up results, cut into `groups`."""
         self.programs = {i: {group.program for group in own} for i, own in enumerate(groups)}
         legs = [leg for round_ in rounds for leg in round_.legs]
-        self.total_steps = sum(leg.steps for leg in legs)
+        self.total_steps = self.all_steps = sum(leg.steps for leg in legs)
         self.run_steps = self.total_steps / len({leg.run.run_id for leg in legs})
         self.bar.update(self.task, total=self.total_steps)
         sides = f"{count(spec.num_configs, 'configuration')} x {count(len(spec.seeds), 'seed')}"
         runs = count(len({leg.run.run_id for leg in legs}), "run")
         several = f" in {len(rounds)} rounds" if len(rounds) > 1 else ""
-        self.unit = contract.unit(spec.agent).split()[-1]
+        self.whole_unit = contract.unit(spec.agent)
+        self.unit = self.whole_unit.split()[-1]
         self.say(
             f"{self.title or spec.name}: {spec.agent_name}, {sides} = {runs}{several}, "
-            f"{engineering(self.total_steps)} {contract.unit(spec.agent)}."
+            f"{engineering(self.total_steps)} {self.whole_unit}."
         )
 
     def round_begins(
@@ -153,7 +156,8 @@ class Progress:
             return
         self.bar.update(self.task, description=f"{self.before}compiling")
         self.say(
-            f"Compiling group {group.index}: {group.num_legs} runs, {group.rows} rows a device ..."
+            f"Compiling group {group.index}: {count(group.num_legs, 'run')}, "
+            f"{count(group.rows, 'row')} a device ..."
         )
 
     def compiled(self, group: plans.Group, seconds: float) -> None:
@@ -169,7 +173,7 @@ class Progress:
         now = time.monotonic()
         self.training_s += now - self.last_event
         self.last_event = now
-        group = batch.group
+        self.batch, group = batch, batch.group
         for unit, rows in batch.rows():
             self.note_returns(unit, {name: x[rows] for name, x in batch.pieces[-1].items()})
             self.diverged |= {
@@ -244,12 +248,20 @@ class Progress:
     def best(self) -> tuple[str, float]:
         """The configuration with the best mean of recent returns over its seeds."""
         of_config: dict[str, list[float]] = {}
-        healthy = {k: v for k, v in self.latest.items() if k not in self.diverged}
-        for run_id, value in (healthy or self.latest).items():
+        latest = dict(self.latest)  # a copy: another thread may ask
+        healthy = {k: v for k, v in latest.items() if k not in self.diverged}
+        for run_id, value in (healthy or latest).items():
             of_config.setdefault(self.labels[run_id], []).append(value)
         means = {label: float(np.mean(values)) for label, values in of_config.items()}
         label = max(means, key=lambda name: means[name])
         return label, means[label]
+
+    def now(self) -> tuple[float, tuple[str, ...]]:
+        """Return the share of the whole sweep that is done, and words about its progress."""
+        to_do = max(self.total_steps - self.done_steps, 0)
+        left = [f"about {duration(self.left_s)} left"] if math.isfinite(self.left_s) else []
+        speed = self.status() if self.done_steps else ["compiling"]
+        return 1 - to_do / max(self.all_steps, to_do, 1), (*left, *speed, *self.best_line())
 
     def line(self) -> None:
         """Print progress as a plain line."""

@@ -227,11 +227,12 @@ def _compute(
     spec: Any, options: Options, store: Any, backend: Any, progress: Any, then: Callable[[], None]
 ) -> None:
     """Compute the missing results of a result directory; call `then` after each commit."""
+    from purejaxpg.report import live
     from purejaxpg.sweep import engine
     from purejaxpg.sweep import search as searches
 
     rounds = functools.partial(searches.rounds, spec, options.confirm)
-    with progress:
+    with progress, live.Page(store.path, progress):
         executor = None
         if options.executor == "ray":
             from purejaxpg.cluster import ray_executor
