@@ -215,6 +215,14 @@ def report(out: Path, console: Any) -> Path:
     return Path(written)
 
 
+def report_together(directories: Sequence[Path], out: Path, console: Any) -> None:
+    """Write the page that compares several result directories, and say where it is."""
+    from purejaxpg.report import writer
+
+    written = writer.write_together(directories, out, console)
+    console.print(f"Comparison: {written}", highlight=False, soft_wrap=True, markup=False)
+
+
 def report_stages(out: Path, console: Any) -> None:
     """Write the page of a pipeline, and say where it is."""
     from purejaxpg.report import writer
