@@ -78,9 +78,13 @@ def render(data: Analysis, title: str, written: completions.Texts = completions.
 
 
 def render_stages(
-    title: str, stages: Sequence[Mapping[str, Any]], text: str, frontier: bytes = b""
+    title: str,
+    stages: Sequence[Mapping[str, Any]],
+    text: str,
+    frontier: bytes = b"",
+    kind: str = "stage",
 ) -> str:
-    """Return the page of a pipeline, which links to the pages of its stages.
+    """Return the page of a pipeline, which links to the pages of its stages, or of agents.
 
     Args:
         title: the name of the pipeline.
@@ -88,6 +92,7 @@ def render_stages(
             `diverged` and its `ranked` configurations.
         text: the sweep file.
         frontier: a PNG picture of all stages that can be compared; empty if there are none.
+        kind: "stage" or "agent".
 
     Returns:
         A complete HTML document without a script.
@@ -95,7 +100,7 @@ def render_stages(
     from markupsafe import Markup
 
     page = _environment().get_template("stages.html.j2").render(
-        title=title, stages=stages, text=text, equal_kl=EQUAL_KL.format("this figure"),
+        title=title, stages=stages, text=text, kind=kind, equal_kl=EQUAL_KL.format("this figure"),
         frontier=base64.b64encode(frontier).decode(),
         few=_few(max((c.finished for stage in stages for c in stage["ranked"]), default=0)),
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
