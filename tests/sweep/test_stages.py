@@ -322,7 +322,7 @@ def test_all_stages_are_planned_without_a_trained_model(
     assert "Stage 2 of 3: judge." in printed and "64 verdicts" in printed
     assert "All stages" not in printed
     assert cli.main(["plan", str(path), "--tune"]) == 2
-    assert "relay.toml has stages" in capsys.readouterr().err
+    assert "relay.toml has several stages" in capsys.readouterr().err
 
 
 def test_given_arrays_are_counted_once_on_disk(tmp_path: pathlib.Path) -> None:
