@@ -116,9 +116,13 @@ def _parts() -> dict[str, Any]:
 
 
 def render_stages(
-    title: str, stages: Sequence[Mapping[str, Any]], text: str, frontier: bytes = b""
+    title: str,
+    stages: Sequence[Mapping[str, Any]],
+    text: str,
+    frontier: bytes = b"",
+    kind: str = "stage",
 ) -> str:
-    """Return the page of a pipeline, which links to the pages of its stages.
+    """Return the page of a pipeline, which links to the pages of its stages, or of agents.
 
     Args:
         title: the name of the pipeline.
@@ -126,6 +130,7 @@ def render_stages(
             `diverged` and its `ranked` configurations.
         text: the sweep file.
         frontier: a PNG picture of all stages that can be compared; empty if there are none.
+        kind: "stage" or "agent".
 
     Returns:
         A complete HTML document without a script.
@@ -133,7 +138,7 @@ def render_stages(
     from markupsafe import Markup
 
     page = _environment().get_template("stages.html.j2").render(
-        title=title, stages=stages, text=text, equal_kl=EQUAL_KL.format("this figure"),
+        title=title, stages=stages, text=text, kind=kind, equal_kl=EQUAL_KL.format("this figure"),
         frontier=base64.b64encode(frontier).decode(),
         few=analysis.few(max((c.finished for stage in stages for c in stage["ranked"]), default=0)),
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),

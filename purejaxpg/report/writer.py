@@ -63,12 +63,12 @@ def write(directory: str | os.PathLike[str], console: "Console") -> Path:
 
 
 def write_stages(directory: str | os.PathLike[str]) -> Path:
-    """Write the page of a pipeline, DIR/index.html, which links to the reports of its stages.
+    """Write the page of a pipeline or of several agents, DIR/index.html, with links to each.
 
     Where several stages can be compared, it shows DIR/frontier.png, which is also written as SVG.
 
     Args:
-        directory: the directory of the stages, at least one of which has begun.
+        directory: of the stages or agents, at least one of which has begun.
 
     Returns:
         The path of the page.
@@ -78,16 +78,18 @@ def write_stages(directory: str | os.PathLike[str]) -> Path:
     """
     root = Path(directory).resolve()
     begun = stages.directories(root)
-    pipeline = stages.read(begun[-1] / "spec.toml")
+    # An agent that was added later has the sweep file that names it.
+    newest = max((each / "spec.toml" for each in begun), key=os.path.getmtime)
+    pipeline = stages.read(newest)
     if pipeline is None:
-        raise FaultError(f"{begun[-1] / 'spec.toml'} is damaged: it has no stages.")
+        raise FaultError(f"{newest} is damaged: it has no stages.")
     rows = [_stage(stage, root / stage.name, begun) for stage in pipeline.stages]
     compared = completions.comparable({row["name"]: row["written"] for row in rows})
     with disk.faults("write", root):
         pictures = _write_figure(completions.draw_together(compared), root)
         drawn = pictures[0].read_bytes() if pictures else b""
-    target = root / "index.html"
-    disk.write_text(target, page.render_stages(root.name, rows, pipeline.text, drawn))
+    target, kind = root / "index.html", "agent" if stages.of_agents(root) else "stage"
+    disk.write_text(target, page.render_stages(root.name, rows, pipeline.text, drawn, kind))
     return target
 
 
