@@ -1,5 +1,6 @@
 """Errors in a user's code: which lines are shown, and how many."""
 
+import ast
 import pathlib
 import sys
 
@@ -14,9 +15,11 @@ HEAD = "import helper_of_traced"
 
 def in_function(text: str, name: str) -> str:
     """Return the text of a module whose function `name` fails in a module beside it."""
-    start = text.index(f"\ndef {name}(")
-    body = text.index('"""\n', text.index('"""', start) + 3) + len('"""\n')
-    return f"{text[:body]}    helper_of_traced.fail()\n{text[body:]}"
+    functions = (node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef))
+    (found,) = (function for function in functions if function.name == name)
+    lines = text.splitlines(keepends=True)
+    lines.insert(found.body[1].lineno - 1, "    helper_of_traced.fail()\n")  # after the docstring
+    return "".join(lines)
 
 
 @pytest.mark.parametrize("name", ["check", "init", "update", "policy"])

@@ -235,7 +235,7 @@ def load_agent(
         return trainers.load(str(kept.trainer_file(root)))
     copies = (root / kept.FOLDER / kept.FILES).exists()
     stored = f"--agent {kept.STORED} for the copy in {root / kept.FOLDER}"
-    hint = f", or {stored}" if copies else ""
+    hint, instead = (f", or {stored}", f"; use {stored}") if copies else ("", "")
     if given is not None:
         path = given.resolve()
         configs.require(
@@ -249,7 +249,7 @@ def load_agent(
             f"--agent FILE{hint}."
         )
     if not _digest(trainers.files(name)).startswith(source):
-        say(f"Note: {name} has changed since it was trained; what is played may differ; {stored}.")
+        say(f"Note: {name} has changed since it was trained; what is played may differ{instead}.")
     return trainers.load(name)
 
 

@@ -187,6 +187,9 @@ def keep(root: Path, spec: specs.Spec) -> None:
     if disk.read_intact(folder / FILES) != about:
         # First, so that after a crash the next run finds its own files and copies them again.
         disk.write_hashed(folder / FILES, about)
+    with disk.faults("write", folder):
+        for stale in {*folder.rglob("*.py")} - {folder / name for name in copied}:
+            stale.unlink()
     for name in copied:
         path = folder / name
         with disk.faults("write", path):

@@ -143,11 +143,15 @@ def test_a_sweep_without_results_begins_again_with_corrected_code(
     line = "    key_rollout, "
     assert line in right
     mine.write_text(right.replace(line, f"    undefined_name\n{line}", 1), "utf-8")
+    write(folder / "lab" / "unused_of_kept.py")
+    mine.write_text("import unused_of_kept\n" + mine.read_text("utf-8"), "utf-8")
     assert sweep() == 2
     assert "NameError: name 'undefined_name'" in capsys.readouterr().err
+    out = folder / "results" / "s"
+    assert (out / "source" / "unused_of_kept.py").exists()
     mine.write_text(right, "utf-8")
     assert sweep() == 0
-    out = folder / "results" / "s"
+    assert not (out / "source" / "unused_of_kept.py").exists()
     assert (out / "source" / "mine.py").read_text("utf-8") == right
     assert (
         json.loads((out / "source" / "files.json").read_text())["content"]["agent"] == "./mine.py"
