@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stats": {"root"},
     "text": set(),
     "trees": {"root"},
-    "contract": {*CORE, *SHARED, "evaluate", "trees"},
+    "contract": {*CORE, *SHARED, "evaluate", "text", "trees"},
     "signals": set(),
     "trainers": {*CORE, "contract"},
     "sweep": {*INNER, "sweep"},

@@ -89,7 +89,11 @@ class Progress:
         self.total_steps = sum(leg.steps for leg in legs)
         self.run_steps = self.total_steps / len({leg.run.run_id for leg in legs})
         self.bar.update(self.task, total=self.total_steps)
-        sides = f"{count(spec.num_configs, 'configuration')} x {count(len(spec.seeds), 'seed')}"
+        sides = " x ".join(
+            [count(spec.num_configs, "configuration")]
+            + [count(len(spec.conditions), "condition")] * (len(spec.conditions) > 1)
+            + [count(len(spec.seeds), "seed")]
+        )
         runs = count(len({leg.run.run_id for leg in legs}), "run")
         several = f" in {len(rounds)} rounds" if len(rounds) > 1 else ""
         self.unit = contract.unit(spec.agent).split()[-1]
