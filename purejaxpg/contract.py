@@ -99,14 +99,18 @@ def check_trainer(trainer: types.ModuleType, name: str) -> None:
 def _check_policy(trainer: types.ModuleType, name: str) -> None:
     """Raise an InputError unless a policy takes a memory exactly if the trainer defines one."""
     wanted = ["key", "state", "obs", *["memory"] * has_memory(trainer), "config", "greedy"]
+    taken = inspect.signature(trainer.policy)
     try:
-        inspect.signature(trainer.policy).bind(*wanted)
+        taken.bind(*wanted)
+        fits = has_memory(trainer) or "memory" not in taken.parameters
     except TypeError:
-        with_it = "defines" if has_memory(trainer) else "does not define"
+        fits = False
+    if not fits:
+        defines = "defines" if has_memory(trainer) else "does not define"
         raise InputError(
-            f"policy of agent {name!r} must take {', '.join(wanted)}, because the agent {with_it} "
+            f"policy of agent {name!r} must take {', '.join(wanted)}, because the agent {defines} "
             "initial_memory."
-        ) from None
+        )
 
 
 def name_of(trainer: types.ModuleType) -> str:
