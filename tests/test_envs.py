@@ -182,6 +182,22 @@ def test_an_environment_outlives_the_trace_that_made_it() -> None:
 
 
 @pytest.mark.fast
+def test_a_masked_cartpole_hides_the_velocities_and_nothing_else() -> None:
+    both, seen = [envs.make(name) for name in ("CartPole-v1", "MaskedCartPole-v1")], []
+    assert [(env.obs_shape, env.max_steps) for env in both] == [((4,), 500), ((2,), 500)]
+    for env in both:
+        params = envs.params(env, {"gravity": 20.0})
+        obs, state = envs.reset(random.key(0), env, params, 3)
+        following, state, now = envs.step(random.key(1), env, state, jnp.array([0, 1, 1]), params)
+        space = env.inner.observation_space(params)
+        seen.append((state.inner, [obs, following, now.next_obs, space.low, space.high]))
+    (inner, whole), (same, masked) = seen
+    chex.assert_trees_all_equal(inner, same)
+    for all_numbers, positions in zip(whole, masked, strict=True):
+        np.testing.assert_array_equal(all_numbers[..., ::2], positions)
+
+
+@pytest.mark.fast
 def test_names_lists_all_of_gymnax_once() -> None:
     assert set(gymnax.registered_envs) <= set(envs.names())
     assert len(envs.names()) == len(set(envs.names()))
