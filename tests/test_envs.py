@@ -5,6 +5,7 @@ import urllib.error
 from collections.abc import Iterator
 from typing import Any
 
+import chex
 import gymnax
 import jax
 import jax.extend
