@@ -381,8 +381,7 @@ def of_store(store: Store, unfinished: Unfinished = training.NONE) -> Analysis:
     curves = training.of_runs(store, legs, arrays, facts)
     population = ranking.is_population(identity)
     ranked = ranking.rank_runs(runs, members=population)
-    confirmed = ranking.rank_runs(runs, ranking.CONFIRM)
-    confirmed = [c for c in confirmed if c.finished]
+    confirmed = [c for c in ranking.rank_runs(runs, ranking.CONFIRM) if c.finished]
     by_environment = ranking.sections(confirmed)
     tune = [run for run in runs if run["stage"] == ranking.TUNE]
     sections, command = [], _command(store, identity)
