@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-from purejaxpg import InputError, contract, disk, trainers
+from purejaxpg import InputError, contract, disk, modules, trainers
 from purejaxpg import config as configs
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import space
@@ -120,6 +120,12 @@ class Spec:
             return self.search.pbt.population
         return len(self.runs) // len(self.seeds) or self.search.samples
 
+    def environments(self) -> set[Any]:
+        """Return the environments of the runs, or the fixed one if no run is known beforehand."""
+        known = [run.config for run in self.runs]
+        examples = known or [configs.build(self.agent.Config, _nested(self.fixed, {}))]
+        return {env for config in examples if (env := contract.environment(config))}
+
     def make_run(self, swept: Mapping[str, Any], seed: int) -> plans.Run:
         """Return the run of a configuration and a seed, after checking the configuration."""
         config = configs.build(self.agent.Config, _nested(self.fixed, swept))
@@ -191,6 +197,7 @@ def from_dict(
     agent_name = raw.get("agent")
     if not isinstance(agent_name, str):
         raise InputError(f"agent must be a name or a path, but is {agent_name!r}.")
+    modules.search(base)
     agent = trainers.load(agent_name, base)
     fixed, swept = _table(raw, "config"), _flat(_table(raw, "sweep"))
     both = ", ".join(sorted(set(_flat(fixed)) & set(swept)))
@@ -268,14 +275,11 @@ def _identity(spec: Spec, raw: Mapping[str, Any], swept: Mapping[str, Any]) -> d
         "rows_per_device": spec.rows_per_device,
         **{name: raw[name] for name in ("search", "halving", "pbt") if name in raw},
     }
-    known = [run.config for run in spec.runs]
-    examples = known or [configs.build(spec.agent.Config, _nested(spec.fixed, {}))]
-    environments = {env for config in examples if (env := contract.environment(config))}
-    files = {file for env in environments for file in trainers.of_environment(env.inner)}
+    files = trainers.of_environments(spec.environments())
     if spec.given.digest:
         plain["given"] = spec.given.digest[:16]
     if files:
-        plain["env_source"] = trainers.digest(sorted(files))[:16]
+        plain["env_source"] = trainers.digest(files)[:16]
     return json.loads(json.dumps(plain))
 
 
