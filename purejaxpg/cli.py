@@ -198,14 +198,16 @@ def add_result_commands(add: Any) -> None:
 
     def add_for_directory(command: Any, text: str) -> Any:
         parser = add(command, text)
-        if command in (report, eval_):
+        if command is eval_:
             add_import_option(parser)
         option = parser.add_argument
         option("directory", type=Path, metavar="DIR", help="a result directory")
         return option
 
     text = "write the report of a sweep again, or compare several sweeps on one page"
-    option = add(report, text).add_argument
+    reporter = add(report, text)
+    add_import_option(reporter)
+    option = reporter.add_argument
     option("directories", type=Path, nargs="+", metavar="DIR", help="a result directory")
     option("--out", type=Path, metavar="DIR", help="of the comparison (results/A-vs-B)")
 
