@@ -203,7 +203,6 @@ def from_dict(
     configs.require(not both, f"{both} must be in [config] or in [sweep], not in both.")
     axes = _axes(agent, swept)
     search = _search(agent, raw, axes)
-    source = trainers.digest(trainers.files(agent_name, base))
     rows = raw.get("rows_per_device")
     _positive("rows_per_device", 1 if rows is None else rows)
     spec = Spec(
@@ -217,7 +216,7 @@ def from_dict(
         seeds=tuple(_seeds(raw.get("seeds", 1))),
         search=search,
         fixed=fixed,
-        source=source,
+        source=trainers.digest(trainers.files(agent_name, base)),
     )
     spec = dataclasses.replace(spec, given=_given(spec, table(raw, "given"), given, resolve))
     spec = dataclasses.replace(spec, runs=tuple(_runs(spec)))
