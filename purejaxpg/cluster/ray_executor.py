@@ -8,6 +8,7 @@ A task consists of plain values and arrays, including the source of a forked age
 needs this package with the same versions.
 """
 
+import atexit
 import collections
 import dataclasses
 import functools
@@ -28,13 +29,14 @@ from purejaxpg import (
     checkpoint,
     contract,
     extras,
+    modules,
     signals,
     text,
     trainers,
     trees,
 )
 from purejaxpg.cluster import remote
-from purejaxpg.sweep import engine, kept
+from purejaxpg.sweep import engine
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import spec as specs
 
@@ -48,6 +50,7 @@ class Task:
 
     agent: str  # name of a built-in agent, or of a file in `source`
     source: tuple[tuple[str, str], ...]  # names and texts of files
+    modules: tuple[modules.Sent, ...]  # those of environments
     eval_episodes: int
     group: plans.Group  # of one unit; configurations are plain values
     start: dict[str, Any] | None  # leaves of states, and diverged_at; None: start from `init`
@@ -72,7 +75,10 @@ class Ray:
         """
         self.ray = extras.load("ray", "ray", "--executor ray")
         self.spec = spec
-        self.source = () if spec.agent_name in trainers.names() else kept.texts(spec)
+        built_in = spec.agent_name in trainers.names()
+        path = Path(str(spec.agent.__file__)).resolve()
+        self.source = () if built_in else trainers.texts(path)
+        self.modules = trainers.sent_modules(spec.environments())
         self.join(address)
         total = self.ray.cluster_resources()
         best = next((kind for kind in ("GPU", "TPU") if total.get(kind, 0) >= 1), "CPU")
@@ -151,6 +157,7 @@ class Ray:
         return Task(
             agent=Path(self.spec.agent_name).name if self.source else self.spec.agent_name,
             source=self.source,
+            modules=self.modules,
             eval_episodes=self.spec.eval_episodes,
             group=of_one_unit(group, unit, work.backend.to_dict),
             start=start,
@@ -201,6 +208,8 @@ def computed_here(task: Task, given: contract.Given) -> tuple[Any, ...]:
     """Compute a unit on this process's first device."""
     from purejaxpg import config as configs
 
+    if task.modules:
+        modules.receive(task.modules, folder_of_modules())
     backend = backend_of(task.agent, task.source, task.eval_episodes, given)
     remote.refuse_other_versions(task.versions, backend.versions())
     build = functools.partial(configs.build, backend.spec.agent.Config)
@@ -231,6 +240,14 @@ def leaves_of(tree: Any) -> list[np.ndarray]:
     import jax
 
     return [checkpoint.to_numpy(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+@functools.cache
+def folder_of_modules() -> Path:
+    """Return a folder for modules that were sent, which ends with this process."""
+    folder = tempfile.TemporaryDirectory(prefix="purejaxpg-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
 
 
 @functools.lru_cache(maxsize=1)  # programs take memory, and memory maps

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from purejaxpg import FaultError, InputError, disk, tracebacks, trainers
+from purejaxpg import FaultError, InputError, disk, modules, tracebacks, trainers
 from purejaxpg.sweep import ledger as ledgers
 from purejaxpg.sweep import spec as specs
 
@@ -150,10 +150,10 @@ def trainer_file(root: Path) -> Path:
     return copy(root, disk.read_hashed(root / FOLDER / FILES)["file"])
 
 
-def texts(spec: specs.Spec) -> tuple[tuple[str, str], ...]:
-    """Return name and text of each file of a sweep that is not installed."""
-    copied = _copied(spec)
-    return tuple((name, spec.files[name].read_text("utf-8")) for name in copied)
+def import_modules(root: Path) -> None:
+    """Import the copies of the modules that the user named for the sweep's environments."""
+    named = disk.read_hashed(root / FOLDER / FILES)["modules"]
+    modules.receive(((name, module, ()) for name, module in named.items()), root / FOLDER)
 
 
 def _copied(spec: specs.Spec) -> list[str]:
@@ -175,6 +175,7 @@ def keep(root: Path, spec: specs.Spec) -> None:
     file = Path(str(spec.agent.__file__)).name
     contents = {name: path.read_bytes() for name, path in spec.files.items()}
     copied = _copied(spec)
+    named = modules.of_sweep(environment.name for environment in spec.environments())
     about = {
         "agent": spec.agent_name,
         "file": file,
@@ -182,6 +183,7 @@ def keep(root: Path, spec: specs.Spec) -> None:
         "env_source": spec.identity.get("env_source", ""),
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
         "copied": copied,
+        "modules": {name: module.__name__ for name, module in named.items()},
     }
     folder = root / FOLDER
     if disk.read_intact(folder / FILES) != about:

@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 
-from purejaxpg import InputError, contract, disk, trainers
+from purejaxpg import InputError, contract, disk, modules, trainers
 from purejaxpg import config as configs
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import space
@@ -132,6 +132,12 @@ class Spec:
         product = itertools.product(*lists.values())
         return [dict(zip(lists, values, strict=True)) for values in product]
 
+    def environments(self) -> set[Any]:
+        """Return the environments of the runs, or the fixed one if no run is known beforehand."""
+        known = [run.config for run in self.runs]
+        examples = known or [configs.build(self.agent.Config, _nested(self.fixed, {}))]
+        return {env for config in examples if (env := contract.environment(config))}
+
     def make_run(self, swept: Mapping[str, Any], seed: int) -> plans.Run:
         """Return the run of a configuration and a seed, after checking the configuration."""
         config = configs.build(self.agent.Config, _nested(self.fixed, swept))
@@ -193,6 +199,7 @@ def from_dict(
     agent_name = raw.get("agent")
     if not isinstance(agent_name, str):
         raise InputError(f"agent must be a name or a path, but is {agent_name!r}.")
+    modules.search(base)
     agent, source = trainers.load(agent_name, base), trainers.files(agent_name, base)
     fixed, swept = table(raw, "config"), flat(table(raw, "sweep"))
     both = ", ".join(sorted(set(flat(fixed)) & set(swept)))
@@ -223,7 +230,7 @@ def from_dict(
 
 def _identified(spec: Spec, raw: Mapping[str, Any], swept: Mapping[str, Any], base: Path) -> Spec:
     """Return a sweep with its identity and its files."""
-    own = _environment_files(spec)
+    own = trainers.of_environments(spec.environments())
     spec = dataclasses.replace(spec, identity=_identity(spec, raw, swept, own))
     files = trainers.sources(trainers.path_of(spec.agent_name, base), own)
     return dataclasses.replace(spec, files=files)
@@ -276,14 +283,6 @@ def member_seeds(seeds: Sequence[int], population: int) -> list[list[int]]:
             used[candidate] = None
     distinct = list(used)
     return [distinct[i : i + population] for i in range(0, len(distinct), population)]
-
-
-def _environment_files(spec: Spec) -> list[Path]:
-    """Return the files that define the environments of a sweep, sorted; none for gymnax's own."""
-    known = [run.config for run in spec.runs]
-    examples = known or [configs.build(spec.agent.Config, _nested(spec.fixed, {}))]
-    environments = {env for config in examples if (env := contract.environment(config))}
-    return sorted({file for env in environments for file in trainers.of_environment(env.inner)})
 
 
 def _identity(
