@@ -32,7 +32,9 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 CORE = {"root", "backend", "kernels", "config"}
 SHARED = {"envs", "fused", "networks", "normalize", "optimizers", "prng", "replay", "schedules"}
-BESIDE = {"checkpoint", "contract", "disk", "evaluate", "extras", "signals", "stats", "trees"}
+BESIDE = {
+    "checkpoint", "contract", "disk", "evaluate", "extras", "hidden", "signals", "stats", "trees"
+}  # fmt: skip
 INNER = {*CORE, *SHARED, *BESIDE, "streams", "text", "trainers"}
 OUTER = {*INNER, "sweep", "cluster", "report"}
 # Group of a module -> groups that it may import. Every module of the package has its group here.
@@ -56,6 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "text": set(),
     "trees": {"root"},
     "contract": {*CORE, *SHARED, "trees"},
+    "hidden": {"contract", "envs", "trainers"},
     "signals": set(),
     "trainers": {*CORE, "contract"},
     "sweep": {*INNER, "sweep"},
