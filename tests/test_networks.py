@@ -257,6 +257,7 @@ def test_a_gru_is_that_of_the_configuration() -> None:
     assert not np.allclose(params["memory"] @ params["memory"].T, np.eye(SIZE), atol=0.1)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("leading", [(), (2, 3)])
 def test_mlp(leading: tuple[int, ...]) -> None:
     torso = networks.torso(settings(hidden=(8, 6)), (5,))
