@@ -20,7 +20,6 @@ import numpy as np
 from jax import random
 
 from purejaxpg import (
-    FaultError,
     InputError,
     checkpoint,
     contract,
@@ -322,8 +321,8 @@ def _check_gif(path: Path, env_name: str) -> None:
     configs.require(
         path.suffix.lower() == ".gif", f"The picture must end in .gif, but is {str(path)!r}."
     )
-    if not os.path.isdir(path.parent):
-        raise FaultError(f"Cannot write {path}: there is no directory {path.parent}.")
+    with disk.faults("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 # ---------------------------------------------------------------------------------------- messages

@@ -228,6 +228,11 @@ def measurements(
         try:
             full = measure(spec, group, group.rows, devices)
         except memory.OutOfMemory as error:
+            if min(error.fits, group.rows - 1) < 1:
+                raise InputError(
+                    f"{spec.name} cannot run here: {error}, and a unit cannot be smaller; use "
+                    f"{contract.smaller(group.config)}."
+                ) from error
             say(f"Memory: {error}; the sweep will use {error.fits} rows instead.")
             continue
         measured[group.program] = full

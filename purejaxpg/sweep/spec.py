@@ -122,7 +122,7 @@ class Spec:
 
     def make_run(self, swept: Mapping[str, Any], seed: int) -> plans.Run:
         """Return the run of a configuration and a seed, after checking the configuration."""
-        config = configs.build(self.agent.Config, _nested(self.fixed, swept))
+        config = configs.build(self.agent.Config, nested(self.fixed, swept))
         self.agent.check(config)
         contract.check_given(self.agent, config, self.given)
         parts = [self.source, configs.to_dict(config), seed]
@@ -137,7 +137,7 @@ class Spec:
         for name in self.axes:
             outer, dot, inner = name.partition(".")
             if outer == contract.ENV_PARAMS:
-                config = configs.build(self.agent.Config, _nested(self.fixed, {contract.ENV: env}))
+                config = configs.build(self.agent.Config, nested(self.fixed, {contract.ENV: env}))
                 values[name] = contract.default_env_param(config, inner)
             elif dot:
                 raise InputError(f"--confirm cannot know the default of {name}.")
@@ -192,8 +192,8 @@ def from_dict(
     if not isinstance(agent_name, str):
         raise InputError(f"agent must be a name or a path, but is {agent_name!r}.")
     agent = trainers.load(agent_name, base)
-    fixed, swept = _table(raw, "config"), _flat(_table(raw, "sweep"))
-    both = ", ".join(sorted(set(_flat(fixed)) & set(swept)))
+    fixed, swept = _table(raw, "config"), flat(_table(raw, "sweep"))
+    both = ", ".join(sorted(set(flat(fixed)) & set(swept)))
     configs.require(not both, f"{both} must be in [config] or in [sweep], not in both.")
     axes = _axes(agent, swept)
     search = _search(agent, raw, axes)
@@ -229,7 +229,7 @@ def _given(
         configs.require(given is None, "given must be in [given] or an argument, not both.")
         configs.require(resolve is not None, "[given] is read by purejaxpg.sweep.session.load.")
         first = {name: axis.at(0.0) for name, axis in spec.axes.items()}
-        config = configs.build(spec.agent.Config, _nested(spec.fixed, first))
+        config = configs.build(spec.agent.Config, nested(spec.fixed, first))
         spec.agent.check(config)
         given, seeds = resolve(spec.agent, config, seeds, table)  # type: ignore[misc]
     items = {seed: i for i, seed in enumerate(seeds)}
@@ -269,7 +269,7 @@ def _identity(spec: Spec, raw: Mapping[str, Any], swept: Mapping[str, Any]) -> d
         **{name: raw[name] for name in ("search", "halving", "pbt") if name in raw},
     }
     known = [run.config for run in spec.runs]
-    examples = known or [configs.build(spec.agent.Config, _nested(spec.fixed, {}))]
+    examples = known or [configs.build(spec.agent.Config, nested(spec.fixed, {}))]
     environments = {env for config in examples if (env := contract.environment(config))}
     files = {file for env in environments for file in trainers.of_environment(env.inner)}
     if spec.given.digest:
@@ -310,7 +310,7 @@ def _axes(agent: types.ModuleType, swept: Mapping[str, Any]) -> dict[str, space.
         )
         axes[name] = space.axis(name, value)
         for example in axes[name].examples():  # check types first
-            configs.build(agent.Config, _nested({}, {name: example}))
+            configs.build(agent.Config, nested({}, {name: example}))
         values = tuple(configs.canonical(agent.Config, name, v) for v in axes[name].values)
         axes[name] = dataclasses.replace(axes[name], values=values)
     return axes
@@ -461,21 +461,21 @@ def _table(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
     return value
 
 
-def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
+def flat(table: Mapping[str, Any]) -> dict[str, Any]:
     """{"env_params": {"gravity": x}} -> {"env_params.gravity": x}, other fields as they are."""
-    flat: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name, value in table.items():
         if name in contract.TABLES and isinstance(value, dict):
-            flat |= {f"{name}.{inner}": item for inner, item in value.items()}
+            fields |= {f"{name}.{inner}": item for inner, item in value.items()}
         else:
-            flat[name] = value
-    return flat
+            fields[name] = value
+    return fields
 
 
-def _nested(fixed: Mapping[str, Any], swept: Mapping[str, Any]) -> dict[str, Any]:
+def nested(fixed: Mapping[str, Any], swept: Mapping[str, Any]) -> dict[str, Any]:
     """Merge fixed and swept values back into the fields of a configuration."""
     merged: dict[str, Any] = {}
-    for name, value in {**_flat(fixed), **swept}.items():
+    for name, value in {**flat(fixed), **swept}.items():
         outer, dot, inner = name.partition(".")
         if dot and outer in contract.TABLES:
             merged.setdefault(outer, {})[inner] = value
