@@ -218,4 +218,6 @@ def rows(path: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
 
 
 def test_the_tiny_study_is_the_one_whose_programs_are_shared(study: str) -> None:
-    assert specs.load(pathlib.Path(study)).runs[0].config == specs.from_dict(TINY, "t").runs[0].config
+    assert (
+        specs.load(pathlib.Path(study)).runs[0].config == specs.from_dict(TINY, "t").runs[0].config
+    )
