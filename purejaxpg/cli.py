@@ -313,10 +313,8 @@ def train(arguments: argparse.Namespace, words: list[str]) -> None:
         raise InputError(
             "train needs an agent, by name or path (see purejaxpg list agents), or a sweep file."
         )
-    several = len(arguments.seed or ()) > 1
-    devices = session.find_devices(
-        1 if not several and not arguments.devices else arguments.devices
-    )
+    one = arguments.devices is None and len(arguments.seed or ()) < 2
+    devices = session.find_devices(1 if one else arguments.devices)
     from purejaxpg.sweep import single
 
     if arguments.help:
