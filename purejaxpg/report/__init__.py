@@ -9,3 +9,20 @@ def load(directory: str | os.PathLike[str]) -> Any:
     from purejaxpg.report import dataset
 
     return dataset.load(directory)
+
+
+def trained(
+    directory: str | os.PathLike[str],
+    run: str = "best",
+    agent: str | os.PathLike[str] | None = None,
+) -> Any:
+    """Load a trained policy; see ``playback.trained``.
+
+    Args:
+        directory: a result directory.
+        run: the id of a run, or ``"best"``.
+        agent: the agent's file, if it is not one of the package.
+    """
+    from purejaxpg.report import playback
+
+    return playback.trained(directory, run, agent)

@@ -11,11 +11,13 @@ import functools
 import math
 import os
 import types
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import random
 
@@ -31,7 +33,7 @@ from purejaxpg import (
 from purejaxpg import config as configs
 from purejaxpg.envs import pictures
 from purejaxpg.report import ranking
-from purejaxpg.sweep import compute, frozen
+from purejaxpg.sweep import compute, frozen, stages
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep.store import Store
 from purejaxpg.text import count, paragraphs, short
@@ -41,7 +43,7 @@ DRAWN_STEPS = 10_000  # of an episode, at most
 Say = Callable[[str], object]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # so that jax can hash its methods
 class Trained:
     """A run, loaded from its checkpoint.
 
@@ -58,6 +60,43 @@ class Trained:
     state: Any
     config: Any
     given: tuple[Any, ...] = ()
+
+    def policy(self, key: jax.Array, obs: jax.Array, greedy: bool = False) -> jax.Array:
+        """Act in N environments; jax may compile this method and map it.
+
+        Args:
+            key: for actions that are sampled.
+            obs: [N, ...], observations as the environment returns them, and as one-hot vectors
+                where it observes an index.
+            greedy: take the most probable actions.
+
+        Returns:
+            Actions, [N] int32 or [N, A] float32. Continuous ones may be out of bounds, at which
+            `envs.step` clips them.
+        """
+        flat = jnp.asarray(obs, jnp.float32).reshape(len(obs), -1)
+        return self.agent.policy(key, self.state, flat, self.config, greedy)
+
+
+def trained(
+    directory: str | os.PathLike[str], run: str = BEST, agent: str | os.PathLike[str] | None = None
+) -> Trained:
+    """Load a run of a sweep, to act with its policy; the arguments are those of `run`.
+
+    Of a pipeline it is a run of the last stage.
+
+    Raises:
+        InputError: there is no such run, it plays no environment, or the agent is not the one that
+            was trained.
+        FaultError: the checkpoint is damaged.
+    """
+    with Store.read(stages.last(Path(directory))) as store:
+        chosen = find(store, run)
+        configs.require(
+            bool(ranking.environment_of(chosen)),
+            f"The runs of {store.path} play no environment; playback.load reads their states.",
+        )
+        return load(store, chosen, None if agent is None else Path(agent), warnings.warn)
 
 
 def run(

@@ -212,7 +212,8 @@ def test_the_backend_cuts_rounds_and_refuses_what_could_not_be_scored() -> None:
 @pytest.mark.fast
 def test_all_rungs_of_halving_have_one_program_on_all_devices() -> None:
     axis = {"learning_rate": [1e-3 * 1.5**i for i in range(9)]}
-    changed = {"sweep": axis, "seeds": 2, "rows_per_device": None}
+    config = {**TINY["config"], "total_timesteps": 9 * 16}
+    changed = {"sweep": axis, "seeds": 2, "rows_per_device": None, "config": config}
     spec = specs.from_dict({**TINY, **changed, "halving": {"rungs": 3, "eta": 3}}, "tiny")
     two = jax.devices()[:1] * 2
     backend, rounds = compute.Backend(spec, two), searches.rehearse(searches.rounds(spec, 4))
@@ -479,9 +480,7 @@ def test_an_agent_is_refused_before_anything_is_compiled() -> None:
     without.__file__, without.policy = "without.py", policy
     without.init = lambda key, config: {"w": jnp.zeros(2)}
     without.update = update
-    spec: Any = types.SimpleNamespace(
-        agent=without, eval_episodes=3, rows_per_device=None, given=contract.Given()
-    )
+    spec: Any = types.SimpleNamespace(**{**vars(SPEC), "agent": without})
     backend = compute.Backend(spec, jax.devices()[:1])
     with pytest.raises(InputError, match="agent 'without' must have the attribute params"):
         backend.compile(group(unit(run(0))))
