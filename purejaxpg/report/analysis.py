@@ -34,6 +34,7 @@ _TOP = 0.75  # quantile above which a configuration is among the best
 _TOP_NEEDS = 20  # configurations, before there is a best quarter to speak of
 _GRID_POINTS = 60
 SEEDS_TO_CONFIRM = 16
+FEW_SEEDS = 8  # below them a bootstrap interval is too narrow; see docs/results.md
 _SPENT = ("wall_s", "compile_s", "env_steps")
 
 
@@ -617,6 +618,13 @@ def _curves(
     levels = [0.05, 0.25, 0.5, 0.75, 0.95]
     quantiles[:, enough] = np.nanquantile(common[:, enough], levels, axis=0)
     return Curves(tuple(best), rest, quantiles, grid)
+
+
+def few(seeds: int) -> str:
+    """Return a sentence about intervals over few seeds; "" if they are enough, or is only one."""
+    if not 1 < seeds < FEW_SEEDS:
+        return ""
+    return f"{seeds} seeds are few: these intervals are too narrow."
 
 
 def legend(c: Configuration) -> str:

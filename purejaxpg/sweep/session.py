@@ -60,7 +60,7 @@ def sweep(path: str | os.PathLike[str], options: Options = DEFAULTS, given: Any 
     """Run the sweep of a TOML file, or resume it, and write its report.
 
     Args:
-        path: the TOML file; it may have stages.
+        path: the TOML file; it may have stages, or several agents.
         options: how to run it.
         given: an instance of the trainer's `Given`, for a trainer that has one.
 
@@ -81,7 +81,8 @@ def sweep(path: str | os.PathLike[str], options: Options = DEFAULTS, given: Any 
     together, pipeline = len({d.process_index for d in devices}) > 1, stages.read(Path(path))
     if pipeline is not None:
         if together or given is not None:
-            raise InputError(f"{path} has stages, so it needs one process, and no given arrays.")
+            what = f"{path} has several {pipeline.kind}"
+            raise InputError(f"{what}, so it needs one process, and no given arrays.")
         run_stages(pipeline, options, devices)
     elif together:
         return _together(functools.partial(load, path, given), options, devices)
@@ -100,9 +101,10 @@ def load(path: str | os.PathLike[str], given: Any = None) -> Any:
 
 
 def run_stages(pipeline: Any, options: Options, devices: Sequence[Any]) -> Path:
-    """Run or resume the stages of `stages.read` in order, and write their reports.
+    """Run or resume the stages, or the agents, of `stages.read` in order; write their reports.
 
-    `options.confirm` is for the last one, whose report's directory is returned.
+    `options.confirm` is for the last stage, or for every agent. The directory of the last report is
+    returned.
 
     Raises:
         InputError: a stage is invalid, or has results of another sweep.
@@ -122,7 +124,7 @@ def run_stages(pipeline: Any, options: Options, devices: Sequence[Any]) -> Path:
         for stage in pipeline.stages:
             spec, last = stages.load(pipeline, stage, out), stage is pipeline.stages[-1]
             stages.refuse_changed(pipeline, stage, spec, out)
-            confirm = options.confirm if last else 0
+            confirm = options.confirm if pipeline.confirms(stage) else 0
             own = dataclasses.replace(options, out=out / stage.name, confirm=confirm)
             directory = _results(spec, own, devices, None, console, stage.title)
             if last or not stages.reported(directory):
@@ -215,12 +217,21 @@ def report(out: Path, console: Any) -> Path:
     return Path(written)
 
 
-def report_stages(out: Path, console: Any) -> None:
-    """Write the page of a pipeline, and say where it is."""
+def report_together(directories: Sequence[Path], out: Path, console: Any) -> None:
+    """Write the page that compares several result directories, and say where it is."""
     from purejaxpg.report import writer
 
-    written = writer.write_stages(out)
-    console.print(f"All stages: {written}", highlight=False, soft_wrap=True, markup=False)
+    written = writer.write_together(directories, out, console)
+    console.print(f"Comparison: {written}", highlight=False, soft_wrap=True, markup=False)
+
+
+def report_stages(out: Path, console: Any) -> None:
+    """Write the page of a pipeline or of several agents, and say where it is."""
+    from purejaxpg.report import writer
+    from purejaxpg.sweep import stages
+
+    written, kind = writer.write_stages(out), "agents" if stages.of_agents(out) else "stages"
+    console.print(f"All {kind}: {written}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _compute(

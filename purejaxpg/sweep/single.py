@@ -20,7 +20,7 @@ from typing import Any
 import purejaxpg
 from purejaxpg import InputError, contract, disk, trainers
 from purejaxpg import config as configs
-from purejaxpg.sweep import sources
+from purejaxpg.sweep import sources, stages
 from purejaxpg.sweep import spec as specs
 from purejaxpg.text import short
 
@@ -50,9 +50,10 @@ def agent_of(name: str) -> types.ModuleType:
     """Return the agent of that name or path, or the agent of a sweep file."""
     if not is_file(name):
         return trainers.load(name)
-    raw = specs.parse(Path(name))[0]
-    configs.require("stage" not in raw, f"{name} has stages; train needs a file without stages.")
-    agent = raw.get("agent")
+    pipeline = stages.read(Path(name))
+    if pipeline is not None:
+        raise InputError(f"{name} has {pipeline.kind}, but train needs a sweep of one agent.")
+    agent = specs.parse(Path(name))[0].get("agent")
     if not isinstance(agent, str):
         raise InputError(f"agent must be a name or a path, but is {agent!r}.")
     return trainers.load(agent, Path(name).parent)

@@ -16,7 +16,7 @@ import synthetic_sweep
 from plotly import graph_objects, offline
 from rich.console import Console
 
-from purejaxpg.report import analysis, charts, completions, page, ranking, writer
+from purejaxpg.report import analysis, charts, completions, page, ranking, together, writer
 from purejaxpg.sweep.ledger import Outcome, Run
 from purejaxpg.sweep.store import Store
 from purejaxpg.text import number, short
@@ -338,6 +338,20 @@ def test_samples_without_a_reward_or_a_prompt_are_shown(small):
     texts = completions.Texts(samples=[{"label": "a", "columns": {"policy": ["one", "two"]}}])
     found = check(rendered(small[0], texts))
     assert found.ids[0] == "answer" and "two" in words_of(found)
+
+
+def test_several_sweeps_share_a_sound_page(small, sweeps, tmp_path):
+    nasty_one = nasty(tmp_path / "one"), nasty(tmp_path / "two")
+    for paths in ([small[0], sweeps("large_random")[0]], nasty_one):
+        data = together.of_directories(paths)
+        text = page.render_together(data, "both")
+        found = check(text)
+        assert "<img" not in text.replace(PLOTLY, "")
+        words = words_of(found)
+        assert all(" ".join(m.name.split()) in words for m in data.methods)
+        assert set(found.ids) >= {"ranking", "curves", "improvement", "profiles", "chosen"}
+        curve = data_of(found)["figures"][1]["data"]
+        assert len({trace["line"]["color"][:3] for trace in curve}) == 2
 
 
 def digest(script):

@@ -218,7 +218,7 @@ def test_all_rungs_of_halving_have_one_program_on_all_devices() -> None:
     two = jax.devices()[:1] * 2
     backend, rounds = compute.Backend(spec, two), searches.rehearse(searches.rounds(spec, 4))
     groups = [group for i, each in enumerate(rounds) for group in backend.groups(i, each, {})]
-    assert [len(group.units) for group in groups] == [6, 2, 1, 6]  # 18, 6, 2 and 16 runs
+    assert [group.num_legs for group in groups] == [18, 6, 2, 8]
     assert len({group.program for group in groups}) == 1
     assert all(backend.used(group) == two for group in groups)
     # Sizes that are stored are kept, as those of a group that did not fit.

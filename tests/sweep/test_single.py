@@ -189,7 +189,10 @@ def test_drawn_configurations_are_chosen_too(study: str) -> None:
         read(study)
     assert read(study, learning_rate=0.5, gamma=0.9)[0].runs[0].config.gamma == 0.9
     pathlib.Path(study).write_text('[[stage]]\nname = "a"\nagent = "ppo"\n', encoding="utf-8")
-    with pytest.raises(InputError, match=r"study.toml has stages; train needs a file without"):
+    with pytest.raises(InputError, match=r"study.toml has stages, but train needs a sweep of one"):
+        read(study)
+    pathlib.Path(study).write_text(text.replace('"ppo"', '["ppo", "a2c"]'), encoding="utf-8")
+    with pytest.raises(InputError, match=r"study.toml has agents, but train needs a sweep of one"):
         read(study)
 
 
