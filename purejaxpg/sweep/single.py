@@ -90,7 +90,7 @@ def read(name: str, parse: Parse, asked: Asked) -> tuple[specs.Spec, str]:
         reason = str(error).rstrip(".")
         raise InputError(f"{reason}; the preset sets {sets}, --preset none does not.") from error
     sets = ", ".join(f"{field} {short(value)}" for field, value in preset.items())
-    env = contract.section(spec.runs[0].config)
+    env = contract.environment_name(spec.runs[0].config)
     return spec, f"Preset for {name} on {env}: {sets} (--preset none: none of it)." if sets else ""
 
 
@@ -180,5 +180,6 @@ def directory(spec: specs.Spec) -> Path:
     ids, seeds = [run.run_id for run in spec.runs], "-".join(str(run.seed) for run in spec.runs)
     label = ids[0] if len(ids) == 1 else disk.sha256(" ".join(ids))
     seeds = seeds if len(ids) <= 4 else f"s-{len(ids)}"
-    parts = [spec.name, contract.section(spec.runs[0].config), f"seed{seeds}", label[:6]]
-    return Path("results") / "-".join(filter(None, parts))
+    parts = [spec.name, contract.environment_name(spec.runs[0].config), f"seed{seeds}", label[:6]]
+    # An environment of one's own may be named by a path.
+    return Path("results") / "-".join(filter(None, parts)).replace("./", "").replace("/", "-")
