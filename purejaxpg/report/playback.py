@@ -34,7 +34,7 @@ from purejaxpg import (
 from purejaxpg import config as configs
 from purejaxpg.envs import pictures
 from purejaxpg.report import ranking
-from purejaxpg.sweep import compute, frozen, stages
+from purejaxpg.sweep import compute, frozen
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep.store import Store
 from purejaxpg.text import count, paragraphs, short
@@ -84,14 +84,12 @@ def trained(
 ) -> Trained:
     """Load a run of a sweep, to act with its policy; the arguments are those of `run`.
 
-    Of a pipeline it is a run of the last stage.
-
     Raises:
         InputError: there is no such run, it plays no environment, or the agent is not the one that
             was trained.
         FaultError: the checkpoint is damaged.
     """
-    with Store.read(stages.last(Path(directory))) as store:
+    with Store.read(directory) as store:
         chosen = find(store, run)
         configs.require(
             bool(ranking.environment_of(chosen)),
