@@ -33,7 +33,10 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 CORE = {"root", "backend", "kernels", "config"}
 SHARED = {"envs", "fused", "networks", "normalize", "optimizers", "prng", "replay", "schedules"}
 BESIDE = {"checkpoint", "contract", "disk", "evaluate", "extras", "signals", "stats", "trees"}
-INNER = {*CORE, *SHARED, *BESIDE, "modules", "streams", "text", "tracebacks", "trainers"}
+INNER = {
+    *(*CORE, *SHARED, *BESIDE),
+    *("hidden", "modules", "streams", "text", "tracebacks", "trainers"),
+}
 OUTER = {*INNER, "sweep", "cluster", "report"}
 # Group of a module -> groups that it may import. Every module of the package has its group here.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -57,6 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "text": set(),
     "trees": {"root"},
     "contract": {*CORE, *SHARED, "text", "trees"},
+    "hidden": {"contract", "envs", "trainers"},
     "signals": set(),
     "tracebacks": set(),
     "trainers": {*CORE, "contract", "modules", "tracebacks"},
