@@ -110,6 +110,10 @@ class Backend:
             contract.check_score(self.spec.agent, leg.run.config)
         return plans.groups(index, round_, signature, self.rows, stored_rows)
 
+    def family(self, config: Any) -> str:
+        """Return what the programs of a run and of a longer one have in common."""
+        return signature(config, length=False)
+
     def rows(self, config: Any, num_legs: int) -> int:
         """Return the rows of a unit for a group of `num_legs` legs with the sizes of `config`."""
         if self.spec.rows_per_device:
@@ -123,7 +127,8 @@ class Backend:
             OutOfMemory: its units do not fit.
             InputError: the agent breaks the contract.
         """
-        used = self.devices[: len(group.units)]  # of all units, so that resuming does not change it
+        # Of all units, so that resuming does not change it.
+        used = self.devices[: max(len(group.units), group.devices)]
         key = (group.program, len(used))
         programs = self.compiled.pop(key, None)
         if programs is None:
@@ -290,11 +295,16 @@ def refuse_too_large(programs: Programs, limit: int) -> None:
         raise memory.OutOfMemory(f"{programs.rows} rows need {numbers}", fits)
 
 
-def signature(config: Any) -> str:
-    """Return the static fields and the names in env_params, which determine the program."""
+def signature(config: Any, length: bool = True) -> str:
+    """Return the static fields and the names in env_params, which determine the program.
+
+    Without `length`, leave out the field that decides how long a run is.
+    """
     hints = configs.field_types(type(config))
     values = configs.to_dict(config)
     static = {name: values[name] for name, hint in hints.items() if hint not in configs.TRACED}
+    if not length:
+        static.pop(contract.length(config)[0], None)
     return json.dumps([static, sorted(values.get(contract.ENV_PARAMS, ()))], sort_keys=True)
 
 
@@ -383,6 +393,17 @@ def trace(
         training.trace(inputs, states, diverged_at, one, one),
         scoring.trace(inputs, states, one),
     )
+
+
+def text_of(spec: specs.Spec, run: plans.Run) -> str:
+    """Return the programs of `init` and `update` for a run, lowered to StableHLO."""
+    unit = plans.Unit("", (plans.Leg(run, 0, 1),))
+    inputs = jax.eval_shape(lambda x: x, inputs_of(spec.given, [unit], 1))
+    start = functools.partial(start_rows, spec.agent)
+    states = jax.eval_shape(start, inputs)
+    update = jax.jit(functools.partial(update_rows, spec.agent))
+    lowered = jax.jit(start).lower(inputs), update.lower(inputs, states, np.int32(1))
+    return "\n".join(program.as_text() for program in lowered)
 
 
 def inputs_of(given: contract.Given, units: Sequence[plans.Unit], rows: int) -> Inputs:

@@ -87,10 +87,10 @@ class Progress:
         """The sweep begins; `rounds` are its rounds with made-up results."""
         legs = [leg for round_ in rounds for leg in round_.legs]
         self.total_steps = sum(leg.steps for leg in legs)
-        self.run_steps = self.total_steps / len({leg.run.run_id for leg in legs})
+        self.run_steps = self.total_steps / plans.count_runs(rounds)
         self.bar.update(self.task, total=self.total_steps)
         sides = f"{count(spec.num_configs, 'configuration')} x {count(len(spec.seeds), 'seed')}"
-        runs = count(len({leg.run.run_id for leg in legs}), "run")
+        runs = count(plans.count_runs(rounds), "run")
         several = f" in {len(rounds)} rounds" if len(rounds) > 1 else ""
         self.unit = contract.unit(spec.agent).split()[-1]
         self.say(

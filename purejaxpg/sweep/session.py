@@ -184,13 +184,14 @@ def _results(
 ) -> Path:
     """Compute the missing results of a sweep, called `title`, and return its directory."""
     from purejaxpg.report import completions, sinks
-    from purejaxpg.sweep import compute, engine, frozen, xla
+    from purejaxpg.sweep import compute, engine, frozen, growth, xla
     from purejaxpg.sweep import progress as progresses
     from purejaxpg.sweep import search as searches
     from purejaxpg.sweep import store as stores
 
     say = functools.partial(console.print, highlight=False, soft_wrap=True, markup=False)
     out = options.out or Path("results") / spec.name
+    asked, spec = spec, growth.continued(spec, out)
     logs = sinks.Logs(options.logs, spec.name, say)
     with stores.Store.open(out, dict(spec.identity), spec.text) as store:
         frozen.keep(store.path, spec.given)
@@ -199,7 +200,8 @@ def _results(
             progress = progresses.Progress(console, options.quiet, log, title)
             if xla.stores_choices(devices[0]):
                 use_cache(store.path / PROGRAMS)
-            backend = (make_backend or compute.Backend)(spec, devices)
+            # Other processes know the sweep file alone.
+            backend = (make_backend or compute.Backend)(asked, devices)
             _compute(spec, options, store, backend, progress, then)
         else:
             say(f"{title}: already finished." if title else f"Already finished: {out}")
