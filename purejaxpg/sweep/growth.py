@@ -7,7 +7,7 @@ growth again, and no finished unit changes.
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ def continued(spec: specs.Spec, out: Path) -> specs.Spec:
     """Return a sweep that knows what it was before it grew, if the results in `out` are its own.
 
     Raises:
-        InputError: they are of a sweep that cannot grow into this one.
+        InputError: they are of a different sweep, or of one that cannot grow into this one.
         FaultError: they cannot be read.
     """
     if not os.path.isfile(out / ledgers.LEDGER):
@@ -32,7 +32,7 @@ def continued(spec: specs.Spec, out: Path) -> specs.Spec:
         stored = ledgers.identity_at_rest(out)
     history = stored.pop(stores.GROWN, [])
     if any(not _may_grow(spec, key) for key, _, _ in stores.differences(stored, spec.identity)):
-        return _with_history(spec, history, ())  # a different sweep, which the store refuses
+        stores.refuse_other_sweep(out, stored, spec.identity)
     if stored != spec.identity:
         before = stores.growing(stored)
         reason = next(_reasons(spec, before, out), None)
@@ -42,7 +42,11 @@ def continued(spec: specs.Spec, out: Path) -> specs.Spec:
                 "directory with --out."
             )
         history = [*history, before]
-    return _with_history(spec, history, [specs.earlier(spec, state) for state in history])
+    if not history:
+        return spec
+    identity = {**spec.identity, stores.GROWN: history}
+    earlier = tuple(specs.earlier(spec, state) for state in history)
+    return dataclasses.replace(spec, identity=identity, before=earlier)
 
 
 def _may_grow(spec: specs.Spec, key: str) -> bool:
@@ -52,14 +56,6 @@ def _may_grow(spec: specs.Spec, key: str) -> bool:
         "search.samples",
         f"config.{length}",
     )
-
-
-def _with_history(
-    spec: specs.Spec, history: Sequence[Mapping[str, Any]], before: Sequence[specs.Spec]
-) -> specs.Spec:
-    """Return a sweep that was `before`, with the same in its identity."""
-    identity = {**spec.identity, stores.GROWN: list(history)} if history else spec.identity
-    return dataclasses.replace(spec, identity=identity, before=tuple(before))
 
 
 def _reasons(spec: specs.Spec, before: Mapping[str, Any], out: Path) -> Iterator[str]:
@@ -124,7 +120,9 @@ def _signature(run: plans.Run) -> str:
     return compute.signature(run.config)
 
 
-def _other_programs(spec: specs.Spec, pairs: Any) -> Iterator[str]:
+def _other_programs(
+    spec: specs.Spec, pairs: Iterable[tuple[plans.Run, plans.Run]]
+) -> Iterator[str]:
     """Yield why a longer run is not the continuation of a shorter one.
 
     It is one if `init` and `update` are the same programs, which they are not if, for example, the

@@ -82,7 +82,7 @@ class Store:
                 _create(root, wanted, spec_text)
             stored = ledgers.identity_at_rest(root)
             if not grows(stored, wanted):
-                _refuse_other_sweep(root, stored, wanted)
+                refuse_other_sweep(root, stored, wanted)
             if not locked:
                 _take(lock, root, create=True)
             store = cls(root, ledgers.Ledger(root, writable=True), lock.pop_all())
@@ -163,9 +163,8 @@ class Store:
     def _grow(self, stored: dict[str, Any], wanted: dict[str, Any], spec_text: str) -> None:
         """Make the sweep the one that is wanted, if it grows; complete an interrupted growth."""
         if stored != wanted:
-            changes = differences(growing(stored), growing(wanted))
-            changed = "; ".join(f"{key} from {old} to {new}" for key, old, new in changes)
-            self.ledger.grow(wanted, spec_text, f"The sweep grew: {changed}.")
+            note = f"The sweep grew: {changes(stored, wanted)}."
+            self.ledger.grow(wanted, spec_text, note)
         about = {"identity": self.ledger.identity, "spec": self.ledger.spec_text}
         if GROWN in wanted and disk.read_intact(self.path / "identity.json") != about:
             self.write_texts()
@@ -377,8 +376,8 @@ def _refuse_foreign(root: Path) -> None:
         )
 
 
-def _refuse_other_sweep(root: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Refuse a directory whose identity differs, naming the first field that does."""
+def refuse_other_sweep(root: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise an InputError if a directory's identity differs; it names the first field that does."""
     changed = difference(stored, wanted)
     if changed is not None:
         key, old, new = changed
@@ -406,6 +405,12 @@ def differences(
 def growing(identity: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of an identity that may grow."""
     return {key: identity[key] for key in GROWS if key in identity}
+
+
+def changes(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Say what is added to a sweep that grows."""
+    added = differences(growing(stored), growing(wanted))
+    return "; ".join(f"{key} from {old} to {new}" for key, old, new in added)
 
 
 def grows(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
