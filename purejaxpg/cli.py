@@ -63,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         cause = "Terminated" if isinstance(error, signals.Terminated) else "Interrupted"
         message = f"{cause}; finished units are kept, and the same command resumes."
-        return complain(message, session.exit_status(error))
+        status = complain(message, session.exit_status(error))
+        signals.end_at_once(status)
+        return status
 
 
 def dispatch(words: list[str]) -> int:
@@ -176,7 +178,10 @@ def add_result_commands(add: Any) -> None:
         option("directory", type=Path, metavar="DIR", help="a result directory")
         return option
 
-    add_for_directory(report, "write the report of a sweep again")
+    text = "write the report of a sweep again, or compare several sweeps on one page"
+    option = add(report, text).add_argument
+    option("directories", type=Path, nargs="+", metavar="DIR", help="a result directory")
+    option("--out", type=Path, metavar="DIR", help="of the comparison (results/A-vs-B)")
 
     option = add_for_directory(export, "write the results as one tidy table with a row per run")
     option("--out", type=Path, metavar="FILE", help=".csv or .parquet (DIR/export.csv)")
@@ -378,15 +383,29 @@ def options_of(arguments: argparse.Namespace) -> session.Options:
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """Write the tables and figures of a sweep, or of all its stages, again."""
+    """Write the tables and figures of a sweep, or of all its stages, again, or compare several."""
     from purejaxpg.sweep import stages
 
-    console, root = session.make_console(), arguments.directory
-    directories = stages.directories(root)
+    console, roots, out = session.make_console(), arguments.directories, arguments.out
+    if len(roots) > 1:
+        session.report_together(roots, out or Path("results") / versus(roots), console)
+        return
+    if out is not None:
+        raise InputError(
+            "--out is the directory of a comparison, so it needs several result directories; the "
+            f"report of one is written to {roots[0] / 'report'}."
+        )
+    directories = stages.directories(roots[0])
     for directory in directories:
         session.report(directory, console)
-    if directories != [root]:
-        session.report_stages(root, console)
+    if directories != roots:
+        session.report_stages(roots[0], console)
+
+
+def versus(directories: Sequence[Path]) -> str:
+    """Return the name of the directory of a comparison."""
+    names = [directory.absolute().name for directory in directories]
+    return "-vs-".join(names if len(names) < 5 else [*names[:3], f"{len(names) - 3}-more"])
 
 
 def export(arguments: argparse.Namespace) -> None:

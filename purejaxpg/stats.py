@@ -223,14 +223,15 @@ def performance_profile(
     return share, low, high
 
 
-def first_place(scores: Sequence[ArrayLike], resamples: int = 2000, seed: int = 0) -> Floats:
+def first_place(scores: Sequence[Any], resamples: int = 2000, seed: int = 0) -> Floats:
     """Return how often each configuration has the highest IQM when its runs are resampled.
 
     A winner that comes first in half of the resamples is tied with another configuration. Ties in a
     resample are shared. With one run each, resamples do not differ, and every share is 0 or 1.
 
     Args:
-        scores: final scores of each configuration's runs, arrays ``[n_c]``.
+        scores: final scores of each configuration's runs, arrays ``[n_c]``, or a list of arrays,
+            one per stratum, as in ``bootstrap_ci``.
         resamples: number of resamples.
         seed: the only source of randomness.
 
@@ -241,7 +242,8 @@ def first_place(scores: Sequence[ArrayLike], resamples: int = 2000, seed: int = 
         ranks.
     """
     generator = np.random.default_rng(seed)
-    drawn = np.stack([iqm(_again(part, resamples, generator)) for part in _strata(list(scores))])
+    strata = [_strata(each) for each in scores]
+    drawn = np.stack([iqm(np.concatenate(own)[_draw(own, resamples, generator)]) for own in strata])
     first = drawn == drawn.max(axis=0)
     return (first / first.sum(axis=0)).mean(axis=1)
 

@@ -26,6 +26,7 @@ _LINES = 600  # configurations drawn in parallel coordinates, at most
 _PARALLEL = 8  # hyperparameters in parallel coordinates, at most
 _COLOURED = 8  # configurations with a colour of their own in the frontier, at most
 _FRONTIER = 200  # points of each line of the frontier, at most
+_PALETTE = 8  # colours that the style of the page has
 _LABELLED = 8  # values of a hyperparameter that all get a tick
 
 
@@ -37,6 +38,11 @@ def clean(text: str) -> str:
 def rounded(values: Iterable[float]) -> list[float | None]:
     """Return numbers with four significant digits; those that are not finite become None."""
     return [float(f"{float(v):.4g}") if math.isfinite(v) else None for v in values]
+
+
+def colour(place: int) -> str:
+    """Return the name of the colour of the line at a place from 0; after the last, the first."""
+    return f"c{place % _PALETTE + 1}"
 
 
 def _figure(traces: list[Figure], height: int, **layout: Any) -> Figure:
@@ -92,11 +98,11 @@ def curves(data: Curves, unit: str, rows: Sequence[int] = ()) -> Figure:
         traces[-1]["line"]["dash"] = "dot"
     else:
         traces = [_trace(x, y, "grey 80", width=1) for _, x, y in data.others]
-    for index, line in reversed(list(enumerate(data.best, 1))):
-        tag: Figure = {"meta": rows[index - 1]} if rows else {}
-        traces.append(_band(line.steps, line.low, line.high, f"c{index}", **tag))
+    for place, line in reversed(list(enumerate(data.best))):
+        tag: Figure = {"meta": rows[place]} if rows else {}
+        traces.append(_band(line.steps, line.low, line.high, colour(place), **tag))
         hover: Figure = {"name": clean(line.name), "hovertemplate": "%{y:.4g}"}
-        traces.append(_trace(line.steps, line.centre, f"c{index}", **hover, **tag))
+        traces.append(_trace(line.steps, line.centre, colour(place), **hover, **tag))
     return _figure(
         traces,
         440,
@@ -350,10 +356,10 @@ def _coordinate(values: list[Any], spec: Any) -> tuple[list[tuple[float, str]], 
 def profile(data: Profile) -> Figure:
     """Draw performance profiles with their bands."""
     traces = []
-    for index, (label, share, low, high) in reversed(list(enumerate(data.lines, 1))):
+    for place, (label, share, low, high) in reversed(list(enumerate(data.lines))):
         hover = {"name": clean(label), "hovertemplate": "%{y:.0%}"}
-        traces.append(_band(data.thresholds, low, high, f"c{index}"))
-        traces.append(_trace(data.thresholds, share, f"c{index}", **hover))
+        traces.append(_band(data.thresholds, low, high, colour(place)))
+        traces.append(_trace(data.thresholds, share, colour(place), **hover))
     title = "normalised final return τ" if data.normalized else "final return τ"
     axes: Figure = {"xaxis": {"title": {"text": title}, "tickformat": "~g"}}
     axes["yaxis"] = {"tickformat": ".0%", "range": [-0.01, 1.03]}

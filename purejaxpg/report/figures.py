@@ -3,8 +3,10 @@
 They are drawn without pyplot, which would need a display and keep global figures.
 """
 
+import itertools
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,8 @@ from purejaxpg.report.analysis import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from purejaxpg.report.together import Together
 
 # Okabe and Ito's colours, told apart under the common forms of colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
@@ -52,6 +56,33 @@ def write(data: Analysis, directory: Path) -> list[str]:
         "sensitivity": _sensitivity(data),
         "schedule": _schedule(data.schedules),
     }
+    made = {name: figure for name, figure in drawn.items() if figure is not None}
+    return [save_both(figure, directory, name)[0].name for name, figure in made.items()]
+
+
+def write_together(data: "Together", directory: Path) -> list[str]:
+    """Write the figures of several result directories as PNG and as SVG.
+
+    Args:
+        data: the comparison.
+        directory: an existing directory.
+
+    Returns:
+        The names of the PNG files.
+    """
+    kind = "normalised final return" if data.normalized else "final return"
+    drawn = {
+        "curves": _curves_together(data),
+        "ranking": _forest(
+            [(m.name, m.iqm, m.low, m.high) for m in data.methods],
+            "Ranking", f"IQM of the {kind}, with 95% interval",
+        ),
+        "improvement": _forest(
+            [(each.over, each.value, each.low, each.high) for each in data.improvements],
+            "Probability of improvement", "with 95% interval", 0.5,
+        ),
+        "profiles": _profiles(data.profile),
+    }  # fmt: skip
     made = {name: figure for name, figure in drawn.items() if figure is not None}
     return [save_both(figure, directory, name)[0].name for name, figure in made.items()]
 
@@ -134,8 +165,6 @@ def dress(axes: "Axes", title: str, under: str = "") -> None:
 
 def _curves(data: Analysis) -> "Figure | None":
     """Draw one panel of curves per environment; None if no run recorded any."""
-    from matplotlib.ticker import EngFormatter
-
     sections = [(section, section.curves) for section in data.sections if section.curves]
     if not sections:
         return None
@@ -147,13 +176,20 @@ def _curves(data: Analysis) -> "Figure | None":
         over = f"IQM of {seeds} seeds, shaded: 95% interval" if seeds > 1 else "one seed"
         dress(axes, section.environment or "Training", over)
         axes.set_xlabel(plain(data.unit, 40), fontsize=11)
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.margins(x=0.01)
-        axes.set_xlim(left=0)
+        _count_steps(axes)
         _legend(axes, len(curves.best), roomy=len(sections) == 1)
     for axes in grid[:: min(3, len(sections))]:
         axes.set_ylabel("episode return (training, stochastic policy)", fontsize=11)
     return figure
+
+
+def _count_steps(axes: "Axes") -> None:
+    """Count steps on the axis from 0, as in 50k."""
+    from matplotlib.ticker import EngFormatter
+
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.margins(x=0.01)
+    axes.set_xlim(left=0)
 
 
 def _draw_curves(axes: "Axes", curves: Curves) -> None:
@@ -167,7 +203,7 @@ def _draw_curves(axes: "Axes", curves: Curves) -> None:
             axes.fill_between(curves.grid, low, high, color=_GREY, alpha=0.45, linewidth=0)
         axes.plot(curves.grid, q50, color="#8a8a8a", linewidth=1.2, linestyle=":")
     # The best last, so that it lies on top.
-    for line, colour in reversed(list(zip(curves.best, COLOURS, strict=False))):
+    for line, colour in reversed(list(zip(curves.best, itertools.cycle(MORE_COLOURS)))):
         axes.fill_between(
             line.steps, line.low, line.high, color=colour, alpha=0.14, linewidth=0, zorder=2
         )
@@ -194,6 +230,23 @@ def _legend(axes: "Axes", coloured: int, roomy: bool) -> None:
         alignment="left",
     )
     legend.get_title().set_color(_SOFT)
+
+
+def _curves_together(data: "Together") -> "Figure":
+    """Draw one panel of curves per environment, one line per method."""
+    figure, grid = make_panels(len(data.environments), 3, (4.8, 3.8))
+    for axes, name in zip(grid, data.environments, strict=True):
+        lines = data.curves[name].best
+        _draw_curves(axes, Curves(tuple(replace(line, label=line.name) for line in lines)))
+        dress(axes, name)
+        axes.set_xlabel(plain(data.unit, 40))
+        _count_steps(axes)
+    for axes in grid[::3]:
+        axes.set_ylabel("episode return (training)")
+    handles, labels = grid[0].get_legend_handles_labels()
+    place: Any = {"loc": "outside lower center", "ncols": 4, "frameon": False}
+    figure.legend(handles[::-1], labels[::-1], **place)
+    return figure
 
 
 # ------------------------------------------------------------------------------------- importance
@@ -302,13 +355,45 @@ def _profiles(profile: Profile | None) -> "Figure | None":
     if profile is None:
         return None
     figure, (axes,) = make_panels(1, 1, (7.0, 4.6))
-    for (label, share, low, high), colour in zip(profile.lines, COLOURS, strict=False):
+    for (label, share, low, high), colour in zip(profile.lines, itertools.cycle(MORE_COLOURS)):
         axes.fill_between(profile.thresholds, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.plot(profile.thresholds, share, color=colour, linewidth=2, label=plain(label))
     dress(axes, "Performance profiles", "with pointwise 95% band")
     axes.set_ylabel("share of runs above τ")
     axes.set_xlabel("normalised final return τ" if profile.normalized else "final return τ")
     axes.legend(frameon=False)
+    return figure
+
+
+def _forest(
+    rows: Sequence[tuple[str, float, float, float]],
+    title: str,
+    under: str,
+    middle: float | None = None,
+) -> "Figure | None":
+    """Draw values with their intervals below each other; None without any.
+
+    Args:
+        rows: name, value, lower and upper end, from top to bottom.
+        title: of the figure.
+        under: what the values are.
+        middle: a value to compare with; it gets a line, and the axis runs from 0 to 1.
+    """
+    if not rows:
+        return None
+    figure, (axes,) = make_panels(1, 1, (7.0, 1.6 + 0.42 * len(rows)))
+    colours = MORE_COLOURS if middle is None else COLOURS[:1]
+    for place, ((_, value, low, high), colour) in enumerate(zip(rows, itertools.cycle(colours))):
+        axes.hlines(place, low, high, color=colour, linewidth=2.4)
+        axes.plot([value], [place], "o", color=colour, markersize=8)
+    axes.set_yticks(range(len(rows)), [plain(name, 48) for name, *_ in rows])
+    axes.invert_yaxis()
+    axes.margins(y=0.5 / len(rows))
+    dress(axes, title, under)
+    axes.grid(visible=True, axis="x", color="#ececec")
+    if middle is not None:
+        axes.axvline(middle, color=_GREY, zorder=0)
+        axes.set_xlim(-0.02, 1.02)
     return figure
 
 

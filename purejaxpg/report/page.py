@@ -10,9 +10,11 @@ import functools
 import hashlib
 import itertools
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +23,9 @@ from purejaxpg.report.analysis import Analysis, Confirmed, Section
 from purejaxpg.report.charts import Figure, Row
 from purejaxpg.report.ranking import Configuration
 from purejaxpg.text import count, duration, engineering, interval, number, percent, short
+
+if TYPE_CHECKING:
+    from purejaxpg.report.together import Together
 
 STATIC_ROWS = 20  # of the table without scripts
 ROWS = 10_000  # of the table with them; table.csv has all
@@ -33,48 +38,113 @@ EQUAL_KL = (
     "A smaller price of divergence buys a larger return: compare configurations at equal KL, in "
     "{}, and not by their rank."
 )
-_FEW = 8  # runs below which a bootstrap interval is too narrow; see docs/results.md
 _HERE = Path(__file__).parent
 
 
-def render(data: Analysis, title: str, written: completions.Texts = completions.NOTHING) -> str:
+@dataclass(frozen=True)
+class Now:
+    """How far a sweep is while it runs.
+
+    Attributes:
+        share: of all its steps, from 0 to 1.
+        words: about its progress, such as the time that is left.
+        every_s: seconds until the page is written again.
+        written: when this one was written, in seconds since 1970.
+    """
+
+    share: float
+    words: tuple[str, ...]
+    every_s: float
+    written: float
+
+    @property
+    def clock(self) -> str:
+        """The time at which the page was written."""
+        return time.strftime("%H:%M:%S", time.localtime(self.written))
+
+
+def render(
+    data: Analysis,
+    title: str,
+    written: completions.Texts = completions.NOTHING,
+    now: Now | None = None,
+) -> str:
     """Return the page.
 
     Args:
         data: the results.
         title: the name of the sweep.
         written: further scores, samples and frontier, as those of language models.
+        now: how far the sweep is; None: it does not run. The page of a running sweep loads itself
+            again when there is a new one.
 
     Returns:
         A complete HTML document.
     """
-    from markupsafe import Markup
-    from plotly import offline
+    table, drawn = _table(data), _Charts()
+    text = _environment().get_template("page.html.j2").render(
+        data=data, title=title, now=now, chart=drawn.add, charts=charts, figures=drawn.figures,
+        table=table,
+        sections=[_of_section(section, data, table) for section in data.sections],
+        many=len(data.sections) > 1, percent=percent,
+        **_parts(), **_of_sweep(data), **_of_texts(written),
+    )  # fmt: skip
+    return text.lstrip()  # the definitions of the template leave empty lines
 
-    scripts = [(_HERE / "page.js").read_text(encoding="utf-8"), offline.get_plotlyjs()]
-    figures: list[Figure] = []
 
-    def chart(figure: Figure, label: str, kind: str = "") -> Markup:
+def render_together(data: "Together", title: str) -> str:
+    """Return the page of several result directories.
+
+    Args:
+        data: the comparison.
+        title: of the page.
+
+    Returns:
+        A complete HTML document.
+    """
+    drawn, many = _Charts(), len(data.environments) > 1
+    kind = "normalised final return" if data.normalized else "final return"
+    rows = [Row(m.name, m.iqm, m.low, m.high, charts.colour(i)) for i, m in enumerate(data.methods)]
+    pairs = [Row(each.over, each.value, each.low, each.high) for each in data.improvements]
+    text = _environment().get_template("together.html.j2").render(
+        data=data, title=title, chart=drawn.add, charts=charts, figures=drawn.figures, many=many,
+        scores=charts.forest(rows, title=kind), kind=kind,
+        improvement=charts.forest(pairs, 0.5, "50%: no difference", percent) if pairs else None,
+        **_parts(),
+    )  # fmt: skip
+    return str(text).lstrip()
+
+
+class _Charts:
+    """The charts of a page, in the order of their places."""
+
+    def __init__(self) -> None:
+        self.figures: list[Figure] = []
+
+    def add(self, figure: Figure, label: str, kind: str = "") -> Any:
         """Return the place of a chart; the script draws it when it scrolls into view."""
-        figures.append(figure)
+        from markupsafe import Markup
+
+        self.figures.append(figure)
         height = figure.get("layout", {}).get("height", 420)
         text = (
             '<div class="chart {}" data-chart="{}" role="img" aria-label="{}" '
             'style="height:{}px"></div>'
         )
-        return Markup(text).format(kind, len(figures) - 1, label, height)
+        return Markup(text).format(kind, len(self.figures) - 1, label, height)
 
-    table = _table(data)
-    text = _environment().get_template("page.html.j2").render(
-        data=data, title=title, chart=chart, charts=charts, figures=figures, table=table,
-        style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
-        scripts=[Markup(script) for script in scripts],
-        hashes=[_hash(script) for script in scripts],
-        sections=[_of_section(section, data, table) for section in data.sections],
-        many=len(data.sections) > 1, percent=percent,
-        **_of_sweep(data), **_of_texts(written),
-    )  # fmt: skip
-    return text.lstrip()  # the definitions of the template leave empty lines
+
+def _parts() -> dict[str, Any]:
+    """Return the style and the scripts of a page, and the hashes that its policy allows."""
+    from markupsafe import Markup
+    from plotly import offline
+
+    scripts = [(_HERE / "page.js").read_text(encoding="utf-8"), offline.get_plotlyjs()]
+    return {
+        "style": Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+        "scripts": [Markup(script) for script in scripts],
+        "hashes": [_hash(script) for script in scripts],
+    }
 
 
 def render_stages(
@@ -83,6 +153,7 @@ def render_stages(
     text: str,
     frontier: bytes = b"",
     kind: str = "stage",
+    now: Now | None = None,
 ) -> str:
     """Return the page of a pipeline, which links to the pages of its stages, or of agents.
 
@@ -93,6 +164,7 @@ def render_stages(
         text: the sweep file.
         frontier: a PNG picture of all stages that can be compared; empty if there are none.
         kind: "stage" or "agent".
+        now: as for `render`, about the present stage.
 
     Returns:
         A complete HTML document without a script.
@@ -100,9 +172,10 @@ def render_stages(
     from markupsafe import Markup
 
     page = _environment().get_template("stages.html.j2").render(
-        title=title, stages=stages, text=text, kind=kind, equal_kl=EQUAL_KL.format("this figure"),
+        title=title, stages=stages, text=text, kind=kind, now=now,
+        equal_kl=EQUAL_KL.format("this figure"),
         frontier=base64.b64encode(frontier).decode(),
-        few=_few(max((c.finished for stage in stages for c in stage["ranked"]), default=0)),
+        few=analysis.few(max((c.finished for stage in stages for c in stage["ranked"]), default=0)),
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
     )  # fmt: skip
     return str(page).lstrip()
@@ -197,15 +270,10 @@ def _of_texts(written: completions.Texts) -> dict[str, Any]:
         "written": written,
         "scored": written.rows[:_SCORED],
         "seeds_scored": seeds,
-        "few": _few(seeds),
+        "few": analysis.few(seeds),
         "samples": [(each["label"], _samples(each["columns"])) for each in written.samples],
         "equal_kl": EQUAL_KL,
     }
-
-
-def _few(seeds: int) -> str:
-    """Return a sentence about intervals over few seeds; "" if they are enough, or is only one."""
-    return f"{seeds} seeds are few: these intervals are too narrow." if 1 < seeds < _FEW else ""
 
 
 def _samples(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from purejaxpg import FaultError, contract, disk
-from purejaxpg.report import analysis, completions, export, figures, page, ranking, tables
+from purejaxpg.report import analysis, completions, export, figures, page, ranking, tables, together
 from purejaxpg.report.analysis import Analysis
 from purejaxpg.report.ranking import Configuration
 from purejaxpg.sweep import stages
 from purejaxpg.sweep.store import Store
-from purejaxpg.text import count, paragraphs, short
+from purejaxpg.text import count, interval, number, paragraphs, percent, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,20 +55,41 @@ def write(directory: str | os.PathLike[str], console: "Console") -> Path:
             _print_further(written, console)
             _write_tables(data, written, target)
             text = page.render(data, _title_of(store.path), written)
-            (target / "index.html").write_text(text, encoding="utf-8")
+            disk.write_text(target / "index.html", text)
             drawn = figures.write(data, target) + _write_completions(written, target)
     line = f"Wrote index.html, table.csv and {count(len(drawn), 'figure')} to {target}"
     console.print(line, markup=False, highlight=False, soft_wrap=True)
     return target
 
 
-def write_stages(directory: str | os.PathLike[str]) -> Path:
+def page_text(directory: Path, now: page.Now, unfinished: analysis.Unfinished) -> str:
+    """Return the page of a sweep while it runs.
+
+    Args:
+        directory: its result directory.
+        now: how far it is.
+        unfinished: metrics so far [rows, updates] and facts of units in progress.
+
+    Returns:
+        A complete HTML document.
+
+    Raises:
+        FaultError: a result is damaged.
+    """
+    with Store.read(directory) as store:
+        data = analysis.of_store(store, unfinished)
+        written = completions.of_store(store, data.ranked, data.confirmed)
+        return page.render(data, _title_of(store.path), written, now)
+
+
+def write_stages(directory: str | os.PathLike[str], now: page.Now | None = None) -> Path:
     """Write the page of a pipeline or of several agents, DIR/index.html, with links to each.
 
     Where several stages can be compared, it shows DIR/frontier.png, which is also written as SVG.
 
     Args:
         directory: of the stages or agents, at least one of which has begun.
+        now: how far the present one is; None: all have ended.
 
     Returns:
         The path of the page.
@@ -89,8 +110,91 @@ def write_stages(directory: str | os.PathLike[str]) -> Path:
         pictures = _write_figure(completions.draw_together(compared), root)
         drawn = pictures[0].read_bytes() if pictures else b""
     target, kind = root / "index.html", "agent" if stages.of_agents(root) else "stage"
-    disk.write_text(target, page.render_stages(root.name, rows, pipeline.text, drawn, kind))
+    text = page.render_stages(root.name, rows, pipeline.text, drawn, kind, now)
+    disk.write_text(target, text)
     return target
+
+
+def write_together(
+    directories: Sequence[str | os.PathLike[str]],
+    target: str | os.PathLike[str],
+    console: "Console",
+) -> Path:
+    """Compare several result directories: print their ranking and write a page about all of them.
+
+    Args:
+        directories: at least one result directory of runs that play an environment.
+        target: a directory, which is made; it may hold the result directories.
+        console: where to print.
+
+    Returns:
+        The page, ``target/index.html``. Beside it are the figures as PNG and SVG, ``table.csv``
+        with what each agent achieved in each environment, ``improvement.csv``, ``curves.csv`` and
+        ``table.md``.
+
+    Raises:
+        InputError: a directory cannot be compared, or is named twice.
+        FaultError: a result is damaged, or the page cannot be written.
+    """
+    data, folder = together.of_directories(directories), Path(target)
+    found = [_table_together(data)]
+    for table in found:
+        tables.show(table, console)
+    for line in (*data.warnings, *data.notes):
+        console.print(line, markup=False, highlight=False)
+    with disk.faults("write the comparison", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        text = [*tables.markdown_lines(found, 3), *data.warnings, *data.notes]
+        (folder / "table.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+        _write_csv(folder / "table.csv", _method_rows(data))
+        _write_csv(folder / "improvement.csv", [_read(i, _CHANCE) for i in data.improvements])
+        lines = [(name, line) for name, own in data.curves.items() for line in own.best]
+        _write_csv(folder / "curves.csv", [p for n, line in lines for p in _points(line, env=n)])
+        figures.write_together(data, folder)
+    page_path = folder / "index.html"
+    disk.write_text(page_path, page.render_together(data, _versus(data)))
+    return page_path
+
+
+def _versus(data: together.Together) -> str:
+    """Return the names of a few methods as a title, or how many there are."""
+    names = [method.name for method in data.methods]
+    return ", ".join(names) if len(names) <= 4 else f"{len(names)} agents"
+
+
+def _table_together(data: together.Together) -> tables.Table:
+    """Return the ranking of methods."""
+    kind = "normalised final return" if data.normalized else "final return"
+    rows = [
+        [
+            str(rank),
+            m.name,
+            number(m.iqm),
+            interval(m.low, m.high),
+            number(m.mean),
+            percent(m.first),
+        ]
+        + [number(entry.iqm) for entry in m.entries.values()]
+        for rank, m in enumerate(data.methods, 1)
+    ]
+    each = [f"IQM in {name}" for name in data.environments]
+    headers = ["rank", "agent", "IQM", "95% CI", "mean", "first in", *each]
+    return tables.Table(f"Agents by {kind}", headers, rows, best_first=True)
+
+
+def _method_rows(data: together.Together) -> list[dict[str, Any]]:
+    """Return what each method achieved in each environment."""
+    return [
+        {"rank": rank, "agent": m.name, "env": name, "configuration": e.configuration.label}
+        | {"seeds": "fresh" if e.fresh else "tuning", "runs": e.scores.size}
+        | {"diverged": e.configuration.diverged, "configurations_tried": e.tried}
+        | {"final_iqm": e.iqm, "ci95_low": e.ends[0], "ci95_high": e.ends[1]}
+        | {"score_at_0": data.scales[name][0], "score_at_1": data.scales[name][1]}
+        | {"overall_iqm": m.iqm, "overall_ci95_low": m.low, "overall_ci95_high": m.high}
+        | {"directory": str(m.directory)}
+        for rank, m in enumerate(data.methods, 1)
+        for name, e in m.entries.items()
+    ]
 
 
 def _stage(stage: stages.Stage, directory: Path, begun: Sequence[Path]) -> dict[str, Any]:
@@ -285,6 +389,7 @@ _SCORES = {
 }  # fmt: skip
 _RUNS = {"diverged": "diverged", "runs_done": "finished", "runs_planned": "planned"}
 _OUTCOME = ("seed", "status", "score", "greedy_score", "diverged_at")
+_CHANCE = {"pair": "over", "probability": "value", "ci95_low": "low", "ci95_high": "high"}
 _SHARES = {
     "hyperparameter": "name", "share": "share", "share_low": "low", "share_high": "high",
     "share_top_quarter": "top_share",
@@ -361,9 +466,12 @@ def _curve_rows(data: Analysis) -> list[dict[str, Any]]:
     for section in data.sections:
         drawn = [(ranking.TUNE, section.curves), (ranking.CONFIRM, section.confirmed_curves)]
         for stage, line in ((s, line) for s, curves in drawn if curves for line in curves.best):
-            for point in zip(line.steps, line.centre, line.low, line.high, strict=True):
-                names = ("env_steps", "iqm", "ci95_low", "ci95_high")
-                values = dict(zip(names, (float(v) for v in point), strict=True))
-                head = {"env": section.environment, "stage": stage, "curve": line.label}
-                rows.append({**head, **values})
+            rows += _points(line, env=section.environment, stage=stage)
     return rows
+
+
+def _points(line: analysis.Line, **head: str) -> list[dict[str, Any]]:
+    """Return the points of a curve as rows that begin with `head`."""
+    names, start = ("env_steps", "iqm", "ci95_low", "ci95_high"), {**head, "curve": line.label}
+    points = zip(line.steps, line.centre, line.low, line.high, strict=True)
+    return [start | dict(zip(names, map(float, point), strict=True)) for point in points]

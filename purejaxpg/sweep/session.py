@@ -219,12 +219,27 @@ def report(out: Path, console: Any) -> Path:
     return Path(written)
 
 
+def report_together(directories: Sequence[Path], out: Path, console: Any) -> None:
+    """Write the page that compares several result directories, and say where it is."""
+    from purejaxpg.report import writer
+
+    written = writer.write_together(directories, out, console)
+    console.print(f"Comparison: {written}", highlight=False, soft_wrap=True, markup=False)
+
+
 def report_stages(out: Path, console: Any) -> None:
-    """Write the page of a pipeline or of several agents, and say where it is."""
+    """Write the page of a pipeline, or the comparison of several agents, and say where it is."""
     from purejaxpg.report import writer
     from purejaxpg.sweep import stages
 
-    written, kind = writer.write_stages(out), "agents" if stages.of_agents(out) else "stages"
+    if stages.of_agents(out):
+        try:
+            report_together(stages.directories(out), out, console)
+            return
+        except InputError as error:  # of language models, for example
+            console.print(f"Note: {error}", highlight=False, soft_wrap=True, markup=False)
+    written = writer.write_stages(out)
+    kind = "agents" if stages.of_agents(out) else "stages"
     console.print(f"All {kind}: {written}", highlight=False, soft_wrap=True, markup=False)
 
 
@@ -232,18 +247,20 @@ def _compute(
     spec: Any, options: Options, store: Any, backend: Any, progress: Any, then: Callable[[], None]
 ) -> None:
     """Compute the missing results of a result directory; call `then` after each commit."""
+    from purejaxpg.report import live
     from purejaxpg.sweep import engine
     from purejaxpg.sweep import search as searches
 
     rounds = functools.partial(searches.rounds, spec, options.confirm)
-    with progress:
-        progress.begin(spec, searches.rehearse(rounds()))
+    with progress, live.Page(store.path, progress):
         executor = None
         if options.executor == "ray":
             from purejaxpg.cluster import ray_executor
 
             executor = ray_executor.Ray(spec, options.ray_address, dict(options.ray_task))
             backend.slots, backend.on_cpu = executor.slots, executor.on_cpu
+        planned = searches.rehearse(rounds())
+        progress.begin(spec, planned, [backend.groups(i, r, {}) for i, r in enumerate(planned)])
         engine.run(rounds(), store, backend, progress, options.snapshot_every_s, executor, then)
 
 
@@ -256,10 +273,17 @@ def exit_status(error: BaseException) -> int:
 
 
 def make_console() -> Any:
-    """Return the console to print on; for a file or a pipe it is wide enough for tables."""
+    """Return the console to print on; for a file or a pipe it is wide enough for tables.
+
+    If the reader of a pipe leaves, as `head` does, the sweep goes on without output.
+    """
     from rich.console import Console
 
-    return Console(width=None if streams.on_terminal(sys.stdout) else 120)
+    class Lasting(Console):
+        def on_broken_pipe(self) -> None:
+            streams.discard_output()
+
+    return Lasting(width=None if streams.on_terminal(sys.stdout) else 120)
 
 
 # ----------------------------------------------------------------------------------------- devices

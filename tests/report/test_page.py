@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import synthetic_sweep
 from plotly import graph_objects, offline
 from rich.console import Console
 
-from purejaxpg.report import analysis, charts, completions, page, ranking, writer
+from purejaxpg.report import analysis, charts, completions, page, ranking, together, writer
 from purejaxpg.sweep.ledger import Outcome, Run
 from purejaxpg.sweep.store import Store
 from purejaxpg.text import number, short
@@ -340,6 +341,20 @@ def test_samples_without_a_reward_or_a_prompt_are_shown(small):
     assert found.ids[0] == "answer" and "two" in words_of(found)
 
 
+def test_several_sweeps_share_a_sound_page(small, sweeps, tmp_path):
+    nasty_one = nasty(tmp_path / "one"), nasty(tmp_path / "two")
+    for paths in ([small[0], sweeps("large_random")[0]], nasty_one):
+        data = together.of_directories(paths)
+        text = page.render_together(data, "both")
+        found = check(text)
+        assert "<img" not in text.replace(PLOTLY, "")
+        words = words_of(found)
+        assert all(" ".join(m.name.split()) in words for m in data.methods)
+        assert set(found.ids) >= {"ranking", "curves", "improvement", "profiles", "chosen"}
+        curve = data_of(found)["figures"][1]["data"]
+        assert len({trace["line"]["color"][:3] for trace in curve}) == 2
+
+
 def digest(script):
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
@@ -571,3 +586,39 @@ def test_a_reader_sorts_filters_and_picks_curves(small, tmp_path):
     assert (state["before"], state["picked"], state["hidden"]) == ("10", "11", "8")
     assert all(f"{n} {short(v)}" in state["legend"] for n, v in ranked[8].swept.items())
     assert state["pressed"] == "false false" and int(state["hover"]) > 0
+
+
+RELOADS = """
+const loads = Number(sessionStorage.getItem("loads")) + 1;
+sessionStorage.setItem("loads", loads);
+root.dataset.loads = loads;
+if (loads > 1) all(".live").forEach((node) => { node.dataset.every = 1000; });  // once is enough
+window.addEventListener("load", () => {
+  if (loads === 1) window.scrollTo(0, 300);
+  setTimeout(() => { root.dataset.place = window.scrollY; }, 200);
+});
+"""
+
+
+@needs_browser
+@pytest.mark.parametrize("kind", ["running", "silent", "finished"])
+def test_only_the_page_of_a_running_sweep_loads_itself_again(small, tmp_path, kind):
+    """At the same place; and not if it was not written for long."""
+    written_at = time.time() - (10_000 if kind == "silent" else 0)
+    now = page.Now(0.25, ("about 90 s left",), 2.0, written_at)
+    with Store.read(small[0]) as store:
+        data = analysis.of_store(store)
+    text = page.render(data, "out", now=None if kind == "finished" else now)
+    path = tmp_path / "index.html"
+    path.write_text(with_script(text, RELOADS))
+    document, logged = opened(path, tmp_path)
+    state = dict(re.findall(r'data-(\w+)="([^"]*)"', re.search(r"<html[^>]*>", document).group(0)))
+    assert logged == [] and "error" not in state
+    assert state["loads"] == ("2" if kind == "running" else "1")
+    assert int(float(state["place"])) == 300
+    assert ("probably stopped" in words_of_banner(document)) == (kind == "silent")
+
+
+def words_of_banner(document):
+    found = re.search(r'<div class="live".*?</div>', document, re.S)
+    return found.group(0) if found else ""
