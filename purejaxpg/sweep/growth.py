@@ -64,8 +64,8 @@ def _reasons(spec: specs.Spec, before: Mapping[str, Any], out: Path) -> Iterator
     if kind:
         yield f"with {kind}, what is trained depends on the results of all runs before"
     for name in sorted(before["sweep"].keys() ^ spec.identity["sweep"].keys()):
-        how = "is no longer one" if name in before["sweep"] else "was none"
-        yield f"the axis {name} {how}, and an axis needs a value for every finished run"
+        how = "is no longer" if name in before["sweep"] else "was not"
+        yield f"{name} {how} an axis, and all runs of a sweep have the same axes"
     with stores.Store.read(out) as store:
         if any(leg["stage"] == "confirm" for leg in store.ledger.legs()):
             yield "its winner was confirmed on fresh seeds, and the winner could change"

@@ -53,12 +53,12 @@ def write(folder: pathlib.Path, text: str = FILE) -> pathlib.Path:
     return folder / "study.toml"
 
 
-def sweep(folder: pathlib.Path, text: str) -> pathlib.Path:
+def sweep(folder: pathlib.Path, text: str, devices: int = 1) -> pathlib.Path:
     """Run a sweep file, or go on with it, without a report -> the result directory."""
     out = folder / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session, "report", lambda out, _: out)
-        session.sweep(write(folder, text), session.Options(out=out, devices=1, quiet=True))
+        session.sweep(write(folder, text), session.Options(out=out, devices=devices, quiet=True))
     return out
 
 
@@ -135,22 +135,36 @@ def test_nothing_is_computed_twice(
     assert "Already finished" in capsys.readouterr().out
 
 
-def test_agents_of_the_package_grow_to_the_same_bits_on_several_devices(
-    tmp_path: pathlib.Path,
-) -> None:
-    """The only new unit is computed on two devices, as those before, and so are longer runs."""
+def test_agents_of_the_package_grow_to_the_same_bits(tmp_path: pathlib.Path) -> None:
     raw = copy.deepcopy(tiny_sweep.TINY) | {"sweep": {"learning_rate": [1e-3, 1e-2]}}
     raw["config"]["learning_rate_schedule"] = "constant"
     longer = copy.deepcopy(raw) | {"seeds": 3}
     longer["config"]["total_timesteps"] *= 2
     for each in (raw, {**raw, "seeds": 3}, longer):
         spec = growth.continued(specs.from_dict(each, "tiny"), tmp_path / "out")
-        tiny_sweep.run(spec, tmp_path / "out", devices=2)
+        tiny_sweep.run(spec, tmp_path / "out")
+    tiny_sweep.run(specs.from_dict(longer, "tiny"), tmp_path / "whole")
+    same(tmp_path / "out", tmp_path / "whole")
+
+
+def on_two_devices(folder: str) -> None:
+    """Grow a sweep by a single unit, and then by another length; run the same as a whole."""
+    last = FILE.replace("seeds = 2", "seeds = 3").replace("= 60", "= 130")
+    for text in (FILE, FILE.replace("seeds = 2", "seeds = 3"), last):
+        sweep(pathlib.Path(folder), text, 2)
+    sweep(pathlib.Path(folder, "whole"), last, 2)
+
+
+def test_a_single_new_unit_is_computed_on_several_devices_like_those_before(
+    tmp_path: pathlib.Path,
+) -> None:
+    call = f"import test_growth; test_growth.on_two_devices({str(tmp_path)!r})"
+    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", call], env=environment, check=True, timeout=600)
     with stores.Store.read(tmp_path / "out") as store:
         assert [unit["facts"]["devices"] for unit in store.ledger.units()] == [2] * 6
         assert [unit["round"] for unit in store.ledger.units()] == [0, 0, 1, 2, 2, 2]
-    tiny_sweep.run(specs.from_dict(longer, "tiny"), tmp_path / "whole", devices=2)
-    same(tmp_path / "out", tmp_path / "whole")
+    same(tmp_path / "out", tmp_path / "whole" / "out")
 
 
 # ------------------------------------------------------------------------------------ interruption
@@ -308,8 +322,8 @@ REFUSED = [
     (GRID, {"seeds": 1}, "it has results for learning_rate=0.1, seed 1, which are not in"),
     (GRID, {"sweep": {"learning_rate": [0.1]}}, "results for learning_rate=1, seed 0, which are"),
     (GRID, {"config": {"num_updates": 40}}, "num_updates was 60 and is 40, which must give more"),
-    (GRID, {"sweep": {**GRID["sweep"], "steps_per_update": [4]}}, "axis steps_per_update was none"),
-    (GRID, {"sweep": {}}, "the axis learning_rate is no longer one"),
+    (GRID, {"sweep": {**GRID["sweep"], "steps_per_update": [4]}}, "steps_per_update was not an axis, and"),
+    (GRID, {"sweep": {}}, "learning_rate is no longer an axis"),
     (GRID, {"eval_episodes": 4}, "belongs to a different sweep: its eval_episodes is 128 and this"),
     (GRID, {"config": {"num_updates": 60, "steps_per_update": 2}}, "config.steps_per_update is"),
     (GRID, {"halving": {"rungs": 2}}, "belongs to a different sweep: its halving.rungs is absent"),
