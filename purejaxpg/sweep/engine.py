@@ -83,10 +83,12 @@ def unfinished(rounds: searches.Rounds, store: stores.Store) -> bool:
     """Return whether any unit of `rounds` is uncommitted or damaged, or a state can be released."""
     if store.ledger.pending() or store.damaged():
         return True
-    planned_rounds = {unit["round"] for unit in store.ledger.units()}
+    known = {(leg["round"], leg["run_id"]) for leg in store.ledger.legs(planned=True)}
     all_rounds = searches.played(rounds, lambda index, _: results(store, index))
-    more = any(index == len(planned_rounds) for index, _ in enumerate(all_rounds))
-    return more or any(store.superseded(index) for index in planned_rounds)
+    # A ledger that was rebuilt may lack units of any round.
+    legs = ((index, leg) for index, round_ in enumerate(all_rounds) for leg in round_.legs)
+    more = any((index, leg.run.run_id) not in known for index, leg in legs)
+    return more or any(store.superseded(index) for index in {index for index, _ in known})
 
 
 def results(store: stores.Store, index: int) -> searches.Results:

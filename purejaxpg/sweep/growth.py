@@ -31,8 +31,8 @@ def continued(spec: specs.Spec, out: Path) -> specs.Spec:
     with disk.faults("read", out):
         stored = ledgers.identity_at_rest(out)
     history = stored.pop(stores.GROWN, [])
-    if any(not _may_grow(spec, key) for key, _, _ in stores.differences(stored, spec.identity)):
-        stores.refuse_other_sweep(out, stored, spec.identity)
+    changed = stores.differences(stored, spec.identity)
+    stores.refuse_other_sweep(out, (each for each in changed if not _may_grow(spec, each[0])))
     if stored != spec.identity:
         before = stores.growing(stored)
         reason = next(_reasons(spec, before, out), None)

@@ -82,7 +82,7 @@ class Store:
                 _create(root, wanted, spec_text)
             stored = ledgers.identity_at_rest(root)
             if not grows(stored, wanted):
-                refuse_other_sweep(root, stored, wanted)
+                refuse_other_sweep(root, differences(stored, wanted))
             if not locked:
                 _take(lock, root, create=True)
             store = cls(root, ledgers.Ledger(root, writable=True), lock.pop_all())
@@ -376,11 +376,9 @@ def _refuse_foreign(root: Path) -> None:
         )
 
 
-def refuse_other_sweep(root: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise an InputError if a directory's identity differs; it names the first field that does."""
-    changed = difference(stored, wanted)
-    if changed is not None:
-        key, old, new = changed
+def refuse_other_sweep(root: Path, changes: Iterable[tuple[str, str, str]]) -> None:
+    """Raise an InputError that names the first of the `differences` of a directory, if any."""
+    for key, old, new in changes:
         raise InputError(
             f"The output directory {root} belongs to a different sweep: its {key} is "
             f"{old} and this one's is {new}; choose another with --out."
