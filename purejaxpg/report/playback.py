@@ -11,22 +11,24 @@ import functools
 import math
 import os
 import types
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import random
 
 from purejaxpg import (
-    FaultError,
     InputError,
     checkpoint,
     contract,
     disk,
     envs,
     evaluate,
+    modules,
     trainers,
 )
 from purejaxpg import config as configs
@@ -42,7 +44,7 @@ DRAWN_STEPS = 10_000  # of an episode, at most
 Say = Callable[[str], object]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # so that jax can hash its methods
 class Trained:
     """A run, loaded from its checkpoint.
 
@@ -59,6 +61,41 @@ class Trained:
     state: Any
     config: Any
     given: tuple[Any, ...] = ()
+
+    def policy(self, key: jax.Array, obs: jax.Array, greedy: bool = False) -> jax.Array:
+        """Act in N environments; jax may compile this method and map it.
+
+        Args:
+            key: for actions that are sampled.
+            obs: [N, ...], observations as the environment returns them, and as one-hot vectors
+                where it observes an index.
+            greedy: take the most probable actions.
+
+        Returns:
+            Actions, [N] int32 or [N, A] float32. Continuous ones may be out of bounds, at which
+            `envs.step` clips them.
+        """
+        flat = jnp.asarray(obs, jnp.float32).reshape(len(obs), -1)
+        return self.agent.policy(key, self.state, flat, self.config, greedy)
+
+
+def trained(
+    directory: str | os.PathLike[str], run: str = BEST, agent: str | os.PathLike[str] | None = None
+) -> Trained:
+    """Load a run of a sweep, to act with its policy; the arguments are those of `run`.
+
+    Raises:
+        InputError: there is no such run, it plays no environment, or the agent is not the one that
+            was trained.
+        FaultError: the checkpoint is damaged.
+    """
+    with Store.read(directory) as store:
+        chosen = find(store, run)
+        configs.require(
+            bool(ranking.environment_of(chosen)),
+            f"The runs of {store.path} play no environment; playback.load reads their states.",
+        )
+        return load(store, chosen, None if agent is None else Path(agent), warnings.warn)
 
 
 def run(
@@ -183,6 +220,7 @@ def load_all(
         FaultError: the checkpoint or the given arrays are damaged.
     """
     module = load_agent(store.ledger.identity, agent, say)
+    check_environments(store, runs, module, say)
     given = frozen.load(store.path, store.ledger.identity, module)
     units = {name: _unit(store, name, module, given) for name in {run["unit"] for run in runs}}
     loaded = []
@@ -244,6 +282,31 @@ def load_agent(identity: dict[str, Any], given: Path | None, say: Say) -> types.
     if not _digest(trainers.files(name)).startswith(source):
         say(f"Note: {name} has changed since it was trained; what is played may differ.")
     return trainers.load(name)
+
+
+def check_environments(
+    store: Store, runs: Sequence[dict[str, Any]], module: types.ModuleType, say: Say
+) -> None:
+    """Check that the user has named the modules of the runs' environments.
+
+    Args:
+        store: an open result directory.
+        runs: of ``Store.runs``.
+        module: the agent.
+        say: prints a line if a module has changed since.
+
+    Raises:
+        InputError: an environment is of a module that the user has not named.
+    """
+    own = [run for run in runs if envs.is_own(ranking.environment_of(run))]
+    for run in own:
+        modules.require_named(ranking.environment_of(run))
+    played, every = (set(map(ranking.environment_of, each)) for each in (runs, store.ledger.runs()))
+    if own and played == every:
+        made = [contract.environment(configs.build(module.Config, run["config"])) for run in runs]
+        source = str(store.ledger.identity.get("env_source"))
+        if not _digest(trainers.of_environments(made)).startswith(source):
+            say("Note: the environment has changed since; what is played may differ.")
 
 
 def _digest(files: Sequence[Path]) -> str:
@@ -325,8 +388,8 @@ def _check_gif(path: Path, env_name: str) -> None:
     configs.require(
         path.suffix.lower() == ".gif", f"The picture must end in .gif, but is {str(path)!r}."
     )
-    if not os.path.isdir(path.parent):
-        raise FaultError(f"Cannot write {path}: there is no directory {path.parent}.")
+    with disk.faults("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 # ---------------------------------------------------------------------------------------- messages

@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 
-from purejaxpg import InputError, contract, disk, trainers
+from purejaxpg import InputError, contract, disk, modules, trainers
 from purejaxpg import config as configs
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import space
@@ -58,7 +58,9 @@ class Method:
     method: str = "grid"
     samples: int = 0  # configurations to draw
     seed: int = 0
-    batch: int = 16  # configurations per batch of optuna
+    # Configurations per batch of optuna, the first of which is drawn at random. By default it is a
+    # quarter of the samples, and at most this.
+    batch: int = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +132,12 @@ class Spec:
         product = itertools.product(*lists.values())
         return [dict(zip(lists, values, strict=True)) for values in product]
 
+    def environments(self) -> set[Any]:
+        """Return the environments of the runs, or the fixed one if no run is known beforehand."""
+        known = [run.config for run in self.runs]
+        examples = known or [configs.build(self.agent.Config, _nested(self.fixed, {}))]
+        return {env for config in examples if (env := contract.environment(config))}
+
     def make_run(self, swept: Mapping[str, Any], seed: int) -> plans.Run:
         """Return the run of a configuration and a seed, after checking the configuration."""
         config = configs.build(self.agent.Config, _nested(self.fixed, swept))
@@ -191,13 +199,13 @@ def from_dict(
     agent_name = raw.get("agent")
     if not isinstance(agent_name, str):
         raise InputError(f"agent must be a name or a path, but is {agent_name!r}.")
+    modules.search(base)
     agent = trainers.load(agent_name, base)
     fixed, swept = table(raw, "config"), flat(table(raw, "sweep"))
     both = ", ".join(sorted(set(flat(fixed)) & set(swept)))
     configs.require(not both, f"{both} must be in [config] or in [sweep], not in both.")
     axes = _axes(agent, swept)
     search = _search(agent, raw, axes)
-    source = trainers.digest(trainers.files(agent_name, base))
     rows = raw.get("rows_per_device")
     _positive("rows_per_device", 1 if rows is None else rows)
     spec = Spec(
@@ -211,7 +219,7 @@ def from_dict(
         seeds=tuple(_seeds(raw.get("seeds", 1))),
         search=search,
         fixed=fixed,
-        source=source,
+        source=trainers.digest(trainers.files(agent_name, base)),
     )
     spec = dataclasses.replace(spec, given=_given(spec, table(raw, "given"), given, resolve))
     spec = dataclasses.replace(spec, runs=tuple(_runs(spec)))
@@ -281,16 +289,15 @@ def _identity(spec: Spec, raw: Mapping[str, Any], swept: Mapping[str, Any]) -> d
         "rows_per_device": spec.rows_per_device,
         **{name: raw[name] for name in ("search", "halving", "pbt") if name in raw},
     }
+    if spec.search.batch != Method.batch:  # a quarter of the samples
+        plain["search"] = {**plain["search"], "batch": spec.search.batch}
     if within := _searched_within(spec):
         plain["within"] = within
-    known = [run.config for run in spec.runs]
-    examples = known or [configs.build(spec.agent.Config, _nested(spec.fixed, {}))]
-    environments = {env for config in examples if (env := contract.environment(config))}
-    files = {file for env in environments for file in trainers.of_environment(env.inner)}
+    files = trainers.of_environments(spec.environments())
     if spec.given.digest:
         plain["given"] = spec.given.digest[:16]
     if files:
-        plain["env_source"] = trainers.digest(sorted(files))[:16]
+        plain["env_source"] = trainers.digest(files)[:16]
     return json.loads(json.dumps(plain))
 
 
@@ -364,6 +371,8 @@ def _search(
     _check_conditions(search, axes)
     if search.pbt is not None:
         search = _check_pbt(agent, search, search.pbt, axes)
+    if search.method == "optuna" and "batch" not in raw["search"]:
+        search = dataclasses.replace(search, batch=max(min(search.batch, search.samples // 4), 1))
     _check_search(search, axes)
     return search
 
