@@ -142,6 +142,7 @@ def add_sweep_commands(add: Any) -> None:
     option("spec", type=Path, metavar="SPEC.toml", help="a sweep file")
     option("--devices", type=int, metavar="N", help="use N devices (all)")
     option("--confirm", type=int, default=0, metavar="N", help="as for sweep")
+    option("--eval-every", type=int, metavar="N", help="as for sweep")
     option("--quick", action="store_true", help="do not compile or time anything")
     option("--tune", action="store_true", help="write the best size of a unit into SPEC.toml")
 
@@ -250,6 +251,8 @@ def add_run_options(parser: argparse.ArgumentParser, out: str, devices: str) -> 
     option = parser.add_argument
     option("--out", type=Path, metavar="DIR", help=f"result directory ({out})")
     option("--devices", type=int, metavar="N", help=f"use N devices ({devices})")
+    every = "also score the runs after every N updates of training (only after the last one)"
+    option("--eval-every", type=int, metavar="N", help=every)
     option("--quiet", action="store_true", help="print results only")
     logs = (
         "also log every run for TensorBoard, in DIR/tensorboard, or offline for Weights & Biases, "
@@ -293,6 +296,8 @@ def train(arguments: argparse.Namespace, words: list[str]) -> None:
         raise InputError(
             "train needs the name or the path of an agent (see purejaxpg list agents)."
         )
+    options = options_of(arguments)
+    options.check()
     devices = session.find_devices(1 if arguments.devices is None else arguments.devices)
     from purejaxpg.sweep import sources
     from purejaxpg.sweep import spec as specs
@@ -306,6 +311,7 @@ def train(arguments: argparse.Namespace, words: list[str]) -> None:
         "seeds": [arguments.seed],
         "config": parse_fields(agent.Config, words),
         "rows_per_device": 1,
+        **options.keys,
         "given": dict(map(parse_given, arguments.given)),
     }
     named = trainers.is_path(arguments.agent)
@@ -314,7 +320,6 @@ def train(arguments: argparse.Namespace, words: list[str]) -> None:
     spec = specs.from_dict(raw, stem, resolve=resolve)
     (run,) = spec.runs
     parts = [stem, contract.section(run.config), f"seed{run.seed}", run.run_id[:6]]
-    options = options_of(arguments)
     out = options.out or Path("results") / "-".join(filter(None, parts))
     session.run(spec, dataclasses.replace(options, out=out), devices)
 
@@ -329,7 +334,8 @@ def parse_given(word: str) -> tuple[str, str]:
 
 def plan(arguments: argparse.Namespace) -> None:
     """Forecast a sweep, or tune the size of its units."""
-    session.Options(confirm=arguments.confirm).check()
+    options = options_of(arguments)
+    options.check()
     devices = session.find_devices(arguments.devices)
     from purejaxpg.sweep import forecast, stages
 
@@ -340,6 +346,7 @@ def plan(arguments: argparse.Namespace) -> None:
             f"--tune needs a sweep file of one agent, but {arguments.spec} has several "
             f"{pipeline.kind}; without --tune, the costs of a row are printed for each.",
         )
+        pipeline = pipeline.having(options.keys)
         specs, seconds = stages.plan(pipeline, arguments.confirm), 0.0
         for stage, spec in zip(pipeline.stages, specs, strict=True):
             say(f"{stage.title}.")
@@ -348,7 +355,7 @@ def plan(arguments: argparse.Namespace) -> None:
         if seconds:
             say(f"All {pipeline.kind}: about {duration(seconds)}.")
         return
-    spec = session.load(arguments.spec)
+    spec = session.load(arguments.spec, options=options)
     if arguments.tune:
         forecast.tune(spec, arguments.spec, devices, say)
     else:

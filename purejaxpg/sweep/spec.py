@@ -41,7 +41,7 @@ from purejaxpg.sweep import space
 
 METHODS = ("grid", "random", "sobol", "lhs", "optuna")
 TABLES = ("config", "sweep", "given", "search", "halving", "pbt")
-KEYS = ("agent", "seeds", "eval_episodes", "rows_per_device", *TABLES)
+KEYS = ("agent", "seeds", "eval_episodes", "eval_every", "rows_per_device", *TABLES)
 
 # (trainer, its first configuration, seeds, [given]) -> an instance of the trainer's `Given`, and
 # the seeds in the order of its axes: those of the sweep, and then others that have an item.
@@ -103,6 +103,7 @@ class Spec:
     # Runs known beforehand: none of optuna's, and one seed of a population.
     runs: tuple[plans.Run, ...] = ()
     eval_episodes: int = 128
+    eval_every: int = 0  # updates between two evaluations within training; 0: none
     rows_per_device: int | None = None  # None: chosen when the sweep is planned
     identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # JSON-able
     text: str = ""
@@ -159,9 +160,18 @@ def parse(path: Path) -> tuple[dict[str, Any], str]:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def load(path: Path, given: Any = None, resolve: Resolve | None = None) -> Spec:
-    """Read and check the TOML file at `path`; the rest is as for `from_dict`."""
+def load(
+    path: Path,
+    given: Any = None,
+    resolve: Resolve | None = None,
+    more: Mapping[str, Any] = types.MappingProxyType({}),
+) -> Spec:
+    """Read and check the TOML file at `path`; the rest is as for `from_dict`.
+
+    The keys in `more` replace those of the file.
+    """
     raw, text = parse(path)
+    raw |= more
     return from_dict(raw, path.stem, path.parent, text, given, resolve)
 
 
@@ -205,6 +215,7 @@ def from_dict(
         agent_name=agent_name,
         agent=agent,
         eval_episodes=_positive("eval_episodes", raw.get("eval_episodes", 128)),
+        eval_every=_positive("eval_every", raw["eval_every"]) if "eval_every" in raw else 0,
         rows_per_device=rows,
         text=text,
         axes=axes,
@@ -266,7 +277,7 @@ def _identity(spec: Spec, raw: Mapping[str, Any], swept: Mapping[str, Any]) -> d
         "sweep": swept,
         "eval_episodes": spec.eval_episodes,
         "rows_per_device": spec.rows_per_device,
-        **{name: raw[name] for name in ("search", "halving", "pbt") if name in raw},
+        **{n: raw[n] for n in ("eval_every", "search", "halving", "pbt") if n in raw},
     }
     known = [run.config for run in spec.runs]
     examples = known or [configs.build(spec.agent.Config, _nested(spec.fixed, {}))]
