@@ -212,7 +212,6 @@ def from_dict(
     both = ", ".join(sorted(set(flat(fixed)) & set(swept)))
     configs.require(not both, f"{both} must be in [config] or in [sweep], not in both.")
     axes = _axes(agent, swept)
-    search = _search(agent, raw, axes)
     rows = raw.get("rows_per_device")
     _positive("rows_per_device", 1 if rows is None else rows)
     spec = Spec(
@@ -225,7 +224,7 @@ def from_dict(
         text=text,
         axes=axes,
         seeds=tuple(_seeds(raw.get("seeds", 1))),
-        search=search,
+        search=_search(agent, raw, axes),
         fixed=fixed,
         source=trainers.digest(trainers.files(agent_name, base)),
     )

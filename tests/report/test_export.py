@@ -157,7 +157,7 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
     out = synthetic(tmp_path / "s", {})
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     pytest.importorskip("pandas")
-    with pytest.raises(InputError, match="pip install .* 'pyarrow"):
+    with pytest.raises(InputError, match=r"pip install .* 'pyarrow"):
         export.write(out, tmp_path / "x.parquet", curves=False)
     assert not list(tmp_path.glob("*x.parquet*"))
 
