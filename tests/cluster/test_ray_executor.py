@@ -181,7 +181,7 @@ def task(**changes: Any) -> ray_executor.Task:
     (group,) = backend.groups(0, next(searches.rounds(spec)), {})
     unit = group.units[0]
     values = {
-        "agent": "ppo", "source": (), "evaluation": (4, 0),
+        "agent": "ppo", "source": (), "modules": (), "evaluation": (4, 0),
         "group": ray_executor.of_one_unit(group, unit, backend.to_dict), "start": None,
         "versions": backend.versions(),
     }  # fmt: skip
