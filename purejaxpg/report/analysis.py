@@ -442,12 +442,13 @@ def _spec_text(store: Store) -> str:
 def _command(store: Store, identity: Mapping[str, Any]) -> str:
     """Return the command that runs the winner again on fresh seeds; "" if there can be none.
 
-    Only the last of several stages is confirmed, and only on seeds that have given arrays.
+    Only the last of several stages is confirmed, and only on seeds that have given arrays. A
+    population cannot be.
     """
     agent, path = str(identity.get("agent", "")), store.path
     seeds = min(SEEDS_TO_CONFIRM, frozen.spare_seeds(path, identity))
     later = stages.after(path)
-    if later or not seeds:
+    if later or not seeds or ranking.is_population(dict(identity)):
         return ""
     if path.is_relative_to(Path.cwd()):  # shorter, and valid on another machine
         path = path.relative_to(Path.cwd())
@@ -461,6 +462,8 @@ def _command(store: Store, identity: Mapping[str, Any]) -> str:
 
 def _again(store: Store, command: str) -> str:
     """Return the end of a sentence, about the command that confirms the winner."""
+    if ranking.is_population(store.ledger.identity):
+        return ": quote the best members of several populations, which are several seeds."
     if command:
         return ": run the winner again on fresh seeds before quoting its number."
     if stages.after(store.path):

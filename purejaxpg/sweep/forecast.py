@@ -80,11 +80,11 @@ def measure(
     )
     resized = dataclasses.replace(group, rows=rows, units=few)
     programs = backend.compile(resized)
-    inputs = backend.inputs(programs, few)
+    inputs = backend.inputs(programs, plans.padded(few, programs.units))
     before, _ = memory.resident()
     known = memory.forget_peak() and devices[0].platform == "cpu"
     states, start_s = timed(lambda: backend.start(programs, inputs))
-    at = np.zeros(rows * len(few), np.int32)
+    at = np.zeros(rows * programs.units, np.int32)
     states, at, _ = backend.segment(programs, inputs, states, at, 1, 1)  # the first is slower
     count = programs.segment_length
     times: list[float] = []
@@ -95,7 +95,7 @@ def measure(
     _, score_s = timed(lambda: backend.score(programs, inputs, states, 1))
     return Measurement(
         rows=rows,
-        devices=len(few),
+        devices=programs.units,
         compile_s=programs.compile_s,
         start_s=start_s,
         update_s=float(np.median(times)) / count,
@@ -158,6 +158,8 @@ def size_of(backend: compute.Backend, group: plans.Group) -> str:
     """Describe how a group is cut into units, and why."""
     if backend.spec.rows_per_device:
         why = "rows_per_device in the sweep file"
+    elif backend.spec.search.halving:
+        why = "one size for all rungs"
     elif backend.on_cpu and group.num_legs > group.rows * backend.slots:
         why = f"the cache of a CPU: at most {compute.cpu_rows(group.config)}"
     else:
@@ -230,6 +232,11 @@ def measurements(
         try:
             full = measure(spec, group, group.rows, devices)
         except memory.OutOfMemory as error:
+            if min(error.fits, group.rows - 1) < 1:
+                raise InputError(
+                    f"{spec.name} cannot run here: {error}, and a unit cannot be smaller; use "
+                    f"{contract.smaller(group.config)}."
+                ) from error
             say(f"Memory: {error}; the sweep will use {error.fits} rows instead.")
             continue
         measured[group.program] = full

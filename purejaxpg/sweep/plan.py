@@ -203,3 +203,32 @@ def even_rows(num_legs: int, devices: int, most: int) -> int:
     """
     share = math.ceil(num_legs / devices)
     return math.ceil(share / math.ceil(share / most))
+
+
+def halved_rows(
+    num_legs: int, devices: int, most: int, rungs: int, eta: float, overhead: float
+) -> int:
+    """Return the rows of a unit, at most `most`, for all rungs of a search by successive halving.
+
+    One size for all means one compilation. Large units pad the last rungs, small ones repeat the
+    overhead in the first; the size with the least predicted time is chosen.
+
+    Args:
+        num_legs: of the first rung; each later one has an eta-th of the one before.
+        devices: that compute side by side.
+        most: rows of a unit.
+        rungs: of the search.
+        eta: each rung ends after eta times the updates of the one before.
+        overhead: what an update of a unit costs whatever its size, as a number of rows.
+    """
+
+    def cost(rows: int) -> float:
+        total = 0.0
+        for rung in range(rungs):
+            batches = math.ceil(math.ceil(num_legs / eta**rung) / rows / devices)
+            updates = eta**rung - (eta ** (rung - 1) if rung else 0)
+            total += batches * (rows + overhead) * updates
+        return total
+
+    largest = even_rows(num_legs, devices, most)
+    return min(range(largest, 0, -1), key=cost)

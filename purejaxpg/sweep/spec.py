@@ -58,7 +58,9 @@ class Method:
     method: str = "grid"
     samples: int = 0  # configurations to draw
     seed: int = 0
-    batch: int = 16  # configurations per batch of optuna
+    # Configurations per batch of optuna, the first of which is drawn at random. By default it is a
+    # quarter of the samples, and at most this.
+    batch: int = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,6 +285,8 @@ def _identity(spec: Spec, raw: Mapping[str, Any], swept: Mapping[str, Any]) -> d
         "rows_per_device": spec.rows_per_device,
         **{n: raw[n] for n in ("eval_every", "search", "halving", "pbt") if n in raw},
     }
+    if spec.search.batch != Method.batch:  # a quarter of the samples
+        plain["search"] = {**plain["search"], "batch": spec.search.batch}
     if within := _searched_within(spec):
         plain["within"] = within
     files = trainers.of_environments(spec.environments())
@@ -363,6 +367,8 @@ def _search(
     _check_conditions(search, axes)
     if search.pbt is not None:
         search = _check_pbt(agent, search, search.pbt, axes)
+    if search.method == "optuna" and "batch" not in raw["search"]:
+        search = dataclasses.replace(search, batch=max(min(search.batch, search.samples // 4), 1))
     _check_search(search, axes)
     return search
 

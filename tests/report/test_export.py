@@ -157,7 +157,7 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
     out = synthetic(tmp_path / "s", {})
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     pytest.importorskip("pandas")
-    with pytest.raises(InputError, match=r"pip install .* 'pyarrow"):
+    with pytest.raises(InputError, match=r"A Parquet file needs .* 'pyarrow<27"):
         export.write(out, tmp_path / "x.parquet", curves=False)
     assert not list(tmp_path.glob("*x.parquet*"))
 
@@ -166,8 +166,18 @@ def test_errors_are_sentences(tmp_path):
     with pytest.raises(InputError, match="not a result directory"):
         export.write(tmp_path, None, curves=False)
     out = synthetic(tmp_path / "s", {})
-    with pytest.raises(FaultError, match="does not exist"):
-        export.write(out, tmp_path / "nowhere" / "x.csv", curves=False)
+    with pytest.raises(InputError, match=r"must end in \.csv or \.parquet, but is '.*x\.xlsx'"):
+        export.write(out, tmp_path / "x.xlsx", curves=False)
+    (tmp_path / "file").touch()
+    with pytest.raises(FaultError, match=r"Cannot write .*x\.csv"):
+        export.write(out, tmp_path / "file" / "x.csv", curves=False)
+
+
+def test_missing_folders_are_made(tmp_path):
+    out = synthetic(tmp_path / "s", {})
+    path = tmp_path / "new" / "folder" / "x.csv"
+    assert export.write(out, path, curves=False) == path
+    assert path.is_file()
 
 
 def test_needs_neither_jax_nor_xarray():

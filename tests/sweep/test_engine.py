@@ -7,6 +7,7 @@ import os
 import pathlib
 import sys
 import types
+from collections.abc import Sequence
 from typing import Any
 
 import forked
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import quick
 import stand_in
+import tiny_sweep
 from jax import random
 from tiny_sweep import TINY, contents, run, swept
 
@@ -22,6 +24,7 @@ from purejaxpg import FaultError, InputError, evaluate
 from purejaxpg.agents import ppo
 from purejaxpg.report import curves
 from purejaxpg.sweep import compute, engine, memory
+from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import progress as progresses
 from purejaxpg.sweep import search as searches
 from purejaxpg.sweep import spec as specs
@@ -294,6 +297,31 @@ def rounds_of(out: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
 
 
 HALVING = {**TINY, "halving": {"rungs": 2, "eta": 2}, "search": {}}
+
+
+def test_all_rungs_run_the_programs_of_the_first(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The size of the units is recorded with each."""
+    rates = [1e-3 * 1.3**i for i in range(8)]
+    spec = specs.from_dict(
+        {**HALVING, "seeds": 1, "rows_per_device": None, "sweep": {"learning_rate": rates},
+         "halving": {"rungs": 3, "eta": 2}}, "tiny",
+    )  # fmt: skip
+    built: list[int] = []
+
+    def build(spec: specs.Spec, group: plans.Group, used: Sequence[Any]) -> compute.Programs:
+        built.append(group.rows)
+        return tiny_sweep.build(spec, group, used)
+
+    monkeypatch.setattr(compute, "build", build)
+    run(spec, tmp_path / "halved")
+    assert built == [2]
+    with stores.Store.read(tmp_path / "halved") as store:
+        units = store.ledger.units()
+    assert {unit["round"] for unit in units} == {0, 1, 2}
+    assert [unit["rows"] for unit in units] == [2, 2, 2, 2, 2, 2, 2]
+    assert {unit["facts"]["rows_per_device"] for unit in units} == {2}
 
 
 def test_a_rung_is_a_prefix_of_the_same_run(plain: Plain, tmp_path: pathlib.Path) -> None:

@@ -65,6 +65,13 @@ def test_evaluations_within_training_are_counted() -> None:
     assert len(lines) == 3
 
 
+def test_a_plan_of_a_run_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forecast.memory, "limit", lambda _: 1000)
+    message = r"tiny cannot run here: 2 rows need .* free, and a unit cannot be smaller; use fewer"
+    with pytest.raises(InputError, match=message):
+        said(make(), quick=False)
+
+
 def test_the_planned_disk_space_is_used(tmp_path: pathlib.Path) -> None:
     """Arrays and states to the byte; manifests and orbax's own files come on top."""
     spec = make(eval_every=3)
