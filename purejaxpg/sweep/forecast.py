@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from purejaxpg import InputError, contract, disk
+from purejaxpg import InputError, contract, disk, hidden
 from purejaxpg.fused import paths as loop_paths
 from purejaxpg.sweep import compute, memory, snapshots
 from purejaxpg.sweep import plan as plans
@@ -130,7 +130,8 @@ def plan(
     """
     rounds = searches.rehearse(searches.rounds(spec, confirm))
     backend = compute.Backend(spec, devices)
-    notes = [note for round_ in rounds for note in round_.notes]
+    warning = hidden.note(spec.agent, spec.agent_name, rounds[0].legs[0].run.config)
+    notes = [note for round_ in rounds for note in round_.notes] + [warning] * bool(warning)
     legs = [leg for round_ in rounds for leg in round_.legs]
     runs = len({leg.run.run_id for leg in legs})
     steps = sum(leg.steps for leg in legs)

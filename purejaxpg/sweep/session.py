@@ -248,6 +248,7 @@ def _compute(
     spec: Any, options: Options, store: Any, backend: Any, progress: Any, then: Callable[[], None]
 ) -> None:
     """Compute the missing results of a result directory; call `then` after each commit."""
+    from purejaxpg import hidden
     from purejaxpg.report import live
     from purejaxpg.sweep import engine
     from purejaxpg.sweep import search as searches
@@ -262,6 +263,10 @@ def _compute(
             backend.slots, backend.on_cpu = executor.slots, executor.on_cpu
         planned = searches.rehearse(rounds())
         progress.begin(spec, planned, [backend.groups(i, r, {}) for i, r in enumerate(planned)])
+        warning = hidden.note(spec.agent, spec.agent_name, planned[0].legs[0].run.config)
+        if warning:
+            store.ledger.note(warning)
+            progress.say(warning)
         engine.run(rounds(), store, backend, progress, options.snapshot_every_s, executor, then)
 
 
