@@ -4,6 +4,7 @@
 only lay it out.
 """
 
+import itertools
 import json
 import math
 import shlex
@@ -29,11 +30,12 @@ _ROLES = ("winner", "runner-up", "default")
 CONTENDERS = 50  # configurations that may come first when seeds are resampled
 _AXES = 12  # hyperparameters analysed at most
 _PAIRS = 3
+_PAIR_SHARE = 0.005  # of the variance, below which a pair is not shown
 _MOST_LEVELS = 12  # distinct values before they are put into bins
 _TOP = 0.75  # quantile above which a configuration is among the best
 _TOP_NEEDS = 20  # configurations, before there is a best quarter to speak of
 _GRID_POINTS = 60
-SEEDS_TO_CONFIRM = 16
+SEEDS_TO_CONFIRM = 32
 FEW_SEEDS = 8  # below them a bootstrap interval is too narrow; see docs/results.md
 _SPENT = ("wall_s", "compile_s", "env_steps")
 
@@ -97,6 +99,11 @@ class Axis:
     errors: np.ndarray
     best: np.ndarray
     failures: tuple[tuple[int, int], ...]
+
+    @property
+    def clear(self) -> bool:
+        """Whether the effect can be told from none: the interval of its share is above zero."""
+        return self.low > 0.0
 
 
 @dataclass(frozen=True)
@@ -301,7 +308,7 @@ class Analysis:
 
     identity: dict[str, Any]
     spec_text: str
-    command: str  # confirms the winner; empty if no command can
+    command: str  # confirms the winner, or the option that does; empty if none can
     runs: list[dict[str, Any]]
     training: dict[str, training.Curve]
     sections: list[Section]
@@ -366,8 +373,9 @@ def of_store(store: Store) -> Analysis:
     arrays, episodes, cut = _arrays(store)
     curves = training.of_runs(store, legs, arrays)
     population = ranking.is_population(identity)
-    ranked = ranking.rank_runs(runs, members=population)
-    confirmed = ranking.rank_runs(runs, ranking.CONFIRM)
+    areas = {run_id: curve.area for run_id, curve in curves.items()}
+    ranked = ranking.rank_runs(runs, ranking.TUNE, population, lambda: areas)
+    confirmed = ranking.rank_runs(runs, ranking.CONFIRM, areas=lambda: areas)
     confirmed = [c for c in confirmed if c.finished]
     by_environment = ranking.sections(confirmed)
     tune = [run for run in runs if run["stage"] == ranking.TUNE]
@@ -424,21 +432,21 @@ def _spec_text(store: Store) -> str:
 def _command(store: Store, identity: Mapping[str, Any]) -> str:
     """Return the command that runs the winner again on fresh seeds; "" if there can be none.
 
-    Only the last of several stages is confirmed, and only on seeds that have given arrays.
+    Only the last of several stages is confirmed, and only on seeds that have given arrays. If the
+    copy of the sweep file cannot be run where it is, return the option to add.
     """
     agent, path = str(identity.get("agent", "")), store.path
     seeds = min(SEEDS_TO_CONFIRM, frozen.spare_seeds(path, identity))
     later = stages.after(path)
     if later or not seeds:
         return ""
+    # A relative path of an agent does not resolve there, and of a stage the copy holds all stages.
+    if "/" in agent or agent.endswith(".py") or later is not None:
+        return f"--confirm {seeds}"
     if path.is_relative_to(Path.cwd()):  # shorter, and valid on another machine
         path = path.relative_to(Path.cwd())
-    # The copy of the spec is in another directory, so a relative path in it would not resolve.
-    spec = "SPEC.toml" if "/" in agent or agent.endswith(".py") else str(path / "spec.toml")
-    if later is not None:  # of a stage the copy holds the whole file
-        spec, path = "SPEC.toml", path.parent
-    out = shlex.quote(str(path))
-    return f"purejaxpg sweep {shlex.quote(spec)} --out {out} --confirm {seeds}"
+    spec, out = shlex.quote(str(path / "spec.toml")), shlex.quote(str(path))
+    return f"purejaxpg sweep {spec} --out {out} --confirm {seeds}"
 
 
 def _again(store: Store, command: str) -> str:
@@ -480,6 +488,10 @@ def _notes(
         )
     if missing:
         notes.append(f"Unfinished: {missing} of {total} runs are missing from this report.")
+    seeds = few(max(c.finished for c in ranked))
+    notes += [seeds] if seeds else []
+    if any(ranking.worth(a) == ranking.worth(b) for a, b in itertools.pairwise(ranked) if b.rank):
+        notes.append("Ties are broken by the area under the training curve (AUC).")
     several = max(len(section) for section in ranking.sections(ranked).values()) > 1
     if several and not confirmed:
         notes.append(f"The best of many looks better than it is{again}")
@@ -621,7 +633,14 @@ def few(seeds: int) -> str:
     """Return a sentence about intervals over few seeds; "" if they are enough, or is only one."""
     if not 1 < seeds < FEW_SEEDS:
         return ""
-    return f"{seeds} seeds are few: these intervals are too narrow."
+    return f"{seeds} seeds are few: their intervals are too narrow."
+
+
+def readable(low: float, high: float) -> tuple[float, float]:
+    """Return the ends of an axis around values, so wide that its ticks differ when written."""
+    largest = max(abs(low), abs(high))
+    margin = 0.05 * (high - low) if high - low > 2e-3 * largest else 0.01 * largest
+    return low - (margin or 1.0), high + (margin or 1.0)
 
 
 def legend(c: Configuration) -> str:
@@ -799,7 +818,7 @@ def _pairs(
     most = int(np.clip(np.sqrt(len(means) / 3), 3, 8))
     coarse = {name: _coarser(levels[name], swept, name, specs, most) for name in names}
     pairs = []
-    for a, b in chosen[:_PAIRS]:
+    for a, b in [pair for pair in chosen if parts.pairs[pair] >= _PAIR_SHARE][:_PAIRS]:
         rows, columns = coarse[names[a]], coarse[names[b]]
         counts, sums = np.zeros((2, len(rows.labels), len(columns.labels)))
         np.add.at(counts, (rows.codes, columns.codes), 1)

@@ -4,7 +4,8 @@ They show how a run went. They never rank: the policy changes while they are col
 best point of a noisy curve is too good.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +94,19 @@ def of_runs(
         before = own.get("steps_before", 0) + chain[0]["start"] * per_update
         curves[run_id] = Curve(before + steps, returns)
     return curves
+
+
+def areas(store: Store) -> dict[str, float]:
+    """Return the area under the curve of every run of a sweep that has one."""
+    done = [unit["name"] for unit in store.ledger.units() if unit["done"]]
+    arrays = {name: store.arrays(name, METRICS) for name in done}
+    return {name: c.area for name, c in of_runs(store, store.ledger.legs(), arrays).items()}
+
+
+def mean_area(run_ids: Iterable[str], areas: Mapping[str, float]) -> float:
+    """Return the IQM over runs of the known areas; -inf if there are none."""
+    known = [areas[run_id] for run_id in run_ids if math.isfinite(areas.get(run_id, math.nan))]
+    return float(stats.iqm(known)) if known else -math.inf
 
 
 def chains(legs: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

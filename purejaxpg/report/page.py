@@ -158,6 +158,7 @@ def _environment() -> Any:
     environment.filters |= {
         "number": number, "percent": percent, "short": short, "engineering": engineering,
         "interval": interval, "chance": chance, "duration": duration, "counted": counted,
+        "few": analysis.few,
     }  # fmt: skip
     environment.tests["finite"] = math.isfinite
     return environment
@@ -276,11 +277,11 @@ def _of_section(section: Section, data: Analysis, table: dict[str, Any]) -> dict
         "confirmed": confirmed,
         "over_default": _over_default(section),
         "best": _best_again(section),
-        "main": [axis for axis in section.effects.axes if axis.share >= 0.01][:3],
+        "certain": [axis for axis in section.effects.axes if axis.clear],
+        "uncertain": [axis for axis in section.effects.axes if not axis.clear],
         "scores": _scores_figure(section),
         "rows": [rows.get(id(line.configuration), -1) for line in best],
         "seeds": max((c.finished for c in section.ranked), default=0),
-        "weak": [axis.name for axis in section.effects.axes if axis.low <= 0.0],
         "marginals": _marginals(section),
         "parallel": None if data.population else charts.parallel(section, own, specs),
         "failures": _failure_figures(section),
@@ -327,10 +328,10 @@ def _marginals(section: Section) -> dict[str, Any] | None:
     ends = np.concatenate([a.effects + s * np.nan_to_num(a.errors) for a in axes for s in (-1, 1)])
     low = float(min(np.quantile(scores, 0.02), ends.min()))
     high = float(max(scores.max(), ends.max()))
-    margin = 0.05 * (high - low) or 1.0
-    figures = [(a.name, charts.marginal(a, scores, (low - margin, high + margin))) for a in axes]
+    limits = analysis.readable(low, high)
+    figures = [(a.name, charts.marginal(a, scores, limits)) for a in axes]
     bare = all(not np.isfinite(axis.errors).any() for axis in axes)
-    return {"figures": figures, "below": int((scores < low - margin).sum()), "bare": bare}
+    return {"figures": figures, "below": int((scores < limits[0]).sum()), "bare": bare}
 
 
 def _failure_figures(section: Section) -> list[tuple[str, Figure]]:

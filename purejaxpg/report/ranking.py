@@ -3,26 +3,32 @@
 Runs with equal swept fields are one configuration. The score of a run is its mean return over the
 evaluation after its last update; the score of a configuration is the interquartile mean over its
 seeds. A diverged run counts as worse than every other of its environment. A configuration that a
-search stopped early ranks below all that went to a later rung. Runs on fresh seeds, which confirm a
-winner, are ranked separately and never mixed with those that chose it.
+search stopped early ranks below all that went to a later rung. Equal scores are ordered by their
+means, and equal means by the area under the training curve; those that were confirmed stay first,
+in the order in which the search chose them. Runs on fresh seeds, which confirm a winner, are ranked
+separately and never mixed with those that chose it.
 """
 
+import functools
+import itertools
 import json
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 
 from purejaxpg import contract, stats
+from purejaxpg.report import curves as training
 from purejaxpg.sweep.store import Store
 from purejaxpg.text import short
 
 TUNE, CONFIRM = "tune", "confirm"
 Item = TypeVar("Item")
 Key = TypeVar("Key")
+Areas = Callable[[], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -95,11 +101,16 @@ def rank(store: Store, stage: str = TUNE) -> list[Configuration]:
     Raises:
         FaultError: the ledger cannot be read.
     """
-    return rank_runs(store.ledger.runs(), stage, members=is_population(store.ledger.identity))
+    members = is_population(store.ledger.identity)
+    areas = functools.cache(functools.partial(training.areas, store))  # read only if there are ties
+    return rank_runs(store.ledger.runs(), stage, members, areas)
 
 
 def rank_runs(
-    runs: Iterable[dict[str, Any]], stage: str = TUNE, members: bool = False
+    runs: Iterable[dict[str, Any]],
+    stage: str = TUNE,
+    members: bool = False,
+    areas: Areas = dict,
 ) -> list[Configuration]:
     """Rank configurations as ``rank`` does.
 
@@ -107,12 +118,16 @@ def rank_runs(
         runs: as ``Store.runs`` gives them.
         stage: the stage whose runs count.
         members: every run is its own configuration, as in a population.
+        areas: returns the area under the training curve of each run that has one; asked for ties.
 
     Returns:
         As ``rank``.
     """
+    runs = list(runs)
+    again = {chosen_key(run) for run in runs if run["stage"] == CONFIRM and stage == TUNE}
     environments = grouped((run for run in runs if run["stage"] == stage), environment_of)
-    return [c for name, own in environments.items() for c in _rank_environment(name, own, members)]
+    ranked = (_rank_environment(name, own, members) for name, own in environments.items())
+    return [c for own in ranked for c in _numbered(_untied(own, areas, again))]
 
 
 def is_population(identity: dict[str, Any]) -> bool:
@@ -141,6 +156,12 @@ def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list
 def swept_key(run: dict[str, Any]) -> str:
     """Return the identity of a run's swept fields."""
     return json.dumps(run["swept"], sort_keys=True)
+
+
+def chosen_key(run: dict[str, Any]) -> tuple[str, str]:
+    """Return the environment of a run and the key of its configuration."""
+    swept = {name: value for name, value in run["swept"].items() if name != contract.ENV}
+    return environment_of(run), json.dumps(swept, sort_keys=True)
 
 
 def fields(ranked: Iterable[Configuration]) -> list[str]:
@@ -187,15 +208,39 @@ def filled_scores(runs: Sequence[dict[str, Any]], field: str = "score") -> dict[
 
 
 def _rank_environment(name: str, runs: list[dict[str, Any]], members: bool) -> list[Configuration]:
-    """Return the ranked configurations of one environment."""
+    """Return the configurations of one environment, best first, without ranks."""
     done = [run for run in runs if run["status"] != "pending"]
     filled = {field: filled_scores(done, field) for field in ("score", "greedy_score")}
     groups = grouped(runs, operator.itemgetter("run_id") if members else swept_key)
     of_run = rungs(done)
     ranked = [_configuration(name, own, filled, of_run) for own in groups.values()]
-    # A stable sort: ties keep the planned order.
-    ranked.sort(key=lambda c: (c.finished == 0, *((-c.rung, -c.iqm, -c.mean) if c.scores else ())))
-    return [replace(c, rank=index + 1 if c.finished else None) for index, c in enumerate(ranked)]
+    return sorted(ranked, key=worth)  # ties keep the planned order
+
+
+def worth(c: Configuration) -> tuple[float, ...]:
+    """Return what configurations are sorted by, the best first; equal for a tie."""
+    return (float(c.finished == 0), *((-c.rung, -c.iqm, -c.mean) if c.scores else ()))
+
+
+def _untied(
+    ranked: Sequence[Configuration], areas: Areas, again: set[tuple[str, str]]
+) -> list[Configuration]:
+    """Return the configurations with ties broken by the areas; those run `again` come first."""
+
+    def order(c: Configuration) -> tuple[bool, float]:
+        if (c.environment, c.key) in again:
+            return False, 0.0
+        return True, -training.mean_area(c.run_ids, areas())
+
+    found: list[Configuration] = []
+    for _, group in itertools.groupby(ranked, key=worth):
+        tied = list(group)
+        found += sorted(tied, key=order) if len(tied) > 1 and tied[0].finished else tied
+    return found
+
+
+def _numbered(ranked: Iterable[Configuration]) -> list[Configuration]:
+    return [replace(c, rank=i if c.finished else None) for i, c in enumerate(ranked, 1)]
 
 
 def _configuration(

@@ -177,8 +177,8 @@ def test_an_unconfirmed_winner_is_called_one(small):
     path, text = small
     words = words_of(check(text))
     assert "not confirmed" in words and "The best of 12 looks better than it is" in words
-    assert "--confirm 16" in words and f"--out {path}" in words
-    assert "What matters" in words and "needs several environments" in words
+    assert "--confirm 32" in words and f"--out {path}" in words
+    assert "What matters" in words and "Sensitivity" not in words  # it needs several environments
 
 
 def test_the_command_is_seen_from_where_the_report_is_made(small, monkeypatch):
@@ -209,6 +209,51 @@ def test_several_environments_are_compared(sweeps):
     names = {value for _, name, value in found.attributes if name == "data-of"}
     assert names == set(synthetic_sweep.SPANS)
     assert [column["name"] for column in data_of(found)["columns"][:2]] == ["rank", "environment"]
+
+
+@pytest.mark.parametrize("kind", ["small_grid", "halving", "environments"])
+def test_a_hyperparameter_matters_or_not_and_the_page_says_one_of_both(kind, sweeps):
+    path, text = sweeps(kind)
+    words = words_of(check(text))
+    says = re.findall(r"(?:What matters \(share|Not distinguishable from no effect:).*?\. ", words)
+    with Store.read(path) as store:
+        sections = analysis.of_store(store).sections
+    for section in sections:
+        axes = section.effects.axes
+        clear = [axis.name for axis in axes if axis.low > 0]
+        assert [axis.name for axis in axes if axis.clear] == clear
+    # In the card of each environment and in the chapter about effects, word by word the same.
+    assert len(says) % 2 == 0 and sorted(says[: len(says) // 2]) == sorted(says[len(says) // 2 :])
+    own = says[: len({s.split(" (")[0].split(":")[0] for s in says})]
+    names = [name for axis in sections[0].effects.axes for name in [axis.name]]
+    assert all(sum(name in s for s in own) == 1 for name in names)
+
+
+def test_a_fork_is_confirmed_by_an_option_and_not_by_a_command_that_fails(tmp_path):
+    with Store.open(tmp_path / "out", {"agent": "./mine.py"}, 'agent = "./mine.py"') as store:
+        runs = [Run(str(i), {"env": "A"}, 0, {"gamma": i / 2}) for i in range(2)]
+        store.ledger.plan({"unit": runs})
+        store.commit("unit", {}, None, [Outcome(r.run_id, "done", 1.0, 1.0) for r in runs], {})
+    words = words_of(check(rendered(tmp_path / "out")))
+    assert "add --confirm 32 to the command of this sweep." in words and "SPEC.toml" not in words
+
+
+def test_pairs_without_a_share_are_not_shown(small):
+    with Store.read(small[0]) as store:
+        section = analysis.of_store(store).sections[0]
+    assert all(pair.share >= 0.005 for pair in section.effects.pairs)
+    assert ("Pairs that explain most" in small[1]) == bool(section.effects.pairs)
+    assert ": 0% of the variance" not in small[1] and ": <1% of the variance" not in small[1]
+
+
+def test_an_axis_is_wide_enough_for_its_ticks():
+    same = charts.Row("a", 500.0, 500.0, 500.0), charts.Row("b", 500.0 - 5e-7, 500.0 - 9e-7, 500.0)
+    figure = charts.forest(same)
+    low, high = figure["layout"]["xaxis"]["range"]
+    assert low <= 495.1 and high >= 504.9
+    assert not any("error_x" in trace for trace in figure["data"])  # no bar for [500, 500]
+    assert analysis.readable(0.0, 0.0) == (-1.0, 1.0)
+    assert analysis.readable(-1500.0, -100.0) == pytest.approx((-1570.0, -30.0))
 
 
 def key(cell):
