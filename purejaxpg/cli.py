@@ -63,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         cause = "Terminated" if isinstance(error, signals.Terminated) else "Interrupted"
         message = f"{cause}; finished units are kept, and the same command resumes."
-        return complain(message, session.exit_status(error))
+        status = complain(message, session.exit_status(error))
+        signals.end_at_once(status)
+        return status
 
 
 def dispatch(words: list[str]) -> int:
@@ -335,16 +337,16 @@ def plan(arguments: argparse.Namespace) -> None:
     if pipeline is not None:
         configs.require(
             not arguments.tune,
-            f"--tune needs a sweep file without stages, but {arguments.spec} has stages; "
-            "without --tune, the costs of a row are printed for each stage.",
+            f"--tune needs a sweep file of one agent, but {arguments.spec} has several "
+            f"{pipeline.kind}; without --tune, the costs of a row are printed for each.",
         )
         specs, seconds = stages.plan(pipeline, arguments.confirm), 0.0
         for stage, spec in zip(pipeline.stages, specs, strict=True):
             say(f"{stage.title}.")
-            confirm = arguments.confirm if stage is pipeline.stages[-1] else 0
+            confirm = arguments.confirm if pipeline.confirms(stage) else 0
             seconds += forecast.plan(spec, devices, confirm, say, arguments.quick)
         if seconds:
-            say(f"All stages: about {duration(seconds)}.")
+            say(f"All {pipeline.kind}: about {duration(seconds)}.")
         return
     spec = session.load(arguments.spec)
     if arguments.tune:

@@ -3,6 +3,7 @@
 import pathlib
 import re
 import shlex
+import shutil
 import tomllib
 
 import pytest
@@ -15,6 +16,7 @@ from purejaxpg.sweep import stages
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MARKDOWN = sorted({*PAGES, *ROOT.glob("*.md"), *ROOT.glob("benchmarks/*.md")})
+PARTS = ("stage", "agents")  # tables of a sweep file that is several sweeps
 COMMAND = re.compile(r"(?:^|`|uv run )(purejaxpg [a-z]+ [^`#\n]*)", re.MULTILINE)
 
 
@@ -39,7 +41,7 @@ def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.fast
 def test_every_sweep_example_is_a_valid_sweep() -> None:
     shown = [text for page in PAGES for text in blocks(page, "toml")]
-    plain = [raw for raw in map(tomllib.loads, shown) if not raw.keys() & {"given", "stage"}]
+    plain = [raw for raw in map(tomllib.loads, shown) if not raw.keys() & {"given", *PARTS}]
     read = [specs.from_dict({"agent": "ppo", **raw}, "study") for raw in plain]
     assert len(read) == 4
     assert [len(spec.runs) for spec in read[:2]] == [4 * 2 * 8] * 2
@@ -60,6 +62,16 @@ def test_every_example_with_given_arrays_or_stages_has_known_keys(tmp_path: path
     assert pipeline is not None
     assert [stage.parents for stage in pipeline.stages] == [(), ("sft",), ("sft", "reward")]
     assert all(stage.raw.keys() <= set(specs.KEYS) for stage in pipeline.stages)
+
+
+@pytest.mark.fast
+def test_the_example_of_several_agents_is_valid(tmp_path: pathlib.Path) -> None:
+    (shown,) = (t for page in PAGES for t in blocks(page, "toml") if "[agents." in t)
+    (tmp_path / "study.toml").write_text(shown, encoding="utf-8")
+    shutil.copyfile(trainers.path_of("a2c"), tmp_path / "mine.py")
+    pipeline = stages.read(tmp_path / "study.toml")
+    assert pipeline is not None
+    assert [len(spec.runs) for spec in stages.plan(pipeline)] == [2 * 3 * 8, 3 * 8, 8]
 
 
 @pytest.mark.fast

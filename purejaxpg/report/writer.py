@@ -55,20 +55,41 @@ def write(directory: str | os.PathLike[str], console: "Console") -> Path:
             _print_further(written, console)
             _write_tables(data, written, target)
             text = page.render(data, _title_of(store.path), written)
-            (target / "index.html").write_text(text, encoding="utf-8")
+            disk.write_text(target / "index.html", text)
             drawn = figures.write(data, target) + _write_completions(written, target)
     line = f"Wrote index.html, table.csv and {count(len(drawn), 'figure')} to {target}"
     console.print(line, markup=False, highlight=False, soft_wrap=True)
     return target
 
 
-def write_stages(directory: str | os.PathLike[str]) -> Path:
-    """Write the page of a pipeline, DIR/index.html, which links to the reports of its stages.
+def page_text(directory: Path, now: page.Now, unfinished: analysis.Unfinished) -> str:
+    """Return the page of a sweep while it runs.
+
+    Args:
+        directory: its result directory.
+        now: how far it is.
+        unfinished: metrics so far [rows, updates] and facts of units in progress.
+
+    Returns:
+        A complete HTML document.
+
+    Raises:
+        FaultError: a result is damaged.
+    """
+    with Store.read(directory) as store:
+        data = analysis.of_store(store, unfinished)
+        written = completions.of_store(store, data.ranked, data.confirmed)
+        return page.render(data, _title_of(store.path), written, now)
+
+
+def write_stages(directory: str | os.PathLike[str], now: page.Now | None = None) -> Path:
+    """Write the page of a pipeline or of several agents, DIR/index.html, with links to each.
 
     Where several stages can be compared, it shows DIR/frontier.png, which is also written as SVG.
 
     Args:
-        directory: the directory of the stages, at least one of which has begun.
+        directory: of the stages or agents, at least one of which has begun.
+        now: how far the present one is; None: all have ended.
 
     Returns:
         The path of the page.
@@ -78,16 +99,19 @@ def write_stages(directory: str | os.PathLike[str]) -> Path:
     """
     root = Path(directory).resolve()
     begun = stages.directories(root)
-    pipeline = stages.read(begun[-1] / "spec.toml")
+    # An agent that was added later has the sweep file that names it.
+    newest = max((each / "spec.toml" for each in begun), key=os.path.getmtime)
+    pipeline = stages.read(newest)
     if pipeline is None:
-        raise FaultError(f"{begun[-1] / 'spec.toml'} is damaged: it has no stages.")
+        raise FaultError(f"{newest} is damaged: it has no stages.")
     rows = [_stage(stage, root / stage.name, begun) for stage in pipeline.stages]
     compared = completions.comparable({row["name"]: row["written"] for row in rows})
     with disk.faults("write", root):
         pictures = _write_figure(completions.draw_together(compared), root)
         drawn = pictures[0].read_bytes() if pictures else b""
-    target = root / "index.html"
-    disk.write_text(target, page.render_stages(root.name, rows, pipeline.text, drawn))
+    target, kind = root / "index.html", "agent" if stages.of_agents(root) else "stage"
+    text = page.render_stages(root.name, rows, pipeline.text, drawn, kind, now)
+    disk.write_text(target, text)
     return target
 
 

@@ -60,7 +60,7 @@ def sweep(path: str | os.PathLike[str], options: Options = DEFAULTS, given: Any 
     """Run the sweep of a TOML file, or resume it, and write its report.
 
     Args:
-        path: the TOML file; it may have stages.
+        path: the TOML file; it may have stages, or several agents.
         options: how to run it.
         given: an instance of the trainer's `Given`, for a trainer that has one.
 
@@ -81,7 +81,8 @@ def sweep(path: str | os.PathLike[str], options: Options = DEFAULTS, given: Any 
     together, pipeline = len({d.process_index for d in devices}) > 1, stages.read(Path(path))
     if pipeline is not None:
         if together or given is not None:
-            raise InputError(f"{path} has stages, so it needs one process, and no given arrays.")
+            what = f"{path} has several {pipeline.kind}"
+            raise InputError(f"{what}, so it needs one process, and no given arrays.")
         run_stages(pipeline, options, devices)
     elif together:
         return _together(functools.partial(load, path, given), options, devices)
@@ -100,9 +101,10 @@ def load(path: str | os.PathLike[str], given: Any = None) -> Any:
 
 
 def run_stages(pipeline: Any, options: Options, devices: Sequence[Any]) -> Path:
-    """Run or resume the stages of `stages.read` in order, and write their reports.
+    """Run or resume the stages, or the agents, of `stages.read` in order; write their reports.
 
-    `options.confirm` is for the last one, whose report's directory is returned.
+    `options.confirm` is for the last stage, or for every agent. The directory of the last report is
+    returned.
 
     Raises:
         InputError: a stage is invalid, or has results of another sweep.
@@ -122,7 +124,7 @@ def run_stages(pipeline: Any, options: Options, devices: Sequence[Any]) -> Path:
         for stage in pipeline.stages:
             spec, last = stages.load(pipeline, stage, out), stage is pipeline.stages[-1]
             stages.refuse_changed(pipeline, stage, spec, out)
-            confirm = options.confirm if last else 0
+            confirm = options.confirm if pipeline.confirms(stage) else 0
             own = dataclasses.replace(options, out=out / stage.name, confirm=confirm)
             directory = _results(spec, own, devices, None, console, stage.title)
             if last or not stages.reported(directory):
@@ -224,29 +226,32 @@ def report_together(directories: Sequence[Path], out: Path, console: Any) -> Non
 
 
 def report_stages(out: Path, console: Any) -> None:
-    """Write the page of a pipeline, and say where it is."""
+    """Write the page of a pipeline or of several agents, and say where it is."""
     from purejaxpg.report import writer
+    from purejaxpg.sweep import stages
 
-    written = writer.write_stages(out)
-    console.print(f"All stages: {written}", highlight=False, soft_wrap=True, markup=False)
+    written, kind = writer.write_stages(out), "agents" if stages.of_agents(out) else "stages"
+    console.print(f"All {kind}: {written}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _compute(
     spec: Any, options: Options, store: Any, backend: Any, progress: Any, then: Callable[[], None]
 ) -> None:
     """Compute the missing results of a result directory; call `then` after each commit."""
+    from purejaxpg.report import live
     from purejaxpg.sweep import engine
     from purejaxpg.sweep import search as searches
 
     rounds = functools.partial(searches.rounds, spec, options.confirm)
-    with progress:
-        progress.begin(spec, searches.rehearse(rounds()))
+    with progress, live.Page(store.path, progress):
         executor = None
         if options.executor == "ray":
             from purejaxpg.cluster import ray_executor
 
             executor = ray_executor.Ray(spec, options.ray_address, dict(options.ray_task))
             backend.slots, backend.on_cpu = executor.slots, executor.on_cpu
+        planned = searches.rehearse(rounds())
+        progress.begin(spec, planned, [backend.groups(i, r, {}) for i, r in enumerate(planned)])
         engine.run(rounds(), store, backend, progress, options.snapshot_every_s, executor, then)
 
 
@@ -259,10 +264,17 @@ def exit_status(error: BaseException) -> int:
 
 
 def make_console() -> Any:
-    """Return the console to print on; for a file or a pipe it is wide enough for tables."""
+    """Return the console to print on; for a file or a pipe it is wide enough for tables.
+
+    If the reader of a pipe leaves, as `head` does, the sweep goes on without output.
+    """
     from rich.console import Console
 
-    return Console(width=None if streams.on_terminal(sys.stdout) else 120)
+    class Lasting(Console):
+        def on_broken_pipe(self) -> None:
+            streams.discard_output()
+
+    return Lasting(width=None if streams.on_terminal(sys.stdout) else 120)
 
 
 # ----------------------------------------------------------------------------------------- devices

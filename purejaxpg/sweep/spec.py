@@ -192,8 +192,8 @@ def from_dict(
     if not isinstance(agent_name, str):
         raise InputError(f"agent must be a name or a path, but is {agent_name!r}.")
     agent = trainers.load(agent_name, base)
-    fixed, swept = _table(raw, "config"), _flat(_table(raw, "sweep"))
-    both = ", ".join(sorted(set(_flat(fixed)) & set(swept)))
+    fixed, swept = table(raw, "config"), flat(table(raw, "sweep"))
+    both = ", ".join(sorted(set(flat(fixed)) & set(swept)))
     configs.require(not both, f"{both} must be in [config] or in [sweep], not in both.")
     axes = _axes(agent, swept)
     search = _search(agent, raw, axes)
@@ -213,7 +213,7 @@ def from_dict(
         fixed=fixed,
         source=source,
     )
-    spec = dataclasses.replace(spec, given=_given(spec, _table(raw, "given"), given, resolve))
+    spec = dataclasses.replace(spec, given=_given(spec, table(raw, "given"), given, resolve))
     spec = dataclasses.replace(spec, runs=tuple(_runs(spec)))
     _refuse_repeated(spec)
     _refuse_equal(spec)
@@ -321,7 +321,7 @@ def _search(
 ) -> Search:
     """Check the tables [search], [halving] and [pbt]."""
     tables: dict[str, Any] = {
-        name: configs.build(cls, _table(raw, name), f"key in [{name}] named", f"[{name}] ")
+        name: configs.build(cls, table(raw, name), f"key in [{name}] named", f"[{name}] ")
         for name, cls in (("search", Method), ("halving", Halving), ("pbt", Pbt))
         if name in raw
     }
@@ -455,27 +455,28 @@ def _positive(name: str, value: Any) -> int:
     return value
 
 
-def _table(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
+def table(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a table of a sweep file, empty if it is absent."""
     value = raw.get(name, {})
     configs.require(isinstance(value, dict), f"{name} must be a table, but is {value!r}.")
     return value
 
 
-def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
+def flat(fields: Mapping[str, Any]) -> dict[str, Any]:
     """{"env_params": {"gravity": x}} -> {"env_params.gravity": x}, other fields as they are."""
-    flat: dict[str, Any] = {}
-    for name, value in table.items():
+    found: dict[str, Any] = {}
+    for name, value in fields.items():
         if name in contract.TABLES and isinstance(value, dict):
-            flat |= {f"{name}.{inner}": item for inner, item in value.items()}
+            found |= {f"{name}.{inner}": item for inner, item in value.items()}
         else:
-            flat[name] = value
-    return flat
+            found[name] = value
+    return found
 
 
 def _nested(fixed: Mapping[str, Any], swept: Mapping[str, Any]) -> dict[str, Any]:
     """Merge fixed and swept values back into the fields of a configuration."""
     merged: dict[str, Any] = {}
-    for name, value in {**_flat(fixed), **swept}.items():
+    for name, value in {**flat(fixed), **swept}.items():
         outer, dot, inner = name.partition(".")
         if dot and outer in contract.TABLES:
             merged.setdefault(outer, {})[inner] = value

@@ -12,6 +12,14 @@
 
 Before the first stage runs, all of them are checked: the shapes of a model follow from its trainer
 without training it.
+
+Several agents are stages that are given nothing. What is outside of [agents] holds for all::
+
+    agent = ["ppo", "./mine.py"]  # the results are in DIR/ppo and DIR/mine
+    [sweep]
+    learning_rate = [3e-4, 1e-3]
+    [agents.ppo.sweep]  # config, sweep or given of this agent alone
+    clip_eps = [0.1, 0.2]
 """
 
 import contextlib
@@ -33,27 +41,40 @@ from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import store as stores
 
 STAGES = stores.STAGES
+AGENTS = "agents"  # the tables of several agents
+OWN = ("config", "sweep", "given")  # what such a table holds
 DEFAULTS = ("seeds", "eval_episodes")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One [[stage]] table."""
+    """One [[stage]] table, or one of several agents."""
 
     name: str
     title: str  # "Stage 2 of 3: reward"
     raw: Mapping[str, Any]  # as in a sweep file of its own
-    parents: tuple[str, ...]  # earlier stages that it is given
+    parents: tuple[str, ...] = ()  # earlier stages that it is given
+    shared: tuple[str, ...] = ()  # its fields that all agents share
+
+    @property
+    def label(self) -> str:
+        """Its kind and name, for messages."""
+        return f"{self.title.partition(' ')[0]} {self.name!r}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """The stages of a sweep file, in order."""
+    """The stages of a sweep file, in order, or its agents."""
 
     path: Path
     text: str
     stages: tuple[Stage, ...]
+    kind: str = "stages"  # or "agents"
+
+    def confirms(self, stage: Stage) -> bool:
+        """Return whether --confirm is for a stage: it is for the last one, or for every agent."""
+        return self.kind == AGENTS or stage is self.stages[-1]
 
     def needing(self, name: str) -> list[str]:
         """Return a stage and the later stages that depend on it."""
@@ -65,7 +86,7 @@ class Pipeline:
 
 
 def read(path: Path) -> Pipeline | None:
-    """Return the stages of a sweep file; None if it has no [[stage]] tables.
+    """Return the stages or the agents of a sweep file; None if it is a sweep of one agent.
 
     Raises:
         InputError: the file cannot be read, a name is invalid, or a stage is given what is no
@@ -73,6 +94,19 @@ def read(path: Path) -> Pipeline | None:
     """
     raw, text = specs.parse(path)
     configs.require("stages" not in raw, f"The stages of {path} must be tables [[stage]].")
+    for key in ("config", "sweep"):
+        configs.require(
+            "agent" not in specs.table(raw, key),
+            f"agent must be outside of [{key}]; for several agents write agent = ['ppo', 'a2c'] at "
+            "the top of the file, and what differs into [agents.NAME.config] and "
+            "[agents.NAME.sweep].",
+        )
+    agent = raw.get("agent")
+    if isinstance(agent, list):
+        return Pipeline(path, text, tuple(_agents(raw, agent)), AGENTS)
+    configs.require(
+        AGENTS not in raw, f"[{AGENTS}] needs a list, as agent = ['ppo', 'a2c'], not {agent!r}."
+    )
     if "stage" not in raw:
         return None
     tables, defaults = raw.pop("stage"), raw
@@ -98,6 +132,37 @@ def _name(table: Mapping[str, Any]) -> str:
         f"name of a stage must be letters, digits, - and _, as a directory, but is {name!r}.",
     )
     return str(name)
+
+
+def _agents(raw: Mapping[str, Any], agents: Sequence[Any]) -> Iterator[Stage]:
+    """Yield a stage for each of several agents, with its own tables merged into the shared ones."""
+    valid = len(agents) > 0 and all(isinstance(agent, str) and agent for agent in agents)
+    configs.require(valid, f"agent must be a list of names and paths, but is {agents!r}.")
+    configs.require("stage" not in raw, "agent must be one agent in each [[stage]], and no list.")
+    names = [Path(agent).stem if trainers.is_path(agent) else agent for agent in agents]
+    twice = [name for i, name in enumerate(names) if name in names[:i]]
+    configs.require(not twice, f"agent must list each name once, but lists {twice[:1]} again.")
+    own = specs.table(raw, AGENTS)
+    for name in own:
+        configs.require_known(name, names, f"agent of this sweep for [{AGENTS}] named")
+    shared = {key: value for key, value in raw.items() if key not in ("agent", AGENTS)}
+    others = {key: value for key, value in shared.items() if key not in OWN}
+    fields = [name for key in OWN[:2] for name in specs.flat(specs.table(shared, key))]
+    for i, (name, agent) in enumerate(zip(names, agents, strict=True)):
+        table = specs.table(own, name)
+        for key in table:
+            configs.require_known(key, OWN, f"key in [{AGENTS}.{name}] named")
+        merged = {**others, **_merged(shared, table), "agent": agent}
+        yield Stage(name, f"Agent {i + 1} of {len(agents)}: {name}", merged, (), tuple(fields))
+
+
+def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tables of one agent, whose own fields replace the shared ones in all tables."""
+    ours = {key: specs.flat(specs.table(own, key)) for key in OWN}
+    theirs = {key: specs.flat(specs.table(shared, key)) for key in OWN}
+    set_here = {name for fields in ours.values() for name in fields}
+    kept = {key: {n: v for n, v in theirs[key].items() if n not in set_here} for key in OWN}
+    return {key: merged for key in OWN if (merged := {**kept[key], **ours[key]})}
 
 
 def _parents(name: str, given: Any, earlier: Sequence[str]) -> Iterator[str]:
@@ -141,7 +206,7 @@ def load(pipeline: Pipeline, stage: Stage, out: Path) -> specs.Spec:
 def plan(pipeline: Pipeline, confirm: int = 0) -> list[specs.Spec]:
     """Check all stages and return their specs, in which shapes stand for models to be trained.
 
-    `confirm` is the number of fresh seeds of the last stage.
+    `confirm` is the number of fresh seeds of the last stage, or of every agent.
 
     Raises:
         InputError: a value of a stage is invalid, or it cannot be given what it names.
@@ -158,8 +223,7 @@ def plan(pipeline: Pipeline, confirm: int = 0) -> list[specs.Spec]:
         ]
         planned[stage.name] = versions[0]
         with _named(stage):
-            last = stage is pipeline.stages[-1]
-            legs = _legs(versions[0], confirm if last else 0)
+            legs = _legs(versions[0], confirm if pipeline.confirms(stage) else 0)
             if stage.name in needed:
                 found = [shape for spec in versions for shape in _model_shapes(spec, legs)]
                 shapes[stage.name] = list({str(shape): shape for shape in found}.values())
@@ -173,7 +237,23 @@ def _spec(pipeline: Pipeline, stage: Stage, models: Any) -> specs.Spec:
     base, name = pipeline.path.parent, f"{pipeline.path.stem}-{stage.name}"
     resolve = functools.partial(sources.resolve, base, models)
     with _named(stage):
+        _refuse_foreign(stage, base)
         return specs.from_dict(stage.raw, name, base, pipeline.text, resolve=resolve)
+
+
+def _refuse_foreign(stage: Stage, base: Path) -> None:
+    """Raise an InputError if an agent lacks a field that all agents share."""
+    known = (
+        configs.field_types(trainers.load(stage.raw["agent"], base).Config) if stage.shared else ()
+    )
+    try:
+        for field in stage.shared:
+            configs.require_known(field.partition(".")[0], known, "field")
+    except InputError as error:
+        raise InputError(
+            f"{error} A field that only some agents have belongs in their own tables, "
+            f"[{AGENTS}.NAME.config] or [{AGENTS}.NAME.sweep]."
+        ) from error
 
 
 def _unknown(planned: Mapping[str, specs.Spec], shapes: Mapping[str, Any]) -> Any:
@@ -241,7 +321,7 @@ def _named(stage: Stage) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(f"Stage {stage.name!r}: {error}") from error
+        raise InputError(f"{stage.label}: {error}") from error
 
 
 # ---------------------------------------------------------------------------------- the directory
@@ -259,11 +339,11 @@ def prepare(pipeline: Pipeline, out: Path) -> None:
             left = {path.name for path in out.iterdir()} - {f".{STAGES}.tmp", "lock"}
             configs.require(
                 not left,
-                f"{out} is not empty and is no directory of stages: it holds no {STAGES}; choose "
-                "another with --out.",
+                f"{out} is not empty and is no directory of {pipeline.kind}: it holds no {STAGES}; "
+                "choose another with --out.",
             )
         out.mkdir(parents=True, exist_ok=True)
-    names = {"stages": [stage.name for stage in pipeline.stages]}
+    names = {pipeline.kind: [stage.name for stage in pipeline.stages]}
     if disk.read_intact(out / STAGES) != names:
         disk.write_hashed(out / STAGES, names)
 
@@ -288,7 +368,7 @@ def refuse_changed(pipeline: Pipeline, stage: Stage, spec: specs.Spec, out: Path
         what = f"other given arrays ({', '.join(map(str, stage.raw['given'].values()))} changed)"
     also = [out / name for name in pipeline.needing(stage.name) if (out / name).exists()]
     raise InputError(
-        f"Stage {stage.name!r} was computed with {what}: delete {' and '.join(map(str, also))}, or "
+        f"{stage.label} was computed with {what}: delete {' and '.join(map(str, also))}, or "
         "choose another directory with --out."
     )
 
@@ -307,41 +387,44 @@ def directories(directory: Path) -> list[Path]:
     Raises:
         InputError: no stage has begun.
     """
-    names = _names(directory)
+    names = stores.parts(directory)
     if names is None:
         return [directory]
     begun = [directory / n for n in names if os.path.isfile(directory / n / ledgers.LEDGER)]
-    configs.require(bool(begun), f"No stage of {directory} has begun yet.")
+    configs.require(bool(begun), f"No stage or agent of {directory} has begun yet.")
     return begun
 
 
-def _names(directory: Path) -> list[str] | None:
-    """Return the names of the stages in a directory; None if it is none of stages.
-
-    Raises:
-        FaultError: the list of stages is damaged.
-    """
-    if not os.path.isfile(directory / STAGES):
-        return None
-    return disk.read_hashed(directory / STAGES)["stages"]
-
-
 def after(directory: Path) -> list[str] | None:
-    """Return the names of the stages after that of a result directory; None if it is no stage."""
-    names = _names(directory.parent) or []
-    return names[names.index(directory.name) + 1 :] if directory.name in names else None
+    """Return the names of the stages after that of a result directory; None if it is no stage.
+
+    After an agent there are none, since each of them can be confirmed.
+    """
+    names = stores.parts(directory.parent) or []
+    if directory.name not in names:
+        return None
+    return [] if of_agents(directory.parent) else names[names.index(directory.name) + 1 :]
+
+
+def of_agents(directory: Path) -> bool:
+    """Return whether a directory holds several agents instead of stages."""
+    return AGENTS in (disk.read_intact(directory / STAGES) or {})
 
 
 def last(directory: Path) -> Path:
     """Return the result directory of the last stage; of a plain sweep, its own.
 
     Raises:
-        InputError: this stage has not begun.
+        InputError: this stage has not begun, or there are several agents.
     """
-    names = _names(directory)
+    names = stores.parts(directory)
     if names is None:
         return directory
     begun, final = directories(directory), directory / names[-1]
+    configs.require(
+        not of_agents(directory),
+        f"{directory} holds several agents; name one: {', '.join(map(str, begun))}.",
+    )
     configs.require(
         final in begun,
         f"The last stage, {final}, has not begun; name one that has: {', '.join(map(str, begun))}.",

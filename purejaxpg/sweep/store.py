@@ -32,7 +32,7 @@ from purejaxpg import FaultError, InputError, checkpoint, disk
 from purejaxpg.sweep import ledger as ledgers
 
 REPAIR = "`purejaxpg fsck DIR --repair` rebuilds it from the records of its units"
-STAGES = "stages.json"  # in a directory of stages: their names in order
+STAGES = "stages.json"  # in a directory of stages or agents: their names in order
 MEMBER = "metric."  # a bare metric name could clash with a parameter of np.savez
 
 
@@ -318,11 +318,24 @@ def held(root: Path) -> Iterator[None]:
         yield
 
 
+def parts(root: Path) -> list[str] | None:
+    """Return the names of the stages or agents in a directory; None if it holds neither.
+
+    Raises:
+        FaultError: the list of them is damaged.
+    """
+    if not os.path.isfile(root / STAGES):
+        return None
+    (names,) = disk.read_hashed(root / STAGES).values()
+    return list(names)
+
+
 def _without_results(root: Path) -> str:
     """Say why nothing can be read from a directory without a ledger."""
-    if os.path.isfile(root / STAGES):
-        names = [str(root / name) for name in disk.read_hashed(root / STAGES)["stages"]]
-        return f"{root} holds stages with results of their own; name one: {', '.join(names)}."
+    names = parts(root)
+    if names is not None:
+        named = ", ".join(str(root / name) for name in names)
+        return f"{root} holds directories with results of their own; name one: {named}."
     return f"{root} is not a result directory: it holds no {ledgers.LEDGER}."
 
 

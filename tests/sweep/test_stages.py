@@ -322,7 +322,7 @@ def test_all_stages_are_planned_without_a_trained_model(
     assert "Stage 2 of 3: judge." in printed and "64 verdicts" in printed
     assert "All stages" not in printed
     assert cli.main(["plan", str(path), "--tune"]) == 2
-    assert "relay.toml has stages" in capsys.readouterr().err
+    assert "relay.toml has several stages" in capsys.readouterr().err
 
 
 def test_given_arrays_are_counted_once_on_disk(tmp_path: pathlib.Path) -> None:
@@ -445,3 +445,140 @@ def test_a_pipeline_killed_in_a_stage_ends_with_the_same_bits(
     assert process.wait() == -signal.SIGKILL
     session.sweep(path, options(out))
     same(swept, out)
+
+
+# --------------------------------------------------------------------------------- several agents
+
+AGENTS = """
+agent = ["./one.py", "./two.py"]
+seeds = 2
+eval_episodes = 8
+rows_per_device = 2
+
+[config]
+num_updates = 8
+steps_per_update = 4
+
+[sweep]
+learning_rate = [0.1, 1.0]
+
+[agents.one.sweep]
+scale = [1.0, 2.0]
+
+[agents.two]
+config = { learning_rate = 0.5 }
+"""
+ONE = """
+import bandit
+from bandit import *
+
+
+@configs.dataclass
+class Config(bandit.Config):
+    scale: float = 1.0
+"""
+
+
+def write_agents(folder: pathlib.Path, text: str = AGENTS) -> pathlib.Path:
+    """Write two bandits and a sweep file for both into a folder -> the file."""
+    (folder / "one.py").write_text(ONE, "utf-8")
+    (folder / "two.py").write_text("from bandit import *\n", "utf-8")
+    (folder / "both.toml").write_text(text, "utf-8")
+    return folder / "both.toml"
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The directory of a sweep of two agents, with confirmed winners, beside its sweep file."""
+    path = write_agents(tmp_path_factory.mktemp("agents"))
+    assert session.sweep(path, options(path.parent / "out", confirm=2)) == 0
+    return path.parent / "out"
+
+
+def test_each_of_several_agents_has_the_shared_tables_and_its_own(both: pathlib.Path) -> None:
+    found = {}
+    for name in ("one", "two"):
+        legs = runs(both / name)
+        assert {leg["seed"] for leg in legs if leg["stage"] == "tune"} == {0, 1}
+        assert {leg["seed"] for leg in legs if leg["stage"] == "confirm"} == {2, 3}
+        found[name] = [leg["config"] for leg in legs if leg["stage"] == "tune"]
+    pairs = [(each["learning_rate"], each["scale"]) for each in found["one"][::2]]
+    assert pairs == [(0.1, 1.0), (0.1, 2.0), (1.0, 1.0), (1.0, 2.0)]
+    assert [each["learning_rate"] for each in found["two"]] == [0.5, 0.5]
+    assert all(each["num_updates"] == 8 for each in found["one"] + found["two"])
+
+
+def test_an_agent_of_several_has_the_bits_of_a_sweep_of_its_own(
+    both: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    write_agents(tmp_path)
+    alone = tmp_path / "alone.toml"
+    alone.write_text(
+        'agent = "./two.py"\nseeds = 2\neval_episodes = 8\nrows_per_device = 2\n'
+        "config = { num_updates = 8, steps_per_update = 4, learning_rate = 0.5 }\n"
+    )
+    session.sweep(alone, options(tmp_path / "alone", confirm=2))
+    one, two = runs(both / "two"), runs(tmp_path / "alone")
+    for left, right in zip(one, two, strict=True):
+        assert left["run_id"] == right["run_id"] and left["score"] == right["score"]
+        assert all((left["arrays"][k] == right["arrays"][k]).all() for k in left["arrays"])
+
+
+def test_the_commands_take_the_directory_of_several_agents(
+    both: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["fsck", str(both)]) == cli.main(["report", str(both)]) == 0
+    page = (both / "index.html").read_text()
+    assert "2 agents" in page and "one/report/index.html" in page and "two/report" in page
+    assert f"All agents: {both / 'index.html'}" in capsys.readouterr().out
+    assert cli.main(["export", str(both)]) == 2
+    assert f"holds several agents; name one: {both / 'one'}" in capsys.readouterr().err
+    assert cli.main(["export", str(both / "two")]) == 0
+
+
+def test_an_agent_added_later_is_computed_beside_the_finished_ones(
+    both: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(both, tmp_path / "out")
+    path = write_agents(tmp_path, AGENTS.replace('"./two.py"', '"./three.py", "./two.py"'))
+    shutil.copyfile(tmp_path / "two.py", tmp_path / "three.py")
+    session.sweep(path, options(tmp_path / "out", confirm=2))
+    printed = capsys.readouterr().out
+    assert "Agent 1 of 3: one: already finished." in printed
+    assert "Agent 3 of 3: two: already finished." in printed
+    assert len(runs(tmp_path / "out" / "three")) == 4 + 2 * 2
+    assert "3 agents" in (tmp_path / "out" / "index.html").read_text()
+
+
+BAD_AGENTS = [
+    ("rate = [0.1, 1.0]", "rate = [1.0]\nscale = [1.0]", "^Agent 'two': There is no field 'scale'"),
+    ("rate = [0.1, 1.0]", "rate = [1.0]\nscale = [1.0]", r"belongs in their own tables, \[agents."),
+    ("[agents.two]", "[agents.too]", "agent of this sweep for .agents. named 'too'; did you mean"),
+    ("config = { l", "seeds = 3\nconfig = { l", "no key in .agents.two. named 'seeds'; did you"),
+    ('"./two.py"', '"./one.py"', "must list each name once, but lists .'one'. again"),
+    ('["./one.py", "./two.py"]', "[]", r"agent must be a list of names and paths, but is \[\]"),
+    ('["./one.py", "./two.py"]', '"./one.py"', r"\[agents\] needs a list, as agent = "),
+    ("[sweep]\n", "[sweep]\nagent = ['ppo']\n", "agent must be outside of .sweep.; for several"),
+    ("[config]", "[[stage]]\nname = 'x'\n[config]", r"agent must be one agent in each \[\[stage"),
+    ("learning_rate = 0.5", "learning_rate = -1.0", "^Agent 'two': learning_rate must be"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "words"), BAD_AGENTS)
+def test_a_mistake_in_any_agent_is_reported_before_the_first_runs(
+    tmp_path: pathlib.Path, old: str, new: str, words: str
+) -> None:
+    assert old in AGENTS
+    path = write_agents(tmp_path, AGENTS.replace(old, new))
+    with pytest.raises(InputError, match=words):
+        session.sweep(path, options(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_agents_are_planned_together(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["plan", str(write_agents(tmp_path)), "--quick", "--devices", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "Agent 1 of 2: one." in printed and "Agent 2 of 2: two." in printed
+    assert "both-one: ./one.py, 8 runs" in printed and "both-two: ./two.py, 2 runs" in printed
