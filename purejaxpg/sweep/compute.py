@@ -4,7 +4,6 @@ A segment never talks to the host. A run of a sweep is `train(key, config)` cut 
 folds the same keys, so it draws the same random numbers. `engine.py` is the loop around this.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -25,7 +24,7 @@ from jax import lax, random
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import purejaxpg
-from purejaxpg import FaultError, checkpoint, contract, prng
+from purejaxpg import FaultError, checkpoint, contract, prng, signals
 from purejaxpg import config as configs
 from purejaxpg.fused import paths
 from purejaxpg.sweep import memory, xla
@@ -330,11 +329,14 @@ def build(spec: specs.Spec, group: plans.Group, devices: Sequence[jax.Device]) -
         traced = trace(spec, group, mesh, length)
     traced_at = time.monotonic()
     options = xla.options(devices[0])
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # XLA releases Python's lock
-        # One program is compiled, or read from the cache, while the next is lowered.
-        compiling = [pool.submit(program.lower().compile, options) for program in traced]
-        lowered_at = time.monotonic()
-        start, segment, score = (program.result() for program in compiling)
+    # One program is compiled, or read from the cache, while the next is lowered. XLA releases
+    # Python's lock.
+    compiling = [
+        signals.in_background(functools.partial(program.lower().compile, options))
+        for program in traced
+    ]
+    lowered_at = time.monotonic()
+    start, segment, score = (program.result() for program in compiling)
     return Programs(
         start=start,
         segment=segment,
