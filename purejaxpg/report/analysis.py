@@ -36,6 +36,11 @@ _TOP = 0.75  # quantile above which a configuration is among the best
 _TOP_NEEDS = 20  # configurations, before there is a best quarter to speak of
 _GRID_POINTS = 60
 SEEDS_TO_CONFIRM = 32
+# What the page holds of the training metrics.
+_NUMBERS = 200_000
+_METRICS = 40  # of an environment
+_METRIC_ROWS = 100  # configurations
+_SINGLE = 16  # runs of a configuration
 FEW_SEEDS = 8  # below them a bootstrap interval is too narrow; see docs/results.md
 _SPENT = ("wall_s", "compile_s", "env_steps")
 # Metrics [rows, updates] and facts of units in progress.
@@ -149,6 +154,27 @@ class Curves:
     others: tuple[tuple[Configuration, np.ndarray, np.ndarray], ...] = ()
     quantiles: np.ndarray | None = None
     grid: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The training metrics of the first configurations of an environment.
+
+    Attributes:
+        names: of the metrics.
+        curves: by metric and run.
+        shown: the configurations that have them, best first.
+        left_out: metrics beyond those.
+    """
+
+    names: tuple[str, ...] = ()
+    curves: Mapping[str, Mapping[str, training.Curve]] = field(default_factory=dict)
+    shown: tuple[Configuration, ...] = ()
+    left_out: int = 0
+
+    def stack(self, name: str, c: Configuration) -> training.Curve | None:
+        """Return a metric of a configuration's runs, ``returns [runs, bins]``, if any."""
+        return training.stack(c.run_ids[:_SINGLE], self.curves[name])
 
 
 @dataclass(frozen=True)
@@ -411,6 +437,47 @@ def of_store(store: Store, unfinished: Unfinished = training.NONE) -> Analysis:
         notes=_notes(ranked, bool(confirmed), _again(store, command), episodes, cut)
         + store.ledger.notes(),
     )
+
+
+def metrics_of(store: Store, data: Analysis) -> dict[str, Metrics]:
+    """Read the training metrics of as many configurations as a page can hold.
+
+    Args:
+        store: the result directory of `data`.
+        data: the analysis.
+
+    Returns:
+        By environment.
+
+    Raises:
+        FaultError: a result is damaged or cannot be read.
+    """
+    return {
+        section.environment: _metrics(store, section.ranked, _NUMBERS // len(data.sections))
+        for section in data.sections
+    }
+
+
+def _metrics(store: Store, ranked: Sequence[Configuration], numbers: int) -> Metrics:
+    """Return the metrics of the first configurations, about so many numbers in all."""
+    first = [c for c in ranked if c.finished][:1]
+    if not first:
+        return Metrics()
+    names = list(training.metrics_of_runs(store, first[0].run_ids[:1]))
+    names.sort(key=lambda name: (not name.startswith(contract.EPISODE), name))
+    kept = tuple(names[:_METRICS])
+    each = max(1, len(kept)) * training.BINS
+    shown: list[Configuration] = []
+    left = numbers
+    for c in (c for c in ranked if c.finished):
+        left -= each * (1 + min(c.finished, _SINGLE))
+        if shown and (left < 0 or len(shown) == _METRIC_ROWS):
+            break
+        shown.append(c)
+    ids = [run_id for c in shown for run_id in c.run_ids[:_SINGLE]]
+    curves = training.metrics_of_runs(store, ids)
+    own = {name: curves[name] for name in kept if name in curves}
+    return Metrics(tuple(own), own, tuple(shown), len(names) - len(kept))
 
 
 # ---------------------------------------------------------------------------------------- reading

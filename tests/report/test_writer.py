@@ -434,6 +434,26 @@ def test_the_legs_of_a_run_make_one_curve(halved):
     assert found["0.01"].best == 60.0 and found["0.01"].area == pytest.approx(510 / 9)
 
 
+def test_metrics_of_a_run_are_those_of_its_legs_without_what_is_not_finite(tmp_path):
+    with Store.open(tmp_path / "out", {"agent": "ppo"}) as store:
+        for index, (start, stop) in enumerate([(0, 2), (2, 4)]):
+            run = Run("a", {"env": "A"}, 0, {}, "tune", start, stop, 4, "a" if start else None)
+            store.ledger.plan({f"u{index}": [run]}, index)
+            arrays = {
+                "loss/own": np.array([[1.0 + start, np.nan]]),
+                "episode/count": np.ones((1, 2)),
+                "episode/length_sum": np.array([[7.0, 9.0 + start]]),
+            }
+            commit(store, f"u{index}", index, [("a", "done", 1.0)], **arrays)
+        found = curves.metrics_of_runs(store, ["a", "of another sweep"])
+    assert list(found) == ["episode/count", "episode/length", "loss/own"]
+    np.testing.assert_array_equal(found["loss/own"]["a"].returns, [1.0, np.nan, 3.0, np.nan])
+    np.testing.assert_array_equal(found["episode/length"]["a"].returns, [7.0, 9.0, 7.0, 11.0])
+    np.testing.assert_array_equal(found["loss/own"]["a"].steps, [5, 15, 25, 35])
+    _, (means,) = curves.bin_means(np.array([[1.0, np.nan, 4.0, 8.0]]), 10, bins=2)
+    np.testing.assert_array_equal(means, [1.0, 6.0])
+
+
 def test_the_cost_of_a_run_is_that_of_its_legs(halved):
     target, _ = run_report(halved)
     rows = {float(row["learning_rate"]): row for row in read_csv(target)}
