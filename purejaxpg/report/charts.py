@@ -7,7 +7,7 @@ opacity. Plotly reads tags in text, so every name from the results goes through 
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from purejaxpg.report import analysis, completions
+from purejaxpg.report import curves as training
 from purejaxpg.report.analysis import Axis, Curves, Pair, Profile, Schedule, Section
 from purejaxpg.report.ranking import Configuration
 from purejaxpg.text import estimate, number, percent, short
@@ -107,8 +108,40 @@ def curves(data: Curves, unit: str, rows: Sequence[int] = ()) -> Figure:
         traces,
         440,
         hovermode="x unified",
-        xaxis={"title": {"text": clean(unit)}, "tickformat": "~s", "rangemode": "tozero"},
+        xaxis=_steps_axis(unit),
     )
+
+
+def metric(
+    name: str,
+    unit: str,
+    rows: Mapping[int, training.Curve],
+    intern: Callable[[tuple[float | None, ...]], int],
+) -> Figure:
+    """Return a training metric of configurations, of which the script draws those that are picked.
+
+    Args:
+        name: of the metric.
+        unit: of the steps.
+        rows: the metric of a configuration's runs, ``returns [runs, bins]``, by its row in the
+            table; of a page without a table, the numbers of its lines.
+        intern: returns the number of a grid of steps, which rows share.
+
+    Returns:
+        ``rows`` with a grid, the IQM over runs and, of several, each run; and the layout.
+    """
+    found = {}
+    for row, curve in rows.items():
+        centre = training.over_seeds(curve.returns)
+        singles = curve.returns if len(curve.returns) > 1 else curve.returns[:0]
+        grid = intern(tuple(rounded(curve.steps)))
+        found[row] = [grid, rounded(centre), [rounded(values) for values in singles]]
+    layout = _figure([], 230, hovermode="x unified", xaxis=_steps_axis(unit))["layout"]
+    return {"name": name, "rows": found, "layout": layout}
+
+
+def _steps_axis(unit: str) -> Figure:
+    return {"title": {"text": clean(unit)}, "tickformat": "~s", "rangemode": "tozero"}
 
 
 # ------------------------------------------------------------------------------- values, intervals

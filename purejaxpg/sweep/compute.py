@@ -24,7 +24,7 @@ from jax import lax, random
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import purejaxpg
-from purejaxpg import FaultError, checkpoint, contract, prng, signals
+from purejaxpg import FaultError, checkpoint, contract, evaluate, prng, signals
 from purejaxpg import config as configs
 from purejaxpg.fused import paths
 from purejaxpg.sweep import memory, xla
@@ -106,7 +106,7 @@ class Backend:
             InputError: a run could not be scored.
         """
         for leg in round_.legs:
-            contract.check_score(self.spec.agent, leg.run.config)
+            evaluate.check_run(self.spec.agent, leg.run.config)
         return plans.groups(index, round_, signature, self.rows, stored_rows)
 
     def rows(self, config: Any, num_legs: int) -> int:
@@ -467,7 +467,7 @@ def score_rows(
     given, axes = inputs.given()
 
     def score(key: jax.Array, state: Any, config: Any, *given: Any) -> dict[str, jax.Array]:
-        return contract.score(key, agent, state, config, episodes, *given)
+        return evaluate.score_run(key, agent, state, config, episodes, *given)
 
     keys = run_keys(inputs.seeds, np.uint32(2**31) + updates.astype(np.uint32))
     return jax.vmap(score, (0, 0, 0, *axes))(keys, states, inputs.configs, *given)
