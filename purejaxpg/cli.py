@@ -18,13 +18,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from purejaxpg import FaultError, InputError, __version__, contract, signals, streams, trainers
+from purejaxpg import (
+    FaultError,
+    InputError,
+    __version__,
+    contract,
+    modules,
+    signals,
+    streams,
+    trainers,
+)
 from purejaxpg import config as configs
 from purejaxpg.sweep import session
 from purejaxpg.text import duration
 
 say = functools.partial(print, flush=True)
 NONE: Mapping[str, bool] = {}
+OWN_ENVS = """
+MODULE:CLASS         a class in a module of yours, as mazes:Maze
+./FILE.py:CLASS      likewise, as ./mazes.py:Maze
+--import MODULE      import a module first, which registers environments"""
 ENV_OPTIONS = (
     "The environment's own parameters: --env-params.NAME VALUE; the arguments of its "
     "constructor: --env-kwargs.NAME VALUE."
@@ -103,6 +116,7 @@ def make_parser() -> Parser:
 
     lister = add(list_, "show the agents and the environments")
     lister.add_argument("what", nargs="?", choices=["agents", "envs"], help="only these")
+    add_import_option(lister)
 
     trainer = add(train, "train one run of an agent", add_help=False)
     trainer.add_argument("agent", nargs="?", help="a name, or the path of an agent file")
@@ -119,6 +133,16 @@ def make_parser() -> Parser:
     add_bench_command(add)
     add_estimators_command(add)
     return parser
+
+
+def add_import_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that imports modules of the user's."""
+    text = (
+        "import a module, or a file ./NAME.py, that registers environments; may be given several "
+        "times"
+    )
+    option = parser.add_argument
+    option("--import", action="append", dest="imports", default=[], metavar="NAME", help=text)
 
 
 def add_given_option(parser: argparse.ArgumentParser, fields: Mapping[str, bool] = NONE) -> None:
@@ -138,7 +162,9 @@ def add_given_option(parser: argparse.ArgumentParser, fields: Mapping[str, bool]
 
 def add_sweep_commands(add: Any) -> None:
     """Add the commands on sweeps."""
-    option = add(plan, "forecast the compilations, memory, disk and time of a sweep").add_argument
+    planner = add(plan, "forecast the compilations, memory, disk and time of a sweep")
+    add_import_option(planner)
+    option = planner.add_argument
     option("spec", type=Path, metavar="SPEC.toml", help="a sweep file")
     option("--devices", type=int, metavar="N", help="use N devices (all)")
     option("--confirm", type=int, default=0, metavar="N", help="as for sweep")
@@ -173,12 +199,17 @@ def add_result_commands(add: Any) -> None:
     """Add the commands on the results of a sweep."""
 
     def add_for_directory(command: Any, text: str) -> Any:
-        option = add(command, text).add_argument
+        parser = add(command, text)
+        if command is eval_:
+            add_import_option(parser)
+        option = parser.add_argument
         option("directory", type=Path, metavar="DIR", help="a result directory")
         return option
 
     text = "write the report of a sweep again, or compare several sweeps on one page"
-    option = add(report, text).add_argument
+    reporter = add(report, text)
+    add_import_option(reporter)
+    option = reporter.add_argument
     option("directories", type=Path, nargs="+", metavar="DIR", help="a result directory")
     option("--out", type=Path, metavar="DIR", help="of the comparison (results/A-vs-B)")
 
@@ -202,7 +233,9 @@ def add_result_commands(add: Any) -> None:
 
 def add_bench_command(add: Any) -> None:
     """Add the command that measures how fast training is here."""
-    option = add(bench, "measure how fast training is on this machine").add_argument
+    benchmark = add(bench, "measure how fast training is on this machine")
+    add_import_option(benchmark)
+    option = benchmark.add_argument
     option("--agents", nargs="+", metavar="NAME", help="kinds of agents (ppo)")
     option("--num-agents", nargs="+", type=int, metavar="N", help="agents at a time (1 16 64)")
     option("--num-envs", nargs="+", type=int, metavar="N", help="of each agent (its default)")
@@ -247,6 +280,7 @@ def add_run_options(parser: argparse.ArgumentParser, out: str, devices: str) -> 
         out: default of --out, as text.
         devices: default of --devices, as text.
     """
+    add_import_option(parser)
     option = parser.add_argument
     option("--out", type=Path, metavar="DIR", help=f"result directory ({out})")
     option("--devices", type=int, metavar="N", help=f"use N devices ({devices})")
@@ -279,9 +313,11 @@ def list_(arguments: argparse.Namespace) -> None:
             doc = trainers.load(name).__doc__ or ""
             print(f"{name:{width}s}{doc.strip().splitlines()[0]}" if not arguments.what else name)
     if arguments.what != "agents":
+        modules.import_all(arguments.imports)
         from purejaxpg import envs
 
         print(*envs.names(), sep="\n")
+        print(OWN_ENVS)
 
 
 def train(arguments: argparse.Namespace, words: list[str]) -> None:
@@ -294,6 +330,7 @@ def train(arguments: argparse.Namespace, words: list[str]) -> None:
             "train needs the name or the path of an agent (see purejaxpg list agents)."
         )
     devices = session.find_devices(1 if arguments.devices is None else arguments.devices)
+    modules.import_all(arguments.imports)
     from purejaxpg.sweep import sources
     from purejaxpg.sweep import spec as specs
 
@@ -315,7 +352,8 @@ def train(arguments: argparse.Namespace, words: list[str]) -> None:
     (run,) = spec.runs
     parts = [stem, contract.environment_name(run.config), f"seed{run.seed}", run.run_id[:6]]
     options = options_of(arguments)
-    out = options.out or Path("results") / "-".join(filter(None, parts))
+    name = "-".join(filter(None, parts)).replace("./", "").replace("/", "-")
+    out = options.out or Path("results") / name
     session.run(spec, dataclasses.replace(options, out=out), devices)
 
 
@@ -333,6 +371,7 @@ def plan(arguments: argparse.Namespace) -> None:
     devices = session.find_devices(arguments.devices)
     from purejaxpg.sweep import forecast, stages
 
+    modules.import_all(arguments.imports, arguments.spec.parent)
     pipeline = stages.read(arguments.spec)
     if pipeline is not None:
         configs.require(
@@ -370,6 +409,7 @@ def report(arguments: argparse.Namespace) -> None:
     """Write the tables and figures of a sweep, or of all its stages, again, or compare several."""
     from purejaxpg.sweep import stages
 
+    modules.import_all(arguments.imports)
     console, roots, out = session.make_console(), arguments.directories, arguments.out
     if len(roots) > 1:
         session.report_together(roots, out or Path("results") / versus(roots), console)
@@ -404,6 +444,7 @@ def export(arguments: argparse.Namespace) -> None:
 def eval_(arguments: argparse.Namespace) -> None:
     """Play fresh episodes with a trained policy."""
     session.find_devices(1)
+    modules.import_all(arguments.imports)
     from purejaxpg.report import playback
     from purejaxpg.sweep import stages
 
@@ -452,12 +493,14 @@ def bench(arguments: argparse.Namespace) -> None:
     if arguments.task is not None:
         began = time.perf_counter()
         devices = session.find_devices(arguments.devices)
+        modules.import_all(arguments.imports)
         from purejaxpg.bench import child
 
         print(json.dumps(child.run(json.loads(arguments.task), devices, began)))
         return
     from purejaxpg.bench import cases, run
 
+    modules.import_all(arguments.imports)
     arguments.given = list(map(parse_given, arguments.given))
     for name in ("devices", "minutes"):
         value = getattr(arguments, name)
@@ -472,6 +515,7 @@ def bench(arguments: argparse.Namespace) -> None:
         minutes if arguments.minutes is None else arguments.minutes,
         session.make_console(),
         (lambda _: None) if arguments.quiet else say,
+        arguments.imports,
     )
 
 

@@ -8,6 +8,7 @@ A task consists of plain values and arrays, including the source of a forked age
 needs this package with the same versions.
 """
 
+import atexit
 import collections
 import dataclasses
 import functools
@@ -28,6 +29,7 @@ from purejaxpg import (
     checkpoint,
     contract,
     extras,
+    modules,
     signals,
     text,
     trainers,
@@ -48,6 +50,7 @@ class Task:
 
     agent: str  # name of a built-in agent, or of a file in `source`
     source: tuple[tuple[str, str], ...]  # names and texts of files
+    modules: tuple[modules.Sent, ...]  # those of environments
     eval_episodes: int
     group: plans.Group  # of one unit; configurations are plain values
     start: dict[str, Any] | None  # leaves of states, and diverged_at; None: start from `init`
@@ -75,6 +78,7 @@ class Ray:
         built_in = spec.agent_name in trainers.names()
         path = Path(str(spec.agent.__file__)).resolve()
         self.source = () if built_in else trainers.texts(path)
+        self.modules = trainers.sent_modules(spec.environments())
         self.join(address)
         total = self.ray.cluster_resources()
         best = next((kind for kind in ("GPU", "TPU") if total.get(kind, 0) >= 1), "CPU")
@@ -153,6 +157,7 @@ class Ray:
         return Task(
             agent=Path(self.spec.agent_name).name if self.source else self.spec.agent_name,
             source=self.source,
+            modules=self.modules,
             eval_episodes=self.spec.eval_episodes,
             group=of_one_unit(group, unit, work.backend.to_dict),
             start=start,
@@ -203,6 +208,8 @@ def computed_here(task: Task, given: contract.Given) -> tuple[Any, ...]:
     """Compute a unit on this process's first device."""
     from purejaxpg import config as configs
 
+    if task.modules:
+        modules.receive(task.modules, folder_of_modules())
     backend = backend_of(task.agent, task.source, task.eval_episodes, given)
     remote.refuse_other_versions(task.versions, backend.versions())
     build = functools.partial(configs.build, backend.spec.agent.Config)
@@ -233,6 +240,14 @@ def leaves_of(tree: Any) -> list[np.ndarray]:
     import jax
 
     return [checkpoint.to_numpy(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+@functools.cache
+def folder_of_modules() -> Path:
+    """Return a folder for modules that were sent, which ends with this process."""
+    folder = tempfile.TemporaryDirectory(prefix="purejaxpg-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
 
 
 @functools.lru_cache(maxsize=1)  # programs take memory, and memory maps

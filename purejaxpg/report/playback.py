@@ -27,6 +27,7 @@ from purejaxpg import (
     disk,
     envs,
     evaluate,
+    modules,
     trainers,
 )
 from purejaxpg import config as configs
@@ -183,6 +184,7 @@ def load_all(
         FaultError: the checkpoint or the given arrays are damaged.
     """
     module = load_agent(store.ledger.identity, agent, say)
+    check_environments(store, runs, module, say)
     given = frozen.load(store.path, store.ledger.identity, module)
     units = {name: _unit(store, name, module, given) for name in {run["unit"] for run in runs}}
     loaded = []
@@ -244,6 +246,31 @@ def load_agent(identity: dict[str, Any], given: Path | None, say: Say) -> types.
     if not _digest(trainers.files(name)).startswith(source):
         say(f"Note: {name} has changed since it was trained; what is played may differ.")
     return trainers.load(name)
+
+
+def check_environments(
+    store: Store, runs: Sequence[dict[str, Any]], module: types.ModuleType, say: Say
+) -> None:
+    """Check that the user has named the modules of the runs' environments.
+
+    Args:
+        store: an open result directory.
+        runs: of ``Store.runs``.
+        module: the agent.
+        say: prints a line if a module has changed since.
+
+    Raises:
+        InputError: an environment is of a module that the user has not named.
+    """
+    own = [run for run in runs if envs.is_own(ranking.environment_of(run))]
+    for run in own:
+        modules.require_named(ranking.environment_of(run))
+    played, every = (set(map(ranking.environment_of, each)) for each in (runs, store.ledger.runs()))
+    if own and played == every:
+        made = [contract.environment(configs.build(module.Config, run["config"])) for run in runs]
+        source = str(store.ledger.identity.get("env_source"))
+        if not _digest(trainers.of_environments(made)).startswith(source):
+            say("Note: the environment has changed since; what is played may differ.")
 
 
 def _digest(files: Sequence[Path]) -> str:

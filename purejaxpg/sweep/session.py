@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from purejaxpg import FaultError, InputError, signals, streams
+from purejaxpg import FaultError, InputError, modules, signals, streams
 from purejaxpg.cluster import processes
 
 # The first makes PPO a tenth faster on a processor with 512-bit registers and does nothing on
@@ -40,6 +40,7 @@ class Options:
     logs: Sequence[str] = ()  # "tensorboard", "wandb"
     snapshot_every_s: float = 30.0  # minimum time between snapshots; 0: after every segment
     quiet: bool = False
+    imports: Sequence[str] = ()  # modules, which may register environments
 
     def check(self) -> None:
         """Raise an InputError if two options contradict each other."""
@@ -78,6 +79,7 @@ def sweep(path: str | os.PathLike[str], options: Options = DEFAULTS, given: Any 
     devices = find_devices(1 if ray else options.devices, several=not ray)
     from purejaxpg.sweep import stages
 
+    modules.import_all(options.imports, Path(path).parent)
     together, pipeline = len({d.process_index for d in devices}) > 1, stages.read(Path(path))
     if pipeline is not None:
         if together or given is not None:

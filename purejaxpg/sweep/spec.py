@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 
-from purejaxpg import InputError, contract, disk, trainers
+from purejaxpg import InputError, contract, disk, modules, trainers
 from purejaxpg import config as configs
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import space
@@ -129,6 +129,12 @@ class Spec:
         product = itertools.product(*lists.values())
         return [dict(zip(lists, values, strict=True)) for values in product]
 
+    def environments(self) -> set[Any]:
+        """Return the environments of the runs, or the fixed one if no run is known beforehand."""
+        known = [run.config for run in self.runs]
+        examples = known or [configs.build(self.agent.Config, _nested(self.fixed, {}))]
+        return {env for config in examples if (env := contract.environment(config))}
+
     def make_run(self, swept: Mapping[str, Any], seed: int) -> plans.Run:
         """Return the run of a configuration and a seed, after checking the configuration."""
         config = configs.build(self.agent.Config, _nested(self.fixed, swept))
@@ -190,13 +196,13 @@ def from_dict(
     agent_name = raw.get("agent")
     if not isinstance(agent_name, str):
         raise InputError(f"agent must be a name or a path, but is {agent_name!r}.")
+    modules.search(base)
     agent = trainers.load(agent_name, base)
     fixed, swept = table(raw, "config"), flat(table(raw, "sweep"))
     both = ", ".join(sorted(set(flat(fixed)) & set(swept)))
     configs.require(not both, f"{both} must be in [config] or in [sweep], not in both.")
     axes = _axes(agent, swept)
     search = _search(agent, raw, axes)
-    source = trainers.digest(trainers.files(agent_name, base))
     rows = raw.get("rows_per_device")
     _positive("rows_per_device", 1 if rows is None else rows)
     spec = Spec(
@@ -210,7 +216,7 @@ def from_dict(
         seeds=tuple(_seeds(raw.get("seeds", 1))),
         search=search,
         fixed=fixed,
-        source=source,
+        source=trainers.digest(trainers.files(agent_name, base)),
     )
     spec = dataclasses.replace(spec, given=_given(spec, table(raw, "given"), given, resolve))
     spec = dataclasses.replace(spec, runs=tuple(_runs(spec)))
@@ -269,14 +275,11 @@ def _identity(spec: Spec, raw: Mapping[str, Any], swept: Mapping[str, Any]) -> d
     }
     if within := _searched_within(spec):
         plain["within"] = within
-    known = [run.config for run in spec.runs]
-    examples = known or [configs.build(spec.agent.Config, _nested(spec.fixed, {}))]
-    environments = {env for config in examples if (env := contract.environment(config))}
-    files = {file for env in environments for file in trainers.of_environment(env.inner)}
+    files = trainers.of_environments(spec.environments())
     if spec.given.digest:
         plain["given"] = spec.given.digest[:16]
     if files:
-        plain["env_source"] = trainers.digest(sorted(files))[:16]
+        plain["env_source"] = trainers.digest(files)[:16]
     return json.loads(json.dumps(plain))
 
 
