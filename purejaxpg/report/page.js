@@ -138,7 +138,7 @@ function smoothTrace(trace) {
 /** The runs of the rows of a metric that are picked, thin. */
 function singles(rows) {
   return [...coloured].filter((row) => rows[row]).flatMap((row) => rows[row][2].map((y) => ({
-    x: data.grids[rows[row][0]], y, mode: "lines", line: { color: `@c${colourOf(row)} 66`, width: 1 }, hoverinfo: "skip",
+    x: data.grids[rows[row][0]], y, mode: "lines", line: { color: `@c${colourOf(row)} 66`, width: 1 }, hoverinfo: "skip", connectgaps: true,
   })));
 }
 
@@ -146,7 +146,7 @@ function singles(rows) {
 function metric({ rows, layout }) {
   const lines = [...coloured].filter((row) => rows[row]).map((row) => ({
     x: data.grids[rows[row][0]], y: rows[row][1], mode: "lines", line: { color: `@c${colourOf(row)}`, width: 2 },
-    name: data.rows[row] ? `#${textOf(data.rows[row][0])}` : "", hovertemplate: "%{y:.4g}",
+    name: data.rows[row] ? `#${textOf(data.rows[row][0])}` : "", hovertemplate: "%{y:.4g}", connectgaps: true,
   }));
   return { data: [...(view.single ? singles(rows) : []), ...lines].map(smoothTrace), layout };
 }

@@ -11,16 +11,17 @@ import functools
 import math
 import os
 import types
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import random
 
 from purejaxpg import (
-    FaultError,
     InputError,
     checkpoint,
     contract,
@@ -43,7 +44,7 @@ DRAWN_STEPS = 10_000  # of an episode, at most
 Say = Callable[[str], object]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # so that jax can hash its methods
 class Trained:
     """A run, loaded from its checkpoint.
 
@@ -60,6 +61,41 @@ class Trained:
     state: Any
     config: Any
     given: tuple[Any, ...] = ()
+
+    def policy(self, key: jax.Array, obs: jax.Array, greedy: bool = False) -> jax.Array:
+        """Act in N environments; jax may compile this method and map it.
+
+        Args:
+            key: for actions that are sampled.
+            obs: [N, ...], observations as the environment returns them, and as one-hot vectors
+                where it observes an index.
+            greedy: take the most probable actions.
+
+        Returns:
+            Actions, [N] int32 or [N, A] float32. Continuous ones may be out of bounds, at which
+            `envs.step` clips them.
+        """
+        flat = jnp.asarray(obs, jnp.float32).reshape(len(obs), -1)
+        return self.agent.policy(key, self.state, flat, self.config, greedy)
+
+
+def trained(
+    directory: str | os.PathLike[str], run: str = BEST, agent: str | os.PathLike[str] | None = None
+) -> Trained:
+    """Load a run of a sweep, to act with its policy; the arguments are those of `run`.
+
+    Raises:
+        InputError: there is no such run, it plays no environment, or the agent is not the one that
+            was trained.
+        FaultError: the checkpoint is damaged.
+    """
+    with Store.read(directory) as store:
+        chosen = find(store, run)
+        configs.require(
+            bool(ranking.environment_of(chosen)),
+            f"The runs of {store.path} play no environment; playback.load reads their states.",
+        )
+        return load(store, chosen, None if agent is None else Path(agent), warnings.warn)
 
 
 def run(
@@ -352,8 +388,8 @@ def _check_gif(path: Path, env_name: str) -> None:
     configs.require(
         path.suffix.lower() == ".gif", f"The picture must end in .gif, but is {str(path)!r}."
     )
-    if not os.path.isdir(path.parent):
-        raise FaultError(f"Cannot write {path}: there is no directory {path.parent}.")
+    with disk.faults("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 # ---------------------------------------------------------------------------------------- messages
