@@ -91,6 +91,7 @@ class Backend:
         self.spec = spec
         self.devices = list(devices)
         self.slots = len(self.devices)  # units computed at a time
+        self.eval_every = spec.eval_every
         self.on_cpu = self.devices[0].platform == "cpu"
         self.compiled: dict[tuple[Any, ...], Programs] = {}  # of the last MAX_GROUPS groups
         self.kept: dict[str, int] = {}  # rows of the last units, by compile signature
@@ -115,6 +116,10 @@ class Backend:
         self.kept |= {group.signature: group.rows for group in planned}
         return planned
 
+    def family(self, config: Any) -> str:
+        """Return what the programs of a run and of a longer one have in common."""
+        return signature(config, length=False)
+
     def rows(self, config: Any, num_legs: int) -> int:
         """Return the rows of a unit for a group of `num_legs` legs with the sizes of `config`."""
         if self.spec.rows_per_device:
@@ -133,7 +138,8 @@ class Backend:
         Their number follows from that of all units, so resuming does not change it. A rung of
         halving may have fewer units than the one before, and runs the same programs on all devices.
         """
-        return self.devices[: None if self.spec.search.halving else len(group.units)]
+        fewest = max(len(group.units), group.devices)
+        return self.devices[: None if self.spec.search.halving else fewest]
 
     def compile(self, group: plans.Group) -> Programs:
         """Compile the programs of a group, or reuse those of an earlier round.
@@ -235,16 +241,22 @@ class Backend:
         inputs = inputs_of(self.spec.given, [unit], len(unit.legs))
         return jax.eval_shape(functools.partial(start_rows, self.spec.agent), inputs)
 
-    def metric_names(self, unit: plans.Unit) -> list[str]:
-        """Return the names of the agent's metrics."""
-        return sorted(self.shapes(unit, update_rows)[1])
+    def metric_names(self, unit: plans.Unit, evaluated: bool) -> list[str]:
+        """Return the names of the agent's metrics, and of the means of scores if `evaluated`."""
+        scores = self.scores(unit) if evaluated else ()
+        return sorted([*self.shapes(unit, update_rows)[1], *map(contract.evaluated, scores)])
+
+    def scores(self, unit: plans.Unit) -> dict[str, Any]:
+        """Return the shapes of the evaluation of a unit."""
+        score = functools.partial(score_rows, episodes=self.spec.eval_episodes)
+        return dict(self.shapes(unit, score))
 
     def score_bytes(self, unit: plans.Unit) -> int:
         """Return the bytes of the evaluation of a run."""
-        episodes = self.spec.eval_episodes
         if not contract.scores_itself(self.spec.agent):
-            return 13 * episodes  # two returns, a length and a flag for each episode
-        scores = self.shapes(unit, functools.partial(score_rows, episodes=episodes))
+            # Two returns, a length and a flag for each episode.
+            return 13 * self.spec.eval_episodes
+        scores = self.scores(unit)
         leaves = jax.tree.leaves(scores)
         return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) // len(unit.legs)
 
@@ -309,11 +321,16 @@ def refuse_too_large(programs: Programs, limit: int) -> None:
         raise memory.OutOfMemory(f"{programs.rows} rows need {numbers}", fits)
 
 
-def signature(config: Any) -> str:
-    """Return the static fields and the names in env_params, which determine the program."""
+def signature(config: Any, length: bool = True) -> str:
+    """Return the static fields and the names in env_params, which determine the program.
+
+    Without `length`, leave out the field that decides how long a run is.
+    """
     hints = configs.field_types(type(config))
     values = configs.to_dict(config)
     static = {name: values[name] for name, hint in hints.items() if hint not in configs.TRACED}
+    if not length:
+        static.pop(contract.length(config)[0], None)
     return json.dumps([static, sorted(values.get(contract.ENV_PARAMS, ()))], sort_keys=True)
 
 
@@ -405,6 +422,17 @@ def trace(
         training.trace(inputs, states, diverged_at, one, one),
         scoring.trace(inputs, states, one),
     )
+
+
+def text_of(spec: specs.Spec, run: plans.Run) -> str:
+    """Return the programs of `init` and `update` for a run, lowered to StableHLO."""
+    unit = plans.Unit("", (plans.Leg(run, 0, 1),))
+    inputs = jax.eval_shape(lambda x: x, inputs_of(spec.given, [unit], 1))
+    start = functools.partial(start_rows, spec.agent)
+    states = jax.eval_shape(start, inputs)
+    update = jax.jit(functools.partial(update_rows, spec.agent))
+    lowered = jax.jit(start).lower(inputs), update.lower(inputs, states, np.int32(1))
+    return "\n".join(program.as_text() for program in lowered)
 
 
 def inputs_of(given: contract.Given, units: Sequence[plans.Unit], rows: int) -> Inputs:

@@ -18,11 +18,13 @@ import numpy as np
 
 from purejaxpg import InputError, contract, disk, hidden
 from purejaxpg.fused import paths as loop_paths
-from purejaxpg.sweep import compute, memory, snapshots
+from purejaxpg.sweep import compute, engine, memory, snapshots
+from purejaxpg.sweep import ledger as ledgers
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import search as searches
 from purejaxpg.sweep import spec as specs
-from purejaxpg.text import duration, engineering
+from purejaxpg.sweep import store as stores
+from purejaxpg.text import count, duration, engineering, percent
 
 MEASURED = 4  # programs that are compiled and timed; others are estimated from these
 ENOUGH_S, SEGMENTS_TIMED = 1.0, 20  # either ends the timing of a segment
@@ -44,9 +46,9 @@ class Measurement:
     seen_bytes: int  # growth of the process's memory, on a CPU; 0: not known
     paths: tuple[loop_paths.Path, ...] = ()  # of the trainer's loops
 
-    def seconds(self, batches: int, updates: int, fresh: bool = True) -> float:
+    def seconds(self, batches: int, updates: int, fresh: bool = True, scores: int = 1) -> float:
         """Return the time of `batches` batches of units, without compilation."""
-        return batches * (fresh * self.start_s + updates * self.update_s + self.score_s)
+        return batches * (fresh * self.start_s + updates * self.update_s + scores * self.score_s)
 
 
 class Fit(NamedTuple):
@@ -117,7 +119,12 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def plan(
-    spec: specs.Spec, devices: Sequence[jax.Device], confirm: int, say: Say, quick: bool = False
+    spec: specs.Spec,
+    devices: Sequence[jax.Device],
+    confirm: int,
+    say: Say,
+    quick: bool = False,
+    out: Path | None = None,
 ) -> float:
     """Print the forecast of a sweep and return its seconds; 0 if nothing was timed.
 
@@ -127,22 +134,19 @@ def plan(
         confirm: seeds of a confirmation; 0: none.
         say: prints a line.
         quick: do not compile or time anything.
+        out: a result directory; what it has of the sweep is left out.
     """
     rounds = searches.rehearse(searches.rounds(spec, confirm))
     backend = compute.Backend(spec, devices)
     warning = hidden.note(spec.agent, spec.agent_name, rounds[0].legs[0].run.config)
     notes = [note for round_ in rounds for note in round_.notes] + [warning] * bool(warning)
-    legs = [leg for round_ in rounds for leg in round_.legs]
-    runs = len({leg.run.run_id for leg in legs})
-    steps = sum(leg.steps for leg in legs)
+    steps = sum(leg.steps for round_ in rounds for leg in round_.legs)
     kind, unit = devices[0].device_kind, contract.unit(spec.agent)
-    say(f"{spec.name}: {spec.agent_name}, {runs} runs in {len(rounds)} round(s), "
-        f"{engineering(steps)} {unit}, on {len(devices)} x {kind}.")  # fmt: skip
-    planned = [
-        (index, group)
-        for index, round_ in enumerate(rounds)
-        for group in backend.groups(index, round_, {})
-    ]
+    say(f"{spec.name}: {spec.agent_name}, {plans.count_runs(rounds)} runs in {len(rounds)} "
+        f"round(s), {engineering(steps)} {unit}, on {len(devices)} x {kind}.")  # fmt: skip
+    planned = missing(spec, backend, rounds, out, say)
+    if not planned:
+        return 0.0
     groups = [group for _, group in planned]
     for line in [compilations(groups), *notes]:
         say(line)
@@ -151,7 +155,48 @@ def plan(
     say(f"Disk: about {bytes_on_disk(backend, planned) / 2**20:.1f} MiB.")
     if quick:
         return 0.0
-    return report_time(groups, measurements(backend, groups, say), backend.slots, say)
+    measured = measurements(backend, groups, say)
+    return report_time(groups, measured, backend.slots, spec.eval_every, say)
+
+
+def missing(
+    spec: specs.Spec,
+    backend: compute.Backend,
+    rounds: Sequence[plans.Round],
+    out: Path | None,
+    say: Say,
+) -> list[tuple[int, plans.Group]]:
+    """Return the groups of all rounds, without the units that are finished in `out`.
+
+    Each group comes with the index of its round. What is finished is printed, if there is anything.
+    """
+    if out is None or not (out / ledgers.LEDGER).is_file():
+        every = [
+            (i, group) for i, each in enumerate(rounds) for group in backend.groups(i, each, {})
+        ]
+        return every
+    with stores.Store.read(out) as store:
+        stored, ledger = store.ledger.identity, store.ledger
+        done = {unit["name"] for unit in ledger.units() if unit["done"]}
+        every = [
+            (index, group)
+            for index in range(len(rounds))
+            for group in engine.cut(backend, rounds[: index + 1], ledger, {})
+        ]
+    if stored != spec.identity:
+        say(f"The sweep in {out} grows: {stores.changes(stored, spec.identity)}.")
+    left, legs = list[tuple[int, plans.Group]](), list[tuple[plans.Leg, ...]]()
+    for index, group in every:
+        units = tuple(unit for unit in group.units if unit.name not in done)
+        if units:
+            left.append((index, dataclasses.replace(group, units=units)))
+            legs += [()] * (index + 1 - len(legs))
+            legs[index] += tuple(leg for unit in units for leg in unit.legs)
+    lacking = plans.count_runs([plans.Round(each) for each in legs])
+    finished = plans.count_runs(rounds) - lacking
+    then = f"; {lacking} are missing, and what follows is for these" if left else " and lacks none"
+    say(f"{out} has {count(finished, 'finished run')}{then}.")
+    return left
 
 
 def size_of(backend: compute.Backend, group: plans.Group) -> str:
@@ -193,7 +238,8 @@ def bytes_on_disk(backend: compute.Backend, planned: Iterable[tuple[int, plans.G
         unit = plans.Unit("one", group.units[0].legs[:1])
         leaves = jax.tree.leaves(backend.template(unit))
         state = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-        metrics = 4 * len(backend.metric_names(unit)) * (group.stop - group.start)
+        names = backend.metric_names(unit, backend.eval_every > 0)
+        metrics = 4 * len(names) * (group.stop - group.start)
         arrays += group.num_legs * (metrics + backend.score_bytes(unit))
         states[index] = states.get(index, 0.0) + group.num_legs * state
         ids = {leg.run.run_id for unit in group.units for leg in unit.legs}
@@ -213,7 +259,7 @@ def most_at_once(states: Mapping[int, float], runs: Mapping[int, set[str]]) -> f
     for index in sorted(states):
         held += states[index]
         most = max(most, held)
-        if index and runs[index - 1] <= runs[index]:
+        if index - 1 in runs and runs[index - 1] <= runs[index]:
             held -= states[index - 1]
     return most
 
@@ -282,24 +328,33 @@ def report_time(
     groups: Sequence[plans.Group],
     measured: Mapping[tuple[str, int], Measurement],
     devices: int,
+    every: int,
     say: Say,
 ) -> float:
-    """Print and return the predicted time; unmeasured programs cost as much per step as others."""
+    """Print and return the predicted time; unmeasured programs cost as much per step as others.
+
+    Every so many updates a run is evaluated within training; 0: never.
+    """
     if not measured:
         return 0.0
-    work_s, known_steps = 0.0, 0
+    work_s, evaluating_s, known_steps = 0.0, 0.0, 0
     mean = sum(m.compile_s for m in measured.values()) / len(measured)
     keys = {group.program for group in groups}
     compile_s = sum(measured[key].compile_s if key in measured else mean for key in keys)
     for group in (group for group in groups if group.program in measured):
         batches = math.ceil(len(group.units) / devices)
-        updates = group.stop - group.start
-        work_s += measured[group.program].seconds(batches, updates, group.start == 0)
+        updates, seen = group.stop - group.start, measured[group.program]
+        within = ((group.stop - 1) // every - group.start // every) if every else 0
+        work_s += seen.seconds(batches, updates, group.start == 0, 1 + within)
+        evaluating_s += batches * within * seen.score_s
         known_steps += group.steps
     steps = sum(group.steps for group in groups)
-    work_s *= steps / known_steps
+    work_s, evaluating_s = (s * steps / known_steps for s in (work_s, evaluating_s))
     rough = "" if steps == known_steps else " (partly estimated: not every program was timed)"
     say(f"Time: about {duration(compile_s + work_s)}, {compile_s:.0f} s of it compiling{rough}.")
+    if every:
+        share, often = percent(evaluating_s / (compile_s + work_s)), count(every, "update")
+        say(f"Evaluations after every {often} take {duration(evaluating_s)} of that ({share}).")
     return compile_s + work_s
 
 

@@ -29,7 +29,7 @@ EXECUTORS = ("local", "ray")
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How to run a sweep. Only `confirm` changes its results."""
+    """How to run a sweep. Only `confirm` and `eval_every` change its results."""
 
     out: Path | None = None  # result directory; None: results/NAME
     devices: int | None = None  # of each process; None: all
@@ -40,6 +40,7 @@ class Options:
     logs: Sequence[str] = ()  # "tensorboard", "wandb"
     snapshot_every_s: float = 30.0  # minimum time between snapshots; 0: after every segment
     accept_source: bool = False  # continue although comments or formatting of the code changed
+    eval_every: int | None = None  # updates; in place of the sweep file's
     quiet: bool = False
     imports: Sequence[str] = ()  # modules, which may register environments
 
@@ -47,12 +48,19 @@ class Options:
         """Raise an InputError if two options contradict each other."""
         if self.confirm < 0:
             raise InputError(f"--confirm must be 0 or more, but is {self.confirm}.")
+        if self.eval_every is not None and self.eval_every < 1:
+            raise InputError(f"--eval-every must be 1 or more updates, but is {self.eval_every}.")
         if self.executor not in EXECUTORS:
             raise InputError(f"--executor must be local or ray, but is {self.executor!r}.")
         if self.executor == "ray" and self.devices is not None:
             raise InputError("--devices is for one machine; with --executor ray, use --ray-task.")
         if self.executor != "ray" and (self.ray_address or self.ray_task):
             raise InputError("--ray-address and --ray-task need --executor ray.")
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """The options that replace a key of the sweep file."""
+        return {} if self.eval_every is None else {"eval_every": self.eval_every}
 
 
 DEFAULTS = Options()
@@ -86,21 +94,21 @@ def sweep(path: str | os.PathLike[str], options: Options = DEFAULTS, given: Any 
         if together or given is not None:
             what = f"{path} has several {pipeline.kind}"
             raise InputError(f"{what}, so it needs one process, and no given arrays.")
-        run_stages(pipeline, options, devices)
+        run_stages(pipeline.having(options.keys), options, devices)
     elif together:
-        return _together(functools.partial(load, path, given), options, devices)
+        return _together(functools.partial(load, path, given, options), options, devices)
     else:
-        run(load(path, given), options, devices)
+        run(load(path, given, options), options, devices)
     return 0
 
 
-def load(path: str | os.PathLike[str], given: Any = None) -> Any:
+def load(path: str | os.PathLike[str], given: Any = None, options: Options = DEFAULTS) -> Any:
     """Read and check a TOML file without stages, and the arrays that it is given."""
     from purejaxpg.sweep import sources
     from purejaxpg.sweep import spec as specs
 
     resolve = functools.partial(sources.resolve, Path(path).parent, sources.no_stage)
-    return specs.load(Path(path), given, resolve)
+    return specs.load(Path(path), given, resolve, options.keys)
 
 
 def run_stages(pipeline: Any, options: Options, devices: Sequence[Any]) -> Path:
@@ -191,15 +199,16 @@ def _results(
 ) -> Path:
     """Compute the missing results of a sweep, called `title`, and return its directory."""
     from purejaxpg.report import completions, sinks
-    from purejaxpg.sweep import compute, engine, frozen, kept, xla
+    from purejaxpg.sweep import compute, engine, frozen, growth, kept, xla
     from purejaxpg.sweep import progress as progresses
     from purejaxpg.sweep import search as searches
     from purejaxpg.sweep import store as stores
 
     say = functools.partial(console.print, highlight=False, soft_wrap=True, markup=False)
     out = options.out or Path("results") / spec.name
+    asked = kept.settle(out, spec, options.accept_source)
+    spec = growth.continued(asked, out)
     logs = sinks.Logs(options.logs, spec.name, say)
-    spec = kept.settle(out, spec, options.accept_source)
     with stores.Store.open(out, dict(spec.identity), spec.text) as store:
         frozen.keep(store.path, spec.given)
         kept.keep(store.path, spec)
@@ -208,7 +217,8 @@ def _results(
             progress = progresses.Progress(console, options.quiet, log, title)
             if xla.stores_choices(devices[0]):
                 use_cache(store.path / PROGRAMS)
-            backend = (make_backend or compute.Backend)(spec, devices)
+            # Other processes know the sweep file alone.
+            backend = (make_backend or compute.Backend)(asked, devices)
             _compute(spec, options, store, backend, progress, then)
         else:
             say(f"{title}: already finished." if title else f"Already finished: {out}")
@@ -235,11 +245,18 @@ def report_together(directories: Sequence[Path], out: Path, console: Any) -> Non
 
 
 def report_stages(out: Path, console: Any) -> None:
-    """Write the page of a pipeline or of several agents, and say where it is."""
+    """Write the page of a pipeline, or the comparison of several agents, and say where it is."""
     from purejaxpg.report import writer
     from purejaxpg.sweep import stages
 
-    written, kind = writer.write_stages(out), "agents" if stages.of_agents(out) else "stages"
+    if stages.of_agents(out):
+        try:
+            report_together(stages.directories(out), out, console)
+            return
+        except InputError as error:  # of language models, for example
+            console.print(f"Note: {error}", highlight=False, soft_wrap=True, markup=False)
+    written = writer.write_stages(out)
+    kind = "agents" if stages.of_agents(out) else "stages"
     console.print(f"All {kind}: {written}", highlight=False, soft_wrap=True, markup=False)
 
 

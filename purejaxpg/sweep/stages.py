@@ -43,7 +43,7 @@ from purejaxpg.sweep import store as stores
 STAGES = stores.STAGES
 AGENTS = "agents"  # the tables of several agents
 OWN = ("config", "sweep", "given")  # what such a table holds
-DEFAULTS = ("seeds", "eval_episodes")
+DEFAULTS = ("seeds", "eval_episodes", "eval_every")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -75,6 +75,11 @@ class Pipeline:
     def confirms(self, stage: Stage) -> bool:
         """Return whether --confirm is for a stage: it is for the last one, or for every agent."""
         return self.kind == AGENTS or stage is self.stages[-1]
+
+    def having(self, more: Mapping[str, Any]) -> "Pipeline":
+        """Return the same stages, with keys that replace those of the file."""
+        stages = (dataclasses.replace(s, raw={**s.raw, **more}) for s in self.stages)
+        return dataclasses.replace(self, stages=tuple(stages))
 
     def needing(self, name: str) -> list[str]:
         """Return a stage and the later stages that depend on it."""
@@ -352,16 +357,21 @@ def prepare(pipeline: Pipeline, out: Path) -> None:
 def refuse_changed(pipeline: Pipeline, stage: Stage, spec: specs.Spec, out: Path) -> None:
     """Raise an InputError if a stage has results of another sweep; nothing is ever mixed.
 
-    Given arrays that are not known yet are not compared.
+    Given arrays that are not known yet are not compared. The sweep of an agent may have grown.
     """
+    from purejaxpg.sweep import growth
+
     if not (out / stage.name / ledgers.LEDGER).is_file():
         return
     with disk.faults("read", out / stage.name):
         stored = ledgers.identity_at_rest(out / stage.name)
+    if pipeline.kind == AGENTS:
+        with _named(stage):
+            spec = growth.continued(spec, out / stage.name)
     unknown = "given" in stage.raw and not spec.given.digest
     wanted = {**spec.identity, **({"given": stored.get("given")} if unknown else {})}
     changed = stores.difference(stored, wanted)
-    if changed is None:
+    if changed is None or stores.grows(stored, wanted):
         return
     key, old, new = changed
     what = f"another {key} (it was {old}, and is {new})"
