@@ -6,6 +6,7 @@ growth again, and no finished unit changes.
 """
 
 import dataclasses
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,12 @@ def continued(spec: specs.Spec, out: Path) -> specs.Spec:
         InputError: they are of a different sweep, or of one that cannot grow into this one.
         FaultError: they cannot be read.
     """
-    if not ledgers.begun(out):
+    if not os.path.isfile(out / ledgers.LEDGER):
         return spec
     with disk.faults("read", out):
         stored = ledgers.identity_at_rest(out)
+    if not ledgers.begun(out):
+        return spec
     history = stored.pop(stores.GROWN, [])
     changed = stores.differences(stored, spec.identity)
     stores.refuse_other_sweep(out, (each for each in changed if not _may_grow(spec, each[0])))

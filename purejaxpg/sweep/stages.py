@@ -361,7 +361,7 @@ def refuse_changed(pipeline: Pipeline, stage: Stage, spec: specs.Spec, out: Path
     """
     from purejaxpg.sweep import growth
 
-    if not (out / stage.name / ledgers.LEDGER).is_file():
+    if not ledgers.begun(out / stage.name):  # its directory begins again
         return
     with disk.faults("read", out / stage.name):
         stored = ledgers.identity_at_rest(out / stage.name)
