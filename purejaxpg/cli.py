@@ -185,6 +185,7 @@ def add_sweep_commands(add: Any) -> None:
     option("spec", type=Path, metavar="SPEC.toml", help="a sweep file")
     option("--devices", type=int, metavar="N", help="use N devices (all)")
     option("--confirm", type=int, default=0, metavar="N", help="as for sweep")
+    option("--eval-every", type=int, metavar="N", help="as for sweep")
     option("--quick", action="store_true", help="do not compile or time anything")
     option("--tune", action="store_true", help="write the best size of a unit into SPEC.toml")
 
@@ -301,6 +302,8 @@ def add_run_options(parser: argparse.ArgumentParser, out: str, devices: str) -> 
     option = parser.add_argument
     option("--out", type=Path, metavar="DIR", help=f"result directory ({out})")
     option("--devices", type=int, metavar="N", help=f"use N devices ({devices})")
+    every = "also score the runs after every N updates of training (only after the last one)"
+    option("--eval-every", type=int, metavar="N", help=every)
     option("--quiet", action="store_true", help="print results only")
     logs = (
         "also log every run for TensorBoard, in DIR/tensorboard, or offline for Weights & Biases, "
@@ -346,6 +349,8 @@ def train(arguments: argparse.Namespace, words: list[str]) -> None:
         raise InputError(
             "train needs an agent, by name or path (see purejaxpg list agents), or a sweep file."
         )
+    options = options_of(arguments)
+    options.check()
     one = arguments.devices is None and len(arguments.seed or ()) < 2
     devices = session.find_devices(1 if one else arguments.devices)
     modules.import_all(arguments.imports)
@@ -355,11 +360,10 @@ def train(arguments: argparse.Namespace, words: list[str]) -> None:
         make_train_parser(single.agent_of(arguments.agent), arguments.agent).print_help()
         return
     given = dict(map(parse_given, arguments.given))
-    asked = single.Asked(arguments.seed, given, arguments.preset, arguments.run)
+    asked = single.Asked(arguments.seed, given, arguments.preset, arguments.run, options.keys)
     spec, note = single.read(arguments.agent, functools.partial(parse_fields, words=words), asked)
     if note and not arguments.quiet:
         say(note)
-    options = options_of(arguments)
     out = options.out or single.directory(spec)
     session.run(spec, dataclasses.replace(options, out=out), devices)
 
@@ -374,7 +378,8 @@ def parse_given(word: str) -> tuple[str, str]:
 
 def plan(arguments: argparse.Namespace) -> None:
     """Forecast a sweep, or tune the size of its units."""
-    session.Options(confirm=arguments.confirm).check()
+    options = options_of(arguments)
+    options.check()
     devices = session.find_devices(arguments.devices)
     from purejaxpg.sweep import forecast, stages
 
@@ -386,6 +391,7 @@ def plan(arguments: argparse.Namespace) -> None:
             f"--tune needs a sweep file of one agent, but {arguments.spec} has several "
             f"{pipeline.kind}; without --tune, the costs of a row are printed for each.",
         )
+        pipeline = pipeline.having(options.keys)
         specs, seconds = stages.plan(pipeline, arguments.confirm), 0.0
         for stage, spec in zip(pipeline.stages, specs, strict=True):
             say(f"{stage.title}.")
@@ -394,7 +400,7 @@ def plan(arguments: argparse.Namespace) -> None:
         if seconds:
             say(f"All {pipeline.kind}: about {duration(seconds)}.")
         return
-    spec = session.load(arguments.spec)
+    spec = session.load(arguments.spec, options=options)
     if arguments.tune:
         forecast.tune(spec, arguments.spec, devices, say)
     else:

@@ -62,21 +62,40 @@ class Trained:
     config: Any
     given: tuple[Any, ...] = ()
 
-    def policy(self, key: jax.Array, obs: jax.Array, greedy: bool = False) -> jax.Array:
+    def policy(
+        self, key: jax.Array, obs: jax.Array, memory: Any = None, greedy: bool = False
+    ) -> Any:
         """Act in N environments; jax may compile this method and map it.
 
         Args:
             key: for actions that are sampled.
             obs: [N, ...], observations as the environment returns them, and as one-hot vectors
                 where it observes an index.
+            memory: of a policy that has one: that of `initial_memory` as episodes start, and then
+                as the step before returned it.
             greedy: take the most probable actions.
 
         Returns:
-            Actions, [N] int32 or [N, A] float32. Continuous ones may be out of bounds, at which
-            `envs.step` clips them.
+            Actions, [N] int32 or [N, A] float32, and with a memory the pair of them and the memory
+            after `obs`. Continuous actions may be out of bounds, at which `envs.step` clips them.
+
+        Raises:
+            InputError: the policy has a memory and none is given, or the other way round.
         """
+        remembers = contract.has_memory(self.agent)
+        configs.require(
+            remembers == (memory is not None),
+            "This policy has a memory: start with memory = trained.initial_memory(n)."
+            if remembers
+            else "This policy has no memory, but is given one.",
+        )
         flat = jnp.asarray(obs, jnp.float32).reshape(len(obs), -1)
-        return self.agent.policy(key, self.state, flat, self.config, greedy)
+        action, after = contract.act(self.agent, key, self.state, flat, memory, self.config, greedy)
+        return (action, after) if remembers else action
+
+    def initial_memory(self, num_envs: int) -> Any:
+        """Return the memory with which `num_envs` episodes start, arrays [num_envs, ...]."""
+        return contract.initial_memory(self.agent, self.state, self.config, num_envs)
 
 
 def trained(

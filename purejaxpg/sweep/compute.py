@@ -91,6 +91,7 @@ class Backend:
         self.spec = spec
         self.devices = list(devices)
         self.slots = len(self.devices)  # units computed at a time
+        self.eval_every = spec.eval_every
         self.on_cpu = self.devices[0].platform == "cpu"
         self.compiled: dict[tuple[Any, ...], Programs] = {}  # of the last MAX_GROUPS groups
         self.kept: dict[str, int] = {}  # rows of the last units, by compile signature
@@ -235,16 +236,22 @@ class Backend:
         inputs = inputs_of(self.spec.given, [unit], len(unit.legs))
         return jax.eval_shape(functools.partial(start_rows, self.spec.agent), inputs)
 
-    def metric_names(self, unit: plans.Unit) -> list[str]:
-        """Return the names of the agent's metrics."""
-        return sorted(self.shapes(unit, update_rows)[1])
+    def metric_names(self, unit: plans.Unit, evaluated: bool) -> list[str]:
+        """Return the names of the agent's metrics, and of the means of scores if `evaluated`."""
+        scores = self.scores(unit) if evaluated else ()
+        return sorted([*self.shapes(unit, update_rows)[1], *map(contract.evaluated, scores)])
+
+    def scores(self, unit: plans.Unit) -> dict[str, Any]:
+        """Return the shapes of the evaluation of a unit."""
+        score = functools.partial(score_rows, episodes=self.spec.eval_episodes)
+        return dict(self.shapes(unit, score))
 
     def score_bytes(self, unit: plans.Unit) -> int:
         """Return the bytes of the evaluation of a run."""
-        episodes = self.spec.eval_episodes
         if not contract.scores_itself(self.spec.agent):
-            return 13 * episodes  # two returns, a length and a flag for each episode
-        scores = self.shapes(unit, functools.partial(score_rows, episodes=episodes))
+            # Two returns, a length and a flag for each episode.
+            return 13 * self.spec.eval_episodes
+        scores = self.scores(unit)
         leaves = jax.tree.leaves(scores)
         return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) // len(unit.legs)
 

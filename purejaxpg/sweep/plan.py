@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from purejaxpg import contract
+
 T = TypeVar("T")
 
 
@@ -115,19 +117,37 @@ class Batch:
     states: Any
     diverged_at: np.ndarray  # [units * group.rows], like the arrays below
     pieces: list[dict[str, np.ndarray]]  # metrics of consecutive segments
+    evaluating_s: float = 0.0  # spent after the last segment, within training
     scores: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, np.ndarray]:
-        """All metrics so far, [rows, updates] by name."""
-        names = self.pieces[0]
-        return {name: np.concatenate([p[name] for p in self.pieces], axis=1) for name in names}
+        """All metrics so far, [rows, updates] by name; NaN where a segment has none."""
+        pieces = list(self.pieces)  # a copy: another thread may ask
+        names = dict.fromkeys(name for piece in pieces for name in piece)
+        return {
+            name: np.concatenate([p[name] if name in p else blank(p) for p in pieces], axis=1)
+            for name in names
+        }
+
+    def evaluated(self, scores: Mapping[str, np.ndarray]) -> None:
+        """Add the means of an evaluation [rows, episodes] to the metrics of the last update."""
+        piece = self.pieces[-1]
+        for score, values in scores.items() if piece else ():
+            name = contract.evaluated(score)
+            piece[name] = np.array(piece.get(name, blank(piece)))
+            piece[name][:, -1] = values.mean(axis=1)
 
     def rows(self) -> Iterator[tuple[Unit, slice]]:
         """Yield each unit with its rows, without padding."""
         for i, unit in enumerate(self.units):
             yield unit, slice(i * self.group.rows, i * self.group.rows + len(unit.legs))
+
+
+def blank(piece: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return a metric without a value, in the shape of the others [rows, updates]."""
+    return np.full_like(next(iter(piece.values())), np.nan, np.float32)
 
 
 def groups(

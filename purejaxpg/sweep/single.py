@@ -26,7 +26,7 @@ from purejaxpg.text import short
 
 PRESETS = Path(purejaxpg.__file__).parent / "presets.toml"
 TUNED, NONE = "tuned", "none"
-KEPT = ("eval_episodes", "rows_per_device")  # of a sweep file, beside the fields
+KEPT = ("eval_episodes", "eval_every", "rows_per_device")  # of a sweep file, beside the fields
 LISTED = 8  # values of an axis in a message, at most
 Parse = Callable[[type], dict[str, Any]]  # the agent's `Config` -> the fields on the command line
 
@@ -39,6 +39,7 @@ class Asked:
     given: Mapping[str, str] = dataclasses.field(default_factory=dict)
     preset: str | None = None  # TUNED, NONE, or None: tuned if there is such a preset
     run: str | None = None  # id of a run of a sweep file
+    keys: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # more of a sweep file's
 
 
 def is_file(name: str) -> bool:
@@ -79,7 +80,7 @@ def read(name: str, parse: Parse, asked: Asked) -> tuple[specs.Spec, str]:
     configs.require(asked.run is None, f"--run is for sweep files, but {name!r} is an agent.")
     preset = {} if asked.preset == NONE else tuned(name, fields, asked.preset == TUNED)
     stem = Path(name).stem if trainers.is_path(name) else name
-    raw = {"agent": name, "config": {**preset, **fields}, "given": dict(asked.given)}
+    raw = {"agent": name, "config": {**preset, **fields}, "given": dict(asked.given), **asked.keys}
     try:
         spec = _spec(raw, stem, Path(), asked.seeds or [0])
     except InputError as error:
@@ -135,7 +136,7 @@ def _of_file(path: Path, fields: Mapping[str, Any], asked: Asked) -> specs.Spec:
     one: dict[str, Any] = {n: raw[n] for n in ("agent", *KEPT) if n in raw}
     one["config"] = {**specs.flat(whole.fixed), **swept, **own}
     one["given"] = {**raw.get("given", {}), **given}
-    return _spec(one, path.stem, base, asked.seeds or [seed])
+    return _spec({**one, **asked.keys}, path.stem, base, asked.seeds or [seed])
 
 
 def _chosen(

@@ -10,7 +10,8 @@ from jax import random
 from PIL import Image
 
 import purejaxpg.agents
-from purejaxpg import FaultError, InputError, evaluate, report, trainers
+from purejaxpg import FaultError, InputError, contract, evaluate, report, trainers
+from purejaxpg.agents import ppo_rnn
 from purejaxpg.report import playback
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep.ledger import Outcome, Run
@@ -79,6 +80,26 @@ def test_a_policy_is_loaded_in_three_lines(halved):
         assert act(random.key(i), obs[i][None], greedy=True)[0] == greedy[i]
     several = jax.vmap(trained.policy, (0, None))(random.split(key, 50), obs)
     assert several.shape == (50, 6) and len(np.unique(several)) == 2
+
+
+def test_a_policy_with_a_memory_is_given_it_and_returns_it(halved):
+    """The observations of one episode, with the agent's own policy beside it."""
+    config = ppo_rnn.Config(env="MemoryChain-bsuite", hidden=(4,), memory_size=3, num_envs=2)
+    state = ppo_rnn.init(random.key(0), config)
+    trained = playback.Trained({}, ppo_rnn, state, config)
+    act = jax.jit(trained.policy)
+    memory = trained.initial_memory(5)
+    expected = ppo_rnn.initial_memory(state, config, 5)
+    for key in random.split(random.key(1), 3):
+        obs = random.normal(key, (5, *contract.environment(config).obs_shape))
+        action, memory = act(key, obs, memory)
+        wanted, expected = ppo_rnn.policy(key, state, obs, expected, config)
+        np.testing.assert_array_equal(action, wanted)
+        jax.tree.map(np.testing.assert_array_equal, memory, expected)
+    with pytest.raises(InputError, match=r"start with memory = trained\.initial_memory\(n\)"):
+        trained.policy(key, obs)
+    with pytest.raises(InputError, match="has no memory, but is given one"):
+        report.trained(halved).policy(key, np.zeros((5, 4)), memory)
 
 
 def test_the_examples_of_the_documentation_run(halved, capsys):

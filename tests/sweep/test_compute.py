@@ -395,7 +395,7 @@ def test_states_are_cut_picked_and_joined(
     assert joined.drawn.sharding == programs.sharding
     template = backend.template(unit(run(0), run(1)))
     assert template.params["w"].shape == (2, 2, 2) and template.drawn.shape == (2,)
-    assert backend.metric_names(unit(run(0))) == [
+    assert backend.metric_names(unit(run(0)), False) == [
         "episode/count", "episode/length_sum", "episode/return_sum", "loss/policy", "policy/drawn"
     ]  # fmt: skip
 
