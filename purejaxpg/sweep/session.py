@@ -240,7 +240,10 @@ def report_stages(out: Path, console: Any) -> None:
     from purejaxpg.report import writer
     from purejaxpg.sweep import stages
 
-    written, kind = writer.write_stages(out), "agents" if stages.of_agents(out) else "stages"
+    kind = "agents" if stages.of_agents(out) else "stages"
+    if kind == "agents":
+        writer.compare_agents(out, console)
+    written = writer.write_stages(out)
     console.print(f"All {kind}: {written}", highlight=False, soft_wrap=True, markup=False)
 
 
