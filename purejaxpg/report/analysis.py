@@ -21,6 +21,7 @@ from purejaxpg.report import curves as training
 from purejaxpg.report import ranking
 from purejaxpg.report.ranking import Configuration
 from purejaxpg.sweep import frozen, search, stages
+from purejaxpg.sweep import store as stores
 from purejaxpg.sweep.store import Store
 from purejaxpg.text import count, short
 
@@ -813,11 +814,11 @@ def _effects(
     legs: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]], identity: Mapping[str, Any]
 ) -> Effects:
     """Return the effects of the hyperparameters, from the first legs, which all runs share."""
-    first = [
-        leg
-        for leg in legs
-        if leg["start"] == 0 and leg["status"] != "pending" and leg["stage"] == ranking.TUNE
-    ]
+    first = [leg for leg in legs if leg["start"] == 0]
+    if stores.GROWN in identity:  # if runs became longer, they share their ends
+        first = list({leg["run_id"]: leg for leg in legs}.values())
+    tuned = [leg for leg in first if leg["stage"] == ranking.TUNE]
+    first = [leg for leg in tuned if leg["status"] != "pending"]
     filled = ranking.filled_scores(first)
     groups = ranking.grouped(first, ranking.swept_key)
     scores = [np.array([filled[leg["run_id"]] for leg in group]) for group in groups.values()]

@@ -168,7 +168,6 @@ def render_stages(
     frontier: bytes = b"",
     kind: str = "stage",
     now: Now | None = None,
-    compared: bool = False,
 ) -> str:
     """Return the page of a pipeline, which links to the pages of its stages, or of agents.
 
@@ -180,7 +179,6 @@ def render_stages(
         frontier: a PNG picture of all stages that can be compared; empty if there are none.
         kind: "stage" or "agent".
         now: as for `render`, about the present stage.
-        compared: whether there is a page that compares the agents.
 
     Returns:
         A complete HTML document without a script.
@@ -188,7 +186,7 @@ def render_stages(
     from markupsafe import Markup
 
     page = _environment().get_template("stages.html.j2").render(
-        title=title, stages=stages, text=text, kind=kind, now=now, compared=compared,
+        title=title, stages=stages, text=text, kind=kind, now=now,
         equal_kl=EQUAL_KL.format("this figure"),
         frontier=base64.b64encode(frontier).decode(),
         few=analysis.few(max((c.finished for stage in stages for c in stage["ranked"]), default=0)),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from purejaxpg import FaultError, InputError, contract, disk
+from purejaxpg import FaultError, contract, disk
 from purejaxpg.report import analysis, completions, figures, page, ranking, tables, together
 from purejaxpg.report.analysis import Analysis
 from purejaxpg.report.ranking import Configuration
@@ -80,7 +80,8 @@ def page_text(directory: Path, now: page.Now, unfinished: analysis.Unfinished) -
     with Store.read(directory) as store:
         data = analysis.of_store(store, unfinished)
         written = completions.of_store(store, data.ranked, data.confirmed)
-        return page.render(data, _title_of(store.path), written, now)
+        metrics = analysis.metrics_of(store, data)
+        return page.render(data, _title_of(store.path), written, now, metrics)
 
 
 def write_stages(directory: str | os.PathLike[str], now: page.Now | None = None) -> Path:
@@ -111,30 +112,9 @@ def write_stages(directory: str | os.PathLike[str], now: page.Now | None = None)
         pictures = _write_figure(completions.draw_together(compared), root)
         drawn = pictures[0].read_bytes() if pictures else b""
     target, kind = root / "index.html", "agent" if stages.of_agents(root) else "stage"
-    compared_page = (root / "report" / "index.html").is_file() and kind == "agent"
-    text = page.render_stages(root.name, rows, pipeline.text, drawn, kind, now, compared_page)
+    text = page.render_stages(root.name, rows, pipeline.text, drawn, kind, now)
     disk.write_text(target, text)
     return target
-
-
-def compare_agents(directory: str | os.PathLike[str], console: "Console") -> None:
-    """Compare the agents of one sweep file in ``DIR/report``, if they can be compared.
-
-    Args:
-        directory: of the agents, at least one of which has begun.
-        console: where to print.
-
-    Raises:
-        FaultError: a result is damaged, or the page cannot be written.
-    """
-    begun = stages.directories(Path(directory))
-    if len(begun) < 2:
-        return
-    try:
-        write_together(begun, Path(directory) / "report", console)
-    except InputError as error:
-        line = f"The agents are not compared: {error}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def write_together(

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from purejaxpg import FaultError, InputError, cli, disk, stats
+from purejaxpg import FaultError, InputError, cli, stats
 from purejaxpg.report import together, writer
-from purejaxpg.sweep import session
 from purejaxpg.sweep.ledger import Outcome, Run
 from purejaxpg.sweep.store import Store
 
@@ -183,20 +182,6 @@ def test_a_comparison_from_the_command_line(both, tmp_path, monkeypatch, capsys)
     assert "Comparison: results/good-vs-bad/index.html" in capsys.readouterr().out
     assert cli.main(["report", "good", "--out", "x"]) == 2
     assert "--out is the directory of a comparison" in capsys.readouterr().err
-
-
-def test_the_agents_of_one_sweep_file_are_compared(both, tmp_path):
-    text = 'agent = ["./good.py", "a2c"]\n'
-    disk.write_hashed(tmp_path / "stages.json", {"agents": ["good", "a2c"]})
-    both[1].rename(tmp_path / "a2c")
-    for name in ("good", "a2c"):
-        (tmp_path / name / "spec.toml").write_text(text)
-    session.report_stages(tmp_path, Console(quiet=True))
-    assert (tmp_path / "report" / "curves.png").is_file()
-    assert "good, a2c" in (tmp_path / "report" / "index.html").read_text()
-    assert (
-        '<a href="report/index.html">The agents compared' in (tmp_path / "index.html").read_text()
-    )
 
 
 def test_a_comparison_that_cannot_be_written(both, tmp_path):

@@ -530,14 +530,19 @@ def test_the_commands_take_the_directory_of_several_agents(
     assert cli.main(["fsck", str(both)]) == cli.main(["report", str(both)]) == 0
     page = (both / "index.html").read_text()
     assert "2 agents" in page and "one/report/index.html" in page and "two/report" in page
-    printed = " ".join(capsys.readouterr().out.split())
-    assert f"All agents: {both / 'index.html'}" in printed
-    # Bandits score themselves, so there is nothing to compare.
-    assert f"The agents are not compared: {both / 'one'} has no environment" in printed
-    assert not (both / "report").exists() and "The agents compared" not in page
+    assert f"All agents: {both / 'index.html'}" in capsys.readouterr().out
     assert cli.main(["export", str(both)]) == 2
     assert f"holds several agents; name one: {both / 'one'}" in capsys.readouterr().err
     assert cli.main(["export", str(both / "two")]) == 0
+
+
+def test_agents_that_play_an_environment_are_compared(
+    both: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[list[pathlib.Path]] = []
+    monkeypatch.setattr(session, "report_together", lambda found, out, _: compared.append(found))
+    assert cli.main(["report", str(both)]) == 0
+    assert compared == [[both / "one", both / "two"]]
 
 
 def test_an_agent_added_later_is_computed_beside_the_finished_ones(
