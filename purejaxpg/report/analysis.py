@@ -354,6 +354,11 @@ class Analysis:
     notes: list[str]
 
     @property
+    def single(self) -> bool:
+        """Whether there is only one run, which has nothing to be compared with."""
+        return len(self.runs) == 1
+
+    @property
     def ranked(self) -> list[Configuration]:
         """All configurations of the tuning stage."""
         return [c for section in self.sections for c in section.ranked]
@@ -547,7 +552,7 @@ def _command(store: Store, identity: Mapping[str, Any]) -> str:
 def _again(store: Store, command: str) -> str:
     """Return the end of a sentence, about the command that confirms the winner."""
     if ranking.is_population(store.ledger.identity):
-        return ": quote the best members of several populations, which are several seeds."
+        return ": train several populations, a seed each, and quote the best member of each."
     if command:
         return ": run the winner again on fresh seeds before quoting its number."
     if stages.after(store.path):
@@ -568,10 +573,11 @@ def _notes(
     if missing == total:
         return ["No run is finished yet."]
     number = f"{episodes} " if episodes else ""
+    over = "IQM over seeds of the ", ", with a 95% bootstrap interval over seeds"
+    over = ("", "") if total == 1 else over
     notes = [
-        f"Final return: IQM over seeds of the mean of {number}stochastic evaluation episodes "
-        "after the last update, with a 95% bootstrap interval over seeds"
-        + ("; greedy: the same with greedy actions." if _greedy(ranked) else ".")
+        f"Final return: {over[0]}mean of {number}stochastic evaluation episodes after the last "
+        f"update{over[1]}" + ("; greedy: the same with greedy actions." if _greedy(ranked) else ".")
     ]
     if cut:
         notes.append(
