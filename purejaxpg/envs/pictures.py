@@ -68,21 +68,21 @@ def save_gif(path: Path, env: Env, params: Any, states: Any, rewards: np.ndarray
     temporary = path.with_name(f".{path.name}.tmp.gif")
     try:
         with _without_display():
-            film = _film(steps)(env.inner, params, frames, np.cumsum(rewards)[steps])
+            film = _film(env.name, steps)(env.inner, params, frames, np.cumsum(rewards)[steps])
             film.animate(str(temporary))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _film(steps: list[int]) -> Any:
-    """Return gymnax's visualizer with the numbers of these steps in its titles."""
+def _film(name: str, steps: list[int]) -> Any:
+    """Return gymnax's visualizer with a name and the numbers of these steps in its titles."""
 
     class Film(gymnax.visualizer()):  # type: ignore[misc]
         def update(self, frame: int) -> None:
             super().update(frame)
             total = float(self.reward_seq[frame])
-            self.ax.set_title(f"{self.env.name}: step {steps[frame] + 1}, return {total:.2f}")
+            self.ax.set_title(f"{name}: step {steps[frame] + 1}, return {total:.2f}")
 
     return Film
 

@@ -177,7 +177,8 @@ class Metrics:
 
     def stack(self, name: str, c: Configuration) -> training.Curve | None:
         """Return a metric of a configuration's runs, ``returns [runs, bins]``, if any."""
-        return training.stack(c.run_ids[:_SINGLE], self.curves[name])
+        # A run in progress is the only one.
+        return training.stack(c.run_ids[:_SINGLE] or self.curves[name], self.curves[name])
 
 
 @dataclass(frozen=True)
@@ -451,12 +452,15 @@ def of_store(store: Store, unfinished: Unfinished = training.NONE) -> Analysis:
     )
 
 
-def metrics_of(store: Store, data: Analysis) -> dict[str, Metrics]:
+def metrics_of(
+    store: Store, data: Analysis, unfinished: Unfinished = training.NONE
+) -> dict[str, Metrics]:
     """Read the training metrics of as many configurations as a page can hold.
 
     Args:
         store: the result directory of `data`.
         data: the analysis.
+        unfinished: as for `of_store`; what a single run shows until it is finished.
 
     Returns:
         By environment.
@@ -464,6 +468,10 @@ def metrics_of(store: Store, data: Analysis) -> dict[str, Metrics]:
     Raises:
         FaultError: a result is damaged or cannot be read.
     """
+    if data.single and unfinished:
+        (run,), (section,) = data.runs, data.sections
+        curves = training.metrics_of_runs(store, [run["run_id"]], unfinished)
+        return {section.environment: Metrics(tuple(curves)[:_METRICS], curves, (data.ranked[0],))}
     return {
         section.environment: _metrics(store, section.ranked, _NUMBERS // len(data.sections))
         for section in data.sections
@@ -552,7 +560,7 @@ def _command(store: Store, identity: Mapping[str, Any]) -> str:
 def _again(store: Store, command: str) -> str:
     """Return the end of a sentence, about the command that confirms the winner."""
     if ranking.is_population(store.ledger.identity):
-        return ": quote the best members of several populations, which are several seeds."
+        return ": train several populations, a seed each, and quote the best member of each."
     if command:
         return ": run the winner again on fresh seeds before quoting its number."
     if stages.after(store.path):

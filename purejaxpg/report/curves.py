@@ -98,25 +98,33 @@ def _edges(updates: int, bins: int, steps_per_update: float) -> tuple[np.ndarray
     return edges, (edges[:-1] + edges[1:]) / 2 * steps_per_update
 
 
-def metrics_of_runs(store: Store, run_ids: Iterable[str]) -> dict[str, dict[str, Curve]]:
+def metrics_of_runs(
+    store: Store, run_ids: Iterable[str], unfinished: Mapping[str, Any] = NONE
+) -> dict[str, dict[str, Curve]]:
     """Return every training metric of some runs in bins, all legs of a run put together.
 
     Args:
         store: an open result directory.
         run_ids: the runs; those without a committed leg are left out.
+        unfinished: arrays and facts of other units, whose legs count as committed.
 
     Returns:
         By metric and run. ``episode/return`` and ``episode/length`` are means over the episodes
         that ended in a bin; every other metric is a mean over its updates.
     """
     facts = {unit["name"]: unit["facts"] or {} for unit in store.ledger.units() if unit["done"]}
+    others = {unit: own for unit, own in unfinished.items() if unit not in facts}
+    facts |= {unit: about for unit, (_, about) in others.items()}
     wanted = set(run_ids)
     found = chains(leg for leg in store.ledger.legs() if leg["unit"] in facts)
     own = {run_id: chain for run_id, chain in found.items() if run_id in wanted}
     rows: dict[str, set[int]] = {}
     for leg in (leg for chain in own.values() for leg in chain):
         rows.setdefault(leg["unit"], set()).add(leg["row"])
-    read = {unit: _rows_of(store, unit, sorted(places)) for unit, places in rows.items()}
+    read = {
+        unit: _rows_of(others[unit][0] if unit in others else store.arrays(unit), sorted(places))
+        for unit, places in rows.items()
+    }
     curves: dict[str, dict[str, Curve]] = {}
     for run_id, chain in own.items():
         about = facts[chain[0]["unit"]]
@@ -128,11 +136,13 @@ def metrics_of_runs(store: Store, run_ids: Iterable[str]) -> dict[str, dict[str,
     return curves
 
 
-def _rows_of(store: Store, unit: str, rows: Sequence[int]) -> dict[int, dict[str, np.ndarray]]:
+def _rows_of(
+    arrays: Mapping[str, np.ndarray], rows: Sequence[int]
+) -> dict[int, dict[str, np.ndarray]]:
     """Return the metrics ``[updates]`` of some rows of a unit; the others are not kept."""
     metrics = {
         name: array
-        for name, array in store.arrays(unit).items()
+        for name, array in arrays.items()
         if not name.startswith(contract.EVALUATION) and array.ndim == 2
     }
     return {row: {name: array[row].copy() for name, array in metrics.items()} for row in rows}

@@ -80,7 +80,7 @@ def page_text(directory: Path, now: page.Now, unfinished: analysis.Unfinished) -
     with Store.read(directory) as store:
         data = analysis.of_store(store, unfinished)
         written = completions.of_store(store, data.ranked, data.confirmed)
-        metrics = analysis.metrics_of(store, data)
+        metrics = analysis.metrics_of(store, data, unfinished)
         return page.render(data, _title_of(store.path), written, now, metrics)
 
 

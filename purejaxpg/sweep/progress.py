@@ -272,7 +272,8 @@ class Progress:
         to_do = max(self.total_steps - self.done_steps, 0)
         left = [f"about {duration(self.left_s)} left"] if math.isfinite(self.left_s) else []
         speed = self.status() if self.done_steps else ["compiling"]
-        return 1 - to_do / max(self.all_steps, to_do, 1), (*left, *speed, *self.best_line())
+        of = [f"of {self.title[:1].lower()}{self.title[1:]}"] if self.title else []
+        return 1 - to_do / max(self.all_steps, to_do, 1), (*of, *left, *speed, *self.best_line())
 
     def line(self) -> None:
         """Print progress as a plain line."""

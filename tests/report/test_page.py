@@ -536,7 +536,8 @@ def test_a_single_run_has_a_page_without_ranks(tmp_path, status):
             store.commit("unit", arrays, None, [outcome], facts)
         unfinished = {"unit": (arrays, {"steps_per_update": 10, "unit": "steps"})}
         data = analysis.of_store(store, unfinished)
-    text = page.render(data, "out")
+        metrics = analysis.metrics_of(store, data, unfinished)
+    text = page.render(data, "out", metrics=metrics)
     found = check(text)
     words = words_of(found)
     assert " seed 7 " in words and "gamma 0.5" in words
@@ -544,8 +545,12 @@ def test_a_single_run_has_a_page_without_ranks(tmp_path, status):
     assert ("final return, mean of" in words) == (status != "pending")
     assert ("The run diverged : after update 3" in words) == (status == "diverged")
     assert ("not finished" in words) == (status == "pending")
-    drawn = [trace["y"] for figure in data_of(found)["figures"] for trace in figure["data"]]
+    figures = data_of(found)["figures"]
+    drawn = [trace["y"] for figure in figures for trace in figure.get("data", ())]
     assert [1, 2, 3, 4] in drawn and [8, 9] in drawn
+    tiles = {figure["name"]: figure["rows"]["0"] for figure in figures if "rows" in figure}
+    assert tiles.keys() == {"episode/return", "episode/count", "evaluated/return"}
+    assert tiles["evaluated/return"][1] == [None, 8, None, 9]
 
 
 # ----------------------------------------------------------------------------------------- browser

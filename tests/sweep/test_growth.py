@@ -148,10 +148,14 @@ def test_agents_of_the_package_grow_to_the_same_bits(tmp_path: pathlib.Path) -> 
 
 
 def on_two_devices(folder: str) -> None:
-    """Grow a sweep by a single unit, and then by another length; run the same as a whole."""
-    last = FILE.replace("seeds = 2", "seeds = 3").replace("= 60", "= 130")
-    for text in (FILE, FILE.replace("seeds = 2", "seeds = 3"), last):
-        sweep(pathlib.Path(folder), text, 2)
+    """Grow a sweep by a single unit, and then by another length; run the same as a whole.
+
+    By itself, the two runs of the single unit would be two units of a row each.
+    """
+    more = FILE.replace("seeds = 2", "seeds = 3")
+    last = more.replace("= 60", "= 130")
+    for text in (FILE, more, last):
+        sweep(pathlib.Path(folder), text.replace("rows_per_device = 2\n", ""), 2)
     sweep(pathlib.Path(folder, "whole"), last, 2)
 
 
@@ -166,6 +170,7 @@ def test_a_single_new_unit_is_computed_on_several_devices_like_those_before(
     subprocess.run([sys.executable, "-c", call], env=environment, check=True, timeout=600)
     with stores.Store.read(tmp_path / "out") as store:
         assert [unit["facts"]["devices"] for unit in store.ledger.units()] == [2] * 6
+        assert [unit["size"] for unit in store.ledger.units()] == [2] * 6
         assert [unit["round"] for unit in store.ledger.units()] == [0, 0, 1, 2, 2, 2]
     same(tmp_path / "out", tmp_path / "whole" / "out")
 

@@ -559,6 +559,24 @@ def test_an_agent_added_later_is_computed_beside_the_finished_ones(
     assert "3 agents" in (tmp_path / "out" / "index.html").read_text()
 
 
+def test_the_sweeps_of_several_agents_grow(
+    both: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = AGENTS.replace("seeds = 2", "seeds = 3")
+    (tmp_path / "confirmed").mkdir()
+    path = write_agents(tmp_path / "confirmed", more)
+    with pytest.raises(InputError, match=r"^Agent 'one': .* cannot grow .* winner was confirmed"):
+        session.sweep(path, options(both))
+    monkeypatch.setattr(session, "report", lambda out, _: out)
+    out = tmp_path / "out"
+    for text in (AGENTS, more):
+        session.sweep(write_agents(tmp_path, text), options(out))
+    for name, configurations in (("one", 4), ("two", 1)):
+        legs = runs(out / name)
+        assert [leg["round"] for leg in legs].count(1) == configurations
+        assert len(legs) == 3 * configurations and {leg["seed"] for leg in legs} == {0, 1, 2}
+
+
 BAD_AGENTS = [
     ("rate = [0.1, 1.0]", "rate = [1.0]\nscale = [1.0]", "^Agent 'two': There is no field 'scale'"),
     ("rate = [0.1, 1.0]", "rate = [1.0]\nscale = [1.0]", r"belongs in their own tables, \[agents."),
