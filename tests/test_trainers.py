@@ -229,7 +229,7 @@ def test_an_environment_registered_with_gymnax_is_never_found_by_its_name(
     assert scores == [10.0, 70.0]
     again = [*command[:-1], "r1"]  # the results of the old reward are not those of this one
     done = forked.run(*again, folder=tmp_path)
-    assert done.returncode == 2 and "env_source" in done.stderr
+    assert done.returncode == 2 and "changed (myenv.py) since r1" in done.stderr
 
 
 # --- execution ----------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ def continued(spec: specs.Spec, out: Path) -> specs.Spec:
         return spec
     with disk.faults("read", out):
         stored = ledgers.identity_at_rest(out)
-    if not ledgers.begun(out):
+    if stores.begins_again(out, stored, spec.identity):
         return spec
     history = stored.pop(stores.GROWN, [])
     changed = stores.differences(stored, spec.identity)

@@ -274,9 +274,7 @@ def test_a_changed_built_in_agent_is_noted(halved):
     module = playback.load_agent(halved, identity, None, said.append)
     assert module.__name__ == "purejaxpg.agents.ppo"
     (note,) = said
-    assert note.startswith(
-        "Note: ppo has changed since it was trained; what is played may differ; use"
-    )
+    assert note.startswith("Note: ppo has changed since it was trained; what is played may differ")
 
 
 def test_a_path_to_a_built_in_agent_in_the_directory_is_no_name(halved):
