@@ -18,7 +18,7 @@ import numpy as np
 
 from purejaxpg import config as configs
 from purejaxpg import modules
-from purejaxpg.envs import gymnax, parameters, tracing
+from purejaxpg.envs import gymnax, libraries, parameters, tracing
 from purejaxpg.envs.gymnax import action_bounds, reset, step
 from purejaxpg.envs.interface import Env, EnvState, Step, episode_metrics, horizon
 from purejaxpg.envs.parameters import param_dtype, params
@@ -77,6 +77,8 @@ def make(name: str, /, **kwargs: Any) -> Env:
     if gymnax.is_from_gymnax(env.inner):  # the tests try these out; tracing them takes seconds
         return dataclasses.replace(env, truncates=True, limited=True)
     tracing.try_out(env)
+    if isinstance(env.inner, libraries.Adapter):
+        return dataclasses.replace(env, truncates=True, limited=True)
     truncates, limited = tracing.truncation(env)
     return dataclasses.replace(env, truncates=truncates, limited=limited)
 
@@ -85,6 +87,8 @@ def _find(name: str) -> tuple[Callable[..., Any] | None, int | None]:
     """Return what constructs an environment, None for gymnax's own, and its added time limit."""
     if name in _registered:
         return _registered[name]
+    if libraries.is_library(name):
+        return libraries.factory(name), None
     if is_own(name):
         factory = modules.attribute(name)
         configs.require(callable(factory), f"env {name!r} must be a class, but is {factory!r}.")
@@ -95,7 +99,8 @@ def _find(name: str) -> tuple[Callable[..., Any] | None, int | None]:
 
 def is_own(name: str) -> bool:
     """Return whether an environment is called "MODULE:CLASS", by a module of the user's."""
-    return name not in _registered and modules.is_attribute(name)
+    known = name in _registered or libraries.is_library(name)
+    return not known and modules.is_attribute(name)
 
 
 def from_config(config: Any) -> Env:
