@@ -76,7 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         cause = "Terminated" if isinstance(error, signals.Terminated) else "Interrupted"
         message = f"{cause}; finished units are kept, and the same command resumes."
-        return complain(message, session.exit_status(error))
+        status = complain(message, session.exit_status(error))
+        signals.end_at_once(status)
+        return status
 
 
 def dispatch(words: list[str]) -> int:

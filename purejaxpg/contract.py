@@ -8,9 +8,17 @@ A trainer is a module, built in or a file of the user's. It always defines::
     update(key, state, config, *given)   -> state, metrics   a dict of scalars
     train(key, config, *given)           -> state, metrics
 
-A trainer that plays an environment has the fields `env`, `env_kwargs` and `env_params`, and
-`policy(key, state, obs, config, greedy)`; whole episodes of that environment score it. Any other
-trainer scores itself::
+A trainer that plays an environment has the fields `env`, `env_kwargs` and `env_params`, and a
+policy; whole episodes of that environment score it::
+
+    policy(key, state, obs, config, greedy)           -> action
+
+A policy that remembers what it has seen of an episode has a memory, a pytree of arrays [n, ...]::
+
+    initial_memory(state, config, n)                          -> memory   as an episode starts
+    policy(key, state, obs, memory, config, greedy)           -> action, memory
+
+Any other trainer scores itself::
 
     score(key, state, config, num_episodes, *given)   -> dict of arrays [E]
 
@@ -33,6 +41,7 @@ The functions import jax themselves, so that a report can read the names without
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import math
 import types
@@ -83,6 +92,25 @@ def check_trainer(trainer: types.ModuleType, name: str) -> None:
     for field in (*FIELDS, *((ENV, *TABLES) if played else ())):
         if field not in known:
             raise InputError(f"Config of agent {name!r} must be a dataclass with {field}.")
+    if hasattr(trainer, "policy"):
+        _check_policy(trainer, name)
+
+
+def _check_policy(trainer: types.ModuleType, name: str) -> None:
+    """Raise an InputError unless a policy takes a memory exactly if the trainer defines one."""
+    wanted = ["key", "state", "obs", *["memory"] * has_memory(trainer), "config", "greedy"]
+    taken = inspect.signature(trainer.policy)
+    try:
+        taken.bind(*wanted)
+        fits = has_memory(trainer) or "memory" not in taken.parameters
+    except TypeError:
+        fits = False
+    if not fits:
+        defines = "defines" if has_memory(trainer) else "does not define"
+        raise InputError(
+            f"policy of agent {name!r} must take {', '.join(wanted)}, because the agent {defines} "
+            "initial_memory."
+        )
 
 
 def name_of(trainer: types.ModuleType) -> str:
@@ -430,7 +458,7 @@ def activations(config: Any) -> int:
         return int(config.activations)
     minibatch = config.steps_per_update // getattr(config, "num_minibatches", 1)
     samples = getattr(config, "batch_size", minibatch)
-    width = sum(getattr(config, "hidden", ()))
+    width = sum(getattr(config, "hidden", ())) + 4 * getattr(config, "memory_size", 0)  # of a GRU
     if has_environment(config):
         width += math.prod(environment(config).obs_shape)
     return int(samples * max(width, 1))
@@ -448,6 +476,110 @@ def smaller(config: Any) -> str:
     return " or ".join(filter(None, [", ".join(known[:-1]), known[-1]]))
 
 
+# ------------------------------------------------------------------------------------------ policy
+
+
+def has_memory(trainer: types.ModuleType) -> bool:
+    """Return whether a trainer's policy has a memory."""
+    return hasattr(trainer, "initial_memory")
+
+
+def initial_memory(trainer: types.ModuleType, state: Any, config: Any, num_envs: int) -> Any:
+    """Return the memory with which a policy starts `num_envs` episodes.
+
+    Args:
+        trainer: a module.
+        state: a run's state.
+        config: its configuration.
+        num_envs: n.
+
+    Returns:
+        A pytree of arrays [n, ...]; without leaves for a policy that has no memory.
+
+    Raises:
+        InputError: an array has another first axis.
+    """
+    if not has_memory(trainer):
+        return ()
+    import jax
+    import jax.numpy as jnp
+
+    memory = jax.tree.map(jnp.asarray, trainer.initial_memory(state, config, num_envs))
+    for leaf in jax.tree.leaves(memory):
+        if leaf.shape[:1] != (num_envs,):
+            raise InputError(
+                f"initial_memory of agent {name_of(trainer)!r} must return arrays with a first "
+                f"axis of {num_envs}, one item for each environment, but has {list(leaf.shape)}."
+            )
+    return memory
+
+
+def act(
+    trainer: types.ModuleType,
+    key: Any,
+    state: Any,
+    obs: Any,
+    memory: Any,
+    config: Any,
+    greedy: bool = False,
+) -> tuple[Any, Any]:
+    """Let a policy act, with or without a memory.
+
+    Args:
+        trainer: a module.
+        key: for a sampled action.
+        state: a run's state.
+        obs: [n, D] raw.
+        memory: as `initial_memory` returns it, or as the step before returned it.
+        config: the run's configuration.
+        greedy: take the most probable action.
+
+    Returns:
+        Actions, [n] or [n, A], and the memory after `obs`.
+
+    Raises:
+        InputError: the policy returns a memory of another kind than it was given.
+    """
+    if not has_memory(trainer):
+        return trainer.policy(key, state, obs, config, greedy), memory
+    acted = trainer.policy(key, state, obs, memory, config, greedy)
+    name = name_of(trainer)
+    if not isinstance(acted, tuple) or len(acted) != 2:
+        raise InputError(f"policy of agent {name!r} must return an action and its memory.")
+    before, after = _described(memory), _described(acted[1])
+    if before != after:
+        raise InputError(
+            f"policy of agent {name!r} must return a memory like that of initial_memory, {before}, "
+            f"but returns {after}."
+        )
+    return acted
+
+
+def restarted(memory: Any, initial: Any, done: Any) -> Any:
+    """Return the memory with that of a new episode where one has ended.
+
+    Args:
+        memory: leaves [n, ...].
+        initial: as `initial_memory` returns it.
+        done: [n] bool.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    def select(new: Any, old: Any) -> Any:
+        return jnp.where(done.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
+    return jax.tree.map(select, initial, memory)
+
+
+def _described(memory: Any) -> str:
+    """Return the shapes and types of a memory's arrays in its structure."""
+    import jax
+
+    kinds = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", memory)
+    return str(kinds).replace("'", "")
+
+
 # ------------------------------------------------------------------------------------------- score
 
 
@@ -456,37 +588,14 @@ def scores_itself(trainer: types.ModuleType) -> bool:
     return hasattr(trainer, "score")
 
 
-def check_score(trainer: types.ModuleType, config: Any) -> None:
-    """Raise an InputError if a run of this configuration could not be scored."""
-    if not scores_itself(trainer):
-        from purejaxpg import evaluate
-
-        evaluate.check(config)
-
-
-def score(
+def own_score(
     key: Any, trainer: types.ModuleType, state: Any, config: Any, num_episodes: int, *given: Any
 ) -> dict[str, Any]:
-    """Score one run with the trainer's `score`, or with whole episodes of its environment.
-
-    Args:
-        key: after update u, `fold_in(run_key, 2**31 + u)`.
-        trainer: a module.
-        state: the run's state.
-        config: its configuration.
-        num_episodes: E.
-        given: the run's given arrays, if there are any.
-
-    Returns:
-        Arrays [E] by name, `evaluation/return` among them.
+    """Score one run with the trainer's `score`; the arguments are those of `evaluate.score_run`.
 
     Raises:
-        InputError: the trainer's own `score` lacks `evaluation/return`.
+        InputError: the scores lack `evaluation/return`.
     """
-    if not scores_itself(trainer):
-        from purejaxpg import evaluate
-
-        return evaluate.score(key, trainer, state, config, num_episodes)
     scores = dict(trainer.score(key, state, config, num_episodes, *given))
     if RETURN not in scores:
         raise InputError(f"score of agent {name_of(trainer)!r} must return {RETURN!r}.")

@@ -1,7 +1,8 @@
 """Score a policy by whole episodes, on raw reward.
 
 The score of a run is the mean return of 128 stochastic episodes, with the normalisers frozen as
-they are in the agent's state. The return of the greedy policy is reported beside it.
+they are in the agent's state. The return of the greedy policy is reported beside it. A policy that
+has a memory starts every episode with a new one.
 """
 
 import types
@@ -12,13 +13,19 @@ import jax
 import jax.numpy as jnp
 from jax import lax, random
 
-from purejaxpg import InputError, envs
+from purejaxpg import InputError, contract, envs
 
 # An episode that is still running after this many steps has no return.
 LONGEST = 100_000
 # Steps between two checks whether all episodes have ended. A check costs a wait for the device,
 # a superfluous step only a step.
 STRIDE = 16
+
+
+def check_run(trainer: types.ModuleType, config: Any) -> None:
+    """Raise an InputError if a run of this configuration could not be scored."""
+    if not contract.scores_itself(trainer):
+        check(config)
 
 
 def check(config: Any) -> None:
@@ -55,7 +62,7 @@ def evaluate(
 
     Args:
         key: used for nothing else.
-        agent: a module with the contract's `policy`.
+        agent: a module with the contract's `policy`, with or without a memory.
         state: the agent's state, which does not change.
         config: the agent's configuration; its environment is the one played.
         num_episodes: E.
@@ -75,16 +82,19 @@ def evaluate(
     env, params = envs.setup(config)
     key_reset, key_steps = random.split(key)
     obs, env_state = envs.reset(key_reset, env, params, num_episodes)
+    initial = contract.initial_memory(agent, state, config, num_episodes)
 
     def step(carry: tuple[Any, ...], t: jax.Array) -> tuple[tuple[Any, ...], None]:
-        obs, env_state, total, length, running = carry
+        obs, memory, env_state, total, length, running = carry
         key_action, key_env = random.split(random.fold_in(key_steps, t))
-        action = agent.policy(key_action, state, obs, config, greedy)
+        action, memory = contract.act(agent, key_action, state, obs, memory, config, greedy)
         obs, env_state, now = envs.step(key_env, env, env_state, action, params)
         chex.assert_shape([now.reward, now.done], (num_episodes,))
         played = running & (t < steps)
         total = total + jnp.where(played, now.reward, 0.0)
-        return (obs, env_state, total, length + played, running & ~(played & now.done)), None
+        memory = contract.restarted(memory, initial, now.done)
+        running &= ~(played & now.done)
+        return (obs, memory, env_state, total, length + played, running), None
 
     def stride(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         t, played = carry
@@ -92,7 +102,7 @@ def evaluate(
         return t + STRIDE, played
 
     none, running = jnp.zeros(num_episodes), jnp.ones(num_episodes, bool)
-    start = (obs, env_state, none, none.astype(jnp.int32), running)
+    start = (obs, initial, env_state, none, none.astype(jnp.int32), running)
     _, (*_, total, length, running) = lax.while_loop(
         lambda carry: (carry[0] < steps) & carry[1][-1].any(), stride, (jnp.int32(0), start)
     )
@@ -126,3 +136,32 @@ def score(
     greedy = evaluate(key_greedy, agent, state, config, num_episodes, max_steps, greedy=True)
     named = {f"evaluation/{name}": value for name, value in played.items()}
     return {**named, "evaluation/greedy_return": greedy["return"]}
+
+
+def score_run(
+    key: jax.Array,
+    trainer: types.ModuleType,
+    state: Any,
+    config: Any,
+    num_episodes: int,
+    *given: Any,
+) -> dict[str, jax.Array]:
+    """Score one run with the trainer's own score, or with whole episodes of its environment.
+
+    Args:
+        key: after update u, `fold_in(run_key, 2**31 + u)`.
+        trainer: a module.
+        state: the run's state.
+        config: its configuration.
+        num_episodes: E.
+        given: the run's given arrays, if there are any.
+
+    Returns:
+        Arrays [E] by name, `evaluation/return` among them.
+
+    Raises:
+        InputError: the trainer's own score lacks `evaluation/return`.
+    """
+    if contract.scores_itself(trainer):
+        return contract.own_score(key, trainer, state, config, num_episodes, *given)
+    return score(key, trainer, state, config, num_episodes)

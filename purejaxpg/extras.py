@@ -1,6 +1,8 @@
 """Packages that only some commands need, imported where they are used."""
 
 import importlib
+import importlib.metadata
+import re
 from typing import Any
 
 from purejaxpg import InputError
@@ -23,5 +25,12 @@ def load(module: str, extra: str, what: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        command = f"pip install 'purejaxpg[{extra}]'"
-        raise InputError(f"{what} needs the extra `{extra}`: {command}.") from error
+        packages = " ".join(f"'{each}'" for each in requirements(extra))
+        raise InputError(f"{what} needs more packages: pip install {packages}.") from error
+
+
+def requirements(extra: str) -> list[str]:
+    """Return what an extra of this package installs, such as "ray<3,>=2.50"."""
+    marked = (r.split(";") for r in importlib.metadata.requires("purejaxpg") or [] if ";" in r)
+    names = re.compile(rf"extra == ['\"]{re.escape(extra)}['\"]")
+    return [package.strip() for package, marker in marked if names.search(marker)]

@@ -157,6 +157,48 @@ class CNN(nn.Module):
         return MLP(self.hidden, self.activation, self.kernel_init)(x)
 
 
+class GRU(nn.Module):
+    """A gated recurrent unit, whose output is its memory of all inputs since the last start.
+
+        r = σ(W_r x + U_r h),   z = σ(W_z x + U_z h),   n = tanh(W_n x + r (U_n h + b))
+        h' = (1 - z) n + z h
+
+    W has a bias, too. A step maps inputs [..., D] and memories [..., H] -> memories [..., H]. A
+    sequence maps [T, N, D], the memory before it [N, H] and `starts` [T, N] -> the memory after
+    each step [T, N, H]. Where `starts`, the memory before a step is zero.
+
+    Cho et al. 2014, arXiv:1406.1078, with the bias b inside the reset gate, as cuDNN has it.
+    """
+
+    size: int
+    kernel_init: Initializer = orthogonal(1.0)
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, memory: jax.Array, starts: jax.Array | None = None
+    ) -> jax.Array:
+        size = self.size
+        x = nn.Dense(3 * size, kernel_init=self.kernel_init, name="input")(x)  # of all steps
+        weights = self.param("memory", self.kernel_init, (size, 3 * size))
+        bias = self.param("bias", nn.initializers.zeros, (size,))
+
+        def step(memory: jax.Array, x: jax.Array) -> jax.Array:
+            h = memory @ weights
+            r, z = jnp.split(nn.sigmoid((x + h)[..., : 2 * size]), 2, -1)
+            new = jnp.tanh(x[..., 2 * size :] + r * (h[..., 2 * size :] + bias))
+            return (1.0 - z) * new + z * memory
+
+        def restarted(memory: jax.Array, now: Any) -> tuple[jax.Array, jax.Array]:
+            x, start = now
+            memory = step(jnp.where(start[:, None], 0.0, memory), x)
+            return memory, memory
+
+        if starts is None:
+            return step(memory, x)
+        chex.assert_shape(starts, x.shape[:2])
+        return jax.lax.scan(restarted, memory, (x, starts))[1]
+
+
 def in_pieces(network: Callable[[Any], Any], inputs: Any, pieces: int) -> Any:
     """Apply a network to arrays a piece at a time, so that its activations take less memory.
 
@@ -260,6 +302,15 @@ def torso(config: Any, obs_shape: tuple[int, ...]) -> nn.Module:
     if config.torso == "cnn":
         return CNN(obs_shape, config.hidden, config.activation, kernel_init, name="torso")
     return MLP(config.hidden, config.activation, kernel_init, name="torso")
+
+
+def gru(config: Any) -> GRU:
+    """Return the GRU that an agent's configuration asks for, named `gru` among the parameters.
+
+    Args:
+        config: its fields `memory_size` and `orthogonal_init` are read.
+    """
+    return GRU(config.memory_size, initializer(config, 1.0), name="gru")
 
 
 def check(config: Any, obs_shape: tuple[int, ...]) -> None:

@@ -2,19 +2,25 @@
 
 Batch systems send SIGTERM some seconds before they kill. Python runs a handler only between two
 steps of the main thread, so a compiled segment always finishes first; `deferred` then lets the
-engine write a snapshot before it stops.
+engine write a snapshot before it stops. Compilation takes longer and loses nothing, so it runs
+`in_background` and does not delay a signal.
 """
 
+import concurrent.futures
 import contextlib
+import os
 import signal
 import sys
 import threading
 import types
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 RESEND_SECONDS = 0.05  # until a swallowed signal is sent again
+BACKGROUND = "purejaxpg-background"  # name of the threads of `in_background`
 
 
 class Terminated(KeyboardInterrupt):
@@ -117,6 +123,33 @@ def deliver(number: int) -> None:
     """Act as if a signal had arrived, unless one is pending already: it may be the same."""
     if _state.arrived is None:
         _handle(number, None)
+
+
+def in_background(call: Callable[[], T]) -> concurrent.futures.Future[T]:
+    """Start a call in another thread, so that a signal does not wait for it.
+
+    Python cannot interrupt code outside of it, such as XLA's compiler. A main thread that waits for
+    the result of the call can be interrupted.
+    """
+    future: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=BACKGROUND).start()
+    return future
+
+
+def end_at_once(status: int) -> None:
+    """End the process if a call of `in_background` is running: Python would wait for it."""
+    if any(thread.name == BACKGROUND for thread in threading.enumerate()):
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
 
 
 def _may_handle() -> bool:

@@ -43,6 +43,15 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def rate(per_second: float, noun: str) -> str:
+    """Return a rate in the unit of time that makes it at least 1: "1.2k steps/s", "3 agents/h"."""
+    units = (("s", 1.0), ("min", 60.0), ("h", 3600.0))
+    unit, seconds = next((u for u in units if per_second * u[1] >= 1), ("day", 86400.0))
+    value = per_second * seconds
+    shown = engineering(float(f"{value:.2g}") if value < 10 else value)
+    return f"{shown} {noun}/{unit}"
+
+
 def number(value: float, digits: int = 3) -> str:
     """Return a number with about three significant digits, or a dash if it is not finite."""
     if not math.isfinite(value):

@@ -12,7 +12,7 @@ import pytest
 import quick
 
 import purejaxpg.agents
-from purejaxpg import InputError, envs
+from purejaxpg import InputError, contract, envs
 from purejaxpg import config as configs
 from purejaxpg.sweep import compute
 from purejaxpg.sweep import spec as specs
@@ -151,3 +151,11 @@ def some_obs(agent: types.ModuleType, count: int) -> jax.Array:
     """Return different observations that `tiny`'s environment could produce."""
     env = envs.make(env_of(agent))
     return jax.random.normal(jax.random.key(5), (count, env.obs_size))
+
+
+def act(
+    agent: types.ModuleType, key: Any, state: Any, obs: Any, config: Any, greedy: bool = False
+) -> Any:
+    """Return the actions of a policy that has seen nothing of its episodes before `obs`."""
+    memory = contract.initial_memory(agent, state, config, len(obs))
+    return contract.act(agent, key, state, obs, memory, config, greedy)[0]

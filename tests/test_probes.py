@@ -14,6 +14,8 @@ import pytest
 import quick
 from jax import random
 
+from purejaxpg import contract
+
 
 @pytest.fixture(scope="module", autouse=True)
 def registered() -> None:
@@ -73,8 +75,13 @@ def solve(agent: types.ModuleType, probe: str) -> tuple[Any, Any]:
     return jax.tree.map(operator.itemgetter(row), solved(agent, kind))
 
 
-def value(agent: types.ModuleType, state: Any, config: Any, *obs: float) -> list[float]:
-    """The critic's values of these observations, at the greedy action if it takes an action."""
+def value(
+    agent: types.ModuleType, state: Any, config: Any, *obs: float, episode: bool = False
+) -> list[float]:
+    """The critic's values of these observations, at the greedy action if it takes an action.
+
+    An `episode` shows them in this order.
+    """
     points, params = jnp.array(obs)[:, None], state.params
     if "actor" in params and hasattr(agent, "values"):
         action = agent.policy(random.key(0), state, points, config, greedy=True)
@@ -83,18 +90,32 @@ def value(agent: types.ModuleType, state: Any, config: Any, *obs: float) -> list
     if hasattr(agent, "actor_loss"):
         action = agent.Actor(config).apply(params["actor"], points)
         return agent.Critic(config).apply(params["critic"], points, action).tolist()
+    if contract.has_memory(agent):
+        return remembered(agent, params["critic"], points, config, episode)
     return agent.Critic(config).apply(params["critic"], points).tolist()
+
+
+def remembered(
+    agent: types.ModuleType, params: Any, points: jax.Array, config: Any, episode: bool
+) -> list[float]:
+    """The values of a critic with a memory, of each observation alone or of an episode of them."""
+    memory, values = agent.initial_memory(None, config, 1), []
+    for point in points:
+        value, after = agent.Critic(config).apply(params, point[None], memory)
+        memory = after if episode else memory
+        values += value.tolist()
+    return values
 
 
 def chance(agent: types.ModuleType, state: Any, config: Any, obs: float) -> float:
     """How often the policy takes action 1 after an observation."""
     points = jnp.full((4_000, 1), obs)
-    return float(agent.policy(random.key(0), state, points, config).mean())
+    return float(under_test.act(agent, random.key(0), state, points, config).mean())
 
 
 def greedy(agent: types.ModuleType, state: Any, config: Any, *obs: float) -> list[float]:
     points = jnp.array(obs)[:, None]
-    return agent.policy(random.key(0), state, points, config, greedy=True)[:, 0].tolist()
+    return under_test.act(agent, random.key(0), state, points, config, True)[:, 0].tolist()
 
 
 @pytest.mark.parametrize("agent", under_test.AGENTS, ids=under_test.name)
@@ -109,7 +130,8 @@ class TestProbes:
 
     def test_discount(self, agent: types.ModuleType) -> None:
         state, config = solve(agent, "Discounted")
-        assert value(agent, state, config, 0.0, 1.0) == pytest.approx([0.7, 1.0], abs=0.07)
+        values = value(agent, state, config, 0.0, 1.0, episode=True)
+        assert values == pytest.approx([0.7, 1.0], abs=0.07)
 
     def test_action(self, agent: types.ModuleType) -> None:
         state, config = solve(agent, "Chosen")

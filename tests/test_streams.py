@@ -85,12 +85,13 @@ def test_an_argument_beyond_ascii_is_named_without_utf8(tmp_path: pathlib.Path) 
     assert done.stderr.isascii()
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-", "| true"])
 def test_closed_streams_stop_nothing(trained: pathlib.Path, closed: str) -> None:
     page = trained / "r" / "report" / "index.html"
     page.unlink(missing_ok=True)
     command = " ".join([*CLI, "report", "r", closed])
-    done = subprocess.run(["bash", "-c", command], cwd=trained, capture_output=True, text=True)
+    words = ["bash", "-o", "pipefail", "-c", command]
+    done = subprocess.run(words, cwd=trained, capture_output=True, text=True)
     assert done.returncode == 0 and "Traceback" not in done.stderr
     # Nothing that was meant for a closed stream has landed in a file that took its number.
     assert page.read_text("utf-8").rstrip().endswith("</html>")

@@ -200,14 +200,17 @@ def with_flags(cases: Iterable[Case], flags: Sequence[str]) -> list[Case]:
 def default(on_cpu: bool) -> list[Case]:
     """Return a short benchmark: PPO over the number of agents, each other kind once."""
     numbers, one = ([1, 16, 64], 16) if on_cpu else ([1, 64, 2048], 64)
-    others = ["reinforce", "a2c", "npg", "trpo", "ddpg", "sac"]
+    others = ["reinforce", "a2c", "npg", "trpo", "ppo_rnn", "ddpg", "sac"]
     return product(["ppo"], numbers, [], None, None) + product(others, [one], [], None, None)
 
 
 def full() -> list[Case]:
-    """Return every kind over 1 to 4096 agents, and over 1 to 8192 environments of one agent."""
+    """Return every kind over 1 to 4096 agents, and over 1 to 8192 environments of one agent.
+
+    The minibatches of ppo_rnn are whole environments, so it does not run with a single one.
+    """
     kinds = ["ppo", "a2c", "reinforce", "npg", "trpo", "ddpg", "sac"]
-    agents = product(kinds, [4**i for i in range(7)], [], None, None)
+    agents = product([*kinds, "ppo_rnn"], [4**i for i in range(7)], [], None, None)
     return agents + product(kinds, [1], [1, 8, 64, 512, 4096, 8192], None, None)
 
 

@@ -91,7 +91,7 @@ class Count:
 
 
 def net(config: Any, inputs: int, outputs: int, torso: str | None = None) -> Net:
-    """Return the layers of a torso as `networks.torso` makes it, with a head on it.
+    """Return the layers of a torso as `networks.torso` makes it, a GRU if any, and a head.
 
     Args:
         config: an agent's.
@@ -106,9 +106,16 @@ def net(config: Any, inputs: int, outputs: int, torso: str | None = None) -> Net
         kernel = 9 * channels * 16
         layers.append(Layer(inputs, places * 16, places * kernel, kernel + 16))
         inputs = places * 16
-    for size in (*config.hidden, outputs):
+    for size in config.hidden:
         layers.append(Layer(inputs, size, inputs * size, inputs * size + size))
         inputs = size
+    memory = getattr(config, "memory_size", 0)
+    if memory:  # a GRU: products of its input and of its memory with the weights of three gates
+        gates = 3 * memory
+        layers.append(Layer(inputs, gates, inputs * gates, inputs * gates + gates))
+        layers.append(Layer(memory, gates, memory * gates, memory * gates + memory))
+        inputs = memory
+    layers.append(Layer(inputs, outputs, inputs * outputs, inputs * outputs + outputs))
     return Net(tuple(layers))
 
 
@@ -170,6 +177,11 @@ def ppo(config: Any) -> tuple[Work, float]:
     both = step_of_optimizer(actor.weights + critic.weights, ADAM)
     total += epochs * (actor.learn + critic.learn + gathered(config))
     return total + steps / config.steps_per_update * both, epochs
+
+
+def ppo_rnn(config: Any) -> tuple[Work, float]:
+    """PPO with a GRU in both networks: the work of PPO, with two products more in each."""
+    return ppo(config)
 
 
 def a2c(config: Any) -> tuple[Work, float]:
@@ -275,7 +287,7 @@ def sac(config: Any) -> tuple[Work, float]:
 
 
 KINDS: dict[str, Callable[[Any], tuple[Work, float]]] = {
-    kind.__name__: kind for kind in (reinforce, a2c, npg, trpo, ppo, ddpg, sac)
+    kind.__name__: kind for kind in (reinforce, a2c, npg, trpo, ppo, ppo_rnn, ddpg, sac)
 }
 
 

@@ -1,8 +1,9 @@
 """Environments: N side by side, with flat float32 observations [N, D].
 
 Every step reports `terminated` and `truncated` separately, and `next_obs`, the observation before
-any reset. `interface` has the types and `gymnax` adapts that library. `parameters` checks the
-parameters that a sweep changes, `tracing` tries out a user's environment, `pictures` draws.
+any reset. `interface` has the types and `gymnax` adapts that library. `masked` is an environment of
+our own. `parameters` checks the parameters that a sweep changes, `tracing` tries out a user's
+environment, `pictures` draws.
 
 An environment is one of gymnax's, one that `register` has made known, or "MODULE:CLASS" for a class
 in a module of the user's.
@@ -18,7 +19,7 @@ import numpy as np
 
 from purejaxpg import config as configs
 from purejaxpg import modules
-from purejaxpg.envs import gymnax, libraries, parameters, tracing
+from purejaxpg.envs import gymnax, libraries, masked, parameters, tracing
 from purejaxpg.envs.gymnax import action_bounds, reset, step
 from purejaxpg.envs.interface import Env, EnvState, Step, episode_metrics, horizon
 from purejaxpg.envs.parameters import param_dtype, params
@@ -30,7 +31,10 @@ __all__ = [
     "require_bounded", "reset", "setup", "step", "to_bounds", "traced_types",
 ]  # fmt: skip
 
-_registered: dict[str, tuple[Callable[..., Any], int | None]] = {}  # factory and time limit
+# Factory and time limit of each environment that is not gymnax's.
+_registered: dict[str, tuple[Callable[..., Any], int | None]] = {
+    masked.NAME: (masked.MaskedCartPole, None)
+}
 
 
 def register(name: str, factory: Callable[..., Any], max_steps: int | None = None) -> None:

@@ -299,8 +299,9 @@ def reset_of(inner: Any) -> Callable[..., Any]:
 
 
 def is_from_gymnax(inner: Any) -> bool:
-    """Return whether an environment and all of its wrappers are gymnax's own."""
-    return all(type(layer).__module__.split(".")[0] == "gymnax" for layer in _layers(inner))
+    """Return whether an environment and all of its wrappers are gymnax's, or in this package."""
+    packages = {type(layer).__module__.split(".")[0] for layer in _layers(inner)}
+    return packages <= {"gymnax", "purejaxpg"}
 
 
 def _layers(inner: Any) -> list[Any]:

@@ -1,9 +1,9 @@
 """Moving pictures of episodes, drawn by gymnax.visualize without a display.
 
-With the extra `visualize`, which installs pygame: CartPole, Acrobot, Pendulum, MountainCar and
-MountainCarContinuous. Always: the five games of MinAtar, Catch, FourRooms, MetaMaze, PointRobot and
-Pong. gymnax 1.0.1 has no pictures of DeepSea, MemoryChain, UmbrellaChain, DiscountingChain,
-FrozenLake, Reacher, Swimmer and the four bandits.
+With the extra `visualize`, which installs pygame: CartPole, masked or not, Acrobot, Pendulum,
+MountainCar and MountainCarContinuous. Always: the five games of MinAtar, Catch, FourRooms,
+MetaMaze, PointRobot and Pong. gymnax 1.0.1 has no pictures of DeepSea, MemoryChain, UmbrellaChain,
+DiscountingChain, FrozenLake, Reacher, Swimmer and the four bandits.
 """
 
 import contextlib
@@ -16,12 +16,13 @@ import jax
 import numpy as np
 
 from purejaxpg import InputError, extras
-from purejaxpg.envs import gymnax
+from purejaxpg.envs import gymnax, masked
 from purejaxpg.envs.interface import Env
 
 MOST_FRAMES = 100  # gymnax needs about a tenth of a second for one
 _WITH_PYGAME = (
     "CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCar-v0", "MountainCarContinuous-v0",
+    masked.NAME,
 )  # fmt: skip
 _WITHOUT = (
     "Asterix-MinAtar", "Breakout-MinAtar", "Freeway-MinAtar", "Seaquest-MinAtar",

@@ -9,7 +9,7 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from purejaxpg.report import ranking
 from purejaxpg.report.ranking import Configuration
 from purejaxpg.sweep import frozen, search, stages
 from purejaxpg.sweep.store import Store
-from purejaxpg.text import short
+from purejaxpg.text import count, short
 
 HIGHLIGHTED = 5  # curves in colour
 FEW = 60  # other curves drawn one by one; more are summed up by quantiles
@@ -36,6 +36,8 @@ _GRID_POINTS = 60
 SEEDS_TO_CONFIRM = 16
 FEW_SEEDS = 8  # below them a bootstrap interval is too narrow; see docs/results.md
 _SPENT = ("wall_s", "compile_s", "env_steps")
+# Metrics [rows, updates] and facts of units in progress.
+Unfinished = Mapping[str, tuple[dict[str, np.ndarray], dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,7 @@ class Section:
     confirmed_curves: Curves | None
     effects: Effects
     improvements: list[Improvement]
+    running: Curves | None = None  # of runs in progress, which have no rank
 
     @property
     def winner(self) -> Configuration | None:
@@ -349,11 +352,12 @@ class Analysis:
         return sum(steps for steps, _ in own), sum(seconds for _, seconds in own)
 
 
-def of_store(store: Store) -> Analysis:
+def of_store(store: Store, unfinished: Unfinished = training.NONE) -> Analysis:
     """Read a result directory and compute everything that the report shows.
 
     Args:
         store: an open result directory; units may still be pending.
+        unfinished: metrics so far [rows, updates] and facts of units in progress.
 
     Returns:
         The analysis.
@@ -364,7 +368,11 @@ def of_store(store: Store) -> Analysis:
     runs, identity = store.ledger.runs(), store.ledger.identity
     legs = store.ledger.legs()
     arrays, episodes, cut = _arrays(store)
-    curves = training.of_runs(store, legs, arrays)
+    unfinished = {name: own for name, own in unfinished.items() if name not in arrays}
+    facts = {name: about for name, (_, about) in unfinished.items()}
+    arrays |= {name: {m: own[m] for m in training.METRICS if m in own}
+               for name, (own, _) in unfinished.items()}  # fmt: skip
+    curves = training.of_runs(store, legs, arrays, facts)
     population = ranking.is_population(identity)
     ranked = ranking.rank_runs(runs, members=population)
     confirmed = ranking.rank_runs(runs, ranking.CONFIRM)
@@ -375,7 +383,9 @@ def of_store(store: Store) -> Analysis:
     for name, own in ranking.sections(ranked).items():
         roles = _roles(own, by_environment.get(name, []))
         own_legs = [leg for leg in legs if ranking.environment_of(leg) == name]
-        sections.append(_section(name, own, roles, own_legs, curves, identity, tune))
+        section = _section(name, own, roles, own_legs, curves, identity, tune)
+        mine = [run for run in runs if ranking.environment_of(run) == name]
+        sections.append(replace(section, running=_running(own, mine, curves)))
     return Analysis(
         identity=identity,
         spec_text=_spec_text(store),
@@ -388,7 +398,7 @@ def of_store(store: Store) -> Analysis:
         overall=_overall(sections),
         schedules=_schedules(legs, sections) if population else [],
         cost=_cost(store, legs),
-        unit=_unit(store),
+        unit=_unit(store, facts),
         facts=_facts(store),
         notes=_notes(ranked, bool(confirmed), _again(store, command), episodes, cut)
         + store.ledger.notes(),
@@ -490,9 +500,9 @@ def _greedy(ranked: Iterable[Configuration]) -> bool:
     return any(math.isfinite(c.greedy_iqm) for c in ranked)
 
 
-def _unit(store: Store) -> str:
+def _unit(store: Store, unfinished: Mapping[str, dict[str, Any]]) -> str:
     """Return the unit of the trainer's progress, such as environment steps."""
-    facts = (unit["facts"] or {} for unit in store.ledger.units())
+    facts = [*(unit["facts"] or {} for unit in store.ledger.units()), *unfinished.values()]
     return next((str(each["unit"]) for each in facts if "unit" in each), contract.ENV_STEPS)
 
 
@@ -583,6 +593,38 @@ def _section(
         effects=Effects() if population else _effects(legs, own, identity),
         improvements=[] if population else _improvements(name, ranked, confirmed),
     )
+
+
+def _running(
+    ranked: Sequence[Configuration],
+    runs: Iterable[dict[str, Any]],
+    curves: dict[str, training.Curve],
+) -> Curves | None:
+    """Return the curves so far of the runs in progress, the highest at their ends first."""
+    ids: dict[str, tuple[str, ...]] = {}
+    for run in runs:
+        if run["status"] == "pending" and run["run_id"] in curves:
+            key = ranking.swept_key({"swept": _without_env(run["swept"])})
+            ids[key] = (*ids.get(key, ()), run["run_id"])
+    found = [replace(c, run_ids=ids.pop(c.key)) for c in ranked if c.key in ids]
+    found.sort(key=lambda c: -_end(c, curves))
+    drawn = _curves(found, curves)
+    return drawn and replace(drawn, best=tuple(map(_named_by_runs, drawn.best)))
+
+
+def _without_env(swept: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in swept.items() if name != contract.ENV}
+
+
+def _end(c: Configuration, curves: dict[str, training.Curve]) -> float:
+    """Return the mean of the last returns of a configuration's runs; -inf if no episode ended."""
+    last = [curves[run_id].returns[-1] for run_id in c.run_ids]
+    return float(np.mean(last)) if np.isfinite(last).all() else -math.inf
+
+
+def _named_by_runs(line: Line) -> Line:
+    c = line.configuration
+    return replace(line, name=c.label, label=f"{c.label} ({count(len(c.run_ids), 'run')})")
 
 
 def _curves(

@@ -4,7 +4,7 @@ They show how a run went. They never rank: the policy changes while they are col
 best point of a noisy curve is too good.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from purejaxpg.sweep.store import Store
 BINS = 60
 _RESAMPLES = 500
 METRICS = contract.CURVE
+NONE: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -66,19 +67,23 @@ def bin_returns(
 
 
 def of_runs(
-    store: Store, legs: Sequence[dict[str, Any]], arrays: dict[str, dict[str, np.ndarray]]
+    store: Store,
+    legs: Sequence[dict[str, Any]],
+    arrays: Mapping[str, dict[str, np.ndarray]],
+    unfinished: Mapping[str, dict[str, Any]] = NONE,
 ) -> dict[str, Curve]:
     """Return the curve of every run that recorded episodes, all its legs put together.
 
     Args:
         store: an open result directory.
         legs: as ``Store.legs`` gives them.
-        arrays: the arrays ``METRICS`` of committed units, by unit.
+        arrays: the arrays ``METRICS`` of committed units, by unit; perhaps of others, too.
+        unfinished: the facts of those others.
 
     Returns:
         Curves by run. A run that started from another run's state includes the curve up to it.
     """
-    facts = {unit["name"]: unit["facts"] or {} for unit in store.ledger.units()}
+    facts = {unit["name"]: unit["facts"] or {} for unit in store.ledger.units()} | dict(unfinished)
     curves = {}
     for run_id, chain in chains(leg for leg in legs if leg["unit"] in arrays).items():
         own = facts[chain[0]["unit"]]

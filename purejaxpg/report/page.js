@@ -303,7 +303,27 @@ function startCharts() {
   window.addEventListener("beforeprint", () => all(".chart:not([data-drawn])").forEach(draw));
 }
 
+// ------------------------------------------------------------------------------- a running sweep
+
+const SILENT_S = 300;  // after which a sweep that writes no new page has probably stopped
+
+/** Loads the page again at the same place, when there is a new one and nobody is filtering. */
+function startLive(node) {
+  const every = Number(node.dataset.every), age = Date.now() / 1000 - Number(node.dataset.written);
+  if (history.state) window.scrollTo(0, history.state.place);
+  if (age > SILENT_S + 3 * every) {
+    node.lastElementChild.textContent = "It has not been written for a while: the sweep has probably stopped.";
+    return;
+  }
+  setInterval(() => {
+    if (all("input").some((input) => input.value) || Object.keys(root.dataset).includes("environment")) return;
+    history.replaceState({ place: window.scrollY }, "");
+    location.reload();
+  }, 1000 * every);
+}
+
 all(".picks").forEach(addPicks);
 all(".ranking").forEach(startTable);
 all(".envs").forEach(startEnvironments);
 window.addEventListener("load", startCharts);
+window.addEventListener("load", () => all(".live").forEach(startLive));

@@ -10,7 +10,9 @@ import functools
 import hashlib
 import itertools
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,20 +41,50 @@ EQUAL_KL = (
 _HERE = Path(__file__).parent
 
 
-def render(data: Analysis, title: str, written: completions.Texts = completions.NOTHING) -> str:
+@dataclass(frozen=True)
+class Now:
+    """How far a sweep is while it runs.
+
+    Attributes:
+        share: of all its steps, from 0 to 1.
+        words: about its progress, such as the time that is left.
+        every_s: seconds until the page is written again.
+        written: when this one was written, in seconds since 1970.
+    """
+
+    share: float
+    words: tuple[str, ...]
+    every_s: float
+    written: float
+
+    @property
+    def clock(self) -> str:
+        """The time at which the page was written."""
+        return time.strftime("%H:%M:%S", time.localtime(self.written))
+
+
+def render(
+    data: Analysis,
+    title: str,
+    written: completions.Texts = completions.NOTHING,
+    now: Now | None = None,
+) -> str:
     """Return the page.
 
     Args:
         data: the results.
         title: the name of the sweep.
         written: further scores, samples and frontier, as those of language models.
+        now: how far the sweep is; None: it does not run. The page of a running sweep loads itself
+            again when there is a new one.
 
     Returns:
         A complete HTML document.
     """
     table, drawn = _table(data), _Charts()
     text = _environment().get_template("page.html.j2").render(
-        data=data, title=title, chart=drawn.add, charts=charts, figures=drawn.figures, table=table,
+        data=data, title=title, now=now, chart=drawn.add, charts=charts, figures=drawn.figures,
+        table=table,
         sections=[_of_section(section, data, table) for section in data.sections],
         many=len(data.sections) > 1, percent=percent,
         **_parts(), **_of_sweep(data), **_of_texts(written),
@@ -121,6 +153,7 @@ def render_stages(
     text: str,
     frontier: bytes = b"",
     kind: str = "stage",
+    now: Now | None = None,
 ) -> str:
     """Return the page of a pipeline, which links to the pages of its stages, or of agents.
 
@@ -131,6 +164,7 @@ def render_stages(
         text: the sweep file.
         frontier: a PNG picture of all stages that can be compared; empty if there are none.
         kind: "stage" or "agent".
+        now: as for `render`, about the present stage.
 
     Returns:
         A complete HTML document without a script.
@@ -138,7 +172,8 @@ def render_stages(
     from markupsafe import Markup
 
     page = _environment().get_template("stages.html.j2").render(
-        title=title, stages=stages, text=text, kind=kind, equal_kl=EQUAL_KL.format("this figure"),
+        title=title, stages=stages, text=text, kind=kind, now=now,
+        equal_kl=EQUAL_KL.format("this figure"),
         frontier=base64.b64encode(frontier).decode(),
         few=analysis.few(max((c.finished for stage in stages for c in stage["ranked"]), default=0)),
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),

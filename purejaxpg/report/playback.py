@@ -323,14 +323,17 @@ def _episode(
     key_reset, key_steps = random.split(key)
 
     def step(carry: tuple[Any, ...], key: jax.Array) -> tuple[tuple[Any, ...], Any]:
-        obs, env_state = carry
+        obs, memory, env_state = carry
         key_action, key_env = random.split(key)
-        action = agent.policy(key_action, state, obs, config, greedy)
+        action, memory = contract.act(agent, key_action, state, obs, memory, config, greedy)
         later, env_later, now = envs.step(key_env, env, env_state, action, params)
-        return (later, env_later), (env_state.inner, obs, now.next_obs, now.reward, now.done)
+        memory = contract.restarted(memory, initial, now.done)
+        played = env_state.inner, obs, now.next_obs, now.reward, now.done
+        return (later, memory, env_later), played
 
-    start = envs.reset(key_reset, env, params, 1)
-    return jax.lax.scan(step, start, random.split(key_steps, steps))[1]
+    obs, env_state = envs.reset(key_reset, env, params, 1)
+    initial = contract.initial_memory(agent, state, config, 1)
+    return jax.lax.scan(step, (obs, initial, env_state), random.split(key_steps, steps))[1]
 
 
 def picture(key: jax.Array, trained: Trained, greedy: bool, path: Path) -> str:
@@ -387,7 +390,7 @@ def _scores(key: jax.Array, trained: Trained, episodes: int) -> str:
 
     @jax.jit
     def program(key: jax.Array, state: Any, config: Any, *given: Any) -> dict[str, jax.Array]:
-        return contract.score(key, trained.agent, state, config, episodes, *given)
+        return evaluate.score_run(key, trained.agent, state, config, episodes, *given)
 
     scores = program(key, trained.state, trained.config, *trained.given)
     parts = [

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import hashlib
 import importlib
+import importlib.util
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from purejaxpg import contract, disk, extras, signals
-from purejaxpg.report import curves, export
+from purejaxpg.report import curves, export, ranking
 from purejaxpg.sweep import progress as progresses
 from purejaxpg.sweep.store import Store
 
@@ -35,15 +36,28 @@ Points = list[tuple[int, dict[str, float]]]  # environment steps, and the values
 
 
 class TensorBoard:
-    """One event file a run, in ``DIR/tensorboard/RUN_ID``."""
+    """One event file a run, in ``DIR/tensorboard/VALUES,seed=N,RUN_ID``."""
 
-    name, command, prefix = "tensorboard", "tensorboard --logdir", ""
+    name, command = "tensorboard", "tensorboard --logdir"
 
     def __init__(self) -> None:
         """Raise an InputError if tensorboardX is not installed."""
         self.package = extras.load("tensorboardX", self.name, f"--log {self.name}")
         self.summary = importlib.import_module("tensorboardX.summary")
         self.protos = importlib.import_module("tensorboardX.proto.event_pb2")
+
+    def folder(self, leg: dict[str, Any], population: bool) -> str:
+        """Return the name of a run's log; TensorBoard shows it as the name of the run.
+
+        The hyperparameters of a population's member change, so its name has none.
+        """
+        values = "" if population else _plainly(progresses.label(leg["swept"]))
+        return ",".join(filter(None, [values, f"seed={leg['seed']}", leg["run_id"]]))
+
+    def advice(self) -> str:
+        """Return how to get the viewer, which is a package of its own, if it is missing."""
+        missing = importlib.util.find_spec("tensorboard") is None
+        return " (install the viewer with: pip install tensorboard)" if missing else ""
 
     def write(self, directory: Path, leg: dict[str, Any], points: Points) -> None:
         """Write the log of a run into an empty directory."""
@@ -68,13 +82,21 @@ class TensorBoard:
 class WandB:
     """One offline run of Weights & Biases a run, in ``DIR/wandb/offline-run-RUN_ID``."""
 
-    name, command, prefix = "wandb", "wandb sync", "offline-run-"
+    name, command = "wandb", "wandb sync"
 
     def __init__(self) -> None:
         """Raise an InputError if wandb is not installed."""
         os.environ["WANDB_ERROR_REPORTING"] = "false"  # it would report errors even when offline
         logging.raiseExceptions = False  # on a full disk, it would print tracebacks of its own log
         self.package = extras.load("wandb", self.name, f"--log {self.name}")
+
+    def folder(self, leg: dict[str, Any], population: bool) -> str:
+        """Return the name of the directory of a run's log; `wandb sync` expects the prefix."""
+        return f"offline-run-{leg['run_id']}"
+
+    def advice(self) -> str:
+        """Return nothing: the package that writes the logs also sends them."""
+        return ""
 
     def write(self, directory: Path, leg: dict[str, Any], points: Points) -> None:
         """Write the log of a run into an empty directory."""
@@ -138,7 +160,7 @@ class Logs:
             if reason:
                 self.say(f"{path} is not complete: {reason}; the same command completes it.")
             else:
-                self.say(f"Logs: {sink.command} {path}")
+                self.say(f"Logs: {sink.command} {path}{sink.advice()}")
 
     def _attempt(self, store: Store, sink: Any) -> str:
         """Write the missing logs; return the reason of a failure."""
@@ -152,12 +174,13 @@ class Logs:
         legs = [leg for leg in store.ledger.legs() if leg["status"] != "pending"]
         facts = {unit["name"]: unit["facts"] for unit in store.ledger.units()}
         read = functools.lru_cache(_CACHED_UNITS)(store.arrays)
-        sweep_id = hashlib.sha256(
-            json.dumps(store.ledger.identity, sort_keys=True).encode()
-        ).hexdigest()
+        identity = store.ledger.identity
+        sweep_id = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        population = ranking.is_population(identity)
         for run_id, chain in curves.chains(legs).items():
             leg = chain[-1]
-            target, stamp = store.path / sink.name / f"{sink.prefix}{run_id}", stamp_of(leg)
+            target = store.path / sink.name / sink.folder(leg, population)
+            stamp = stamp_of(leg)
             # While a damaged unit waits to be recomputed, a run may lack its beginning.
             if chain[0]["start"] or self._stamp(target) == stamp:
                 continue
@@ -177,6 +200,11 @@ class Logs:
             with contextlib.suppress(OSError):
                 self.stamps[target] = (target / STAMP).read_text("utf-8")
         return self.stamps.get(target, "")
+
+
+def _plainly(label: str) -> str:
+    """Return a label as a part of a file name."""
+    return re.sub(r"[^\w.=+\[\]-]+", ",", label)[:180]
 
 
 def stamp_of(leg: dict[str, Any]) -> str:

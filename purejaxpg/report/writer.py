@@ -55,20 +55,41 @@ def write(directory: str | os.PathLike[str], console: "Console") -> Path:
             _print_further(written, console)
             _write_tables(data, written, target)
             text = page.render(data, _title_of(store.path), written)
-            (target / "index.html").write_text(text, encoding="utf-8")
+            disk.write_text(target / "index.html", text)
             drawn = figures.write(data, target) + _write_completions(written, target)
     line = f"Wrote index.html, table.csv and {count(len(drawn), 'figure')} to {target}"
     console.print(line, markup=False, highlight=False, soft_wrap=True)
     return target
 
 
-def write_stages(directory: str | os.PathLike[str]) -> Path:
+def page_text(directory: Path, now: page.Now, unfinished: analysis.Unfinished) -> str:
+    """Return the page of a sweep while it runs.
+
+    Args:
+        directory: its result directory.
+        now: how far it is.
+        unfinished: metrics so far [rows, updates] and facts of units in progress.
+
+    Returns:
+        A complete HTML document.
+
+    Raises:
+        FaultError: a result is damaged.
+    """
+    with Store.read(directory) as store:
+        data = analysis.of_store(store, unfinished)
+        written = completions.of_store(store, data.ranked, data.confirmed)
+        return page.render(data, _title_of(store.path), written, now)
+
+
+def write_stages(directory: str | os.PathLike[str], now: page.Now | None = None) -> Path:
     """Write the page of a pipeline or of several agents, DIR/index.html, with links to each.
 
     Where several stages can be compared, it shows DIR/frontier.png, which is also written as SVG.
 
     Args:
         directory: of the stages or agents, at least one of which has begun.
+        now: how far the present one is; None: all have ended.
 
     Returns:
         The path of the page.
@@ -89,7 +110,8 @@ def write_stages(directory: str | os.PathLike[str]) -> Path:
         pictures = _write_figure(completions.draw_together(compared), root)
         drawn = pictures[0].read_bytes() if pictures else b""
     target, kind = root / "index.html", "agent" if stages.of_agents(root) else "stage"
-    disk.write_text(target, page.render_stages(root.name, rows, pipeline.text, drawn, kind))
+    text = page.render_stages(root.name, rows, pipeline.text, drawn, kind, now)
+    disk.write_text(target, text)
     return target
 
 

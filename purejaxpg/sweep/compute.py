@@ -4,7 +4,6 @@ A segment never talks to the host. A run of a sweep is `train(key, config)` cut 
 folds the same keys, so it draws the same random numbers. `engine.py` is the loop around this.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -25,7 +24,7 @@ from jax import lax, random
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import purejaxpg
-from purejaxpg import FaultError, checkpoint, contract, prng
+from purejaxpg import FaultError, checkpoint, contract, evaluate, prng, signals
 from purejaxpg import config as configs
 from purejaxpg.fused import paths
 from purejaxpg.sweep import memory, xla
@@ -107,7 +106,7 @@ class Backend:
             InputError: a run could not be scored.
         """
         for leg in round_.legs:
-            contract.check_score(self.spec.agent, leg.run.config)
+            evaluate.check_run(self.spec.agent, leg.run.config)
         return plans.groups(index, round_, signature, self.rows, stored_rows)
 
     def rows(self, config: Any, num_legs: int) -> int:
@@ -330,11 +329,14 @@ def build(spec: specs.Spec, group: plans.Group, devices: Sequence[jax.Device]) -
         traced = trace(spec, group, mesh, length)
     traced_at = time.monotonic()
     options = xla.options(devices[0])
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # XLA releases Python's lock
-        # One program is compiled, or read from the cache, while the next is lowered.
-        compiling = [pool.submit(program.lower().compile, options) for program in traced]
-        lowered_at = time.monotonic()
-        start, segment, score = (program.result() for program in compiling)
+    # One program is compiled, or read from the cache, while the next is lowered. XLA releases
+    # Python's lock.
+    compiling = [
+        signals.in_background(functools.partial(program.lower().compile, options))
+        for program in traced
+    ]
+    lowered_at = time.monotonic()
+    start, segment, score = (program.result() for program in compiling)
     return Programs(
         start=start,
         segment=segment,
@@ -465,7 +467,7 @@ def score_rows(
     given, axes = inputs.given()
 
     def score(key: jax.Array, state: Any, config: Any, *given: Any) -> dict[str, jax.Array]:
-        return contract.score(key, agent, state, config, episodes, *given)
+        return evaluate.score_run(key, agent, state, config, episodes, *given)
 
     keys = run_keys(inputs.seeds, np.uint32(2**31) + updates.astype(np.uint32))
     return jax.vmap(score, (0, 0, 0, *axes))(keys, states, inputs.configs, *given)

@@ -6,26 +6,37 @@ follow. It is only a log: the package never reads it.
 
 import contextlib
 import json
+import math
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
-from rich.table import Column
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.text import Text
 
 from purejaxpg import contract
 from purejaxpg.sweep import plan as plans
-from purejaxpg.text import count, engineering, label, short
+from purejaxpg.text import count, duration, engineering, label, rate
 
 if TYPE_CHECKING:
     from purejaxpg.sweep import spec as specs
 
 LINE_EVERY_S = 10.0  # between plain lines
 LOG_EVERY_S = 1.0  # between lines of the log
+
+
+class Bar(Bars):
+    """A bar with the lines of its status below it, so that they have the whole width."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Return the bar, and its status."""
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            yield from map(Text, task.fields["status"])
 
 
 class Progress:
@@ -40,7 +51,9 @@ class Progress:
         """
         self.console, self.quiet = console, quiet
         self.title, self.before = title, f"{title}, " if title else ""
-        self.unit = "steps"
+        self.unit = self.whole_unit = "steps"
+        self.batch: plans.Batch | None = None  # the last one that made progress
+        self.all_steps = 0  # of the sweep, stored ones included
         self.at = ""  # the updates of the last batch
         self.log = log
         self.last_log = 0.0
@@ -52,27 +65,21 @@ class Progress:
         self.labels: dict[str, str] = {}  # run id -> configuration
         self.diverged: set[str] = set()
         self.counted: set[str] = set()  # units in done_steps, or taken out of total_steps
-        self.known: set[tuple[str, int]] = set()  # compiled programs: signature, rows
+        self.known: dict[tuple[str, int], float] = {}  # seconds to compile a signature, rows
+        self.programs: dict[int, set[tuple[str, int]]] = {}  # needed by each round
+        self.beside_s = 0.0  # evaluating and storing
         self.last_line = self.last_event = time.monotonic()
         self.bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
             TextColumn("{task.percentage:3.0f}%"),
             TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            # This column gets the rest of the line; the others keep their width.
-            TextColumn(
-                "{task.fields[status]}",
-                markup=False,
-                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
-            ),
-            expand=True,
+            TextColumn("{task.fields[left]}"),
             console=console,
             disable=quiet or not console.is_terminal,
             transient=True,
         )
-        self.task = self.bar.add_task(f"{self.before}training", total=None, status="")
+        self.task = self.bar.add_task(f"{self.before}training", total=None, status=[], left="")
 
     def __enter__(self) -> "Progress":
         """Show the bar."""
@@ -83,19 +90,26 @@ class Progress:
         """Remove the bar."""
         self.bar.stop()
 
-    def begin(self, spec: "specs.Spec", rounds: Sequence[plans.Round]) -> None:
-        """The sweep begins; `rounds` are its rounds with made-up results."""
+    def begin(
+        self,
+        spec: "specs.Spec",
+        rounds: Sequence[plans.Round],
+        groups: Sequence[Sequence[plans.Group]] = (),
+    ) -> None:
+        """The sweep begins; `rounds` are its rounds with made-up results, cut into `groups`."""
+        self.programs = {i: {group.program for group in own} for i, own in enumerate(groups)}
         legs = [leg for round_ in rounds for leg in round_.legs]
-        self.total_steps = sum(leg.steps for leg in legs)
+        self.total_steps = self.all_steps = sum(leg.steps for leg in legs)
         self.run_steps = self.total_steps / len({leg.run.run_id for leg in legs})
         self.bar.update(self.task, total=self.total_steps)
         sides = f"{count(spec.num_configs, 'configuration')} x {count(len(spec.seeds), 'seed')}"
         runs = count(len({leg.run.run_id for leg in legs}), "run")
         several = f" in {len(rounds)} rounds" if len(rounds) > 1 else ""
-        self.unit = contract.unit(spec.agent).split()[-1]
+        self.whole_unit = contract.unit(spec.agent)
+        self.unit = self.whole_unit.split()[-1]
         self.say(
             f"{self.title or spec.name}: {spec.agent_name}, {sides} = {runs}{several}, "
-            f"{engineering(self.total_steps)} {contract.unit(spec.agent)}."
+            f"{engineering(self.total_steps)} {self.whole_unit}."
         )
 
     def round_begins(
@@ -108,6 +122,7 @@ class Progress:
         """A round begins; its units in `pending` are not computed yet."""
         self.labels |= {leg.run.run_id: label(leg.run.swept) for leg in round_.legs}
         units = [(unit, group) for group in groups for unit in group.units]
+        self.programs[index] = {group.program for unit, group in units if unit.name in pending}
         done = [unit for unit, _ in units if unit.name not in pending]
         # After running out of memory a round is planned again: count each unit only once.
         stored = [unit for unit in done if unit.name not in self.counted]
@@ -141,14 +156,15 @@ class Progress:
             return
         self.bar.update(self.task, description=f"{self.before}compiling")
         self.say(
-            f"Compiling group {group.index}: {group.num_legs} runs, {group.rows} rows a device ..."
+            f"Compiling group {group.index}: {count(group.num_legs, 'run')}, "
+            f"{count(group.rows, 'row')} a device ..."
         )
 
     def compiled(self, group: plans.Group, seconds: float) -> None:
         """The programs of `group` are compiled; training begins."""
         self.bar.update(self.task, description=f"{self.before}training")
         if group.program not in self.known:
-            self.known.add(group.program)
+            self.known[group.program] = seconds
             self.say(f"Compiled group {group.index} in {seconds:.1f} s.")
         self.last_event = time.monotonic()
 
@@ -157,7 +173,7 @@ class Progress:
         now = time.monotonic()
         self.training_s += now - self.last_event
         self.last_event = now
-        group = batch.group
+        self.batch, group = batch, batch.group
         for unit, rows in batch.rows():
             self.note_returns(unit, {name: x[rows] for name, x in batch.pieces[-1].items()})
             self.diverged |= {
@@ -168,7 +184,10 @@ class Progress:
             self.counted.add(unit.name)
             self.done_steps += len(unit.legs) * updates * group.config.steps_per_update
         self.at = f"update {batch.updates} of {group.stop}, "
-        self.bar.update(self.task, completed=self.done_steps, status=self.status())
+        status = [", ".join(self.status()), *self.best_line()]
+        left = self.left_s
+        shown = f"{duration(left)} left" if math.isfinite(left) else ""
+        self.bar.update(self.task, completed=self.done_steps, status=status, left=shown)
         if now - self.last_log > LOG_EVERY_S:
             self.last_log = now
             self.write_log()
@@ -191,41 +210,65 @@ class Progress:
     def committed(self) -> None:
         """The results of a batch are safe on disk."""
         self.bar.update(self.task, description=f"{self.before}training")
-        self.last_event = time.monotonic()
+        now = time.monotonic()
+        self.beside_s += now - self.last_event
+        self.last_event = now
+
+    @property
+    def left_s(self) -> float:
+        """Estimated seconds to the end, with the compilations to come; NaN if it is not known."""
+        if not self.done_steps:
+            return math.nan
+        to_do = (self.total_steps - self.done_steps) / self.done_steps
+        to_compile = len(set().union(*self.programs.values()) - self.known.keys())
+        mean_s = sum(self.known.values()) / max(len(self.known), 1)
+        return (self.training_s + self.beside_s) * to_do + to_compile * mean_s
 
     @property
     def speed(self) -> float:
         """Steps per second of training so far."""
         return self.done_steps / max(self.training_s, 1e-9)
 
-    def status(self) -> str:
-        """One line with the speed and the best configuration so far."""
-        words = [f"{self.at}{engineering(self.speed)} {self.unit}/s"]
+    def status(self) -> list[str]:
+        """The update of the last batch, the speed, and how many runs have diverged."""
+        words = [f"{self.at}{rate(self.speed, self.unit)}"]
         if self.run_steps:
-            words.append(f"{short(float(f'{self.speed / self.run_steps:.2g}'))} agents/s")
-        if self.latest:
-            best, value = self.best()
-            words.append(f"best {value:.1f}" + (f" ({best})" if best else ""))
+            words.append(rate(self.speed / self.run_steps, "agents"))
         if self.diverged:
             words.append(f"{len(self.diverged)} diverged")
-        return ", ".join(words)
+        return words
+
+    def best_line(self) -> list[str]:
+        """The best configuration so far, if any episode has ended."""
+        if not self.latest:
+            return []
+        best, value = self.best()
+        return [f"best {value:.1f}" + (f" ({best})" if best else "")]
 
     def best(self) -> tuple[str, float]:
         """The configuration with the best mean of recent returns over its seeds."""
         of_config: dict[str, list[float]] = {}
-        healthy = {k: v for k, v in self.latest.items() if k not in self.diverged}
-        for run_id, value in (healthy or self.latest).items():
+        latest = dict(self.latest)  # a copy: another thread may ask
+        healthy = {k: v for k, v in latest.items() if k not in self.diverged}
+        for run_id, value in (healthy or latest).items():
             of_config.setdefault(self.labels[run_id], []).append(value)
         means = {label: float(np.mean(values)) for label, values in of_config.items()}
         label = max(means, key=lambda name: means[name])
         return label, means[label]
 
+    def now(self) -> tuple[float, tuple[str, ...]]:
+        """Return the share of the whole sweep that is done, and words about its progress."""
+        to_do = max(self.total_steps - self.done_steps, 0)
+        left = [f"about {duration(self.left_s)} left"] if math.isfinite(self.left_s) else []
+        speed = self.status() if self.done_steps else ["compiling"]
+        return 1 - to_do / max(self.all_steps, to_do, 1), (*left, *speed, *self.best_line())
+
     def line(self) -> None:
         """Print progress as a plain line."""
         self.last_line = time.monotonic()
         share = self.done_steps / max(self.total_steps, 1)
-        left = self.training_s * (1 - share) / max(share, 1e-9)
-        self.say(f"{self.before}{share:4.0%}, about {left:.0f} s left, {self.status()}")
+        words = [f"about {duration(self.left_s)} left", *self.status(), *self.best_line()]
+        self.say(f"{self.before}{share:4.0%}, {', '.join(words)}")
 
     def write_log(self) -> None:
         """Append a line to the log; an unwritable log does not stop the sweep."""
@@ -236,6 +279,7 @@ class Progress:
             "training_s": round(self.training_s, 3),
             "steps": self.done_steps,
             "steps_to_do": self.total_steps,
+            "left_s": round(self.left_s, 1),
             "steps_per_s": round(self.speed, 1),
             "agents_per_s": round(self.speed / self.run_steps, 4) if self.run_steps else None,
             "best": best,

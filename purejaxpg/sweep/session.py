@@ -240,18 +240,20 @@ def _compute(
     spec: Any, options: Options, store: Any, backend: Any, progress: Any, then: Callable[[], None]
 ) -> None:
     """Compute the missing results of a result directory; call `then` after each commit."""
+    from purejaxpg.report import live
     from purejaxpg.sweep import engine
     from purejaxpg.sweep import search as searches
 
     rounds = functools.partial(searches.rounds, spec, options.confirm)
-    with progress:
-        progress.begin(spec, searches.rehearse(rounds()))
+    with progress, live.Page(store.path, progress):
         executor = None
         if options.executor == "ray":
             from purejaxpg.cluster import ray_executor
 
             executor = ray_executor.Ray(spec, options.ray_address, dict(options.ray_task))
             backend.slots, backend.on_cpu = executor.slots, executor.on_cpu
+        planned = searches.rehearse(rounds())
+        progress.begin(spec, planned, [backend.groups(i, r, {}) for i, r in enumerate(planned)])
         engine.run(rounds(), store, backend, progress, options.snapshot_every_s, executor, then)
 
 
@@ -264,10 +266,17 @@ def exit_status(error: BaseException) -> int:
 
 
 def make_console() -> Any:
-    """Return the console to print on; for a file or a pipe it is wide enough for tables."""
+    """Return the console to print on; for a file or a pipe it is wide enough for tables.
+
+    If the reader of a pipe leaves, as `head` does, the sweep goes on without output.
+    """
     from rich.console import Console
 
-    return Console(width=None if streams.on_terminal(sys.stdout) else 120)
+    class Lasting(Console):
+        def on_broken_pipe(self) -> None:
+            streams.discard_output()
+
+    return Lasting(width=None if streams.on_terminal(sys.stdout) else 120)
 
 
 # ----------------------------------------------------------------------------------------- devices

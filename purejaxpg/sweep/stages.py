@@ -301,11 +301,12 @@ def trace(spec: specs.Spec, devices: Sequence[Any]) -> None:
     import jax
     import numpy as np
 
+    from purejaxpg import evaluate
     from purejaxpg.sweep import compute
 
     mesh = jax.sharding.Mesh(np.array(devices[:1]), (compute.ROWS,))
     for leg in {compute.signature(leg.run.config): leg for leg in _legs(spec)}.values():
-        contract.check_score(spec.agent, leg.run.config)
+        evaluate.check_run(spec.agent, leg.run.config)
         unit = plans.Unit("", (leg,))
         compute.trace(spec, plans.Group(0, "", 1, (unit,)), mesh, 1)
 

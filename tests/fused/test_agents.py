@@ -11,7 +11,7 @@ from jax import random
 from jax.sharding import Mesh
 
 from purejaxpg import InputError, backend, cli
-from purejaxpg.agents import ppo
+from purejaxpg.agents import ppo, ppo_rnn
 from purejaxpg.fused import paths
 from purejaxpg.sweep import compute
 from purejaxpg.sweep import search as searches
@@ -73,6 +73,26 @@ def test_the_programs_of_a_sweep_have_the_kernels(
         compute.trace(spec, group, mesh, 1)
     assert {path.loop for path in recorded} == KERNELS[agent]
     assert all(path.kernel for path in recorded), [*map(str, recorded)]
+
+
+def test_a_memory_runs_in_plain_jax(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a user who requires kernels is told so."""
+    monkeypatch.setattr(backend, "on_gpu", lambda: True)
+    config = ppo_rnn.Config(**{**TINY, "hidden": (16,)}, memory_size=16)
+
+    def both(config: ppo_rnn.Config) -> Any:
+        state = ppo_rnn.init(random.key(0), config)
+        return ppo_rnn.update(random.key(1), state, config)
+
+    with paths.recorded() as recorded:
+        jax.eval_shape(lambda: both(config))
+    outside = "the parameter actor/gru/input/kernel is used outside of a multilayer perceptron"
+    assert {path.loop: path.reason for path in recorded} == {
+        STEPS: "kernels cannot compute 'slice' of a hidden layer",
+        GRADIENTS: outside,
+    }
+    with pytest.raises(InputError, match=f"'require', but the {STEPS} run in plain JAX, because"):
+        jax.eval_shape(lambda: both(dataclasses.replace(config, fused="require")))
 
 
 def test_a_precision_or_a_way_that_does_not_exist_is_refused() -> None:

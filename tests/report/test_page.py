@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 
 import numpy as np
 import pytest
@@ -585,3 +586,39 @@ def test_a_reader_sorts_filters_and_picks_curves(small, tmp_path):
     assert (state["before"], state["picked"], state["hidden"]) == ("10", "11", "8")
     assert all(f"{n} {short(v)}" in state["legend"] for n, v in ranked[8].swept.items())
     assert state["pressed"] == "false false" and int(state["hover"]) > 0
+
+
+RELOADS = """
+const loads = Number(sessionStorage.getItem("loads")) + 1;
+sessionStorage.setItem("loads", loads);
+root.dataset.loads = loads;
+if (loads > 1) all(".live").forEach((node) => { node.dataset.every = 1000; });  // once is enough
+window.addEventListener("load", () => {
+  if (loads === 1) window.scrollTo(0, 300);
+  setTimeout(() => { root.dataset.place = window.scrollY; }, 200);
+});
+"""
+
+
+@needs_browser
+@pytest.mark.parametrize("kind", ["running", "silent", "finished"])
+def test_only_the_page_of_a_running_sweep_loads_itself_again(small, tmp_path, kind):
+    """At the same place; and not if it was not written for long."""
+    written_at = time.time() - (10_000 if kind == "silent" else 0)
+    now = page.Now(0.25, ("about 90 s left",), 2.0, written_at)
+    with Store.read(small[0]) as store:
+        data = analysis.of_store(store)
+    text = page.render(data, "out", now=None if kind == "finished" else now)
+    path = tmp_path / "index.html"
+    path.write_text(with_script(text, RELOADS))
+    document, logged = opened(path, tmp_path)
+    state = dict(re.findall(r'data-(\w+)="([^"]*)"', re.search(r"<html[^>]*>", document).group(0)))
+    assert logged == [] and "error" not in state
+    assert state["loads"] == ("2" if kind == "running" else "1")
+    assert int(float(state["place"])) == 300
+    assert ("probably stopped" in words_of_banner(document)) == (kind == "silent")
+
+
+def words_of_banner(document):
+    found = re.search(r'<div class="live".*?</div>', document, re.S)
+    return found.group(0) if found else ""

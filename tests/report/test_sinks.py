@@ -59,6 +59,11 @@ def logged(out: pathlib.Path) -> dict[str, list[Any]]:
     return {path.name: events(path) for path in (out / "tensorboard").iterdir()}
 
 
+def log_of(out: pathlib.Path, run: dict[str, Any]) -> pathlib.Path:
+    rate = run["swept"]["learning_rate"]
+    return out / "tensorboard" / f"learning_rate={rate},seed={run['seed']},{run['run_id']}"
+
+
 def finish(out: pathlib.Path, name: str = "tensorboard") -> str:
     """Write what is missing of a log -> what was said."""
     said: list[str] = []
@@ -86,7 +91,7 @@ def test_a_log_shows_the_run_over_all_its_rounds(whole: pathlib.Path) -> None:
     assert len(logged(whole)) == len(runs) == RUNS
     chains = curves.chains(legs)
     for run in runs:
-        found = scalars(whole / "tensorboard" / run["run_id"])
+        found = scalars(log_of(whole, run))
         chain = chains[run["run_id"]]
         returns = [arrays[leg["unit"]]["episode/return_sum"][leg["row"]] for leg in chain]
         steps = [10 * update for update in range(1, run["stop"] + 1)]
@@ -95,7 +100,7 @@ def test_a_log_shows_the_run_over_all_its_rounds(whole: pathlib.Path) -> None:
         assert found["episode/count"] == [(step, 1.0) for step in steps]
         assert found["score"] == [(steps[-1], pytest.approx(run["score"]))]
         assert set(found) == {"episode/return", "episode/count", "score", "greedy_score"}
-        fields = hyperparameters(whole / "tensorboard" / run["run_id"])
+        fields = hyperparameters(log_of(whole, run))
         assert fields["learning_rate"] == run["swept"]["learning_rate"]
         assert (fields["seed"], fields["stage"]) == (run["seed"], "tune")
         assert (fields["env"], fields["status"]) == ("stand-in", run["status"])
@@ -105,6 +110,32 @@ def test_asked_for_later_it_is_the_same(whole: pathlib.Path, tmp_path: pathlib.P
     stand_in.run(tmp_path / "out")
     assert "tensorboard --logdir" in finish(tmp_path / "out")
     assert logged(tmp_path / "out") == logged(whole)
+
+
+@pytest.mark.parametrize(
+    ("swept", "population", "name"),
+    [
+        (
+            {"learning_rate": 3e-4, "hidden": [8, 8]},
+            False,
+            "learning_rate=3e-4,hidden=[8,8],seed=1,x",
+        ),
+        ({"env": "a/b"}, False, "env=a,b,seed=1,x"),
+        ({"gamma": 0.5}, True, "seed=1,x"),
+        ({}, False, "seed=1,x"),
+    ],
+)
+def test_a_log_is_named_by_values_and_seed(swept: Any, population: bool, name: str) -> None:
+    leg = {"swept": swept, "seed": 1, "run_id": "x"}
+    assert sinks.TensorBoard().folder(leg, population) == name
+
+
+def test_a_missing_viewer_is_mentioned(monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = sinks.TensorBoard()
+    monkeypatch.setattr(sinks.importlib.util, "find_spec", lambda _: None)
+    assert sink.advice() == " (install the viewer with: pip install tensorboard)"
+    monkeypatch.setattr(sinks.importlib.util, "find_spec", lambda _: "spec")
+    assert sink.advice() == ""
 
 
 def test_only_what_is_missing_is_written(whole: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from purejaxpg import InputError, cli, contract, trainers
+from purejaxpg import InputError, cli, contract, evaluate, trainers
 from purejaxpg.sweep import compute, engine, search, session
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import store as stores
@@ -230,7 +230,7 @@ def test_an_incomplete_trainer_is_refused(tmp_path: pathlib.Path, missing: str, 
 def test_a_trainers_own_score_must_hold_a_return() -> None:
     with pytest.raises(InputError, match="score of agent 'bandit' must return 'evaluation/return'"):
         trainer: Any = type("Trainer", (), {"__file__": "bandit.py", "score": lambda *_: {"x": 1}})
-        contract.score(None, trainer, None, None, 1)
+        evaluate.score_run(None, trainer, None, None, 1)
 
 
 @pytest.mark.parametrize(
