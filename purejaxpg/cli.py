@@ -224,7 +224,7 @@ def add_result_commands(add: Any) -> None:
     text = "print N texts of a language model instead, beside those of its reference"
     option("--samples", type=int, default=0, metavar="N", help=text)
     option("--seed", type=int, default=0, help="of the episodes (0)")
-    option("--gif", type=Path, metavar="FILE.gif", help="animate one more episode")
+    option("--gif", type=Path, metavar="FILE.gif", help="animate one more episode (or FILE.mp4)")
     option("--agent", type=Path, metavar="FILE.py", help="the agent's file, for a fork")
 
     option = add_for_directory(fsck, "check every hash of a result directory")

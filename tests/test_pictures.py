@@ -39,7 +39,7 @@ def frame(image: Image.Image, number: int) -> np.ndarray:
 def test_one_of_each_kind_is_drawn_and_saved(name, tmp_path):
     path = tmp_path / "a.gif"
     path.write_bytes(b"old")
-    pictures.save_gif(path, *episode(name, 2), np.ones(2))
+    pictures.save(path, *episode(name, 2), np.ones(2))
     first, second = frames(path)
     assert first.shape == second.shape == (500, 600, 3)
     assert first[130:470, 150:450].min() < 200  # empty axes are white there
@@ -49,7 +49,7 @@ def test_one_of_each_kind_is_drawn_and_saved(name, tmp_path):
 
 def test_a_pendulum_is_drawn_where_its_angle_says(tmp_path):
     path = tmp_path / "a.gif"
-    pictures.save_gif(path, *episode("Pendulum-v1", 2), np.ones(2))
+    pictures.save(path, *episode("Pendulum-v1", 2), np.ones(2))
     up, down = (np.nonzero(each[:, :, 0] - each[:, :, 2] > 60)[0].mean() for each in frames(path))
     assert up < down - 60
 
@@ -69,7 +69,7 @@ def test_ones_own_environment_under_a_name_of_gymnax_has_no_picture(tmp_path):
     own = type("Catch", (type(env.inner),), {"__module__": "mine"})()
     with pytest.raises(InputError, match="'Catch-bsuite' is not gymnax's own"):
         other = envs.Env("Catch-bsuite", own, params, (1,), 3, ())
-        pictures.save_gif(tmp_path / "a.gif", other, params, states, np.ones(2))
+        pictures.save(tmp_path / "a.gif", other, params, states, np.ones(2))
     assert not list(tmp_path.iterdir())
 
 
@@ -104,7 +104,7 @@ def test_titles_have_the_step_and_the_return_so_far(tmp_path, monkeypatch):
         return Watched
 
     monkeypatch.setattr(pictures, "_film", film)
-    pictures.save_gif(tmp_path / "a.gif", env, params, states, np.array([1.0, 0, 0.5, 0, -2.0]))
+    pictures.save(tmp_path / "a.gif", env, params, states, np.array([1.0, 0, 0.5, 0, -2.0]))
     returns = [(1, "1.00"), (3, "1.50"), (5, "-0.50")]
     assert written == [f"Catch-bsuite: step {step}, return {total}" for step, total in returns]
 
@@ -119,6 +119,6 @@ def test_a_failed_picture_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pictures.os, "replace", fail)
     with pytest.raises(OSError, match="No space"):
-        pictures.save_gif(path, env, params, states, np.ones(2))
+        pictures.save(path, env, params, states, np.ones(2))
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.gif"]

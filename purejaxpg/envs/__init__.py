@@ -27,7 +27,8 @@ from purejaxpg.envs.tracing import changes_transitions
 
 __all__ = [
     "Env", "EnvState", "Step", "action_bounds", "changes_transitions", "check", "episode_metrics",
-    "from_config", "horizon", "is_own", "make", "names", "param_dtype", "params", "register",
+    "from_config", "horizon", "is_foreign", "is_own",
+    "make", "names", "param_dtype", "params", "register",
     "require_bounded", "reset", "setup", "step", "to_bounds", "traced_types",
 ]  # fmt: skip
 
@@ -78,10 +79,13 @@ def make(name: str, /, **kwargs: Any) -> Env:
     """
     factory, limit = _find(name)
     env = gymnax.make(name, factory, kwargs, limit)
-    if gymnax.is_from_gymnax(env.inner):  # the tests try these out; tracing them takes seconds
+    adapted = hasattr(env.inner, "packages")
+    if (
+        gymnax.is_from_gymnax(env.inner) and not adapted
+    ):  # the tests try these out; tracing them takes seconds
         return dataclasses.replace(env, truncates=True, limited=True)
     tracing.try_out(env)
-    if isinstance(env.inner, libraries.Adapter):
+    if adapted and not env.on_host:
         return dataclasses.replace(env, truncates=True, limited=True)
     truncates, limited = tracing.truncation(env)
     return dataclasses.replace(env, truncates=truncates, limited=limited)
@@ -99,6 +103,11 @@ def _find(name: str) -> tuple[Callable[..., Any] | None, int | None]:
         return factory, None
     configs.require_known(name, names(), "environment")
     return None, None
+
+
+def is_foreign(name: str) -> bool:
+    """Return whether an environment is neither gymnax's nor of this package."""
+    return name in _registered or ":" in name
 
 
 def is_own(name: str) -> bool:

@@ -57,7 +57,8 @@ class Brax(libraries.Adapter):
         env.sys = env.sys.tree_replace({"opt.gravity": gravity.at[2].set(params.gravity)})
         return env
 
-    def film(self, states: Any, params: Params) -> Any:
-        """Return a picture of each state."""
+    def film(self, states: Any, params: Params, steps: list[int]) -> Any:
+        """Return an image of each of some steps, drawn by MuJoCo."""
         image = extras.load("brax.io.image", "brax", "A picture")
-        return image.render_array(self.env.sys, [state.inner.pipeline_state for state in states])
+        drawn = [state.pipeline_state for state in libraries.chosen(states, steps)]
+        return image.render_array(self.env.sys, drawn)

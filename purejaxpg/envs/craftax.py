@@ -5,15 +5,18 @@ here as everywhere. `env_kwargs` are fields of its `StaticEnvParams`, such as `n
 """
 
 import dataclasses
+import importlib
 from typing import Any
 
 import jax
+import numpy as np
 from flax import struct
 
 from purejaxpg import config as configs
 from purejaxpg import extras
 from purejaxpg.envs import gymnax, libraries
 
+PIXELS = 16  # of a side of a block in a picture
 NAMES = [
     f"Craftax-{kind}-v1" for kind in ("Symbolic", "Pixels", "Classic-Symbolic", "Classic-Pixels")
 ]
@@ -44,12 +47,19 @@ class Craftax(libraries.Adapter):
 
     def start(self, key: jax.Array, params: Any) -> tuple[Any, Any]:
         """Start an episode -> observation and state."""
-        return self.env.reset_env(jax.random.wrap_key_data(key), self._own(params))
+        return self.env.reset_env(key, self._own(params))
 
     def advance(self, key: jax.Array, state: Any, action: jax.Array, params: Any) -> Any:
         """Step without a time limit -> observation, state, reward, whether it terminated."""
-        raw = jax.random.wrap_key_data(key)
-        return self.env.step_env(raw, state, action, self._own(params))[:4]
+        return self.env.step_env(key, state, action, self._own(params))[:4]
+
+    def film(self, states: Any, params: Any, steps: list[int]) -> Any:
+        """Return an image of each of some steps."""
+        package = type(self.env).__module__.rsplit(".envs.", 1)[0]
+        renderer = importlib.import_module(f"{package}.renderer")
+        draw = jax.jit(renderer.make_craftax_pixel_renderer(PIXELS))
+        images = [np.asarray(draw(state)) for state in libraries.chosen(states, steps)]
+        return [np.clip(image, 0, 255).astype(np.uint8) for image in images]
 
     def _own(self, params: Any) -> Any:
         """Return craftax's parameters, in which time is unlimited."""

@@ -184,7 +184,7 @@ class Gymnasium(gymnax.environment.Environment):
 
     def __init__(self, vectors: Any) -> None:
         """Take a function of a number of environments that makes them."""
-        self.host = Host(vectors)
+        self.host, self.vectors = Host(vectors), vectors
         env = vectors(1)
         self.obs_space, self.act_space = env.single_observation_space, env.single_action_space
         env.close()
@@ -216,6 +216,19 @@ class Gymnasium(gymnax.environment.Environment):
         seed = jnp.where(terminated | truncated, raw, state.seed)
         later = Ticket(state.vector, state.index, time, seed, action)
         return after, later, reward, terminated, truncated, {"final_observation": final}
+
+    def film(self, states: Ticket, params: Params, steps: list[int]) -> list[np.ndarray]:
+        """Play an episode again, from its seed and its actions -> an image of each of some steps."""
+        env = self.vectors(1, render_mode="rgb_array")
+        env.reset(seed=seeds_of(states.seed[:1]))
+        images = []
+        for time in range(steps[-1] + 1):
+            if time > 0:
+                env.step(valid_action(self.act_space, states.action[time : time + 1]))
+            if time in steps:
+                images.append(np.asarray(env.render()[0]))
+        env.close()
+        return images
 
     def _observed(self) -> jax.ShapeDtypeStruct:
         kind = np.float32 if hasattr(self.obs_space, "low") else np.int32

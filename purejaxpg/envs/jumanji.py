@@ -60,3 +60,14 @@ class Jumanji(libraries.Adapter):
         several = jnp.stack(jnp.unravel_index(action, tuple(self.sizes))).astype(jnp.int32)
         later, timestep = self.unlimited.step(state, several[0] if self.single else several)
         return timestep.observation, later, timestep.reward, timestep.last()
+
+    def film(self, states: Any, params: Any, steps: list[int]) -> Any:
+        """Return an image of each of some steps, drawn with matplotlib."""
+        import matplotlib.pyplot as plt
+
+        images = []
+        for state in libraries.chosen(states, steps):
+            self.env.render(state)
+            images.append(np.array(plt.gcf().canvas.buffer_rgba())[:, :, :3])
+        self.env.close()
+        return images

@@ -109,6 +109,11 @@ class Adapter(gymnax.environment.Environment):
         return self._observations
 
 
+def chosen(states: Any, steps: list[int]) -> list[Any]:
+    """Return the library's states at some steps of an episode, whose leaves are [T, ...]."""
+    return [jax.tree.map(lambda leaf, t=t: leaf[t], states.inner) for t in steps]
+
+
 def one_array(obs: Any) -> jax.Array:
     """Return an observation as one array: as it is, or the leaves of a pytree in one vector."""
     leaves = jax.tree.leaves(obs)

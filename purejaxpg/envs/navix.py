@@ -45,7 +45,7 @@ class Navix(libraries.Adapter):
         later = self.env._step(state, action)
         return later.observation, later, later.reward, later.step_type == TERMINATION
 
-    def film(self, states: Any, params: Any) -> Any:
-        """Return a picture of each state."""
+    def film(self, states: Any, params: Any, steps: list[int]) -> Any:
+        """Return an image of each of some steps."""
         draw = jax.jit(self.library.observations.rgb)
-        return [draw(state.inner.state) for state in states]
+        return [draw(timestep.state) for timestep in libraries.chosen(states, steps)]

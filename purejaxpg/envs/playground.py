@@ -62,6 +62,6 @@ class Playground(libraries.Adapter):
         env._mjx_model = model.tree_replace({"opt.gravity": gravity})
         return env
 
-    def film(self, states: Any, params: Params) -> Any:
-        """Return a picture of each state."""
-        return self.env.render([state.inner for state in states])
+    def film(self, states: Any, params: Params, steps: list[int]) -> Any:
+        """Return an image of each of some steps, drawn by MuJoCo."""
+        return self.env.render(libraries.chosen(states, steps))

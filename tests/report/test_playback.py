@@ -151,7 +151,7 @@ def test_the_recorded_episode_is_one_of_the_environment(halved):
 
 
 def test_bad_pictures_are_refused_before_anything_is_computed(halved, tmp_path):
-    with pytest.raises(InputError, match=r"must end in \.gif"):
+    with pytest.raises(InputError, match=r"must end in \.gif or \.mp4"):
         play(halved, gif=tmp_path / "a.png")
     with pytest.raises(FaultError, match="no directory"):
         play(halved, gif=tmp_path / "nowhere" / "a.gif")
