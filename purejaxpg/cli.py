@@ -350,7 +350,7 @@ def train(arguments: argparse.Namespace, words: list[str]) -> None:
     resolve = functools.partial(sources.resolve, Path(), sources.no_stage)
     spec = specs.from_dict(raw, stem, resolve=resolve)
     (run,) = spec.runs
-    parts = [stem, contract.section(run.config), f"seed{run.seed}", run.run_id[:6]]
+    parts = [stem, contract.environment_name(run.config), f"seed{run.seed}", run.run_id[:6]]
     options = options_of(arguments)
     name = "-".join(filter(None, parts)).replace("./", "").replace("/", "-")
     out = options.out or Path("results") / name

@@ -45,11 +45,11 @@ import inspect
 import json
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from purejaxpg import InputError, trees
+from purejaxpg import InputError, text, trees
 
 NAMES = ("Config", "check", "init", "update", "train")
 FIELDS = ("num_updates", "steps_per_update")
@@ -366,23 +366,43 @@ def has_environment(config: Any) -> bool:
     return hasattr(config, ENV) or ENV in getattr(config, "__dataclass_fields__", ())
 
 
-def section(config: Any) -> str:
-    """Return the section of the report that a run belongs to: its environment, or "".
+def is_condition(name: str) -> bool:
+    """Return whether a field is a condition of a run, as opposed to a hyperparameter.
+
+    The environment and its parameters decide which task is solved, so runs that differ in them are
+    not ranked against each other.
+    """
+    return name.partition(".")[0] in (ENV, *TABLES)
+
+
+def environment_name(config: Any) -> str:
+    """Return the `env` of a configuration, or of its plain values; "" if there is none."""
+    return str(_field(config, ENV, ""))
+
+
+def section(config: Any, without: Collection[str] = ()) -> str:
+    """Return the section of the report that a run belongs to: its environment with its parameters.
 
     Args:
         config: a configuration, or its plain values.
+        without: names of fields to leave out, such as `env_params.gravity`.
+
+    Returns:
+        A text such as "CartPole-v1, gravity 20"; "" without an environment.
     """
+    parts = [environment_name(config)] if ENV not in without else []
+    for table in TABLES:
+        values = dict(_field(config, table, {}))
+        kept = {name: x for name, x in values.items() if f"{table}.{name}" not in without}
+        parts += [f"{name} {text.short(value)}" for name, value in kept.items()]
+    return ", ".join(filter(None, parts))
+
+
+def _field(config: Any, name: str, default: Any) -> Any:
+    """Return a field of a configuration, or of its plain values."""
     if isinstance(config, Mapping):
-        return str(config.get(ENV, ""))
-    return str(getattr(config, ENV, ""))
-
-
-def default_env_param(config: Any, name: str) -> Any:
-    """Return the default value of one of the environment's parameters."""
-    from purejaxpg import config as configs
-
-    value = getattr(environment(config).default_params, name)
-    return configs.coerce_env_param(name, value.item() if hasattr(value, "item") else value)
+        return config.get(name, default)
+    return getattr(config, name, default)
 
 
 def environment(config: Any) -> Any:

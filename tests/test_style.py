@@ -56,7 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stats": {"root"},
     "text": set(),
     "trees": {"root"},
-    "contract": {*CORE, *SHARED, "trees"},
+    "contract": {*CORE, *SHARED, "text", "trees"},
     "signals": set(),
     "trainers": {*CORE, "contract", "modules"},
     "sweep": {*INNER, "sweep"},

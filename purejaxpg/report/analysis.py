@@ -204,7 +204,7 @@ class Effects:
 
 @dataclass(frozen=True)
 class Section:
-    """The results of one environment."""
+    """The results of one condition: an environment with its parameters."""
 
     environment: str
     ranked: list[Configuration]
@@ -328,6 +328,11 @@ class Analysis:
         return [each for section in self.sections for each in section.confirmed]
 
     @property
+    def noun(self) -> str:
+        """What the sections are: environments, or conditions if parameters vary."""
+        return ranking.noun(self.ranked)
+
+    @property
     def greedy(self) -> bool:
         """Whether greedy policies were evaluated, too; not every trainer has one."""
         return _greedy(self.ranked)
@@ -365,8 +370,9 @@ def of_store(store: Store, unfinished: Unfinished = training.NONE) -> Analysis:
     Raises:
         FaultError: a result is damaged or cannot be read.
     """
-    runs, identity = store.ledger.runs(), store.ledger.identity
-    legs = store.ledger.legs()
+    identity = store.ledger.identity
+    runs = ranking.with_conditions(store.ledger.runs(), identity)
+    legs = ranking.with_conditions(store.ledger.legs(), identity)
     arrays, episodes, cut = _arrays(store)
     unfinished = {name: own for name, own in unfinished.items() if name not in arrays}
     facts = {name: about for name, (_, about) in unfinished.items()}
@@ -375,16 +381,15 @@ def of_store(store: Store, unfinished: Unfinished = training.NONE) -> Analysis:
     curves = training.of_runs(store, legs, arrays, facts)
     population = ranking.is_population(identity)
     ranked = ranking.rank_runs(runs, members=population)
-    confirmed = ranking.rank_runs(runs, ranking.CONFIRM)
-    confirmed = [c for c in confirmed if c.finished]
+    confirmed = [c for c in ranking.rank_runs(runs, ranking.CONFIRM) if c.finished]
     by_environment = ranking.sections(confirmed)
     tune = [run for run in runs if run["stage"] == ranking.TUNE]
     sections, command = [], _command(store, identity)
     for name, own in ranking.sections(ranked).items():
         roles = _roles(own, by_environment.get(name, []))
-        own_legs = [leg for leg in legs if ranking.environment_of(leg) == name]
+        own_legs = [leg for leg in legs if ranking.section_of(leg) == name]
         section = _section(name, own, roles, own_legs, curves, identity, tune)
-        mine = [run for run in runs if ranking.environment_of(run) == name]
+        mine = [run for run in runs if ranking.section_of(run) == name]
         sections.append(replace(section, running=_running(own, mine, curves)))
     return Analysis(
         identity=identity,
@@ -401,6 +406,7 @@ def of_store(store: Store, unfinished: Unfinished = training.NONE) -> Analysis:
         unit=_unit(store, facts),
         facts=_facts(store),
         notes=_notes(ranked, bool(confirmed), _again(store, command), episodes, cut)
+        + _chosen(identity)
         + store.ledger.notes(),
     )
 
@@ -483,7 +489,8 @@ def _notes(
             f"{cut} evaluation episodes were cut short, so their runs have no score and rank last."
         )
     if any(c.diverged for c in ranked):
-        notes.append("Diverged runs count as the worst score of their environment.")
+        where = ranking.noun(ranked)
+        notes.append(f"Diverged runs count as the worst score of their {where}.")
     if any(0 < c.reached < 1 for c in ranked):
         notes.append(
             "Configurations that the search stopped early rank below those that went further."
@@ -494,6 +501,17 @@ def _notes(
     if several and not confirmed:
         notes.append(f"The best of many looks better than it is{again}")
     return notes
+
+
+def _chosen(identity: Mapping[str, Any]) -> list[str]:
+    """Return a note about parameters of the environment that were searched like hyperparameters."""
+    names = ranking.searched(identity)
+    if not names:
+        return []
+    return [
+        f"This search also chose {' and '.join(names)}, which decides how hard the task is: its "
+        "ranking compares different tasks. List the values in [sweep] to rank within each."
+    ]
 
 
 def _greedy(ranked: Iterable[Configuration]) -> bool:
@@ -579,7 +597,7 @@ def _section(
 ) -> Section:
     """Return the results of one environment."""
     curves, population = dict(training_curves), ranking.is_population(identity)
-    own = [run for run in runs if ranking.environment_of(run) == name]
+    own = [run for run in runs if ranking.section_of(run) == name]
     confirmed_again = [c.configuration for c in confirmed]
     contenders = [c.scores for c in _compared(ranked[:CONTENDERS])]
     finite = contenders and np.isfinite(np.concatenate(contenders)).all()
@@ -604,16 +622,12 @@ def _running(
     ids: dict[str, tuple[str, ...]] = {}
     for run in runs:
         if run["status"] == "pending" and run["run_id"] in curves:
-            key = ranking.swept_key({"swept": _without_env(run["swept"])})
+            key = ranking.swept_key(run)
             ids[key] = (*ids.get(key, ()), run["run_id"])
     found = [replace(c, run_ids=ids.pop(c.key)) for c in ranked if c.key in ids]
     found.sort(key=lambda c: -_end(c, curves))
     drawn = _curves(found, curves)
     return drawn and replace(drawn, best=tuple(map(_named_by_runs, drawn.best)))
-
-
-def _without_env(swept: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in swept.items() if name != contract.ENV}
 
 
 def _end(c: Configuration, curves: dict[str, training.Curve]) -> float:
@@ -724,9 +738,7 @@ def _enough(codes: np.ndarray) -> bool:
 
 def _levels(swept: Sequence[Mapping[str, Any]], specs: Mapping[str, Any]) -> dict[str, Levels]:
     """Return the classes of each hyperparameter that has several."""
-    names = list(dict.fromkeys(name for each in swept for name in each if name != contract.ENV))[
-        :_AXES
-    ]
+    names = list(dict.fromkeys(name for each in swept for name in each))[:_AXES]
     levels = {name: levels_of([s.get(name) for s in swept], specs.get(name)) for name in names}
     return {name: each for name, each in levels.items() if len(each.labels) > 1}
 
@@ -902,7 +914,8 @@ def _overall(sections: Sequence[Section]) -> list[Improvement]:
             pairs.append((winner.configuration, default.configuration))
     if len(pairs) < 2 or len(pairs) < len(sections):
         return []
-    return [_improvement("default", f"all {len(pairs)} environments", pairs)]
+    where = ranking.noun(c for section in sections for c in section.ranked)
+    return [_improvement("default", f"all {len(pairs)} {where}s", pairs)]
 
 
 def _profile(sections: Sequence[Section]) -> Profile | None:
@@ -993,7 +1006,7 @@ def _schedules(
 ) -> list[tuple[str, Schedule]]:
     """Return the history of the best member of each environment's populations."""
     done = [leg for leg in legs if leg["status"] != "pending"]
-    chains, by_environment = training.chains(done), ranking.grouped(done, ranking.environment_of)
+    chains, by_environment = training.chains(done), ranking.grouped(done, ranking.section_of)
     return [
         (s.environment, _schedule(chains[s.winner.run_ids[0]], by_environment[s.environment]))
         for s in sections

@@ -79,7 +79,7 @@ def run(
     Args:
         directory: a result directory.
         run: the id of a run, or ``"best"``: of the best configuration among those trained to the
-            end, in the first environment, the run with the best score.
+            end, in the first condition, the run with the best score.
         episodes: how many.
         greedy: take the most probable actions instead of sampling.
         seed: decides the episodes.
@@ -149,7 +149,7 @@ def best_configuration(store: Store) -> list[dict[str, Any]]:
     """Return the healthy runs of the best configuration that was trained to its end.
 
     Raises:
-        InputError: there is none in the first environment.
+        InputError: there is none in the first condition.
     """
     runs, ranked = {run["run_id"]: run for run in store.ledger.runs()}, ranking.rank(store)
     for configuration in ranked:

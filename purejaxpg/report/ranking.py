@@ -1,16 +1,18 @@
 """The configurations of a sweep, ranked over their seeds.
 
-Runs with equal swept fields are one configuration. The score of a run is its mean return over the
-evaluation after its last update; the score of a configuration is the interquartile mean over its
-seeds. A diverged run counts as worse than every other of its environment. A configuration that a
-search stopped early ranks below all that went to a later rung. Runs on fresh seeds, which confirm a
-winner, are ranked separately and never mixed with those that chose it.
+The environment of a run and its parameters are its condition; its other swept fields are its
+hyperparameters. Runs with equal hyperparameters are one configuration. Configurations are ranked
+within each condition, because an easier task is no better configuration. The score of a run is its
+mean return over the evaluation after its last update; the score of a configuration is the
+interquartile mean over its seeds. A diverged run counts as worse than every other of its condition.
+A configuration that a search stopped early ranks below all that went to a later rung. Runs on fresh
+seeds, which confirm a winner, are ranked separately and never mixed with those that chose it.
 """
 
 import json
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -27,12 +29,13 @@ Key = TypeVar("Key")
 
 @dataclass(frozen=True)
 class Configuration:
-    """What one configuration achieved over its seeds, in one environment.
+    """What one configuration achieved over its seeds, in one condition.
 
     Attributes:
-        rank: from 1, within the environment; None until a run of it is committed.
-        environment: the ``env`` of its runs; empty if they have none.
-        swept: the swept fields without the environment.
+        rank: from 1, within the condition; None until a run of it is committed.
+        environment: the condition of its runs, ``env`` and its parameters; empty if they have none.
+        condition: ``env``, and those of the swept fields that are part of the condition.
+        swept: the other swept fields, its hyperparameters.
         scores: final score of each committed run ``[n]``, diverged ones filled in as the worst.
         iqm: interquartile mean of ``scores``.
         low: lower end of its 95% bootstrap interval; equal to ``iqm`` with one run.
@@ -50,6 +53,7 @@ class Configuration:
 
     rank: int | None
     environment: str
+    condition: dict[str, Any]
     swept: dict[str, Any]
     scores: tuple[float, ...]
     iqm: float
@@ -77,7 +81,7 @@ class Configuration:
 
     @property
     def key(self) -> str:
-        """Its identity, equal in every environment and stage."""
+        """Its identity, equal in every condition and stage."""
         return json.dumps(self.swept, sort_keys=True)
 
 
@@ -89,13 +93,15 @@ def rank(store: Store, stage: str = TUNE) -> list[Configuration]:
         stage: ``"tune"``, or ``"confirm"`` for the runs on fresh seeds.
 
     Returns:
-        All configurations, environment by environment in planned order, best first within each;
-        those without a committed run come last and have no rank.
+        All configurations, condition by condition in planned order, best first within each; those
+        without a committed run come last and have no rank.
 
     Raises:
         FaultError: the ledger cannot be read.
     """
-    return rank_runs(store.ledger.runs(), stage, members=is_population(store.ledger.identity))
+    identity = store.ledger.identity
+    runs = with_conditions(store.ledger.runs(), identity)
+    return rank_runs(runs, stage, members=is_population(identity))
 
 
 def rank_runs(
@@ -104,29 +110,71 @@ def rank_runs(
     """Rank configurations as ``rank`` does.
 
     Args:
-        runs: as ``Store.runs`` gives them.
+        runs: as ``with_conditions`` gives them.
         stage: the stage whose runs count.
         members: every run is its own configuration, as in a population.
 
     Returns:
         As ``rank``.
     """
-    environments = grouped((run for run in runs if run["stage"] == stage), environment_of)
-    return [c for name, own in environments.items() for c in _rank_environment(name, own, members)]
+    conditions = grouped((run for run in runs if run["stage"] == stage), section_of)
+    return [c for name, own in conditions.items() for c in _rank_condition(name, own, members)]
 
 
-def is_population(identity: dict[str, Any]) -> bool:
+def with_conditions(
+    legs: Iterable[dict[str, Any]], identity: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return runs or legs with their conditions apart from their hyperparameters.
+
+    Args:
+        legs: as ``Ledger.runs`` or ``Ledger.legs`` gives them.
+        identity: of their sweep.
+
+    Returns:
+        Copies, in which ``section`` is the name of the condition, ``condition`` the environment and
+        the swept fields that belong to it, and ``swept`` the others.
+    """
+    drawn = searched(identity)
+    found = []
+    for leg in legs:
+        rest = dict(leg["swept"])
+        names = [name for name in rest if contract.is_condition(name) and name not in drawn]
+        condition = {contract.ENV: environment_of(leg)} | {name: rest.pop(name) for name in names}
+        section = contract.section(leg["config"], drawn)
+        found.append({**leg, "section": section, "condition": condition, "swept": rest})
+    return found
+
+
+def searched(identity: Mapping[str, Any]) -> list[str]:
+    """Return the parameters of the environment that a sweep searched like hyperparameters.
+
+    Such sweeps are refused now, but their results can still be read. Each of their configurations
+    has parameters of its own, so ranking within each condition would compare nothing.
+    """
+    return [
+        name
+        for name, axis in (identity.get("sweep") or {}).items()
+        if contract.is_condition(name) and (isinstance(axis, Mapping) or is_population(identity))
+    ]
+
+
+def is_population(identity: Mapping[str, Any]) -> bool:
     """Return whether a sweep trains populations, whose members change their hyperparameters."""
     return bool(identity.get("pbt"))
 
 
+def section_of(run: dict[str, Any]) -> str:
+    """Return the name of a run's condition, as ``with_conditions`` gives it; may be empty."""
+    return str(run["section"])
+
+
 def environment_of(run: dict[str, Any]) -> str:
-    """Return the environment of a run; empty if it has none."""
-    return contract.section(run["config"])
+    """Return the environment of a run, without its parameters; empty if it has none."""
+    return contract.environment_name(run["config"])
 
 
 def sections(ranked: Iterable[Configuration]) -> dict[str, list[Configuration]]:
-    """Return the configurations by environment, in order."""
+    """Return the configurations by condition, in order."""
     return grouped(ranked, lambda c: c.environment)
 
 
@@ -138,14 +186,24 @@ def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list
     return groups
 
 
+def noun(ranked: Iterable[Configuration]) -> str:
+    """Return what the sections of a report are: environments, or conditions if parameters vary."""
+    return "condition" if any(len(c.condition) > 1 for c in ranked) else "environment"
+
+
 def swept_key(run: dict[str, Any]) -> str:
-    """Return the identity of a run's swept fields."""
+    """Return the identity of a run's hyperparameters."""
     return json.dumps(run["swept"], sort_keys=True)
 
 
 def fields(ranked: Iterable[Configuration]) -> list[str]:
-    """Return the names of all swept fields, in order of appearance."""
+    """Return the names of all swept hyperparameters, in order of appearance."""
     return list(dict.fromkeys(name for c in ranked for name in c.swept))
+
+
+def condition_fields(ranked: Iterable[Configuration]) -> list[str]:
+    """Return ``env`` and the names of all its swept parameters, in order of appearance."""
+    return list(dict.fromkeys(name for c in ranked for name in c.condition))
 
 
 # ---------------------------------------------------------------------------------------- details
@@ -173,7 +231,7 @@ def rungs(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def filled_scores(runs: Sequence[dict[str, Any]], field: str = "score") -> dict[str, float]:
-    """Return the score of every run of one environment, diverged ones below the worst.
+    """Return the score of every run of one condition, diverged ones below the worst.
 
     The worst is taken among runs of the same rung, as a search does when it decides.
     """
@@ -186,8 +244,8 @@ def filled_scores(runs: Sequence[dict[str, Any]], field: str = "score") -> dict[
     return filled
 
 
-def _rank_environment(name: str, runs: list[dict[str, Any]], members: bool) -> list[Configuration]:
-    """Return the ranked configurations of one environment."""
+def _rank_condition(name: str, runs: list[dict[str, Any]], members: bool) -> list[Configuration]:
+    """Return the ranked configurations of one condition."""
     done = [run for run in runs if run["status"] != "pending"]
     filled = {field: filled_scores(done, field) for field in ("score", "greedy_score")}
     groups = grouped(runs, operator.itemgetter("run_id") if members else swept_key)
@@ -217,7 +275,8 @@ def _configuration(
     return Configuration(
         rank=None,
         environment=name,
-        swept={key: value for key, value in runs[0]["swept"].items() if key != contract.ENV},
+        condition=runs[0]["condition"],
+        swept=runs[0]["swept"],
         scores=scores,
         iqm=centre,
         low=low,

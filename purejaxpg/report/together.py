@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from purejaxpg import InputError, contract, stats
+from purejaxpg import InputError, stats
 from purejaxpg.report import analysis
 from purejaxpg.report.analysis import Analysis, Curves, Improvement, Line, Profile, Section
 from purejaxpg.report.ranking import Configuration
 from purejaxpg.sweep.store import Store
-from purejaxpg.text import count, engineering, label
+from purejaxpg.text import count, engineering
 
 _POINTS = 81  # thresholds of a performance profile
 
@@ -105,7 +105,7 @@ class Together:
 
     Attributes:
         methods: best first.
-        environments: that all of them have.
+        environments: with their parameters, those that all of them have.
         curves: training curves by environment, one line per method in the order of ``methods``.
         improvements: of each method over each that ranks below it.
         profile: performance profiles.
@@ -223,7 +223,10 @@ def _shared(
     """Return the environments that all directories have."""
     shared = tuple(name for name in sections[0] if all(name in own for own in sections))
     if not shared:
-        have = (f"{path} has {', '.join(own)}" for path, own in zip(names, sections, strict=True))
+        have = [
+            f"{path} has {', '.join(map(repr, own))}"
+            for path, own in zip(names, sections, strict=True)
+        ]
         raise InputError(f"There is no environment that all directories have: {'; '.join(have)}.")
     return shared
 
@@ -327,11 +330,8 @@ def _warnings(methods: Sequence[Method], environments: Sequence[str], unit: str)
     found = [_differing("Evaluations differ", methods, _episodes)]
     for name in environments:
         place = f" in {name}" if len(environments) > 1 else ""
-        for text, read in (
-            (f"The parameters of the environment differ{place}", _parameters),
-            (f"The {unit} of a run differ{place}", _budget),
-        ):
-            found.append(_differing(text, methods, lambda m, r=read, n=name: r(m.entries[n])))
+        text = f"The {unit} of a run differ{place}"
+        found.append(_differing(text, methods, lambda m, n=name: _budget(m.entries[n])))
     for method in methods:
         runs = [e.configuration for e in method.entries.values()]
         missing = sum(c.planned - c.finished for c in runs)
@@ -350,12 +350,6 @@ def _differing(text: str, methods: Sequence[Method], read: Any) -> str:
 
 def _episodes(method: Method) -> str:
     return count(int(method.identity.get("eval_episodes") or 0), "episode")
-
-
-def _parameters(entry: Entry) -> str:
-    tables = {**(entry.config.get(contract.ENV_KWARGS) or {})}
-    tables |= entry.config.get(contract.ENV_PARAMS) or {}
-    return label(dict(sorted(tables.items()))) or "the defaults"
 
 
 def _budget(entry: Entry) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from purejaxpg import FaultError, contract, disk
-from purejaxpg.report import analysis, completions, export, figures, page, ranking, tables, together
+from purejaxpg.report import analysis, completions, figures, page, ranking, tables, together
 from purejaxpg.report.analysis import Analysis
 from purejaxpg.report.ranking import Configuration
 from purejaxpg.sweep import stages
@@ -409,7 +409,8 @@ def _configuration_rows(
         best, area = data.during_training(c)
         steps, seconds = data.spent(c)
         rows.append(
-            {"rank": "" if c.rank is None else c.rank, "env": c.environment}
+            {"rank": "" if c.rank is None else c.rank}
+            | {name: c.condition.get(name, "") for name in ranking.condition_fields(data.ranked)}
             | {name: c.swept.get(name, "") for name in fields}
             | _read(c, _SCORES)
             | {"training_best_iqm": best, "training_auc_iqm": area}
@@ -421,12 +422,13 @@ def _configuration_rows(
 
 def _run_rows(data: Analysis, fields: Sequence[str]) -> list[dict[str, Any]]:
     """Return every run of both stages."""
-    rows = []
+    rows, conditions = [], ranking.condition_fields(data.ranked)
     for run in data.runs:
         steps, seconds = data.cost.by_run.get(run["run_id"], (0.0, 0.0))
         curve = data.training.get(run["run_id"])
         rows.append(
-            {name: export.cell(run, name) for name in ("run_id", "stage", "env")}
+            {name: run[name] for name in ("run_id", "stage")}
+            | {name: run["condition"].get(name, "") for name in conditions}
             | {name: run["swept"].get(name, "") for name in fields}
             | {name: run[name] for name in _OUTCOME}
             | {"updates": run["stop"] or "", "training_best": curve.best if curve else ""}

@@ -62,7 +62,7 @@ class Progress:
         self.total_steps = 0
         self.training_s = 0.0
         self.latest: dict[str, float] = {}  # run id -> recent return
-        self.labels: dict[str, str] = {}  # run id -> configuration
+        self.labels: dict[str, tuple[str, str]] = {}  # run id -> condition, configuration
         self.diverged: set[str] = set()
         self.counted: set[str] = set()  # units in done_steps, or taken out of total_steps
         self.known: dict[tuple[str, int], float] = {}  # seconds to compile a signature, rows
@@ -102,7 +102,11 @@ class Progress:
         self.total_steps = self.all_steps = sum(leg.steps for leg in legs)
         self.run_steps = self.total_steps / len({leg.run.run_id for leg in legs})
         self.bar.update(self.task, total=self.total_steps)
-        sides = f"{count(spec.num_configs, 'configuration')} x {count(len(spec.seeds), 'seed')}"
+        sides = " x ".join(
+            [count(spec.num_configs, "configuration")]
+            + [count(len(spec.conditions), "condition")] * (len(spec.conditions) > 1)
+            + [count(len(spec.seeds), "seed")]
+        )
         runs = count(len({leg.run.run_id for leg in legs}), "run")
         several = f" in {len(rounds)} rounds" if len(rounds) > 1 else ""
         self.whole_unit = contract.unit(spec.agent)
@@ -120,7 +124,7 @@ class Progress:
         pending: Collection[str],
     ) -> None:
         """A round begins; its units in `pending` are not computed yet."""
-        self.labels |= {leg.run.run_id: label(leg.run.swept) for leg in round_.legs}
+        self.labels |= {leg.run.run_id: labels_of(leg.run) for leg in round_.legs}
         units = [(unit, group) for group in groups for unit in group.units]
         self.programs[index] = {group.program for unit, group in units if unit.name in pending}
         done = [unit for unit, _ in units if unit.name not in pending]
@@ -239,22 +243,28 @@ class Progress:
         return words
 
     def best_line(self) -> list[str]:
-        """The best configuration so far, if any episode has ended."""
-        if not self.latest:
-            return []
-        best, value = self.best()
-        return [f"best {value:.1f}" + (f" ({best})" if best else "")]
+        """The best configuration of each condition so far, if any episode has ended."""
+        best = self.best()
+        return [
+            (f"best in {where}:" if len(best) > 1 else "best")
+            + f" {value:.1f}"
+            + (f" ({name})" if name else "")
+            for where, (name, value) in best.items()
+        ]
 
-    def best(self) -> tuple[str, float]:
-        """The configuration with the best mean of recent returns over its seeds."""
-        of_config: dict[str, list[float]] = {}
+    def best(self) -> dict[str, tuple[str, float]]:
+        """By condition: the configuration with the best mean of recent returns over its seeds."""
+        of_config: dict[tuple[str, str], list[float]] = {}
         latest = dict(self.latest)  # a copy: another thread may ask
         healthy = {k: v for k, v in latest.items() if k not in self.diverged}
         for run_id, value in (healthy or latest).items():
             of_config.setdefault(self.labels[run_id], []).append(value)
-        means = {label: float(np.mean(values)) for label, values in of_config.items()}
-        label = max(means, key=lambda name: means[name])
-        return label, means[label]
+        best: dict[str, tuple[str, float]] = {}
+        for (where, name), values in of_config.items():
+            mean = float(np.mean(values))
+            if where not in best or mean > best[where][1]:
+                best[where] = name, mean
+        return best
 
     def now(self) -> tuple[float, tuple[str, ...]]:
         """Return the share of the whole sweep that is done, and words about its progress."""
@@ -274,7 +284,7 @@ class Progress:
         """Append a line to the log; an unwritable log does not stop the sweep."""
         if self.log is None:
             return
-        best, value = self.best() if self.latest else ("", None)
+        best = self.best()
         line = {
             "training_s": round(self.training_s, 3),
             "steps": self.done_steps,
@@ -282,8 +292,8 @@ class Progress:
             "left_s": round(self.left_s, 1),
             "steps_per_s": round(self.speed, 1),
             "agents_per_s": round(self.speed / self.run_steps, 4) if self.run_steps else None,
-            "best": best,
-            "best_recent_return": value,
+            "best": [name for name, _ in best.values()],
+            "best_recent_return": [value for _, value in best.values()],
             "diverged": len(self.diverged),
         }
         with contextlib.suppress(OSError), self.log.open("a", encoding="utf-8") as file:
@@ -293,6 +303,12 @@ class Progress:
         """Print above the bar."""
         if not self.quiet:
             self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def labels_of(run: plans.Run) -> tuple[str, str]:
+    """Return the names of a run's condition and of its configuration."""
+    swept = {name: value for name, value in run.swept.items() if not contract.is_condition(name)}
+    return contract.section(run.config), label(swept)
 
 
 def steps_of(units: Sequence[plans.Unit]) -> int:

@@ -4,8 +4,9 @@
 depend only on the spec and those results, so a killed sweep resumes by sending the stored results
 again, and a forecast sends made-up ones.
 
-A search ranks like the report: by the interquartile mean, over seeds, of the evaluation after the
-last update so far. A diverged run counts as worse than all others of its environment.
+A search ranks like the report: within each condition (an environment and its parameters), by the
+interquartile mean, over seeds, of the evaluation after the last update so far. A diverged run
+counts as worse than all others of its condition. No search chooses among conditions.
 """
 
 import contextlib
@@ -90,12 +91,12 @@ def whole(run: plans.Run) -> plans.Leg:
 
 
 def config_key(run: plans.Run) -> str:
-    """Return a text of all swept fields, which identifies a configuration."""
+    """Return a text of all swept fields, which identifies a configuration in its condition."""
     return json.dumps(dict(run.swept), sort_keys=True)
 
 
 def ranked(runs: Iterable[plans.Run], results: Results) -> list[list[plans.Run]]:
-    """Rank configurations -> one run of each, best first, in one list per environment."""
+    """Rank configurations -> one run of each, best first, in one list per condition."""
     sections: dict[str, list[plans.Run]] = {}
     for run in runs:
         sections.setdefault(contract.section(run.config), []).append(run)
@@ -103,7 +104,7 @@ def ranked(runs: Iterable[plans.Run], results: Results) -> list[list[plans.Run]]
 
 
 def _ranked(runs: Sequence[plans.Run], results: Results) -> list[plans.Run]:
-    """Rank the configurations of one environment; ties keep their order."""
+    """Rank the configurations of one condition; ties keep their order."""
     scores: dict[str, list[float]] = {}
     first: dict[str, plans.Run] = {}
     for run, score in zip(runs, filled_scores(runs, results).tolist(), strict=True):
@@ -114,7 +115,7 @@ def _ranked(runs: Sequence[plans.Run], results: Results) -> list[plans.Run]:
 
 
 def filled_scores(runs: Iterable[plans.Run], results: Results) -> np.ndarray:
-    """Return the scores of runs of one environment; a diverged run gets the worst."""
+    """Return the scores of runs of one condition; a diverged run gets the worst."""
     outcomes = [results[run.run_id] for run in runs]
     return stats.worst_filled([o.score for o in outcomes], [o.diverged for o in outcomes])
 
@@ -333,7 +334,7 @@ def confirmation(
     fresh, legs, notes = fresh_seeds(spec, num_seeds), [], list[str]()
     for section in tried:
         candidates = [run.swept for run in section[: 1 + RUNNERS_UP]]
-        default = spec.default_values(contract.section(section[0].config))
+        default = spec.default_values(section[0].swept)
         try:
             spec.make_run(default, fresh[0])
             candidates.append(default)

@@ -6,6 +6,7 @@
     env = "CartPole-v1"
     [sweep]                           # axes; their product times the seeds are the runs
     learning_rate = [3e-4, 1e-3]
+    env_params.gravity = [9.8, 20.0]  # a condition: configurations are ranked within each
 
 For a search, `space.py` lists the distributions of an axis, and `search.py` implements::
 
@@ -115,10 +116,18 @@ class Spec:
 
     @property
     def num_configs(self) -> int:
-        """Number of configurations, seeds not counted."""
+        """Number of configurations, conditions and seeds not counted."""
         if self.search.pbt is not None:
             return self.search.pbt.population
-        return len(self.runs) // len(self.seeds) or self.search.samples
+        each = len(self.seeds) * len(self.conditions)
+        return len(self.runs) // each or self.search.samples
+
+    @property
+    def conditions(self) -> list[dict[str, Any]]:
+        """The swept environments and parameters: every combination, or {} alone."""
+        lists = {n: axis.values for n, axis in self.axes.items() if contract.is_condition(n)}
+        product = itertools.product(*lists.values())
+        return [dict(zip(lists, values, strict=True)) for values in product]
 
     def environments(self) -> set[Any]:
         """Return the environments of the runs, or the fixed one if no run is known beforehand."""
@@ -136,20 +145,10 @@ class Spec:
         content = json.dumps([*parts, digest] if digest else parts, sort_keys=True)
         return plans.Run(disk.sha256(content)[:16], config, seed, swept)
 
-    def default_values(self, env: str) -> dict[str, Any]:
-        """Return the default values of the swept fields in environment `env`."""
+    def default_values(self, swept: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the swept fields with the defaults of the hyperparameters, under one condition."""
         plain = configs.to_dict(self.agent.Config())
-        values: dict[str, Any] = {}
-        for name in self.axes:
-            outer, dot, inner = name.partition(".")
-            if outer == contract.ENV_PARAMS:
-                config = configs.build(self.agent.Config, _nested(self.fixed, {contract.ENV: env}))
-                values[name] = contract.default_env_param(config, inner)
-            elif dot:
-                raise InputError(f"--confirm cannot know the default of {name}.")
-            else:
-                values[name] = env if name == contract.ENV else plain[name]
-        return values
+        return {n: swept[n] if contract.is_condition(n) else plain[n] for n in self.axes}
 
 
 def parse(path: Path) -> tuple[dict[str, Any], str]:
@@ -204,7 +203,6 @@ def from_dict(
     configs.require(not both, f"{both} must be in [config] or in [sweep], not in both.")
     axes = _axes(agent, swept)
     search = _search(agent, raw, axes)
-    source = trainers.digest(trainers.files(agent_name, base))
     rows = raw.get("rows_per_device")
     _positive("rows_per_device", 1 if rows is None else rows)
     spec = Spec(
@@ -218,7 +216,7 @@ def from_dict(
         seeds=tuple(_seeds(raw.get("seeds", 1))),
         search=search,
         fixed=fixed,
-        source=source,
+        source=trainers.digest(trainers.files(agent_name, base)),
     )
     spec = dataclasses.replace(spec, given=_given(spec, table(raw, "given"), given, resolve))
     spec = dataclasses.replace(spec, runs=tuple(_runs(spec)))
@@ -275,6 +273,8 @@ def _identity(spec: Spec, raw: Mapping[str, Any], swept: Mapping[str, Any]) -> d
         "rows_per_device": spec.rows_per_device,
         **{name: raw[name] for name in ("search", "halving", "pbt") if name in raw},
     }
+    if within := _searched_within(spec):
+        plain["within"] = within
     files = trainers.of_environments(spec.environments())
     if spec.given.digest:
         plain["given"] = spec.given.digest[:16]
@@ -294,12 +294,27 @@ def _runs(spec: Spec) -> Iterable[plans.Run]:
         product = itertools.product(*(axis.values for axis in spec.axes.values()))
         chosen = [dict(zip(names, values, strict=True)) for values in product]
     else:
-        chosen = space.sample(spec.axes, search.method, search.samples, search.seed)
+        drawn = {n: axis for n, axis in spec.axes.items() if not contract.is_condition(n)}
+        chosen = space.sample(drawn, search.method, search.samples, search.seed)
         if search.pbt is None:  # lists of values may give a configuration twice
             chosen = list({repr(values): values for values in chosen}.values())
+        both = ({**values, **more} for values in chosen for more in spec.conditions)
+        chosen = [{name: values[name] for name in names} for values in both]
     for swept in chosen:
         for seed in spec.seeds if search.pbt is None else spec.seeds[:1]:
             yield spec.make_run(swept, seed)
+
+
+def _searched_within(spec: Spec) -> list[str]:
+    """Return the conditions within which a search decides.
+
+    They belong to the identity because earlier versions chose among them: such results cannot be
+    resumed. Halving has always kept the best of every environment.
+    """
+    names = [name for name in spec.axes if contract.is_condition(name)]
+    if spec.search.method != "grid":
+        return names
+    return [n for n in names if n != contract.ENV] if spec.search.halving is not None else []
 
 
 def _axes(agent: types.ModuleType, swept: Mapping[str, Any]) -> dict[str, space.Axis]:
@@ -335,6 +350,7 @@ def _search(
         f"[search] method must be one of {', '.join(map(repr, METHODS))}, "
         f"but is {search.method!r}.",
     )
+    _check_conditions(search, axes)
     if search.pbt is not None:
         search = _check_pbt(agent, search, search.pbt, axes)
     _check_search(search, axes)
@@ -351,10 +367,11 @@ def _check_search(search: Search, axes: Mapping[str, space.Axis]) -> None:
             f"[sweep] {axis.name} must be a list for a grid; a distribution needs [search] with "
             "method = 'random', 'sobol', 'lhs' or 'optuna'.",
         )
+    drawn_axes = [name for name in axes if not contract.is_condition(name)]
     require(
-        not drawn or (search.samples > 0 and len(axes) > 0),
+        not drawn or (search.samples > 0 and len(drawn_axes) > 0),
         f"[search] method {search.method!r} needs samples, 1 or more, and at least one axis in "
-        f"[sweep], but samples is {search.samples} and there are {len(axes)} axes.",
+        f"[sweep] to search, but samples is {search.samples} and there are {len(drawn_axes)} axes.",
     )
     require(search.batch > 0, f"[search] batch must be 1 or more, but is {search.batch}.")
     require(search.seed >= 0, f"[search] seed must be 0 or more, but is {search.seed}.")
@@ -362,10 +379,6 @@ def _check_search(search: Search, axes: Mapping[str, space.Axis]) -> None:
     require(
         not (staged and search.method == "optuna"),
         "[search] method 'optuna' cannot be combined with [halving] or [pbt].",
-    )
-    require(
-        search.method != "optuna" or contract.ENV not in axes,
-        "[sweep] env must be one environment for optuna: scores of several are not comparable.",
     )
     if search.halving is not None:
         require(search.pbt is None, "[halving] and [pbt] cannot be combined in one sweep.")
@@ -376,6 +389,22 @@ def _check_search(search: Search, axes: Mapping[str, space.Axis]) -> None:
         require(
             1 < search.halving.eta <= 1000,
             f"[halving] eta must be more than 1 (and at most 1000), but is {search.halving.eta}.",
+        )
+
+
+def _check_conditions(search: Search, axes: Mapping[str, space.Axis]) -> None:
+    """Refuse a search that would choose among environments or their parameters."""
+    chooser = "[pbt]" if search.pbt is not None else "[search] method 'optuna'"
+    for axis in (axis for axis in axes.values() if contract.is_condition(axis.name)):
+        configs.require(
+            axis.kind == "list",
+            f"[sweep] {axis.name} must be a list of values: it is a condition, within which "
+            "configurations are compared, so it cannot be drawn from a distribution.",
+        )
+        configs.require(
+            search.pbt is None and search.method != "optuna",
+            f"[sweep] {axis.name} must be one value, in [config], for {chooser}, which would "
+            "otherwise choose among conditions.",
         )
 
 

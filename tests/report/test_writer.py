@@ -19,18 +19,20 @@ from purejaxpg.sweep.store import Store
 UPDATES = 30
 
 
-def make_store(path, configurations, scores, commit=None, arrays=True, chunk=4):
+def make_store(path, configurations, scores, commit=None, arrays=True, chunk=4, identity=None):
     """Write a sweep of `scores[configuration][seed]`, where (value,) marks a diverged run."""
     runs, results = [], []
     for swept, row in zip(configurations, scores, strict=True):
         for seed, score in enumerate(row):
             config = {"env": "CartPole-v1", "gamma": 0.99, **swept}
+            parts = [(name.split(".")[1], value) for name, value in swept.items() if "." in name]
+            config["env_params"] = dict(parts)
             runs.append(Run(f"run{len(runs)}", config, seed, swept))
             diverged = isinstance(score, tuple)
             results.append(("diverged", score[0]) if diverged else ("done", score))
     starts = range(0, len(runs), chunk)
     units = {f"c{start:05d}": runs[start : start + chunk] for start in starts}
-    with Store.open(path, {"n": len(runs)}) as store:
+    with Store.open(path, {"n": len(runs), **(identity or {})}) as store:
         store.ledger.plan(units)
         for index, (name, members) in enumerate(units.items()):
             if commit is not None and index >= commit:
@@ -134,6 +136,55 @@ def test_each_environment_is_ranked_by_itself(tmp_path):
     assert text.index("A-v0") < text.index("B-v0")
     assert (target / "table.md").read_text().count("###") == 2
     assert [row["env"] for row in read_csv(target)] == ["A-v0", "A-v0", "B-v0", "B-v0"]
+
+
+def test_each_parameter_of_an_environment_is_ranked_by_itself(tmp_path):
+    """No configuration wins because its task is easier."""
+    configurations = [
+        {"learning_rate": rate, "env_params.gravity": gravity}
+        for rate in (1e-3, 1e-4, 1e-5) for gravity in (9.8, 20.0)
+    ]  # fmt: skip
+    easy = [[400.0] * 4, [500.0] * 4, [480.0] * 4]  # gravity 20
+    hard = [[80.0] * 4, [70.0] * 4, [60.0, 60, 60, (np.nan,)]]
+    scores = [each for pair in zip(hard, easy, strict=True) for each in pair]
+    target, text = run_report(make_store(tmp_path / "out", configurations, scores))
+    first, second = "CartPole-v1, gravity 9.8", "CartPole-v1, gravity 20"
+    assert text.index(first) < text.index(second)
+    rows = read_csv(target)
+    assert [(row["env_params.gravity"], row["learning_rate"], row["rank"]) for row in rows] == [
+        ("9.8", "0.001", "1"), ("9.8", "0.0001", "2"), ("9.8", "1e-05", "3"),
+        ("20.0", "0.0001", "1"), ("20.0", "1e-05", "2"), ("20.0", "0.001", "3"),
+    ]  # fmt: skip
+    assert {row["env"] for row in rows} == {"CartPole-v1"}
+    with Store.read(tmp_path / "out") as store:
+        data = analysis.of_store(store)
+    # A diverged run is the worst of its own condition.
+    assert data.sections[0].ranked[2].scores == pytest.approx((60.0, 60.0, 60.0, 60.0))
+    assert [section.environment for section in data.sections] == [first, second]
+    for section in data.sections:
+        assert [axis.name for axis in section.effects.axes] == ["learning_rate"]
+        assert {line.label.split()[1] for line in section.curves.best} == {"learning_rate"}
+    assert data.cross is not None and data.cross.settings == 3
+    page = (target / "index.html").read_text(encoding="utf-8")
+    assert "2 conditions" in " ".join(page.split("<nav")[0].split())
+
+
+@pytest.mark.parametrize(
+    "identity",
+    [
+        {"sweep": {"env_params.gravity": {"uniform": [5.0, 20.0]}}},
+        {"sweep": {"env_params.gravity": [9.8, 20.0]}, "pbt": {"population": 2}},
+    ],
+)
+def test_older_searches_that_drew_a_parameter_still_open(identity, tmp_path):
+    """Each of their runs may have a condition of its own, so they are ranked together, and it
+    says so."""
+    configurations = [{"env_params.gravity": gravity} for gravity in (9.8, 20.0)]
+    path = make_store(tmp_path / "out", configurations, [[400.0], [500.0]], identity=identity)
+    _, text = run_report(path)
+    assert "This search also chose env_params.gravity" in " ".join(text.split())
+    with Store.read(path) as store:
+        assert [c.swept for c in ranking.rank(store)] == configurations[::-1]
 
 
 # ----------------------------------------------------------------------------------------- tables
@@ -426,7 +477,7 @@ def test_a_rung_is_ranked_by_score_whatever_the_rounding_of_its_updates(totals):
         stopped("e", {"num_steps": 32, "x": 4}, many, 2, 500.0),
         {**stopped("f", {"num_steps": 128, "x": 5}, few, 1, np.nan), "status": "diverged"},
     ]
-    ranked = ranking.rank_runs(runs)
+    ranked = ranking.rank_runs(ranking.with_conditions(runs, {}))
     assert [c.run_ids[0] for c in ranked] == ["c", "a", "b", "f", "e", "d"]
     # Filled from its own rung, not from those of its own number of updates.
     assert ranked[3].iqm < 20.0 and ranked[3].iqm == pytest.approx(20.0)
@@ -439,7 +490,7 @@ def test_where_all_scores_tie_a_diverged_configuration_is_last():
             run = stopped(f"{rate}-{seed}", {"x": rate}, 9, 0, -200.0)
             gone = broken and (rate == 0 or seed == 0)  # all seeds of one, one seed of another
             runs.append({**run, "status": "diverged" if gone else "done"})
-    ranked = ranking.rank_runs(runs)
+    ranked = ranking.rank_runs(ranking.with_conditions(runs, {}))
     assert [c.swept["x"] for c in ranked] == [1, 3, 2, 0]
     assert [c.diverged for c in ranked] == [0, 0, 1, 3]
 

@@ -397,7 +397,7 @@ def test_programs_can_follow_the_log(plain: Plain) -> None:
     records = [json.loads(line) for line in lines]
     assert [record["steps"] for record in records] == sorted(record["steps"] for record in records)
     assert records[-1]["steps"] == records[-1]["steps_to_do"] == 8 * 64
-    assert records[-1]["best"].startswith("learning_rate=")
+    assert records[-1]["best"][0].startswith("learning_rate=")
 
 
 def test_only_the_programs_of_the_last_groups_stay_in_memory(

@@ -15,7 +15,7 @@ from purejaxpg.sweep import progress as progresses
 pytestmark = pytest.mark.fast
 TRAINER: Any = types.SimpleNamespace(Config=stand_in.Config)
 SPEC: Any = types.SimpleNamespace(
-    name="study", agent_name="none", agent=TRAINER, num_configs=2, seeds=(0, 1)
+    name="study", agent_name="none", agent=TRAINER, num_configs=2, seeds=(0, 1), conditions=[{}]
 )
 
 
@@ -89,7 +89,7 @@ def test_the_best_configuration_is_readable_at_80_columns(
     progress, clock, groups = begun(console, monkeypatch, title)
     many = {"learning_rate": 3e-4, "gae_lambda": 0.95, "num_epochs": 4, "hidden": [64, 64]}
     label = progresses.label({**many, "activation": "tanh", "max_grad_norm": 0.5})
-    progress.labels = dict.fromkeys(progress.labels, label)
+    progress.labels = dict.fromkeys(progress.labels, ("", label))
     clock[0] = 4.0
     advanced(progress, groups[0], 5)
     screen.seek(screen.truncate(0))
@@ -97,6 +97,21 @@ def test_the_best_configuration_is_readable_at_80_columns(
     lines = screen.getvalue().splitlines()
     assert max(map(len, lines)) <= 80 and "…" not in screen.getvalue()
     assert f"best 3.0 ({label})" in " ".join(line.strip() for line in lines)
+
+
+def test_there_is_a_best_configuration_of_each_condition() -> None:
+    progress = progresses.Progress(Console(file=io.StringIO()))
+    for gravity, level in ((9.8, 100.0), (20.0, 200.0)):
+        for rate in (1e-3, 1e-2):
+            swept = {"learning_rate": rate, "env_params.gravity": gravity}
+            config: Any = {"env": "CartPole-v1", "env_params": {"gravity": gravity}}
+            name = f"{gravity}-{rate}"
+            progress.labels[name] = progresses.labels_of(plans.Run(name, config, 0, swept))
+            progress.latest[name] = level + rate
+    assert progress.best_line() == [
+        "best in CartPole-v1, gravity 9.8: 100.0 (learning_rate=0.01)",
+        "best in CartPole-v1, gravity 20: 200.0 (learning_rate=0.01)",
+    ]
 
 
 def test_a_slow_run_is_timed_in_minutes(monkeypatch: pytest.MonkeyPatch) -> None:

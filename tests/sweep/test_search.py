@@ -120,14 +120,62 @@ def test_optuna_learns_that_a_diverged_run_is_the_worst() -> None:
     assert told[0] < told[1] == -200.0
 
 
-def test_every_environment_keeps_its_own_best() -> None:
-    axes = {"env": ["CartPole-v1", "Acrobot-v1"], "learning_rate": [1e-4, 1e-3, 1e-2]}
-    spec = make(sweep=axes, search={}, halving={"rungs": 2, "eta": 3}, config={
-        **TINY["config"], "total_timesteps": 1600, "env_params": {}})  # fmt: skip
-    # Scores of CartPole are far above those of Acrobot.
-    rounds = play(spec, lambda run: rate(run) + 500.0 * (run.config.env == "CartPole-v1"))
-    kept = {(leg.run.config.env, rate(leg.run)) for leg in rounds[1].legs}
-    assert kept == {("CartPole-v1", 1e-2), ("Acrobot-v1", 1e-2)}
+CONDITIONS = {
+    "env": ["Acrobot-v1", "CartPole-v1"],
+    "env_params.gravity": [9.8, 20],
+    "env_kwargs.size": [5, 10],
+}
+
+
+def conditional(name: str, **changed: Any) -> specs.Spec:
+    """A sweep over learning rates under two conditions."""
+    env = {} if name == "env" else {"env": "DeepSea-bsuite" if "size" in name else "CartPole-v1"}
+    config = {**TINY["config"], "total_timesteps": 1600, "env_params": {}, **env}
+    axes = {"learning_rate": [1e-4, 1e-3, 1e-2], name: CONDITIONS[name]}
+    return make(**{"sweep": axes, "search": {}, "config": config, **changed})
+
+
+def easier(name: str) -> Score:
+    """Scores of the second condition are far above those of the first."""
+    return lambda run: rate(run) + 500.0 * (run.swept[name] == CONDITIONS[name][1])
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_every_condition_keeps_its_own_best(name: str) -> None:
+    spec = conditional(name, halving={"rungs": 2, "eta": 3})
+    _, last = play(spec, easier(name))
+    kept = {(leg.run.swept[name], rate(leg.run)) for leg in last.legs}
+    assert kept == {(value, 1e-2) for value in CONDITIONS[name]}
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_winner_and_default_are_confirmed_in_every_condition(name: str) -> None:
+    """The default of a condition is the condition, so that a winner is compared with its like."""
+    *_, confirmed = play(conditional(name), easier(name), confirm=2)
+    default = specs.trainers.load(TINY["agent"]).Config().learning_rate
+    expected = [(value, x) for value in CONDITIONS[name] for x in (1e-2, 1e-3, 1e-4, default)]
+    found = [(leg.run.swept[name], rate(leg.run)) for leg in confirmed.legs]
+    assert found == [each for each in expected for _ in range(2)]
+
+
+@pytest.mark.parametrize("method", ["random", "sobol", "lhs"])
+def test_a_sampler_draws_the_same_configurations_for_every_condition(method: str) -> None:
+    search = {"method": method, "samples": 4}
+    alone, both = (make(sweep={**RATES, **more}, search=search)
+                   for more in ({}, {"env_params.gravity": [9.8, 20]}))  # fmt: skip
+    drawn = [run.swept for run in alone.runs]
+    assert (both.num_configs, len(both.runs)) == (4, 2 * len(drawn))
+    for gravity in (9.8, 20):
+        own = [run.swept for run in both.runs if run.swept["env_params.gravity"] == gravity]
+        assert own == [{**values, "env_params.gravity": gravity} for values in drawn]
+
+
+def test_results_of_a_search_that_chose_among_conditions_are_not_resumed() -> None:
+    gravity = {"env_params.gravity": [9.8, 20]}
+    halved = make(sweep={**gravity, "gamma": [0.9, 0.99]}, search={}, halving={"rungs": 2})
+    assert halved.identity["within"] == ["env_params.gravity"]
+    environments = conditional("env", halving={"rungs": 2})  # never chosen among
+    assert all("within" not in each.identity for each in (environments, make(sweep=gravity)))
 
 
 def test_a_rung_without_an_update_is_refused() -> None:
@@ -291,11 +339,6 @@ def test_fresh_seeds_at_the_end_of_the_range_begin_at_its_start() -> None:
     assert sorted({leg.run.seed for leg in confirmation.legs}) == [1, 2, 2**32 - 1]
 
 
-def test_the_default_of_an_environment_parameter_is_the_environments_own() -> None:
-    spec = make(sweep={"env_params.gravity": [5.0, 20.0]})
-    assert spec.default_values("CartPole-v1") == {"env_params.gravity": pytest.approx(9.8)}
-
-
 @pytest.mark.parametrize(
     ("axis", "default"),
     [
@@ -304,9 +347,9 @@ def test_the_default_of_an_environment_parameter_is_the_environments_own() -> No
         ({"gamma": [1, 0.99]}, 0.99),
         ({"vf_coef": [1, 2]}, 0.5),
         ({"num_envs": [2, 4.0]}, 4),
-        ({"env_params.max_steps_in_episode": [200, 500]}, 500),
-        ({"env_params.max_steps_in_episode": [200.0, 500.0]}, 500),
-        ({"env_params.length": [1, 0.5]}, 0.5),
+        ({"env_params.max_steps_in_episode": [200, 500]}, 200),  # a condition: no default
+        ({"env_params.max_steps_in_episode": [200.0, 500.0]}, 200),
+        ({"env_params.length": [1, 0.5]}, 1),
     ],
 )
 def test_a_whole_number_and_its_float_are_one_configuration(axis: Any, default: Any) -> None:
@@ -373,7 +416,19 @@ def test_a_rehearsal_has_the_rounds_of_the_search() -> None:
                 "search": {"method": "optuna", "samples": 4},
                 "sweep": {"env": ["CartPole-v1", "Acrobot-v1"]},
             },
-            "one environment for optuna",
+            r"env must be one value, in \[config\], for .* 'optuna'",
+        ),
+        (
+            {"search": {"method": "random", "samples": 4}, "sweep": {"env_params.gravity": [1, 2]}},
+            "at least one axis .* there are 0 axes",
+        ),
+        (
+            {**PBT, "sweep": {**RATES, "env_params.gravity": [9.8, 20]}},
+            r"gravity must be one value, in \[config\], for \[pbt\]",
+        ),
+        (
+            {"sweep": {**RATES, "env_params.gravity": {"uniform": [5.0, 20.0]}}},
+            "gravity must be a list of values: it is a condition",
         ),
     ],
 )

@@ -32,7 +32,7 @@ def load(tmp_path: pathlib.Path, text: str) -> specs.Spec:
 def test_runs_are_the_product_of_axes_and_seeds(tmp_path: pathlib.Path) -> None:
     spec = load(tmp_path, GOOD)
     assert spec.name == "study"
-    assert spec.num_configs == 4
+    assert (spec.num_configs, len(spec.conditions)) == (2, 2)
     assert len(spec.runs) == 12
     assert len({run.run_id for run in spec.runs}) == 12
     first, last = spec.runs[0], spec.runs[-1]
