@@ -35,6 +35,7 @@ from purejaxpg.text import duration
 say = functools.partial(print, flush=True)
 NONE: Mapping[str, bool] = {}
 OWN_ENVS = """
+LIBRARY:NAME         of another library, as {libraries}
 MODULE:CLASS         a class in a module of yours, as mazes:Maze
 ./FILE.py:CLASS      likewise, as ./mazes.py:Maze
 --import MODULE      import a module first, which registers environments"""
@@ -315,9 +316,10 @@ def list_(arguments: argparse.Namespace) -> None:
     if arguments.what != "agents":
         modules.import_all(arguments.imports)
         from purejaxpg import envs
+        from purejaxpg.envs import libraries
 
         print(*envs.names(), sep="\n")
-        print(OWN_ENVS)
+        print(OWN_ENVS.format(libraries=", ".join(map(":".join, libraries.EXAMPLES.items()))))
 
 
 def train(arguments: argparse.Namespace, words: list[str]) -> None:

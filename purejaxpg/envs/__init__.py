@@ -80,9 +80,8 @@ def make(name: str, /, **kwargs: Any) -> Env:
     factory, limit = _find(name)
     env = gymnax.make(name, factory, kwargs, limit)
     adapted = hasattr(env.inner, "packages")
-    if (
-        gymnax.is_from_gymnax(env.inner) and not adapted
-    ):  # the tests try these out; tracing them takes seconds
+    # The tests try out those of gymnax and of this package; tracing them takes seconds.
+    if gymnax.is_from_gymnax(env.inner) and not adapted:
         return dataclasses.replace(env, truncates=True, limited=True)
     tracing.try_out(env)
     if adapted and not env.on_host:

@@ -218,7 +218,7 @@ class Gymnasium(gymnax.environment.Environment):
         return after, later, reward, terminated, truncated, {"final_observation": final}
 
     def film(self, states: Ticket, params: Params, steps: list[int]) -> list[np.ndarray]:
-        """Play an episode again, from its seed and its actions -> an image of each of some steps."""
+        """Play an episode again by its seed and actions -> an image of each of some steps."""
         env = self.vectors(1, render_mode="rgb_array")
         env.reset(seed=seeds_of(states.seed[:1]))
         images = []

@@ -8,8 +8,7 @@ and is otherwise out of force, so `terminated` only ever says that the task itse
 
 import functools
 import importlib
-import importlib.metadata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -40,12 +39,6 @@ def factory(name: str) -> Callable[..., Any]:
     """Return the function that makes the environment "LIBRARY:NAME" of its arguments."""
     library, _, own = name.partition(":")
     return functools.partial(importlib.import_module(f"purejaxpg.envs.{library}").make, own)
-
-
-def versions(inners: Iterable[Any]) -> dict[str, str]:
-    """Return the versions of the packages that environments come from; empty for gymnax's own."""
-    packages = {name for inner in inners for name in getattr(inner, "packages", ())}
-    return {name: importlib.metadata.version(name) for name in sorted(packages)}
 
 
 @struct.dataclass

@@ -2,7 +2,9 @@
 
 An environment of one's own draws itself by `render(state, params)`, which returns an image, uint8
 [H, W, 3]. One of another library does so by `film(states, params, steps)`, which returns an image
-for each of some steps. gymnax.visualize draws gymnax's own. With the extra `visualize`, which installs pygame: CartPole, masked or not, Acrobot, Pendulum,
+for each of some steps. gymnax.visualize draws gymnax's own.
+
+With the extra `visualize`, which installs pygame: CartPole, masked or not, Acrobot, Pendulum,
 MountainCar and MountainCarContinuous. Always: the five games of MinAtar, Catch, FourRooms,
 MetaMaze, PointRobot and Pong. gymnax 1.0.1 has no pictures of DeepSea, MemoryChain, UmbrellaChain,
 DiscountingChain, FrozenLake, Reacher, Swimmer and the four bandits.
