@@ -29,8 +29,8 @@ ENOUGH_S, SEGMENTS_TIMED = 1.0, 20  # either ends the timing of a segment
 WORSE = 1.1  # warn if a row costs this much more than in a unit of half the rows
 Say = Callable[[str], None]
 ON_HOST = (
-    "Note: an environment of gymnasium runs on the host, in Python, one step after the other, which "
-    "is slow; its states cannot be stored, so a unit that is interrupted starts again."
+    "Note: an environment of gymnasium runs on the host, in Python, one step after the other, and "
+    "is slow. Its states cannot be stored, so a unit that is interrupted starts again."
 )
 
 
