@@ -23,6 +23,7 @@ from purejaxpg import (
     InputError,
     __version__,
     contract,
+    disk,
     modules,
     signals,
     streams,
@@ -47,6 +48,8 @@ ENV_OPTIONS = (
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one sentence."""
+
+    commands: Mapping[str, Any] = NONE  # by name
 
     def error(self, message: str) -> NoReturn:
         """Raise an InputError instead of printing the usage and exiting."""
@@ -84,7 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def dispatch(words: list[str]) -> int:
     """Run the command that `words` name and return its exit status."""
-    arguments, rest = make_parser().parse_known_args(words)
+    parser = make_parser()
+    if words and not words[0].startswith("-"):
+        configs.require_known(words[0], parser.commands, "command")
+    arguments, rest = parser.parse_known_args(words)
     if rest and arguments.command is not train:
         raise InputError(f"There is no option {rest[0]!r} (see purejaxpg --help).")
     if arguments.command is train:
@@ -119,12 +125,11 @@ def make_parser() -> Parser:
     lister.add_argument("what", nargs="?", choices=["agents", "envs"], help="only these")
     add_import_option(lister)
 
-    trainer = add(train, "train one run of an agent", add_help=False)
-    trainer.add_argument("agent", nargs="?", help="a name, or the path of an agent file")
+    trainer = add(train, "train one run of an agent, or of a sweep file", add_help=False)
+    trainer.add_argument("agent", nargs="?", help="a name, or the path of an agent or a sweep file")
     trainer.add_argument("-h", "--help", action="store_true", help="also show the agent's fields")
-    trainer.add_argument("--seed", type=int, default=0, help="decides all randomness (0)")
     add_given_option(trainer)
-    add_run_options(trainer, "results/AGENT-ENV-seedN-HASH", "1")
+    add_train_options(trainer)
 
     add_sweep_commands(add)
     add_result_commands(add)
@@ -133,6 +138,7 @@ def make_parser() -> Parser:
     forker.add_argument("file", type=Path, metavar="FILE.py", help="the new file")
     add_bench_command(add)
     add_estimators_command(add)
+    parser.commands = commands.choices
     return parser
 
 
@@ -161,6 +167,17 @@ def add_given_option(parser: argparse.ArgumentParser, fields: Mapping[str, bool]
     parser.add_argument("--given", action="append", default=[], metavar="NAME=SOURCE", help=text)
 
 
+def add_train_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of train, without the agent's fields."""
+    option = parser.add_argument
+    seeds = "decides all randomness (0); several seeds are a small sweep"
+    option("--seed", type=int, nargs="+", metavar="N", help=seeds)
+    text = "start from the project's tuned fields, where there are some, or from the defaults"
+    option("--preset", choices=["tuned", "none"], help=text)
+    option("--run", metavar="ID", help="of a sweep file, train the run with this id")
+    add_run_options(parser, "results/NAME-ENV-seedN-HASH", "1, or all for several seeds")
+
+
 def add_sweep_commands(add: Any) -> None:
     """Add the commands on sweeps."""
     planner = add(plan, "forecast the compilations, memory, disk and time of a sweep")
@@ -169,6 +186,7 @@ def add_sweep_commands(add: Any) -> None:
     option("spec", type=Path, metavar="SPEC.toml", help="a sweep file")
     option("--devices", type=int, metavar="N", help="use N devices (all)")
     option("--confirm", type=int, default=0, metavar="N", help="as for sweep")
+    option("--eval-every", type=int, metavar="N", help="as for sweep")
     option("--quick", action="store_true", help="do not compile or time anything")
     option("--tune", action="store_true", help="write the best size of a unit into SPEC.toml")
 
@@ -285,6 +303,8 @@ def add_run_options(parser: argparse.ArgumentParser, out: str, devices: str) -> 
     option = parser.add_argument
     option("--out", type=Path, metavar="DIR", help=f"result directory ({out})")
     option("--devices", type=int, metavar="N", help=f"use N devices ({devices})")
+    every = "also score the runs after every N updates of training (only after the last one)"
+    option("--eval-every", type=int, metavar="N", help=every)
     option("--quiet", action="store_true", help="print results only")
     logs = (
         "also log every run for TensorBoard, in DIR/tensorboard, or offline for Weights & Biases, "
@@ -323,39 +343,30 @@ def list_(arguments: argparse.Namespace) -> None:
 
 
 def train(arguments: argparse.Namespace, words: list[str]) -> None:
-    """Train one run: a sweep of one."""
+    """Train one configuration, usually with one seed: a sweep of one run."""
     if arguments.agent is None:
         if arguments.help:
             make_train_parser(None).print_help()
             return
         raise InputError(
-            "train needs the name or the path of an agent (see purejaxpg list agents)."
+            "train needs an agent, by name or path (see purejaxpg list agents), or a sweep file."
         )
-    devices = session.find_devices(1 if arguments.devices is None else arguments.devices)
-    modules.import_all(arguments.imports)
-    from purejaxpg.sweep import sources
-    from purejaxpg.sweep import spec as specs
-
-    agent = trainers.load(arguments.agent)
-    if arguments.help:
-        make_train_parser(agent, arguments.agent).print_help()
-        return
-    raw = {
-        "agent": arguments.agent,
-        "seeds": [arguments.seed],
-        "config": parse_fields(agent.Config, words),
-        "rows_per_device": 1,
-        "given": dict(map(parse_given, arguments.given)),
-    }
-    named = trainers.is_path(arguments.agent)
-    stem = Path(arguments.agent).stem if named else arguments.agent
-    resolve = functools.partial(sources.resolve, Path(), sources.no_stage)
-    spec = specs.from_dict(raw, stem, resolve=resolve)
-    (run,) = spec.runs
-    parts = [stem, contract.environment_name(run.config), f"seed{run.seed}", run.run_id[:6]]
     options = options_of(arguments)
-    name = "-".join(filter(None, parts)).replace("./", "").replace("/", "-")
-    out = options.out or Path("results") / name
+    options.check()
+    one = arguments.devices is None and len(arguments.seed or ()) < 2
+    devices = session.find_devices(1 if one else arguments.devices)
+    modules.import_all(arguments.imports)
+    from purejaxpg.sweep import single
+
+    if arguments.help:
+        make_train_parser(single.agent_of(arguments.agent), arguments.agent).print_help()
+        return
+    given = dict(map(parse_given, arguments.given))
+    asked = single.Asked(arguments.seed, given, arguments.preset, arguments.run, options.keys)
+    spec, note = single.read(arguments.agent, functools.partial(parse_fields, words=words), asked)
+    if note and not arguments.quiet:
+        say(note)
+    out = options.out or single.directory(spec)
     session.run(spec, dataclasses.replace(options, out=out), devices)
 
 
@@ -369,7 +380,8 @@ def parse_given(word: str) -> tuple[str, str]:
 
 def plan(arguments: argparse.Namespace) -> None:
     """Forecast a sweep, or tune the size of its units."""
-    session.Options(confirm=arguments.confirm).check()
+    options = options_of(arguments)
+    options.check()
     devices = session.find_devices(arguments.devices)
     from purejaxpg.sweep import forecast, stages
 
@@ -381,6 +393,7 @@ def plan(arguments: argparse.Namespace) -> None:
             f"--tune needs a sweep file of one agent, but {arguments.spec} has several "
             f"{pipeline.kind}; without --tune, the costs of a row are printed for each.",
         )
+        pipeline = pipeline.having(options.keys)
         specs, seconds = stages.plan(pipeline, arguments.confirm), 0.0
         for stage, spec in zip(pipeline.stages, specs, strict=True):
             say(f"{stage.title}.")
@@ -389,7 +402,7 @@ def plan(arguments: argparse.Namespace) -> None:
         if seconds:
             say(f"All {pipeline.kind}: about {duration(seconds)}.")
         return
-    spec = session.load(arguments.spec)
+    spec = session.load(arguments.spec, options=options)
     if arguments.tune:
         forecast.tune(spec, arguments.spec, devices, say)
     else:
@@ -477,10 +490,9 @@ def fork(arguments: argparse.Namespace) -> None:
         raise InputError(f"The new file must end in .py, but is {str(target)!r}.")
     if os.path.lexists(target):
         raise InputError(f"{target} already exists; choose another name.")
-    try:
+    with disk.faults("write", target):
+        target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
-    except OSError as error:
-        raise FaultError(f"{target} cannot be written: {error.strerror}.") from error
     print(f"Copied {arguments.agent} to {target}. Change it, then:")
     given = " --given NAME=DIR" if "\nclass Given" in target.read_text("utf-8") else ""
     for words, what in (
@@ -536,7 +548,7 @@ def make_train_parser(agent: Any, name: str = "AGENT") -> Parser:
     """Return a parser with the fields of an agent, for the help text of train."""
     fields = contract.given_fields(agent) if agent else {}
     needed = "".join(f"--given {field}=DIR " for field, required in fields.items() if required)
-    options = f"{needed}[--seed N] [--out DIR] [--quiet] [--FIELD VALUE ...]"
+    options = f"{needed}[--seed N ...] [--preset none] [--out DIR] [--quiet] [--FIELD VALUE ...]"
     played = agent is None or contract.has_environment(agent.Config)
     parser = Parser(
         prog=f"purejaxpg train {name}",
@@ -545,10 +557,9 @@ def make_train_parser(agent: Any, name: str = "AGENT") -> Parser:
         epilog=ENV_OPTIONS if played else None,
         allow_abbrev=False,
     )
-    parser.add_argument("--seed", metavar="N", help="decides all randomness (0)")
     if fields or agent is None:
         add_given_option(parser, fields)
-    add_run_options(parser, "results/AGENT-ENV-seedN-HASH", "1")
+    add_train_options(parser)
     if agent is not None:
         group = parser.add_argument_group("fields of the agent")
         texts, default = configs.field_help(agent.Config), agent.Config()

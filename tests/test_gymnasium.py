@@ -123,7 +123,7 @@ def test_a_program_may_start_again_from_the_reset_but_not_from_later() -> None:
     middle = jax.jit(
         lambda start: envs.step(key, envs.make(NAME), start[1], jnp.ones(2, int), None)
     )
-    once, twice, later = middle(start), middle(start), None
+    once, twice = middle(start), middle(start)
     np.testing.assert_array_equal(once[0], twice[0])  # the same call may be made twice
     old = once[:2]
     middle(old)
@@ -197,7 +197,7 @@ def test_a_sweep_runs_without_snapshots_and_draws(tmp_path: Any) -> None:
 @pytest.mark.fast
 @pytest.mark.parametrize("table", ["halving", "pbt"])
 def test_searches_that_store_states_are_refused(table: str) -> None:
-    with pytest.raises(InputError, match=rf"\[{table}\] .* {TASK}' cannot be stored"):
+    with pytest.raises(InputError, match=rf"\[{table}\] .*{TASK}' cannot be stored"):
         specs.from_dict({**RAW, table: {}}, "x")
 
 

@@ -33,7 +33,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 CORE = {"root", "backend", "kernels", "config"}
 SHARED = {"envs", "fused", "networks", "normalize", "optimizers", "prng", "replay", "schedules"}
 BESIDE = {"checkpoint", "contract", "disk", "evaluate", "extras", "signals", "stats", "trees"}
-INNER = {*CORE, *SHARED, *BESIDE, "modules", "streams", "text", "trainers"}
+INNER = {*CORE, *SHARED, *BESIDE, "hidden", "modules", "streams", "text", "trainers"}
 OUTER = {*INNER, "sweep", "cluster", "report"}
 # Group of a module -> groups that it may import. Every module of the package has its group here.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -57,6 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "text": set(),
     "trees": {"root"},
     "contract": {*CORE, *SHARED, "text", "trees"},
+    "hidden": {"contract", "envs", "trainers"},
     "signals": set(),
     "trainers": {*CORE, "contract", "modules"},
     "sweep": {*INNER, "sweep"},

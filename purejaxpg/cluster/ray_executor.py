@@ -51,7 +51,7 @@ class Task:
     agent: str  # name of a built-in agent, or of a file in `source`
     source: tuple[tuple[str, str], ...]  # names and texts of files
     modules: tuple[modules.Sent, ...]  # those of environments
-    eval_episodes: int
+    evaluation: tuple[int, int]  # episodes, and updates between evaluations within training
     group: plans.Group  # of one unit; configurations are plain values
     start: dict[str, Any] | None  # leaves of states, and diverged_at; None: start from `init`
     versions: Mapping[str, str]
@@ -158,7 +158,7 @@ class Ray:
             agent=Path(self.spec.agent_name).name if self.source else self.spec.agent_name,
             source=self.source,
             modules=self.modules,
-            eval_episodes=self.spec.eval_episodes,
+            evaluation=(self.spec.eval_episodes, self.spec.eval_every),
             group=of_one_unit(group, unit, work.backend.to_dict),
             start=start,
             versions=work.backend.versions(),
@@ -179,8 +179,8 @@ class Ray:
             raise results
         leaves, diverged_at, metrics, scores, facts = results
         states = checkpoint.like(work.backend.template(unit), leaves)
-        done = group.stop, states, diverged_at, [metrics], scores, facts
-        batch = plans.Batch(group, [unit], *done)
+        done = group.stop, states, diverged_at, [metrics]
+        batch = plans.Batch(group, [unit], *done, scores=scores, facts=facts)
         work.progress.advance(batch, group.stop - group.start)
         return batch
 
@@ -210,7 +210,7 @@ def computed_here(task: Task, given: contract.Given) -> tuple[Any, ...]:
 
     if task.modules:
         modules.receive(task.modules, folder_of_modules())
-    backend = backend_of(task.agent, task.source, task.eval_episodes, given)
+    backend = backend_of(task.agent, task.source, task.evaluation, given)
     remote.refuse_other_versions(task.versions, backend.versions())
     build = functools.partial(configs.build, backend.spec.agent.Config)
     group = of_one_unit(task.group, task.group.units[0], build)
@@ -226,13 +226,13 @@ def computed_here(task: Task, given: contract.Given) -> tuple[Any, ...]:
         batch = engine.restored(backend, programs, group, [unit], group.start, trees)
     for _ in engine.segments(backend, programs, inputs, batch):
         pass
-    scores = backend.score(programs, inputs, batch.states, group.stop)
+    engine.score(backend, programs, inputs, batch)
     facts = {
         **backend.facts(programs, group),
         "wall_s": time.monotonic() - began,
         "node": socket.gethostname(),
     }
-    return leaves_of(batch.states), batch.diverged_at, batch.metrics, scores, facts
+    return leaves_of(batch.states), batch.diverged_at, batch.metrics, batch.scores, facts
 
 
 def leaves_of(tree: Any) -> list[np.ndarray]:
@@ -252,7 +252,10 @@ def folder_of_modules() -> Path:
 
 @functools.lru_cache(maxsize=1)  # programs take memory, and memory maps
 def backend_of(
-    agent: str, source: tuple[tuple[str, str], ...], eval_episodes: int, sent: contract.Given
+    agent: str,
+    source: tuple[tuple[str, str], ...],
+    evaluation: tuple[int, int],
+    sent: contract.Given,
 ) -> Any:
     """Return this process's backend for an agent, with its compiled programs."""
     import jax
@@ -267,5 +270,6 @@ def backend_of(
         trainer = trainers.load(agent, Path(base))
         structure, leaves = sent.arrays
         given = dataclasses.replace(sent, arrays=trees.decode(structure, leaves, trainer))
-    spec = specs.Spec("task", agent, trainer, eval_episodes=eval_episodes, given=given)
+    episodes, every = evaluation
+    spec = specs.Spec("task", agent, trainer, (), episodes, every, given=given)
     return compute.Backend(spec, jax.devices()[:1])

@@ -25,6 +25,7 @@ from purejaxpg.envs.interface import Env
 
 MOST_FRAMES = 100  # gymnax needs about a tenth of a second for one
 FRAME_MS = 50  # how long a frame is shown
+LEAST_SIDE = 240  # pixels of a picture, about
 _WITH_PYGAME = (
     "CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCar-v0", "MountainCarContinuous-v0",
     masked.NAME,
@@ -138,10 +139,11 @@ def own_frames(env: Env, params: Any, states: Any, steps: list[int]) -> list[np.
 
 
 def _write_gif(path: Path, frames: list[np.ndarray]) -> None:
-    """Write images [H, W, 3] of one size as a GIF that repeats."""
+    """Write images [H, W, 3] of one size as a GIF that repeats; small ones are enlarged."""
     from PIL import Image
 
-    first, *rest = map(Image.fromarray, frames)
+    scale = max(1, LEAST_SIDE // max(frames[0].shape))
+    first, *rest = (Image.fromarray(f.repeat(scale, 0).repeat(scale, 1)) for f in frames)
     first.save(path, save_all=True, append_images=rest, duration=FRAME_MS, loop=0)
 
 

@@ -136,12 +136,14 @@ class Curves:
         others: the rest, each with its steps and centre.
         quantiles: of the rest if they are many: ``[5, points]`` at 5, 25, 50, 75 and 95%.
         grid: steps of the quantiles ``[points]``.
+        evaluated: of each of the best, the curve of its evaluations within training, if any.
     """
 
     best: tuple[Line, ...]
     others: tuple[tuple[Configuration, np.ndarray, np.ndarray], ...] = ()
     quantiles: np.ndarray | None = None
     grid: np.ndarray | None = None
+    evaluated: tuple[Line | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -376,7 +378,7 @@ def of_store(store: Store, unfinished: Unfinished = training.NONE) -> Analysis:
     arrays, episodes, cut = _arrays(store)
     unfinished = {name: own for name, own in unfinished.items() if name not in arrays}
     facts = {name: about for name, (_, about) in unfinished.items()}
-    arrays |= {name: {m: own[m] for m in training.METRICS if m in own}
+    arrays |= {name: {m: own[m] for m in training.READ if m in own}
                for name, (own, _) in unfinished.items()}  # fmt: skip
     curves = training.of_runs(store, legs, arrays, facts)
     population = ranking.is_population(identity)
@@ -422,7 +424,7 @@ def _arrays(store: Store) -> tuple[dict[str, dict[str, np.ndarray]], int | None,
     for unit in store.ledger.units():
         if not unit["done"]:
             continue
-        values = store.arrays(unit["name"], [*training.METRICS, contract.RETURN, contract.FINISHED])
+        values = store.arrays(unit["name"], [*training.READ, contract.RETURN, contract.FINISHED])
         returns, finished = values.pop(contract.RETURN, None), values.pop(contract.FINISHED, None)
         if episodes is None and returns is not None and returns.ndim == 2:
             episodes = int(returns.shape[1])
@@ -440,12 +442,13 @@ def _spec_text(store: Store) -> str:
 def _command(store: Store, identity: Mapping[str, Any]) -> str:
     """Return the command that runs the winner again on fresh seeds; "" if there can be none.
 
-    Only the last of several stages is confirmed, and only on seeds that have given arrays.
+    Only the last of several stages is confirmed, and only on seeds that have given arrays. A
+    population cannot be.
     """
     agent, path = str(identity.get("agent", "")), store.path
     seeds = min(SEEDS_TO_CONFIRM, frozen.spare_seeds(path, identity))
     later = stages.after(path)
-    if later or not seeds:
+    if later or not seeds or ranking.is_population(dict(identity)):
         return ""
     if path.is_relative_to(Path.cwd()):  # shorter, and valid on another machine
         path = path.relative_to(Path.cwd())
@@ -459,6 +462,8 @@ def _command(store: Store, identity: Mapping[str, Any]) -> str:
 
 def _again(store: Store, command: str) -> str:
     """Return the end of a sentence, about the command that confirms the winner."""
+    if ranking.is_population(store.ledger.identity):
+        return ": quote the best members of several populations, which are several seeds."
     if command:
         return ": run the winner again on fresh seeds before quoting its number."
     if stages.after(store.path):
@@ -653,24 +658,34 @@ def _curves(
         return None
     best = []
     for index, (c, curve) in enumerate(drawable[:HIGHLIGHTED]):
-        low, high = training.interval(curve.returns)
         name, label = f"#{c.rank}", legend(c)
         if roles:
             name, label = roles[index], f"{roles[index]}: {c.label}"
-        centre = training.over_seeds(curve.returns)
-        best.append(Line(c, name, label, curve.steps, centre, low, high))
+        best.append(_line(c, name, label, curve))
+    within = {run_id: own for run_id, curve in curves.items() if (own := curve.evaluated)}
+    found = [training.stack(line.configuration.run_ids, within) for line in best]
+    evaluated = tuple(
+        None if own is None else _line(line.configuration, f"{line.name} eval", line.label, own)
+        for line, own in zip(best, found, strict=True)
+    )
     rest = tuple(
         (c, curve.steps, training.over_seeds(curve.returns)) for c, curve in drawable[HIGHLIGHTED:]
     )
     if len(rest) <= FEW:
-        return Curves(tuple(best), rest)
+        return Curves(tuple(best), rest, evaluated=evaluated)
     grid = np.linspace(0, max(steps[-1] for _, steps, _ in rest), _GRID_POINTS)
     common = np.stack([_on_grid(grid, steps, centre) for _, steps, centre in rest])
     enough = np.isfinite(common).sum(axis=0) >= 10
     quantiles = np.full((5, grid.size), np.nan)
     levels = [0.05, 0.25, 0.5, 0.75, 0.95]
     quantiles[:, enough] = np.nanquantile(common[:, enough], levels, axis=0)
-    return Curves(tuple(best), rest, quantiles, grid)
+    return Curves(tuple(best), rest, quantiles, grid, evaluated)
+
+
+def _line(c: Configuration, name: str, label: str, curve: training.Curve) -> Line:
+    """Return the curve of a configuration over its runs."""
+    centre, ends = training.over_seeds(curve.returns), training.interval(curve.returns)
+    return Line(c, name, label, curve.steps, centre, *ends)
 
 
 def few(seeds: int) -> str:

@@ -82,6 +82,8 @@ def _error(values: Any, low: Any, high: Any, colour: str, thickness: float) -> F
 def curves(data: Curves, unit: str, rows: Sequence[int] = ()) -> Figure:
     """Draw training curves: the best in colour with bands, the others as lines or quantiles.
 
+    The evaluations of the best within training are dashed.
+
     Args:
         data: the curves.
         unit: of their steps.
@@ -103,6 +105,11 @@ def curves(data: Curves, unit: str, rows: Sequence[int] = ()) -> Figure:
         traces.append(_band(line.steps, line.low, line.high, colour(place), **tag))
         hover: Figure = {"name": clean(line.name), "hovertemplate": "%{y:.4g}"}
         traces.append(_trace(line.steps, line.centre, colour(place), **hover, **tag))
+        own = data.evaluated[place] if data.evaluated else None
+        if own is not None:
+            hover |= {"name": clean(own.name), "mode": "lines+markers", "size": 6, "width": 1.4}
+            traces.append(_trace(own.steps, own.centre, colour(place), **hover, **tag))
+            traces[-1]["line"]["dash"] = "dash"
     return _figure(
         traces,
         440,

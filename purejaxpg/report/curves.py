@@ -16,15 +16,20 @@ from purejaxpg.sweep.store import Store
 BINS = 60
 _RESAMPLES = 500
 METRICS = contract.CURVE
+READ = (*METRICS, contract.EVALUATED_RETURN)  # what curves are made of
 NONE: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The training return of one run: ``steps [bins]`` at bin centres and ``returns [bins]``."""
+    """The training return of one run: ``steps [bins]`` at bin centres and ``returns [bins]``.
+
+    ``evaluated`` is the curve of the evaluations within training, if there were any.
+    """
 
     steps: np.ndarray
     returns: np.ndarray
+    evaluated: "Curve | None" = None
 
     @property
     def best(self) -> float:
@@ -77,27 +82,44 @@ def of_runs(
     Args:
         store: an open result directory.
         legs: as ``Store.legs`` gives them.
-        arrays: the arrays ``METRICS`` of committed units, by unit; perhaps of others, too.
+        arrays: the arrays ``READ`` of committed units, by unit; perhaps of others, too.
         unfinished: the facts of those others.
 
     Returns:
-        Curves by run. A run that started from another run's state includes the curve up to it.
+        Curves by run. A run that started from another run's state includes the curve up to it. If
+        no episodes were recorded, the curve is that of the evaluations within training.
     """
     facts = {unit["name"]: unit["facts"] or {} for unit in store.ledger.units()} | dict(unfinished)
     curves = {}
     for run_id, chain in chains(leg for leg in legs if leg["unit"] in arrays).items():
         own = facts[chain[0]["unit"]]
         per_update = own.get("steps_per_update")
-        if per_update is None or any(len(arrays[part["unit"]]) < len(METRICS) for part in chain):
+        if per_update is None:
             continue
-        sums, counts = (
-            np.concatenate([arrays[part["unit"]][name][part["row"]] for part in chain])[None]
-            for name in METRICS
-        )
-        steps, (returns,) = bin_returns(sums, counts, per_update)
+        sums, counts, evaluated = (_joined(chain, arrays, name) for name in READ)
         before = own.get("steps_before", 0) + chain[0]["start"] * per_update
-        curves[run_id] = Curve(before + steps, returns)
+        curve = None if evaluated is None else _of_evaluations(evaluated, before, per_update)
+        if sums is not None and counts is not None:
+            steps, (returns,) = bin_returns(sums[None], counts[None], per_update)
+            curve = Curve(before + steps, returns, curve)
+        if curve is not None:
+            curves[run_id] = curve
     return curves
+
+
+def _joined(
+    chain: Sequence[dict[str, Any]], arrays: Mapping[str, dict[str, np.ndarray]], name: str
+) -> np.ndarray | None:
+    """Return a metric of consecutive legs ``[updates]``; None if one of them lacks it."""
+    parts = [arrays[leg["unit"]].get(name) for leg in chain]
+    rows = [part[leg["row"]] for part, leg in zip(parts, chain, strict=True) if part is not None]
+    return np.concatenate(rows) if len(rows) == len(chain) else None
+
+
+def _of_evaluations(returns: np.ndarray, before: float, per_update: float) -> Curve | None:
+    """Return the curve of returns ``[updates]`` that are NaN where nothing was evaluated."""
+    known = np.flatnonzero(np.isfinite(returns))
+    return Curve(before + (known + 1) * per_update, returns[known]) if known.size else None
 
 
 def chains(legs: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

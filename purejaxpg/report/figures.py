@@ -209,6 +209,9 @@ def _draw_curves(axes: "Axes", curves: Curves) -> None:
         )
         label = plain(line.label)
         axes.plot(line.steps, line.centre, color=colour, linewidth=2.0, zorder=3, label=label)
+    for own, colour in zip(curves.evaluated, itertools.cycle(MORE_COLOURS)):
+        if own is not None:
+            axes.plot(own.steps, own.centre, "o--", color=colour, linewidth=1.2, markersize=4)
     if curves.others:
         noun = "other" if len(curves.others) == 1 else "others"
         what = ": median, middle half, 5% to 95%" if curves.quantiles is not None else ""

@@ -467,8 +467,10 @@ def _curve_rows(data: Analysis) -> list[dict[str, Any]]:
     rows = []
     for section in data.sections:
         drawn = [(ranking.TUNE, section.curves), (ranking.CONFIRM, section.confirmed_curves)]
-        for stage, line in ((s, line) for s, curves in drawn if curves for line in curves.best):
-            rows += _points(line, env=section.environment, stage=stage)
+        for stage, curves in ((stage, curves) for stage, curves in drawn if curves):
+            kinds = {"training": curves.best, "evaluation": filter(None, curves.evaluated)}
+            for kind, line in ((kind, line) for kind, lines in kinds.items() for line in lines):
+                rows += _points(line, env=section.environment, stage=stage, returns=kind)
     return rows
 
 

@@ -42,7 +42,7 @@ from purejaxpg.sweep import space
 
 METHODS = ("grid", "random", "sobol", "lhs", "optuna")
 TABLES = ("config", "sweep", "given", "search", "halving", "pbt")
-KEYS = ("agent", "seeds", "eval_episodes", "rows_per_device", *TABLES)
+KEYS = ("agent", "seeds", "eval_episodes", "eval_every", "rows_per_device", *TABLES)
 
 # (trainer, its first configuration, seeds, [given]) -> an instance of the trainer's `Given`, and
 # the seeds in the order of its axes: those of the sweep, and then others that have an item.
@@ -58,7 +58,9 @@ class Method:
     method: str = "grid"
     samples: int = 0  # configurations to draw
     seed: int = 0
-    batch: int = 16  # configurations per batch of optuna
+    # Configurations per batch of optuna, the first of which is drawn at random. By default it is a
+    # quarter of the samples, and at most this.
+    batch: int = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +106,7 @@ class Spec:
     # Runs known beforehand: none of optuna's, and one seed of a population.
     runs: tuple[plans.Run, ...] = ()
     eval_episodes: int = 128
+    eval_every: int = 0  # updates between two evaluations within training; 0: none
     rows_per_device: int | None = None  # None: chosen when the sweep is planned
     identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # JSON-able
     text: str = ""
@@ -164,9 +167,18 @@ def parse(path: Path) -> tuple[dict[str, Any], str]:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def load(path: Path, given: Any = None, resolve: Resolve | None = None) -> Spec:
-    """Read and check the TOML file at `path`; the rest is as for `from_dict`."""
+def load(
+    path: Path,
+    given: Any = None,
+    resolve: Resolve | None = None,
+    more: Mapping[str, Any] = types.MappingProxyType({}),
+) -> Spec:
+    """Read and check the TOML file at `path`; the rest is as for `from_dict`.
+
+    The keys in `more` replace those of the file.
+    """
     raw, text = parse(path)
+    raw |= more
     return from_dict(raw, path.stem, path.parent, text, given, resolve)
 
 
@@ -202,7 +214,6 @@ def from_dict(
     both = ", ".join(sorted(set(flat(fixed)) & set(swept)))
     configs.require(not both, f"{both} must be in [config] or in [sweep], not in both.")
     axes = _axes(agent, swept)
-    search = _search(agent, raw, axes)
     rows = raw.get("rows_per_device")
     _positive("rows_per_device", 1 if rows is None else rows)
     spec = Spec(
@@ -210,11 +221,12 @@ def from_dict(
         agent_name=agent_name,
         agent=agent,
         eval_episodes=_positive("eval_episodes", raw.get("eval_episodes", 128)),
+        eval_every=_positive("eval_every", raw["eval_every"]) if "eval_every" in raw else 0,
         rows_per_device=rows,
         text=text,
         axes=axes,
         seeds=tuple(_seeds(raw.get("seeds", 1))),
-        search=search,
+        search=_search(agent, raw, axes),
         fixed=fixed,
         source=trainers.digest(trainers.files(agent_name, base)),
     )
@@ -271,8 +283,10 @@ def _identity(spec: Spec, raw: Mapping[str, Any], swept: Mapping[str, Any]) -> d
         "sweep": swept,
         "eval_episodes": spec.eval_episodes,
         "rows_per_device": spec.rows_per_device,
-        **{name: raw[name] for name in ("search", "halving", "pbt") if name in raw},
+        **{n: raw[n] for n in ("eval_every", "search", "halving", "pbt") if n in raw},
     }
+    if spec.search.batch != Method.batch:  # a quarter of the samples
+        plain["search"] = {**plain["search"], "batch": spec.search.batch}
     if within := _searched_within(spec):
         plain["within"] = within
     files = trainers.of_environments(spec.environments())
@@ -355,6 +369,8 @@ def _search(
     _check_conditions(search, axes)
     if search.pbt is not None:
         search = _check_pbt(agent, search, search.pbt, axes)
+    if search.method == "optuna" and "batch" not in raw["search"]:
+        search = dataclasses.replace(search, batch=max(min(search.batch, search.samples // 4), 1))
     _check_search(search, axes)
     return search
 
