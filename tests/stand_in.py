@@ -54,6 +54,7 @@ class Spec:
     seeds: tuple[int, ...] = (0, 1)
     num_configs: int = 6
     given: contract.Given = contract.NOTHING
+    before: tuple["Spec", ...] = ()
 
     @property
     def axes(self) -> dict[str, space.Axis]:

@@ -163,11 +163,11 @@ def test_sweep_then_again_then_changed(capsys: pytest.CaptureFixture[str]) -> No
     assert snapshot(results / "arrays") == arrays
 
     before = snapshot(results)
-    spec.write_text(SPEC.replace("seeds = 2", "seeds = 3"), encoding="utf-8")
+    spec.write_text(SPEC.replace("eval_episodes = 4", "eval_episodes = 5"), encoding="utf-8")
     assert cli.main(["sweep", "study.toml", "--devices", "1"]) == 2
     refused = capsys.readouterr().err
     assert "different sweep" in refused
-    assert "seeds" in refused
+    assert "eval_episodes" in refused
     assert refused.count("\n") == 1
     assert snapshot(results) == before
 

@@ -4,6 +4,7 @@ They show how a run went. They never rank: the policy changes while they are col
 best point of a noisy curve is too good.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from purejaxpg.sweep.store import Store
 BINS = 60
 _RESAMPLES = 500
 METRICS = contract.CURVE
+_SUM = "_sum"  # ends the name of a sum over episodes
 READ = (*METRICS, contract.EVALUATED_RETURN)  # what curves are made of
 NONE: Mapping[str, Any] = {}
 
@@ -59,16 +61,109 @@ def bin_returns(
     Returns:
         Environment steps at the centre of each bin ``[bins]``, and mean returns ``[rows, bins]``.
     """
-    updates = return_sum.shape[1]
-    wanted = np.linspace(0, updates, min(bins, updates) + 1)
-    edges = np.ceil(wanted - 0.5).astype(int)  # the nearest, of two the first
-    centres = (edges[:-1] + edges[1:]) / 2 * steps_per_update
+    edges, centres = _edges(return_sum.shape[1], bins, steps_per_update)
     with np.errstate(invalid="ignore", divide="ignore"):
         sums = np.add.reduceat(return_sum.astype(np.float64), edges[:-1], axis=1)
         counts = np.add.reduceat(count.astype(np.float64), edges[:-1], axis=1)
         means = np.where(counts > 0, sums / counts, np.nan)
     known = np.where(np.isfinite(means), np.arange(means.shape[1]), 0)
     return centres, np.take_along_axis(means, np.maximum.accumulate(known, axis=1), axis=1)
+
+
+def bin_means(
+    values: np.ndarray, steps_per_update: float, bins: int = BINS
+) -> tuple[np.ndarray, np.ndarray]:
+    """Average a metric over the updates of each bin, without values that are not finite.
+
+    Args:
+        values: one per update ``[rows, updates]``.
+        steps_per_update: environment steps of one update.
+        bins: the largest number of bins; fewer updates give one bin each.
+
+    Returns:
+        Environment steps at the centre of each bin ``[bins]``, and means ``[rows, bins]``, NaN
+        where no value is finite.
+    """
+    edges, centres = _edges(values.shape[1], bins, steps_per_update)
+    known = np.isfinite(values)
+    sums = np.add.reduceat(np.where(known, values, 0).astype(np.float64), edges[:-1], axis=1)
+    counts = np.add.reduceat(known.astype(np.float64), edges[:-1], axis=1)
+    return centres, np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def _edges(updates: int, bins: int, steps_per_update: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first update of each bin and the end ``[bins + 1]``, and the centres in steps."""
+    wanted = np.linspace(0, updates, min(bins, updates) + 1)
+    edges = np.ceil(wanted - 0.5).astype(int)  # the nearest, of two the first
+    return edges, (edges[:-1] + edges[1:]) / 2 * steps_per_update
+
+
+def metrics_of_runs(
+    store: Store, run_ids: Iterable[str], unfinished: Mapping[str, Any] = NONE
+) -> dict[str, dict[str, Curve]]:
+    """Return every training metric of some runs in bins, all legs of a run put together.
+
+    Args:
+        store: an open result directory.
+        run_ids: the runs; those without a committed leg are left out.
+        unfinished: arrays and facts of other units, whose legs count as committed.
+
+    Returns:
+        By metric and run. ``episode/return`` and ``episode/length`` are means over the episodes
+        that ended in a bin; every other metric is a mean over its updates.
+    """
+    facts = {unit["name"]: unit["facts"] or {} for unit in store.ledger.units() if unit["done"]}
+    others = {unit: own for unit, own in unfinished.items() if unit not in facts}
+    facts |= {unit: about for unit, (_, about) in others.items()}
+    wanted = set(run_ids)
+    found = chains(leg for leg in store.ledger.legs() if leg["unit"] in facts)
+    own = {run_id: chain for run_id, chain in found.items() if run_id in wanted}
+    rows: dict[str, set[int]] = {}
+    for leg in (leg for chain in own.values() for leg in chain):
+        rows.setdefault(leg["unit"], set()).add(leg["row"])
+    read = {
+        unit: _rows_of(others[unit][0] if unit in others else store.arrays(unit), sorted(places))
+        for unit, places in rows.items()
+    }
+    curves: dict[str, dict[str, Curve]] = {}
+    for run_id, chain in own.items():
+        about = facts[chain[0]["unit"]]
+        per_update = about.get("steps_per_update") or 1
+        before = about.get("steps_before", 0) + chain[0]["start"] * per_update
+        legs = [read[leg["unit"]][leg["row"]] for leg in chain]
+        for name, (steps, values) in _binned(legs, per_update).items():
+            curves.setdefault(name, {})[run_id] = Curve(before + steps, values)
+    return curves
+
+
+def _rows_of(
+    arrays: Mapping[str, np.ndarray], rows: Sequence[int]
+) -> dict[int, dict[str, np.ndarray]]:
+    """Return the metrics ``[updates]`` of some rows of a unit; the others are not kept."""
+    metrics = {
+        name: array
+        for name, array in arrays.items()
+        if not name.startswith(contract.EVALUATION) and array.ndim == 2
+    }
+    return {row: {name: array[row].copy() for name, array in metrics.items()} for row in rows}
+
+
+def _binned(
+    legs: Sequence[Mapping[str, np.ndarray]], per_update: float
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return steps and values of each metric in bins; sums over episodes become means."""
+    names = [name for name in legs[0] if all(name in leg for leg in legs)]
+    metrics = {name: np.concatenate([leg[name] for leg in legs])[None] for name in names}
+    found = {}
+    for name, values in metrics.items():
+        per_episode = name.startswith(contract.EPISODE) and name.endswith(_SUM)
+        if per_episode and contract.EPISODE_COUNT in metrics:
+            count = metrics[contract.EPISODE_COUNT]
+            steps, (binned,) = bin_returns(values, count, per_update)
+        else:
+            steps, (binned,) = bin_means(values, per_update)
+        found[name.removesuffix(_SUM) if per_episode else name] = steps, binned
+    return found
 
 
 def of_runs(
@@ -107,6 +202,19 @@ def of_runs(
     return curves
 
 
+def areas(store: Store) -> dict[str, float]:
+    """Return the area under the curve of every run of a sweep that has one."""
+    done = [unit["name"] for unit in store.ledger.units() if unit["done"]]
+    arrays = {name: store.arrays(name, METRICS) for name in done}
+    return {name: c.area for name, c in of_runs(store, store.ledger.legs(), arrays).items()}
+
+
+def mean_area(run_ids: Iterable[str], areas: Mapping[str, float]) -> float:
+    """Return the IQM over runs of the known areas; -inf if there are none."""
+    known = [areas[run_id] for run_id in run_ids if math.isfinite(areas.get(run_id, math.nan))]
+    return float(stats.iqm(known)) if known else -math.inf
+
+
 def _joined(
     chain: Sequence[dict[str, Any]], arrays: Mapping[str, dict[str, np.ndarray]], name: str
 ) -> np.ndarray | None:
@@ -124,10 +232,10 @@ def _of_evaluations(returns: np.ndarray, before: float, per_update: float) -> Cu
 
 def chains(legs: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Return by run the legs that led to its last one, following parents through the rounds."""
-    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}  # by run and last update
     for leg in legs:
-        before = found.get((leg["parent"], leg["round"] - 1), []) if leg["start"] else []
-        found[leg["run_id"], leg["round"]] = [*before, leg]
+        before = found.get((leg["parent"], leg["start"]), []) if leg["start"] else []
+        found[leg["run_id"], leg["stop"]] = [*before, leg]
     return {run_id: chain for (run_id, _), chain in found.items()}
 
 
@@ -153,7 +261,7 @@ def interval(returns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
-def stack(run_ids: Iterable[str], curves: dict[str, Curve]) -> Curve | None:
+def stack(run_ids: Iterable[str], curves: Mapping[str, Curve]) -> Curve | None:
     """Return the curves of a configuration's runs, ``returns [runs, bins]``, if any.
 
     Runs that ended earlier than the longest are left out: they have no values at its steps.

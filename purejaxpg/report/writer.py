@@ -54,7 +54,8 @@ def write(directory: str | os.PathLike[str], console: "Console") -> Path:
             written = completions.of_store(store, data.ranked, data.confirmed)
             _print_further(written, console)
             _write_tables(data, written, target)
-            text = page.render(data, _title_of(store.path), written)
+            metrics = analysis.metrics_of(store, data)
+            text = page.render(data, _title_of(store.path), written, metrics=metrics)
             disk.write_text(target / "index.html", text)
             drawn = figures.write(data, target) + _write_completions(written, target)
     line = f"Wrote index.html, table.csv and {count(len(drawn), 'figure')} to {target}"
@@ -79,7 +80,8 @@ def page_text(directory: Path, now: page.Now, unfinished: analysis.Unfinished) -
     with Store.read(directory) as store:
         data = analysis.of_store(store, unfinished)
         written = completions.of_store(store, data.ranked, data.confirmed)
-        return page.render(data, _title_of(store.path), written, now)
+        metrics = analysis.metrics_of(store, data, unfinished)
+        return page.render(data, _title_of(store.path), written, now, metrics)
 
 
 def write_stages(directory: str | os.PathLike[str], now: page.Now | None = None) -> Path:

@@ -100,14 +100,14 @@ class Progress:
         self.programs = {i: {group.program for group in own} for i, own in enumerate(groups)}
         legs = [leg for round_ in rounds for leg in round_.legs]
         self.total_steps = self.all_steps = sum(leg.steps for leg in legs)
-        self.run_steps = self.total_steps / len({leg.run.run_id for leg in legs})
+        self.run_steps = self.total_steps / plans.count_runs(rounds)
         self.bar.update(self.task, total=self.total_steps)
         sides = " x ".join(
             [count(spec.num_configs, "configuration")]
             + [count(len(spec.conditions), "condition")] * (len(spec.conditions) > 1)
             + [count(len(spec.seeds), "seed")]
         )
-        runs = count(len({leg.run.run_id for leg in legs}), "run")
+        runs = count(plans.count_runs(rounds), "run")
         several = f" in {len(rounds)} rounds" if len(rounds) > 1 else ""
         self.whole_unit = contract.unit(spec.agent)
         self.unit = self.whole_unit.split()[-1]
@@ -272,7 +272,8 @@ class Progress:
         to_do = max(self.total_steps - self.done_steps, 0)
         left = [f"about {duration(self.left_s)} left"] if math.isfinite(self.left_s) else []
         speed = self.status() if self.done_steps else ["compiling"]
-        return 1 - to_do / max(self.all_steps, to_do, 1), (*left, *speed, *self.best_line())
+        of = [f"of {self.title[:1].lower()}{self.title[1:]}"] if self.title else []
+        return 1 - to_do / max(self.all_steps, to_do, 1), (*of, *left, *speed, *self.best_line())
 
     def line(self) -> None:
         """Print progress as a plain line."""

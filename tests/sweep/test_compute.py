@@ -100,6 +100,7 @@ TOY = sys.modules[__name__]
 SPEC: Any = types.SimpleNamespace(
     agent=TOY,
     eval_episodes=3,
+    eval_every=0,
     rows_per_device=None,
     given=contract.Given(),
     search=specs.Search(),

@@ -119,3 +119,13 @@ def test_a_slow_run_is_timed_in_minutes(monkeypatch: pytest.MonkeyPatch) -> None
     clock[0] = 2000.0
     advanced(progress, groups[0], 5)
     assert progress.status() == ["update 5 of 10, 3 steps/min", "1.8 agents/h"]
+
+
+def test_the_page_is_told_which_stage_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(file=io.StringIO())
+    progress, clock, groups = begun(console, monkeypatch, "Stage 2 of 3: reward")
+    assert progress.now() == (0.0, ("of stage 2 of 3: reward", "compiling"))
+    clock[0] = 4.0
+    advanced(progress, groups[0], 5)
+    share, words = progress.now()
+    assert share == 0.25 and words[1:3] == ("about 12 s left", "update 5 of 10, 25 steps/s")

@@ -536,6 +536,15 @@ def test_the_commands_take_the_directory_of_several_agents(
     assert cli.main(["export", str(both / "two")]) == 0
 
 
+def test_agents_that_play_an_environment_are_compared(
+    both: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[list[pathlib.Path]] = []
+    monkeypatch.setattr(session, "report_together", lambda found, out, _: compared.append(found))
+    assert cli.main(["report", str(both)]) == 0
+    assert compared == [[both / "one", both / "two"]]
+
+
 def test_an_agent_added_later_is_computed_beside_the_finished_ones(
     both: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -548,6 +557,24 @@ def test_an_agent_added_later_is_computed_beside_the_finished_ones(
     assert "Agent 3 of 3: two: already finished." in printed
     assert len(runs(tmp_path / "out" / "three")) == 4 + 2 * 2
     assert "3 agents" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_the_sweeps_of_several_agents_grow(
+    both: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = AGENTS.replace("seeds = 2", "seeds = 3")
+    (tmp_path / "confirmed").mkdir()
+    path = write_agents(tmp_path / "confirmed", more)
+    with pytest.raises(InputError, match=r"^Agent 'one': .* cannot grow .* winner was confirmed"):
+        session.sweep(path, options(both))
+    monkeypatch.setattr(session, "report", lambda out, _: out)
+    out = tmp_path / "out"
+    for text in (AGENTS, more):
+        session.sweep(write_agents(tmp_path, text), options(out))
+    for name, configurations in (("one", 4), ("two", 1)):
+        legs = runs(out / name)
+        assert [leg["round"] for leg in legs].count(1) == configurations
+        assert len(legs) == 3 * configurations and {leg["seed"] for leg in legs} == {0, 1, 2}
 
 
 BAD_AGENTS = [
