@@ -188,6 +188,9 @@ def test_a_sweep_runs_without_snapshots_and_draws(tmp_path: Any) -> None:
     options = session.Options(out=tmp_path / "out", snapshot_every_s=0.0, quiet=True)
     session.run(spec, options, jax.devices()[:1])
     assert not list((tmp_path / "out" / "progress").glob("*"))
+    longer = {**RAW, "config": {**RAW["config"], "total_timesteps": 128}}
+    with pytest.raises(InputError, match="cannot be stored, so no run can go on"):
+        session.run(specs.from_dict(longer, "x"), options, jax.devices()[:1])
     said: list[str] = []
     gif = tmp_path / "a.gif"
     playback.run(tmp_path / "out", "best", 2, False, 0, gif, None, said.append)

@@ -220,11 +220,12 @@ class Gymnasium(gymnax.environment.Environment):
     def film(self, states: Ticket, params: Params, steps: list[int]) -> list[np.ndarray]:
         """Play an episode again by its seed and actions -> an image of each of some steps."""
         env = self.vectors(1, render_mode="rgb_array")
-        env.reset(seed=seeds_of(states.seed[:1]))
+        env.reset(seed=seeds_of(np.asarray(states.seed[:1])))
         images = []
         for time in range(steps[-1] + 1):
             if time > 0:
-                env.step(valid_action(self.act_space, states.action[time : time + 1]))
+                action = np.asarray(states.action[time : time + 1])
+                env.step(valid_action(self.act_space, action))
             if time in steps:
                 images.append(np.asarray(env.render()[0]))
         env.close()

@@ -68,6 +68,7 @@ class Jumanji(libraries.Adapter):
         images = []
         for state in libraries.chosen(states, steps):
             self.env.render(state)
-            images.append(np.array(plt.gcf().canvas.buffer_rgba())[:, :, :3])
+            canvas: Any = plt.gcf().canvas  # Agg's, whose type matplotlib does not say
+            images.append(np.array(canvas.buffer_rgba())[:, :, :3])
         self.env.close()
         return images
