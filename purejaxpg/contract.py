@@ -579,14 +579,15 @@ def act(
     if not has_memory(trainer):
         return trainer.policy(key, state, obs, config, greedy), memory
     acted = trainer.policy(key, state, obs, memory, config, greedy)
-    name = name_of(trainer)
     if not isinstance(acted, tuple) or len(acted) != 2:
-        raise InputError(f"policy of agent {name!r} must return an action and its memory.")
+        raise InputError(
+            f"policy of agent {name_of(trainer)!r} must return an action and its memory."
+        )
     before, after = _described(memory), _described(acted[1])
     if before != after:
         raise InputError(
-            f"policy of agent {name!r} must return a memory like that of initial_memory, {before}, "
-            f"but returns {after}."
+            f"policy of agent {name_of(trainer)!r} must return a memory like that of "
+            f"initial_memory, {before}, but returns {after}."
         )
     return acted
 

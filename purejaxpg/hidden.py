@@ -92,7 +92,7 @@ def _traced(trainer: types.ModuleType, config: Any) -> tuple[Any, list[bool], An
     obs = jax.ShapeDtypeStruct((count, contract.environment(config).obs_size), jnp.float32)
     update = jax.make_jaxpr(trainer.update)(key, state, config)
     policy = jax.make_jaxpr(trainer.policy)(key, state, obs, config)
-    return state, per_env, update.jaxpr, policy.jaxpr
+    return state, per_env, _inner(update), _inner(policy)
 
 
 def _in_environment(state: Any) -> list[bool]:
@@ -132,20 +132,32 @@ def _operands(equation: Any, outputs: Sequence[int], conditions: bool) -> list[b
     """Return for each operand of an equation whether some of its results depend on it."""
     name, params = equation.primitive.name, equation.params
     if name == "scan":
-        sizes = params["num_consts"], params["num_carry"]
-        return _of_loop(params["jaxpr"].jaxpr, *sizes, outputs, conditions)
+        body = _inner(params["jaxpr"])
+        carry = _same_rank(body.outvars, equation.outvars)  # what a step returns is stacked
+        consts = _same_rank(body.invars, equation.invars) - carry
+        return _of_loop(body, consts, carry, outputs, conditions)
     if name == "while":
-        body, consts = params["body_jaxpr"].jaxpr, params["body_nconsts"]
-        carry = len(equation.outvars)
-        read = _of_loop(body, consts, carry, outputs, conditions)
+        body, consts = _inner(params["body_jaxpr"]), params["body_nconsts"]
+        read = _of_loop(body, consts, len(equation.outvars), outputs, conditions)
         return [conditions] * params["cond_nconsts"] + read
     if name == "cond":
-        branches = [_reads(branch.jaxpr, outputs, conditions) for branch in params["branches"]]
+        branches = [_reads(_inner(each), outputs, conditions) for each in params["branches"]]
         return [True, *map(any, zip(*branches, strict=True))]
-    bodies = [getattr(x, "jaxpr", x) for x in params.values() if hasattr(x, "eqns")]
+    bodies = [_inner(x) for x in params.values() if hasattr(x, "eqns")]
     if len(bodies) == 1 and len(bodies[0].invars) == len(equation.invars):
         return _reads(bodies[0], outputs, conditions)
     return [True] * len(equation.invars)
+
+
+def _inner(jaxpr: Any) -> Any:
+    """Return a program without its constants, which jax 0.11 does not keep apart."""
+    return getattr(jaxpr, "jaxpr", jaxpr)
+
+
+def _same_rank(inside: Sequence[Any], outside: Sequence[Any]) -> int:
+    """Return how many variables are the same inside and outside a scan, and not its steps."""
+    pairs = zip(inside, outside, strict=True)
+    return sum(len(a.aval.shape) == len(b.aval.shape) for a, b in pairs)
 
 
 def _of_loop(

@@ -152,8 +152,8 @@ def test_titles_have_the_step_and_the_return_so_far(tmp_path, monkeypatch):
     env, params, states = episode("Catch-bsuite", 5)
     make = pictures._film
 
-    def film(steps: list[int]) -> Any:
-        class Watched(make(steps)):  # type: ignore[misc]
+    def film(name: str, steps: list[int]) -> Any:
+        class Watched(make(name, steps)):  # type: ignore[misc]
             def update(self, number: int) -> None:
                 super().update(number)
                 written.append(self.ax.get_title())

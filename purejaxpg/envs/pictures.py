@@ -96,7 +96,9 @@ def save(path: Path, env: Env, params: Any, states: Any, rewards: np.ndarray) ->
                 _write_gif(temporary, own_frames(env, params, states, steps))
             else:
                 frames = [jax.tree.map(lambda leaf, t=t: leaf[t], states) for t in steps]
-                film = _film(steps)(env.inner, params, frames, np.cumsum(rewards)[steps])
+                film = _film(env.name, steps)(
+                    env.inner, params, frames, np.cumsum(rewards)[steps]
+                )
                 film.animate(str(temporary))
         if ready != temporary:
             _write_mp4(ready, temporary)
@@ -164,14 +166,14 @@ def _write_mp4(path: Path, gif: Path) -> None:
     writer.close()
 
 
-def _film(steps: list[int]) -> Any:
-    """Return gymnax's visualizer with the numbers of these steps in its titles."""
+def _film(name: str, steps: list[int]) -> Any:
+    """Return gymnax's visualizer with a name and the numbers of these steps in its titles."""
 
     class Film(gymnax.visualizer()):  # type: ignore[misc]
         def update(self, frame: int) -> None:
             super().update(frame)
             total = float(self.reward_seq[frame])
-            self.ax.set_title(f"{self.env.name}: step {steps[frame] + 1}, return {total:.2f}")
+            self.ax.set_title(f"{name}: step {steps[frame] + 1}, return {total:.2f}")
 
     return Film
 

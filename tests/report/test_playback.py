@@ -1,8 +1,10 @@
 import pathlib
 import re
 import shutil
+import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_sweep
@@ -205,6 +207,29 @@ def test_the_recorded_episode_is_one_of_the_environment(halved):
     assert states.time.tolist() == list(range(len(rewards)))
     # Positions follow from velocities, also over the last step, before the reset.
     np.testing.assert_allclose(obs[1:, 0], obs[:-1, 0] + 0.02 * obs[:-1, 1], atol=1e-6)
+
+
+def recalling():
+    """An agent that takes the action which MemoryChain showed at the start of an episode."""
+    agent = types.ModuleType("recalling")
+    agent.initial_memory = lambda state, config, n: jnp.zeros(n)
+
+    def policy(key, state, obs, memory, config, greedy=False):
+        memory = jnp.where(obs[:, 2] == 0.0, memory, obs[:, 2])
+        return (memory > 0).astype(jnp.int32), memory
+
+    agent.policy = policy
+    return agent
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_a_memory_goes_through_what_is_played_and_recorded(greedy):
+    """Whoever forgets is right in half of the episodes."""
+    config = ppo_rnn.Config(env="MemoryChain-bsuite")
+    trained = playback.Trained({}, recalling(), {}, config)
+    assert (playback.play(random.key(0), trained, 16, greedy)["return"] == 1.0).all()
+    states, _, rewards = playback.record(random.key(1), trained, greedy)
+    assert rewards.tolist() == [0, 0, 0, 0, 0, 1] and len(states.time) == 6
 
 
 def test_bad_pictures_are_refused_before_anything_is_computed(halved, tmp_path):
