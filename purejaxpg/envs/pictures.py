@@ -96,9 +96,7 @@ def save(path: Path, env: Env, params: Any, states: Any, rewards: np.ndarray) ->
                 _write_gif(temporary, own_frames(env, params, states, steps))
             else:
                 frames = [jax.tree.map(lambda leaf, t=t: leaf[t], states) for t in steps]
-                film = _film(env.name, steps)(
-                    env.inner, params, frames, np.cumsum(rewards)[steps]
-                )
+                film = _film(env.name, steps)(env.inner, params, frames, np.cumsum(rewards)[steps])
                 film.animate(str(temporary))
         if ready != temporary:
             _write_mp4(ready, temporary)
