@@ -39,6 +39,7 @@ from purejaxpg.text import duration
 say = functools.partial(print, flush=True)
 NONE: Mapping[str, bool] = {}
 OWN_ENVS = """
+LIBRARY:NAME         of another library, as {libraries}
 MODULE:CLASS         a class in a module of yours, as mazes:Maze
 ./FILE.py:CLASS      likewise, as ./mazes.py:Maze
 --import MODULE      import a module first, which registers environments"""
@@ -261,7 +262,7 @@ def add_result_commands(add: Any) -> None:
     text = "print N texts of a language model instead, beside those of its reference"
     option("--samples", type=int, default=0, metavar="N", help=text)
     option("--seed", type=int, default=0, help="of the episodes (0)")
-    option("--gif", type=Path, metavar="FILE.gif", help="animate one more episode")
+    option("--gif", type=Path, metavar="FILE.gif", help="animate one more episode (or FILE.mp4)")
     text = "the agent's file, for a fork; stored: the copy in DIR/source"
     option("--agent", type=Path, metavar="FILE.py", help=text)
 
@@ -357,9 +358,10 @@ def list_(arguments: argparse.Namespace) -> None:
     if arguments.what != "agents":
         modules.import_all(arguments.imports)
         from purejaxpg import envs
+        from purejaxpg.envs import libraries
 
         print(*envs.names(), sep="\n")
-        print(OWN_ENVS)
+        print(OWN_ENVS.format(libraries=", ".join(map(":".join, libraries.EXAMPLES.items()))))
 
 
 def train(arguments: argparse.Namespace, words: list[str]) -> None:

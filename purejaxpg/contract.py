@@ -41,6 +41,7 @@ The functions import jax themselves, so that a report can read the names without
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import inspect
 import json
 import math
@@ -415,6 +416,18 @@ def environment(config: Any) -> Any:
     from purejaxpg import envs
 
     return envs.from_config(config)
+
+
+def packages(environments: Any) -> dict[str, str]:
+    """Return the versions of the packages, other than gymnax, that environments come from."""
+    names = {name for env in environments for name in getattr(env.inner, "packages", ())}
+    return {name: importlib.metadata.version(name) for name in sorted(names)}
+
+
+def on_host(config: Any) -> bool:
+    """Return whether a configuration's environment is on the host, so a state cannot be stored."""
+    env = environment(config)
+    return env is not None and env.on_host
 
 
 # ------------------------------------------------------------------------------------------- sizes

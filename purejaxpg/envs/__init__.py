@@ -19,7 +19,7 @@ import numpy as np
 
 from purejaxpg import config as configs
 from purejaxpg import modules
-from purejaxpg.envs import gymnax, masked, parameters, tracing
+from purejaxpg.envs import gymnax, libraries, masked, parameters, tracing
 from purejaxpg.envs.gymnax import action_bounds, reset, step
 from purejaxpg.envs.interface import Env, EnvState, Step, episode_metrics, horizon
 from purejaxpg.envs.parameters import param_dtype, params
@@ -27,7 +27,8 @@ from purejaxpg.envs.tracing import changes_transitions
 
 __all__ = [
     "Env", "EnvState", "Step", "action_bounds", "changes_transitions", "check", "episode_metrics",
-    "from_config", "horizon", "is_own", "make", "names", "param_dtype", "params", "register",
+    "from_config", "horizon", "is_foreign", "is_own",
+    "make", "names", "param_dtype", "params", "register",
     "require_bounded", "reset", "setup", "step", "to_bounds", "traced_types",
 ]  # fmt: skip
 
@@ -78,9 +79,13 @@ def make(name: str, /, **kwargs: Any) -> Env:
     """
     factory, limit = _find(name)
     env = gymnax.make(name, factory, kwargs, limit)
-    if gymnax.is_from_gymnax(env.inner):  # the tests try these out; tracing them takes seconds
+    adapted = hasattr(env.inner, "packages")
+    # The tests try out those of gymnax and of this package; tracing them takes seconds.
+    if gymnax.is_from_gymnax(env.inner) and not adapted:
         return dataclasses.replace(env, truncates=True, limited=True)
     tracing.try_out(env)
+    if adapted and not env.on_host:
+        return dataclasses.replace(env, truncates=True, limited=True)
     truncates, limited = tracing.truncation(env)
     return dataclasses.replace(env, truncates=truncates, limited=limited)
 
@@ -89,6 +94,8 @@ def _find(name: str) -> tuple[Callable[..., Any] | None, int | None]:
     """Return what constructs an environment, None for gymnax's own, and its added time limit."""
     if name in _registered:
         return _registered[name]
+    if libraries.is_library(name):
+        return libraries.factory(name), None
     if is_own(name):
         factory = modules.attribute(name)
         configs.require(callable(factory), f"env {name!r} must be a class, but is {factory!r}.")
@@ -97,9 +104,15 @@ def _find(name: str) -> tuple[Callable[..., Any] | None, int | None]:
     return None, None
 
 
+def is_foreign(name: str) -> bool:
+    """Return whether an environment is neither gymnax's nor of this package."""
+    return name in _registered or ":" in name
+
+
 def is_own(name: str) -> bool:
     """Return whether an environment is called "MODULE:CLASS", by a module of the user's."""
-    return name not in _registered and modules.is_attribute(name)
+    known = name in _registered or libraries.is_library(name)
+    return not known and modules.is_attribute(name)
 
 
 def from_config(config: Any) -> Env:

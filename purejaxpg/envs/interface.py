@@ -57,6 +57,11 @@ class Env:
         return self.truncates or self.added_limit is not None
 
     @property
+    def on_host(self) -> bool:
+        """Whether the environment lives on the host, so that its state cannot be stored."""
+        return bool(getattr(self.inner, "on_host", False))
+
+    @property
     def param_names(self) -> list[str]:
         """The names of the environment's parameters."""
         held = dataclasses.is_dataclass(self.default_params)

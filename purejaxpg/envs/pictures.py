@@ -1,4 +1,8 @@
-"""Moving pictures of episodes, drawn by gymnax.visualize without a display.
+"""Moving pictures of episodes, drawn without a display.
+
+An environment of one's own draws itself by `render(state, params)`, which returns an image, uint8
+[H, W, 3]. One of another library does so by `film(states, params, steps)`, which returns an image
+for each of some steps. gymnax.visualize draws gymnax's own.
 
 With the extra `visualize`, which installs pygame: CartPole, masked or not, Acrobot, Pendulum,
 MountainCar and MountainCarContinuous. Always: the five games of MinAtar, Catch, FourRooms,
@@ -15,11 +19,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from purejaxpg import InputError, extras
+from purejaxpg import FaultError, InputError, extras
 from purejaxpg.envs import gymnax, masked
 from purejaxpg.envs.interface import Env
 
 MOST_FRAMES = 100  # gymnax needs about a tenth of a second for one
+FRAME_MS = 50  # how long a frame is shown
+LEAST_SIDE = 240  # pixels of a picture, about
 _WITH_PYGAME = (
     "CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCar-v0", "MountainCarContinuous-v0",
     masked.NAME,
@@ -47,12 +53,32 @@ def frame_steps(num_steps: int) -> list[int]:
     return [*range(0, num_steps - 1, stride), num_steps - 1]
 
 
-def save_gif(path: Path, env: Env, params: Any, states: Any, rewards: np.ndarray) -> None:
-    """Draw an episode as a GIF that repeats.
+def draws_itself(env: Env) -> bool:
+    """Return whether an environment has `film`, or a `render` that is not gymnax's."""
+    render = getattr(type(env.inner), "render", None)
+    own = render is not None and render.__module__.split(".")[0] != "gymnax"
+    return own or hasattr(env.inner, "film")
+
+
+def require_picture(env: Env) -> None:
+    """Raise an InputError unless an environment can be drawn."""
+    if draws_itself(env):
+        return
+    if not gymnax.is_from_gymnax(env.inner) or hasattr(env.inner, "_env"):
+        raise InputError(
+            f"env {env.name!r} is not gymnax's own, so gymnax has no picture of it; give it a "
+            "method render(state, params) that returns an image, uint8 [H, W, 3]."
+        )
+    require_drawable(env.name)
+
+
+def save(path: Path, env: Env, params: Any, states: Any, rewards: np.ndarray) -> None:
+    """Draw an episode as a GIF that repeats, or as an MP4.
 
     Args:
-        path: the file, which must end in .gif; it is replaced only once the picture is complete.
-        env: one of gymnax's own environments.
+        path: the file, which must end in .gif or .mp4; it is replaced only once the picture is
+            complete.
+        env: the environment.
         params: its parameters.
         states: the environment's own state before each step, leaves [T, ...].
         rewards: [T].
@@ -60,19 +86,82 @@ def save_gif(path: Path, env: Env, params: Any, states: Any, rewards: np.ndarray
     Raises:
         InputError: the environment has no picture.
     """
-    require_drawable(env.name)
-    if not gymnax.is_from_gymnax(env.inner) or hasattr(env.inner, "_env"):
-        raise InputError(f"env {env.name!r} is not gymnax's own, so gymnax has no picture of it.")
+    require_picture(env)
     steps = frame_steps(len(rewards))
-    frames = [jax.tree.map(lambda leaf, t=t: leaf[t], states) for t in steps]
     temporary = path.with_name(f".{path.name}.tmp.gif")
+    ready = temporary.with_suffix(path.suffix.lower())
     try:
         with _without_display():
-            film = _film(env.name, steps)(env.inner, params, frames, np.cumsum(rewards)[steps])
-            film.animate(str(temporary))
-        os.replace(temporary, path)
+            if draws_itself(env):
+                _write_gif(temporary, own_frames(env, params, states, steps))
+            else:
+                frames = [jax.tree.map(lambda leaf, t=t: leaf[t], states) for t in steps]
+                film = _film(env.name, steps)(env.inner, params, frames, np.cumsum(rewards)[steps])
+                film.animate(str(temporary))
+        if ready != temporary:
+            _write_mp4(ready, temporary)
+        os.replace(ready, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        for file in (temporary, ready):
+            file.unlink(missing_ok=True)
+
+
+def own_frames(env: Env, params: Any, states: Any, steps: list[int]) -> list[np.ndarray]:
+    """Let an environment draw some steps of an episode -> images [H, W, 3].
+
+    Raises:
+        InputError: what it draws is no image.
+        FaultError: it needs a display, or a driver, that is not there.
+    """
+    inner = env.inner
+    try:
+        if hasattr(inner, "film"):
+            images = inner.film(states, params, steps)
+        else:
+            images = [
+                inner.render(jax.tree.map(lambda x, t=t: x[t], states), params) for t in steps
+            ]
+        frames = [np.asarray(image) for image in images]
+    except InputError:
+        raise
+    except Exception as error:
+        raise FaultError(f"{env.name} cannot be drawn here: {gymnax.reason(error)}.") from error
+    for frame in frames:
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+            raise gymnax.refusal(
+                env.name,
+                inner,
+                "render",
+                f"must return an image, uint8 [H, W, 3], but returns {frame.dtype}"
+                f"{list(frame.shape)}",
+            )
+    return frames
+
+
+def _write_gif(path: Path, frames: list[np.ndarray]) -> None:
+    """Write images [H, W, 3] of one size as a GIF that repeats; small ones are enlarged."""
+    from PIL import Image
+
+    scale = max(1, LEAST_SIDE // max(frames[0].shape))
+    first, *rest = (Image.fromarray(f.repeat(scale, 0).repeat(scale, 1)) for f in frames)
+    first.save(path, save_all=True, append_images=rest, duration=FRAME_MS, loop=0)
+
+
+def _write_mp4(path: Path, gif: Path) -> None:
+    """Write the frames of a GIF as an MP4, whose sides must be even."""
+    from PIL import Image, ImageSequence
+
+    writers = extras.load("imageio_ffmpeg", "video", "A picture that ends in .mp4")
+    with Image.open(gif) as image:
+        frames = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
+    frames = [np.pad(f, [(0, f.shape[0] % 2), (0, f.shape[1] % 2), (0, 0)]) for f in frames]
+    height, width, _ = frames[0].shape
+    fps = 1000 / FRAME_MS
+    writer = writers.write_frames(str(path), (width, height), fps=fps, macro_block_size=2)
+    writer.send(None)
+    for frame in frames:
+        writer.send(np.ascontiguousarray(frame))
+    writer.close()
 
 
 def _film(name: str, steps: list[int]) -> Any:

@@ -28,6 +28,7 @@ from purejaxpg import (
     disk,
     envs,
     evaluate,
+    extras,
     modules,
     trainers,
 )
@@ -40,7 +41,7 @@ from purejaxpg.sweep.store import Store
 from purejaxpg.text import count, paragraphs, short
 
 BEST = "best"
-DRAWN_STEPS = 10_000  # of an episode, at most
+DRAWN_STEPS, DRAWN_BYTES = 10_000, 2**31  # of an episode, at most
 Say = Callable[[str], object]
 
 
@@ -160,6 +161,8 @@ def run(
         if gif is not None:
             _check_gif(gif, ranking.environment_of(chosen))
         trained = load(store, chosen, agent, say)
+    if gif is not None:
+        pictures.require_picture(envs.from_config(trained.config))
     key_episodes, key_picture = random.split(random.key(seed, impl="threefry2x32"))
     columns = contract.samples(trained.agent, key_episodes, trained, samples) if samples else {}
     say(_description(trained))
@@ -396,7 +399,11 @@ def record(
         The environment's own state before each step, leaves ``[T, ...]``; observations
         ``[T + 1, D]``, the last one after the last step; rewards ``[T]``.
     """
-    steps = min(contract.horizon(trained.config) or DRAWN_STEPS, DRAWN_STEPS)
+    env, params = envs.setup(trained.config)
+    state = jax.eval_shape(lambda key: envs.reset(key, env, params, 1)[1], key)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    limit = min(DRAWN_STEPS, DRAWN_BYTES // size)
+    steps = min(contract.horizon(trained.config) or limit, limit)
     episode = jax.jit(functools.partial(_episode, trained.agent, steps, greedy))
     steps_taken = episode(key, trained.state, trained.config)
     inner, obs, next_obs, reward, done = jax.tree.map(lambda x: np.asarray(x)[:, 0], steps_taken)
@@ -427,21 +434,25 @@ def _episode(
 
 
 def picture(key: jax.Array, trained: Trained, greedy: bool, path: Path) -> str:
-    """Draw one episode into the GIF file `path` -> a message."""
+    """Draw one episode into the file `path`, a GIF or an MP4 -> a message."""
     states, _, rewards = record(key, trained, greedy)
     env, params = envs.setup(trained.config)
     with disk.faults("write", path):
-        pictures.save_gif(path, env, params, states, rewards)
+        pictures.save(path, env, params, states, rewards)
     length, total = count(len(rewards), "step"), _short(float(rewards.sum()))
     return f"Drew an episode of {length} with return {total}: {path}"
 
 
 def _check_gif(path: Path, env_name: str) -> None:
     """Raise early if the picture cannot be drawn or written."""
-    pictures.require_drawable(env_name)
+    if not envs.is_foreign(env_name):
+        pictures.require_drawable(env_name)
     configs.require(
-        path.suffix.lower() == ".gif", f"The picture must end in .gif, but is {str(path)!r}."
+        path.suffix.lower() in (".gif", ".mp4"),
+        f"The picture must end in .gif or .mp4, but is {str(path)!r}.",
     )
+    if path.suffix.lower() == ".mp4":
+        extras.load("imageio_ffmpeg", "video", "A picture that ends in .mp4")
     with disk.faults("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
 

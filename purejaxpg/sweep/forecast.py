@@ -30,6 +30,10 @@ MEASURED = 4  # programs that are compiled and timed; others are estimated from 
 ENOUGH_S, SEGMENTS_TIMED = 1.0, 20  # either ends the timing of a segment
 WORSE = 1.1  # warn if a row costs this much more than in a unit of half the rows
 Say = Callable[[str], None]
+ON_HOST = (
+    "Note: an environment of gymnasium runs on the host, in Python, one step after the other, and "
+    "is slow. Its states cannot be stored, so a unit that is interrupted starts again."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +152,8 @@ def plan(
     if not planned:
         return 0.0
     groups = [group for _, group in planned]
+    if any(contract.on_host(group.config) for group in groups):
+        notes.append(ON_HOST)
     for line in [compilations(groups), *notes]:
         say(line)
     for index, group in planned:

@@ -236,8 +236,8 @@ def from_dict(
     )
     spec = dataclasses.replace(spec, given=_given(spec, table(raw, "given"), given, resolve))
     spec = dataclasses.replace(spec, runs=tuple(_runs(spec)))
-    _refuse_repeated(spec)
-    _refuse_equal(spec)
+    for refuse in (_refuse_repeated, _refuse_equal, _refuse_stored):
+        refuse(spec)
     return _identified(spec, raw, swept, base)
 
 
@@ -333,6 +333,8 @@ def _identity(
         plain["given"] = spec.given.digest[:16]
     if env_files:
         plain["env_source"] = trainers.digest(env_files)[:16]
+    if packages := contract.packages(spec.environments()):
+        plain["env_packages"] = packages
     return json.loads(json.dumps(plain))
 
 
@@ -499,6 +501,16 @@ def _refuse_repeated(spec: Spec) -> None:
         if run.run_id in seen:
             raise InputError(f"[sweep] lists a value twice: {dict(run.swept)!r} occurs again.")
         seen.add(run.run_id)
+
+
+def _refuse_stored(spec: Spec) -> None:
+    """Refuse a search that stores states, with an environment that cannot be stored."""
+    for env in spec.environments() if spec.search.halving or spec.search.pbt else ():
+        configs.require(
+            not env.on_host,
+            f"[{'pbt' if spec.search.pbt else 'halving'}] continues runs from stored states, but "
+            f"those of env {env.name!r} cannot be stored; use another search.",
+        )
 
 
 def _refuse_equal(spec: Spec) -> None:

@@ -233,7 +233,7 @@ def test_a_memory_goes_through_what_is_played_and_recorded(greedy):
 
 
 def test_bad_pictures_are_refused_before_anything_is_computed(halved, tmp_path):
-    with pytest.raises(InputError, match=r"must end in \.gif"):
+    with pytest.raises(InputError, match=r"must end in \.gif or \.mp4"):
         play(halved, gif=tmp_path / "a.png")
     (tmp_path / "file").touch()
     with pytest.raises(FaultError, match=r"Cannot write .*a\.gif"):
