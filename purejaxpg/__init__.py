@@ -10,5 +10,9 @@ class InputError(ValueError):
     """What was asked for cannot be done: one plain sentence, exit status 2."""
 
 
+class CodeError(InputError):
+    """A user's file has an error: its lines, then the error, exit status 2."""
+
+
 class FaultError(RuntimeError):
     """The surroundings failed (disk, permissions, a damaged file): one plain sentence, status 1."""

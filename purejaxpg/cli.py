@@ -14,11 +14,13 @@ import os
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from purejaxpg import (
+    CodeError,
     FaultError,
     InputError,
     __version__,
@@ -27,6 +29,7 @@ from purejaxpg import (
     modules,
     signals,
     streams,
+    tracebacks,
     trainers,
 )
 from purejaxpg import config as configs
@@ -72,9 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return session.EXIT_FAULT
     except OSError as error:
         if error.filename is not None or error.errno not in streams.UNWRITABLE:
-            raise
+            return explain(error)
         streams.discard_output()
         return complain(f"Standard output cannot be written: {error.strerror}.", session.EXIT_FAULT)
+    except CodeError as error:
+        return explain(error)
     except (InputError, FaultError) as error:
         return complain(error, session.exit_status(error))
     except KeyboardInterrupt as error:
@@ -83,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = complain(message, session.exit_status(error))
         signals.end_at_once(status)
         return status
+    except Exception as error:
+        return explain(error)
 
 
 def dispatch(words: list[str]) -> int:
@@ -103,6 +110,17 @@ def complain(message: object, status: int) -> int:
     """Print one sentence on stderr and return `status`."""
     print(" ".join(str(message).split()), file=sys.stderr)
     return status
+
+
+def explain(error: Exception) -> int:
+    """Show an error of a user's code and return its exit status; raise any other again."""
+    lines = str(error) if isinstance(error, CodeError) else tracebacks.explain(error)
+    if lines is None:
+        raise error
+    if tracebacks.wanted_whole():
+        lines = "".join(traceback.format_exception(error)).rstrip()
+    print(lines, file=sys.stderr)
+    return session.EXIT_INPUT
 
 
 def make_parser() -> Parser:
@@ -245,7 +263,8 @@ def add_result_commands(add: Any) -> None:
     option("--samples", type=int, default=0, metavar="N", help=text)
     option("--seed", type=int, default=0, help="of the episodes (0)")
     option("--gif", type=Path, metavar="FILE.gif", help="animate one more episode (or FILE.mp4)")
-    option("--agent", type=Path, metavar="FILE.py", help="the agent's file, for a fork")
+    text = "the agent's file, for a fork; stored: the copy in DIR/source"
+    option("--agent", type=Path, metavar="FILE.py", help=text)
 
     option = add_for_directory(fsck, "check every hash of a result directory")
     option("--repair", action="store_true", help="make the next run compute damaged units again")
@@ -311,6 +330,8 @@ def add_run_options(parser: argparse.ArgumentParser, out: str, devices: str) -> 
         "also log every run for TensorBoard, in DIR/tensorboard, or offline for Weights & Biases, "
         "in DIR/wandb; may be given twice, and for a finished sweep"
     )
+    accept = "continue although comments, docstrings or formatting of the agent's files changed"
+    option("--accept-source", action="store_true", help=accept)
     log_choices = ["tensorboard", "wandb"]
     option("--log", action="append", dest="logs", choices=log_choices, default=[], help=logs)
     text = (
@@ -360,7 +381,10 @@ def train(arguments: argparse.Namespace, words: list[str]) -> None:
     from purejaxpg.sweep import single
 
     if arguments.help:
-        make_train_parser(single.agent_of(arguments.agent), arguments.agent).print_help()
+        agent = single.agent_of(arguments.agent)
+        started = agent.__name__ == "__main__"  # as `python mine.py`
+        command = f"python {sys.argv[0]}" if started else f"purejaxpg train {arguments.agent}"
+        make_train_parser(agent, command).print_help()
         return
     given = dict(map(parse_given, arguments.given))
     asked = single.Asked(arguments.seed, given, arguments.preset, arguments.run, options.keys)
@@ -560,15 +584,15 @@ def estimators(arguments: argparse.Namespace) -> None:
     run.run(setting, a.out, session.make_console(), (lambda _: None) if a.quiet else progress)
 
 
-def make_train_parser(agent: Any, name: str = "AGENT") -> Parser:
-    """Return a parser with the fields of an agent, for the help text of train."""
+def make_train_parser(agent: Any, command: str = "purejaxpg train AGENT") -> Parser:
+    """Return a parser with the fields of an agent, for the help text of `command`."""
     fields = contract.given_fields(agent) if agent else {}
     needed = "".join(f"--given {field}=DIR " for field, required in fields.items() if required)
     options = f"{needed}[--seed N ...] [--preset none] [--out DIR] [--quiet] [--FIELD VALUE ...]"
     played = agent is None or contract.has_environment(agent.Config)
     parser = Parser(
-        prog=f"purejaxpg train {name}",
-        usage=f"purejaxpg train {name} {options}",
+        prog=command,
+        usage=f"{command} {options}",
         description=(agent.__doc__ or "").strip().splitlines()[0] if agent else None,
         epilog=ENV_OPTIONS if played else None,
         allow_abbrev=False,

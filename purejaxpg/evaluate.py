@@ -94,7 +94,7 @@ def evaluate(
         total = total + jnp.where(played, now.reward, 0.0)
         memory = contract.restarted(memory, initial, now.done)
         running &= ~(played & now.done)
-        return (obs, memory, env_state, total, length + played, running), None
+        return (obs, memory, env_state, total, length + jnp.int32(played), running), None
 
     def stride(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         t, played = carry

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from purejaxpg import InputError
+from purejaxpg import CodeError, InputError, tracebacks
 from purejaxpg import config as configs
 
 # A module on its way to another process: the user's name for it, Python's, and its files' texts.
@@ -71,15 +71,21 @@ def load(name: str) -> types.ModuleType:
         raise
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise InputError(f"Module {name!r} cannot be imported: {error}.") from error
+            raise _broken(name, error) from error
         raise InputError(
             f"There is no module {name!r} beside the sweep file, in the current folder or on "
             "Python's path."
         ) from error
     except Exception as error:
-        problem = f"{type(error).__name__}: {error}"
-        raise InputError(f"Module {name!r} cannot be imported: {problem}.") from error
+        raise _broken(name, error) from error
     return _named[name]
+
+
+def _broken(name: str, error: Exception) -> CodeError:
+    """Return the error of a module whose code fails."""
+    why = f"Module {name!r} cannot be imported: "
+    lines = tracebacks.explain(error, why)
+    return CodeError(lines or f"{why}{type(error).__name__}: {error}.")
 
 
 def attribute(name: str) -> Any:
@@ -112,7 +118,7 @@ def require_named(name: str) -> None:
     }:
         raise InputError(
             f"The environment {name!r} is of a module that is executed only if you name it: "
-            f"--import {module_name}."
+            f"--import {module_name}, or --agent stored for the copy that was trained with."
         )
 
 

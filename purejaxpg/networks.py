@@ -58,7 +58,7 @@ def gram_schmidt(matrix: jax.Array) -> jax.Array:
         block = _projected(_one_by_one(block), q)
         # That may leave them slightly oblique to each other.
         block -= _product(block, jnp.triu(_product(block.T, block), 1))
-        q = jnp.concatenate([q, block / jnp.linalg.norm(block, axis=0)], 1)
+        q = jnp.concatenate([q, block / jnp.linalg.norm(block, axis=0, keepdims=True)], 1)
     return q
 
 
@@ -185,7 +185,8 @@ class GRU(nn.Module):
         def step(memory: jax.Array, x: jax.Array) -> jax.Array:
             h = memory @ weights
             r, z = jnp.split(nn.sigmoid((x + h)[..., : 2 * size]), 2, -1)
-            new = jnp.tanh(x[..., 2 * size :] + r * (h[..., 2 * size :] + bias))
+            inside = h[..., 2 * size :] + jnp.broadcast_to(bias, memory.shape)
+            new = jnp.tanh(x[..., 2 * size :] + r * inside)
             return (1.0 - z) * new + z * memory
 
         def restarted(memory: jax.Array, now: Any) -> tuple[jax.Array, jax.Array]:
@@ -279,7 +280,7 @@ def _next_values(
         cut, next_value = carry
         first = cut.argmax(0)  # [N]; 0 if no step is left, and then `here` is false everywhere
         at_first = look_at(jnp.take_along_axis(next_obs, first[None, :, None], 0)[0])
-        here = cut & (steps == first)
+        here = cut & (steps == first[None])
         return cut & ~here, jnp.where(here, at_first, next_value)
 
     _, next_value = jax.lax.while_loop(

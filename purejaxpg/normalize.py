@@ -83,7 +83,9 @@ def normalize(moments: Moments, x: jax.Array, clip: jax.Array | float) -> jax.Ar
         An array of x's shape; NaN where the variance is beyond float32, for values beyond 1e19.
     """
     chex.assert_shape(x, (..., *moments.mean.shape))
-    return jnp.clip((x - moments.mean) * inverse_std(moments.var), -clip, clip)
+    ahead = range(x.ndim - moments.mean.ndim)  # explicit, for jax_numpy_rank_promotion = "raise"
+    mean, scale = (jnp.expand_dims(m, ahead) for m in (moments.mean, inverse_std(moments.var)))
+    return jnp.clip((x - mean) * scale, -clip, clip)
 
 
 def discounted_sum(

@@ -3,6 +3,8 @@
 import jax
 import optax
 
+from purejaxpg import backend
+
 
 class ClippedAdam(optax.GradientTransformation):
     """Clipping of the global gradient norm, then Adam; it knows its own settings.
@@ -44,7 +46,9 @@ def clipped_adam(
     b1, b2 = 0.9, 0.999
     clip = optax.clip_by_global_norm(max_grad_norm)
     adam = optax.adam(learning_rate, b1=b1, b2=b2, eps=eps)
-    optimizer = ClippedAdam(*optax.flatten(optax.chain(clip, adam)))
+    flat = optax.flatten(optax.chain(clip, adam))
+    # optax's _tree_math.py takes 0.9 to a power that is an integer array.
+    optimizer = ClippedAdam(flat.init, backend.foreign()(flat.update))
     optimizer.learning_rate, optimizer.max_grad_norm = learning_rate, max_grad_norm
     optimizer.b1, optimizer.b2, optimizer.eps = b1, b2, eps
     return optimizer

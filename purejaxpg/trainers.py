@@ -20,7 +20,7 @@ from typing import Any
 
 import purejaxpg.agents
 import purejaxpg.rlhf
-from purejaxpg import InputError, contract, modules
+from purejaxpg import CodeError, InputError, contract, modules, tracebacks
 from purejaxpg import config as configs
 
 # Of the package's trainers, by the beginning of their names.
@@ -111,15 +111,18 @@ def execute(path: Path, name: str) -> types.ModuleType:
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))  # as `python FILE` does
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
+    aliases = [module_name]
+    if sys.modules.get(path.stem) in (None, *(loaded for _, loaded in _executed.values())):
+        aliases.append(path.stem)  # for a module that imports this file, which runs only once
+    sys.modules.update(dict.fromkeys(aliases, module))
     try:
         spec.loader.exec_module(module)
     except InputError:
         raise
     except Exception as error:
-        raise InputError(
-            f"agent {name!r} cannot be imported: {type(error).__name__}: {error}."
-        ) from error
+        why = f"agent {name!r} cannot be imported: "
+        lines = tracebacks.explain(error, why)
+        raise CodeError(lines or f"{why}{type(error).__name__}: {error}.") from error
     _executed[path] = content, module
     return module
 
@@ -141,12 +144,74 @@ def local_files(path: Path, folder: Path | None = None, within: Path | None = No
         file = queue.pop()
         if file not in files:
             files.add(file)
-            queue += [f for f in imported(file, folder) if f.is_relative_to(within or folder)]
+            reached = [f for name in imported(file, folder) for f in files_of(name, folder)]
+            queue += [f for f in reached if f.is_relative_to(within or folder)]
     return sorted(files)
 
 
-def imported(file: Path, folder: Path) -> Iterator[Path]:
-    """Yield the files in `folder` that a file imports by name."""
+def sources(path: Path, others: Iterable[Path] = ()) -> dict[str, Path]:
+    """Return all local files that a trainer depends on, wherever they are, sorted.
+
+    Besides `local_files` these are modules of the user's elsewhere on the import path, such as a
+    project that is installed in place.
+
+    Args:
+        path: the trainer's file.
+        others: more files, such as those of an environment.
+
+    Returns:
+        Files by name: the path below the folder that they are imported from.
+    """
+    home = path.parent
+    own = [path] if home in FOLDERS.values() else local_files(path)
+    queue = [(file, home) for file in own]
+    queue += [(file, _folder_of(file, home)) for file in others]
+    found: dict[str, Path] = {}
+    while queue:
+        file, folder = queue.pop(0)
+        name = file.relative_to(folder).as_posix()
+        if name not in found:
+            found[name] = file
+            queue += _located(file, folder, home) if tracebacks.is_local(file) else ()
+    return dict(sorted(found.items()))
+
+
+def _folder_of(file: Path, home: Path) -> Path:
+    """Return the folder on the import path that a file is imported from, `home` if it may be."""
+    entries = (home, *sorted((Path(entry).resolve() for entry in sys.path), key=_depth))
+    return next((entry for entry in entries if file.is_relative_to(entry)), file.parent)
+
+
+def _depth(folder: Path) -> int:
+    return -len(folder.parts)
+
+
+def _located(file: Path, folder: Path, home: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield the local files that a file imports, each with the folder that it is imported from."""
+    for name in imported(file, folder):
+        places = dict.fromkeys((home, folder, *_elsewhere(name)))
+        choices = ([(each, place) for each in files_of(name, place)] for place in places)
+        yield from next(filter(None, choices), ())
+
+
+def _elsewhere(name: str) -> list[Path]:
+    """Return the folder on the import path from which a module of the user's is imported."""
+    top = name.partition(".")[0]
+    if not top or top in OURS or top in sys.stdlib_module_names:
+        return []
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return []
+    if spec is None:
+        return []
+    packages = list(spec.submodule_search_locations or ())
+    place = Path((packages or [spec.origin or ""])[0])
+    return [place.resolve().parent] if place.exists() and tracebacks.is_local(place) else []
+
+
+def imported(file: Path, folder: Path) -> Iterator[str]:
+    """Yield the names of modules that a file imports, as seen from `folder`."""
     try:
         tree = ast.parse(file.read_text("utf-8"))
     except (SyntaxError, ValueError):  # importing it reports the error
@@ -158,8 +223,7 @@ def imported(file: Path, folder: Path) -> Iterator[Path]:
         elif isinstance(node, ast.ImportFrom):
             base = package_of(file, folder, node.level) + ([node.module] if node.module else [])
             names = [".".join(base), *(".".join([*base, alias.name]) for alias in node.names)]
-        for name in names:
-            yield from files_of(name, folder)
+        yield from names
 
 
 def package_of(file: Path, folder: Path, level: int) -> list[str]:
@@ -187,11 +251,9 @@ def digest(files: Iterable[Path]) -> str:
 
 
 def texts(path: Path) -> tuple[tuple[str, str], ...]:
-    """Return the path, relative to its folder, and the text of each of a file's local files."""
-    folder = path.parent
-    return tuple(
-        (file.relative_to(folder).as_posix(), file.read_text("utf-8")) for file in local_files(path)
-    )
+    """Return the name and the text of each of the `sources` of a file."""
+    own = {name: file for name, file in sources(path).items() if tracebacks.is_local(file)}
+    return tuple((name, file.read_text("utf-8")) for name, file in own.items())
 
 
 def of_environment(inner: Any) -> list[Path]:

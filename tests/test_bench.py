@@ -600,6 +600,7 @@ def test_another_device_is_not_mixed_in(tmp_path: pathlib.Path) -> None:
 def test_a_process_that_fails_is_a_line() -> None:
     assert run.why(-9, "") == ("killed by signal 9 (9: mostly for want of memory): it said nothing")
     assert run.why(1, "Traceback\n  x\nValueError: y\n") == "ValueError: y"
+    assert run.why(2, "mine.py, line 1, in x\n    y\nValueError: y\n").startswith("mine.py, line 1")
 
 
 def words(out: pathlib.Path, *more: str) -> list[str]:

@@ -33,7 +33,10 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 CORE = {"root", "backend", "kernels", "config"}
 SHARED = {"envs", "fused", "networks", "normalize", "optimizers", "prng", "replay", "schedules"}
 BESIDE = {"checkpoint", "contract", "disk", "evaluate", "extras", "signals", "stats", "trees"}
-INNER = {*CORE, *SHARED, *BESIDE, "hidden", "modules", "streams", "text", "trainers"}
+INNER = {
+    *(*CORE, *SHARED, *BESIDE),
+    *("hidden", "modules", "streams", "text", "tracebacks", "trainers"),
+}
 OUTER = {*INNER, "sweep", "cluster", "report"}
 # Group of a module -> groups that it may import. Every module of the package has its group here.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -42,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": {"backend", "kernels"},
     "config": {"root"},
     **dict.fromkeys(SHARED, CORE),
-    "modules": {"root", "config"},
+    "modules": {"root", "config", "tracebacks"},
     "checkpoint": {"root", "config", "disk", "text"},
     "disk": {"root"},
     "envs": {*CORE, "envs", "extras", "modules"},
@@ -59,7 +62,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "contract": {*CORE, *SHARED, "text", "trees"},
     "hidden": {"contract", "envs", "trainers"},
     "signals": set(),
-    "trainers": {*CORE, "contract", "modules"},
+    "tracebacks": set(),
+    "trainers": {*CORE, "contract", "modules", "tracebacks"},
     "sweep": {*INNER, "sweep"},
     "cluster": {*INNER, "sweep", "cluster"},
     "report": {*INNER, "sweep", "report"},

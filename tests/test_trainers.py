@@ -100,7 +100,41 @@ def test_local_files_are_all_that_is_imported_from_beside(tmp_path: pathlib.Path
         "package/sibling.py", "package/deep/__init__.py", "package/deep/deeper.py",
         "package/relative.py",
     }  # fmt: skip
-    assert dict(trainers.texts(mine))["beside.py"] == "import second"
+    assert set(trainers.sources(mine)) == found
+
+
+@pytest.mark.fast
+def test_sources_are_also_those_of_the_user_elsewhere_on_the_import_path(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    mine = write(
+        tmp_path / "lab_of_mine" / "agents" / "mine.py",
+        """
+        import os, jax, optax, pytest, purejaxpg.envs, nowhere
+        import near, importlib
+        from lab_of_mine import far
+        from namespace_of_mine import part
+        importlib.import_module("computed_of_mine")
+        """,
+    )
+    write(mine.parent / "near.py", "import far_of_mine")
+    write(tmp_path / "far_of_mine.py")
+    write(tmp_path / "computed_of_mine.py")
+    write(tmp_path / "lab_of_mine" / "__init__.py")
+    write(tmp_path / "lab_of_mine" / "far.py", "from . import relative\nimport near")
+    write(tmp_path / "lab_of_mine" / "relative.py")
+    write(tmp_path / "namespace_of_mine" / "part.py")
+    other = write(tmp_path / "envs_of_mine" / "maze.py", "import far_of_mine")
+    found = trainers.sources(mine, [other])
+    assert set(found) == {
+        "mine.py", "near.py", "far_of_mine.py", "lab_of_mine/__init__.py", "lab_of_mine/far.py",
+        "lab_of_mine/relative.py", "namespace_of_mine/part.py", "envs_of_mine/maze.py",
+    }  # fmt: skip
+    assert all(tmp_path / name == path for name, path in found.items() if "/" in name)
+    assert set(trainers.sources(PPO)) == {"ppo.py"}
+    # A module outside of the folder is no part of the hash that names runs of earlier versions.
+    assert trainers.local_files(mine) == [mine, mine.parent / "near.py"]
 
 
 @pytest.mark.fast
@@ -195,7 +229,7 @@ def test_an_environment_registered_with_gymnax_is_never_found_by_its_name(
     assert scores == [10.0, 70.0]
     again = [*command[:-1], "r1"]  # the results of the old reward are not those of this one
     done = forked.run(*again, folder=tmp_path)
-    assert done.returncode == 2 and "env_source" in done.stderr
+    assert done.returncode == 2 and "changed (myenv.py) since r1" in done.stderr
 
 
 # --- execution ----------------------------------------------------------------------------------
@@ -211,7 +245,7 @@ REGISTERS = (
 
 def test_an_agent_file_runs_once_and_imports_its_neighbours(tmp_path: pathlib.Path) -> None:
     fork(tmp_path, REGISTERS)
-    write(tmp_path / "helper_of_mine.py")
+    write(tmp_path / "helper_of_mine.py", "def later():\n    import mine\n    return mine.Config")
     spec = "agent = './mine.py'\n[config]\nenv = 'MyCart-v0'\ntotal_timesteps = 64\nnum_envs = 2\n"
     write(tmp_path / "s.toml", spec + "num_steps = 16\nhidden = [4]\n")
     runs = tmp_path / "runs"
@@ -233,11 +267,13 @@ def test_an_agent_file_runs_once_and_imports_its_neighbours(tmp_path: pathlib.Pa
 @pytest.mark.fast
 def test_help_names_the_file_and_not_a_module_of_ours(tmp_path: pathlib.Path) -> None:
     fork(tmp_path, "")
-    for words in (["mine.py"], ["-m", "purejaxpg.cli", "train", "mine.py"]):
+    for words, named in (
+        (["mine.py"], "usage: python mine.py ["),
+        (["-m", "purejaxpg.cli", "train", "mine.py"], "usage: purejaxpg train mine.py ["),
+    ):
         done = forked.run(*words, "--help", folder=tmp_path)
         assert done.returncode == 0, done.stderr
-        usage = done.stdout.splitlines()[0]
-        assert "mine.py" in usage and "purejaxpg_fork" not in usage and "__main__" not in usage
+        assert done.stdout.startswith(named)
 
 
 @pytest.mark.fast

@@ -131,7 +131,9 @@ class Processes:
 
 
 def why(status: int, complaint: str) -> str:
-    """Say in one line why a process failed."""
+    """Say why a process failed: in one line, unless it shows lines of a user's code."""
+    if status == 2:
+        return complaint.strip()
     lines = [line.strip() for line in complaint.splitlines() if line.strip()]
     last = lines[-1][:300] if lines else "it said nothing"
     if status < 0:

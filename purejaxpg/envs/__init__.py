@@ -177,5 +177,5 @@ def traced_types(config: Any) -> Any:
 
 def to_bounds(env: Env, params: Any, action: jax.Array) -> jax.Array:
     """Map actions [..., A] from [-1, 1] to the bounds of the action space, linearly."""
-    low, high = action_bounds(env, params)
+    low, high = action_bounds(env, params, action.ndim)
     return low + 0.5 * (action + 1.0) * (high - low)

@@ -33,6 +33,7 @@ def visualizer() -> Any:
 # --- reset and step ------------------------------------------------------------------------------
 
 
+@backend.foreign()
 def reset(key: jax.Array, env: Env, params: Any, num_envs: int) -> tuple[jax.Array, EnvState]:
     """Start `num_envs` episodes.
 
@@ -51,6 +52,7 @@ def reset(key: jax.Array, env: Env, params: Any, num_envs: int) -> tuple[jax.Arr
     return _flatten(env, obs), state
 
 
+@backend.foreign()
 def step(
     key: jax.Array, env: Env, state: EnvState, action: jax.Array, params: Any
 ) -> tuple[jax.Array, EnvState, Step]:
@@ -71,7 +73,7 @@ def step(
     num_envs = len(state.episode_length)
     chex.assert_shape(action, (num_envs,) if env.discrete else (num_envs, env.action_size))
     if not env.discrete:
-        action = jnp.clip(action, *action_bounds(env, params))
+        action = jnp.clip(action, *action_bounds(env, params, action.ndim))
         action = action.reshape(-1, *env.action_shape)
     advance = _step_as_wrapped if has_own_step(env.inner) else _step
     obs, next_obs, inner, reward, terminated, truncated = advance(key, env, state, action, params)
@@ -167,14 +169,16 @@ def _flatten(env: Env, obs: jax.Array) -> jax.Array:
     return obs.reshape(obs.shape[0], -1).astype(jnp.float32)
 
 
-def action_bounds(env: Env, params: Any) -> tuple[jax.Array, jax.Array]:
+def action_bounds(env: Env, params: Any, ndim: int = 1) -> tuple[jax.Array, jax.Array]:
     """Return the lowest and the highest action, each [A], of an environment that bounds them.
+
+    With `ndim` they have that many axes, [1, ..., A], as an array of actions has.
 
     They may be traced: a parameter of the environment can set them.
     """
-    space = env.inner.action_space(params)
+    space, shape = env.inner.action_space(params), (*[1] * (ndim - 1), -1)
     low, high = (
-        jnp.broadcast_to(jnp.asarray(bound, jnp.float32), env.action_shape).reshape(-1)
+        jnp.broadcast_to(jnp.asarray(bound, jnp.float32), env.action_shape).reshape(shape)
         for bound in (space.low, space.high)
     )
     return low, high
@@ -183,6 +187,7 @@ def action_bounds(env: Env, params: Any) -> tuple[jax.Array, jax.Array]:
 # --- construction --------------------------------------------------------------------------------
 
 
+@backend.foreign()
 def make(
     name: str, factory: Callable[..., Any] | None, kwargs: Mapping[str, Any], limit: int | None
 ) -> Env:

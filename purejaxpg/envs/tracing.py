@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import random
 from jax.interpreters import partial_eval
 
-from purejaxpg import InputError
+from purejaxpg import InputError, backend
 from purejaxpg.envs import gymnax, parameters
 from purejaxpg.envs.interface import Env, EnvState
 
@@ -58,6 +58,7 @@ def _require(condition: bool, env: Env, member: str, problem: str) -> None:
         raise gymnax.refusal(env.name, env.inner, member, problem)
 
 
+@backend.foreign()
 def _traced(env: Env, member: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """Return the shapes of the values that a member of an environment returns."""
     try:
@@ -87,6 +88,7 @@ def _check_state(env: Env, member: str, before: Any, after: Any) -> None:
         _require(was == new, env, member, f"{leaf}, but makes it {new}")
 
 
+@backend.foreign()
 def truncation(env: Env) -> tuple[bool, bool]:
     """Return whether an environment ever truncates, and whether it does so by gymnax's own rule.
 

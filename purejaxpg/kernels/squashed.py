@@ -1,10 +1,13 @@
 """A tanh-Gaussian whose density is right at saturation. This module imports distrax at its top."""
 
 import math
+from typing import Any
 
 import distrax
 import jax
 import jax.numpy as jnp
+
+from purejaxpg import backend
 
 _NEWTON_STEPS = 32
 
@@ -57,6 +60,11 @@ class TanhGaussian(distrax.Transformed):
         beyond = jax.scipy.special.log_ndtr((bound * normal.loc - edge) / normal.scale)
         rounded = jnp.abs(value) >= 1.0
         return jnp.sum(jnp.where(rounded, beyond - math.log(half_step), inside), axis=-1)
+
+    @backend.foreign()  # distrax's normal.py adds samples [1, ...] to means [...]
+    def sample_and_log_prob(self, **keywords: Any) -> tuple[jax.Array, jax.Array]:
+        """Sample actions [..., A] with their log densities [...]; the arguments are distrax's."""
+        return super().sample_and_log_prob(**keywords)
 
     def median(self) -> jax.Array:
         """Median of each component, tanh(μ): the usual greedy action [..., A].

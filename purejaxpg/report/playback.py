@@ -2,7 +2,7 @@
 
 Acting needs the code of the agent. A built-in agent is found by its name. A file is executed only
 if the caller names it, never because a result directory does, and only if the runs were trained
-with it.
+with it. The copy in the result directory is executed if the caller asks for it: `stored`.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ from purejaxpg import (
 from purejaxpg import config as configs
 from purejaxpg.envs import pictures
 from purejaxpg.report import ranking
-from purejaxpg.sweep import compute, frozen
+from purejaxpg.sweep import compute, frozen, kept
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep.store import Store
 from purejaxpg.text import count, paragraphs, short
@@ -139,7 +139,7 @@ def run(
         greedy: take the most probable actions instead of sampling.
         seed: decides the episodes.
         gif: write one more episode to this file.
-        agent: the agent's file; needed if the agent is not one of the package.
+        agent: the agent's file, needed if the agent is not one of the package; or `kept.STORED`.
         say: prints a line.
         samples: print this many texts of a language model instead, beside those of its reference.
 
@@ -241,8 +241,9 @@ def load_all(
         InputError: the agent is not the one that was trained, or there is no checkpoint.
         FaultError: the checkpoint or the given arrays are damaged.
     """
-    module = load_agent(store.ledger.identity, agent, say)
-    check_environments(store, runs, module, say)
+    module = load_agent(store.path, store.ledger.identity, agent, say)
+    if agent != Path(kept.STORED):
+        check_environments(store, runs, module, say)
     given = frozen.load(store.path, store.ledger.identity, module)
     units = {name: _unit(store, name, module, given) for name in {run["unit"] for run in runs}}
     loaded = []
@@ -273,37 +274,71 @@ def _on_host(shape: jax.ShapeDtypeStruct) -> Any:
     return np.broadcast_to(np.zeros((), shape.dtype), shape.shape)
 
 
-def load_agent(identity: dict[str, Any], given: Path | None, say: Say) -> types.ModuleType:
+def load_agent(
+    root: Path, identity: dict[str, Any], given: Path | None, say: Say
+) -> types.ModuleType:
     """Import the agent of a sweep: a built-in one by its name, any other only from `given`.
 
     Args:
+        root: the result directory.
         identity: of the sweep.
-        given: a file that the caller trusts, or None.
-        say: prints a line if a built-in agent has changed since.
+        given: a file that the caller trusts; `kept.STORED` for the copy in `root`; or None.
+        say: prints a line if the agent has changed since.
 
     Raises:
         InputError: the agent is a file and none is given, or it is not the one that was trained.
+        FaultError: the copy is damaged.
     """
     name, source = str(identity.get("agent", "")), str(identity.get("agent_source", ""))
     if not name or not source:
         raise InputError("The result directory does not say which agent was trained.")
+    if given == Path(kept.STORED):
+        path = kept.trainer_file(root)
+        kept.import_modules(root)
+        return trainers.load(str(path))
+    copies = (root / kept.FOLDER / kept.FILES).exists()
+    stored = f"--agent {kept.STORED} for the copy in {root / kept.FOLDER}"
+    hint, instead = (f", or {stored}", f"; use {stored}") if copies else ("", "")
     if given is not None:
         path = given.resolve()
-        configs.require(os.path.isfile(path), f"agent {str(given)!r} is not a file.")
-        if not _digest(trainers.files(str(path))).startswith(source):
-            raise InputError(
-                f"{given} is not the agent that was trained, or a module beside it has changed: "
-                f"their SHA-256 does not begin with {source}."
-            )
+        configs.require(
+            os.path.isfile(path), f"agent {str(given)!r} is not a file; name one{hint}."
+        )
+        _refuse_changed(root, path, source, f"; use the file as it was{hint}", say)
         return trainers.load(str(path))
     if name not in trainers.names():
         raise InputError(
             f"The runs are of the agent file {name!r}, which is executed only if you name it: "
-            "--agent FILE."
+            f"--agent FILE{hint}."
         )
     if not _digest(trainers.files(name)).startswith(source):
-        say(f"Note: {name} has changed since it was trained; what is played may differ.")
+        say(f"Note: {name} has changed since it was trained; what is played may differ{instead}.")
     return trainers.load(name)
+
+
+def _refuse_changed(root: Path, path: Path, source: str, how: str, say: Say) -> None:
+    """Refuse a file that is not the agent that was trained.
+
+    Args:
+        root: the result directory.
+        path: the file.
+        source: the hash in the sweep's identity.
+        how: ends the message.
+        say: prints a line if only comments, docstrings or formatting changed.
+    """
+    changed = kept.changes_of_trainer(root, path)
+    if changed is None and not _digest(trainers.files(str(path))).startswith(source):
+        raise InputError(
+            f"{path} is not the agent that was trained, or a module beside it has changed: "
+            f"their SHA-256 does not begin with {source}."
+        )
+    programs = [what for what, program in (changed or {}).items() if program]
+    if programs:
+        raise InputError(
+            f"{path} is not the agent that was trained: {', '.join(programs)} changed{how}."
+        )
+    if changed:
+        say(f"Note: comments, docstrings or formatting of {', '.join(changed)} changed.")
 
 
 def check_environments(

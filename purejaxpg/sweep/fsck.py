@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from purejaxpg import FaultError, InputError, checkpoint, disk
-from purejaxpg.sweep import frozen, snapshots, store
+from purejaxpg.sweep import frozen, kept, snapshots, store
 from purejaxpg.sweep import ledger as ledgers
 
 Say = Callable[[str], None]
@@ -24,7 +24,7 @@ class Problem:
     """Damage, or a file that a killed process left."""
 
     text: str  # one sentence
-    kind: str  # "ledger", "unit", "record", "text", "given", "snapshot" or "leftover"
+    kind: str  # "ledger", "unit", "record", "text", "given", "source", "snapshot" or "leftover"
     unit: str = ""
     path: Path | None = None
 
@@ -47,6 +47,7 @@ def check(directory: str | os.PathLike[str]) -> list[Problem]:
             units = {unit["name"]: unit for unit in opened.ledger.units()}
             records = [opened.ledger.record_path(name) for name in units if units[name]["done"]]
             problems += _given(root, "given" in opened.ledger.identity)
+            problems += _source(root)
     except (FaultError, InputError) as error:
         return [*problems, Problem(str(error), "ledger"), *_snapshots(root)]
     problems += [
@@ -126,6 +127,18 @@ def _given(root: Path, wanted: bool) -> list[Problem]:
     except FaultError as error:
         text = f"{str(error).rstrip('.')}; the same sweep command writes the given arrays again."
         return [Problem(text, "given")]
+    return []
+
+
+def _source(root: Path) -> list[Problem]:
+    """Check the copies of the code; only the sweep can write them again."""
+    if not (root / kept.FOLDER).exists():  # an earlier version kept none
+        return []
+    try:
+        kept.check(root)
+    except FaultError as error:
+        text = f"{str(error).rstrip('.')}; the same sweep command copies the code again."
+        return [Problem(text, "source")]
     return []
 
 

@@ -30,6 +30,8 @@ def continued(spec: specs.Spec, out: Path) -> specs.Spec:
         return spec
     with disk.faults("read", out):
         stored = ledgers.identity_at_rest(out)
+    if stores.begins_again(out, stored, spec.identity):
+        return spec
     history = stored.pop(stores.GROWN, [])
     changed = stores.differences(stored, spec.identity)
     stores.refuse_other_sweep(out, (each for each in changed if not _may_grow(spec, each[0])))

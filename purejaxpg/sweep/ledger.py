@@ -486,13 +486,7 @@ def identity_at_rest(root: Path) -> dict[str, Any]:
         InputError: the ledger has another format.
         FaultError: the identity is damaged.
     """
-    faults = disk.faults("read the ledger", root / LEDGER)
-    with faults, tempfile.TemporaryDirectory() as scratch:
-        for name in (LEDGER, f"{LEDGER}-wal"):
-            if (root / name).exists():
-                shutil.copyfile(root / name, Path(scratch, name))
-        with contextlib.closing(sqlite3.connect(Path(scratch, LEDGER))) as connection:
-            meta = dict(connection.execute("SELECT key, value FROM meta"))
+    meta = dict(_at_rest(root, "SELECT key, value FROM meta"))
     if meta.get("format") != str(FORMAT):
         raise InputError(
             f"{root} was written in the format {meta.get('format')}; this version of purejaxpg "
@@ -502,6 +496,27 @@ def identity_at_rest(root: Path) -> dict[str, Any]:
     if disk.sha256(text) != meta.get("identity_sha256"):
         raise FaultError(f"{root / LEDGER} is damaged: the identity of the sweep was altered.")
     return json.loads(text)
+
+
+def begun(root: Path) -> bool:
+    """Return whether a directory has a ledger with results, or snapshots of units in progress."""
+    if not (root / LEDGER).is_file():
+        return False
+    progress = root / "progress"
+    if progress.is_dir() and any(progress.iterdir()):
+        return True
+    return bool(_at_rest(root, "SELECT name FROM units WHERE done = 1 LIMIT 1"))
+
+
+def _at_rest(root: Path, sql: str) -> list[tuple[Any, ...]]:
+    """Return all rows of a query of a copy of the ledger."""
+    faults = disk.faults("read the ledger", root / LEDGER)
+    with faults, tempfile.TemporaryDirectory() as scratch:
+        for name in (LEDGER, f"{LEDGER}-wal"):
+            if (root / name).exists():
+                shutil.copyfile(root / name, Path(scratch, name))
+        with contextlib.closing(sqlite3.connect(Path(scratch, LEDGER))) as connection:
+            return connection.execute(sql).fetchall()
 
 
 def _insert(connection: sqlite3.Connection, table: str, row: Mapping[str, Any]) -> None:

@@ -39,6 +39,7 @@ class Options:
     ray_task: Mapping[str, float] = dataclasses.field(default_factory=dict)
     logs: Sequence[str] = ()  # "tensorboard", "wandb"
     snapshot_every_s: float = 30.0  # minimum time between snapshots; 0: after every segment
+    accept_source: bool = False  # continue although comments or formatting of the code changed
     eval_every: int | None = None  # updates; in place of the sweep file's
     quiet: bool = False
     imports: Sequence[str] = ()  # modules, which may register environments
@@ -120,11 +121,12 @@ def run_stages(pipeline: Any, options: Options, devices: Sequence[Any]) -> Path:
         InputError: a stage is invalid, or has results of another sweep.
         FaultError: as for `run`.
     """
-    from purejaxpg.sweep import stages
+    from purejaxpg.sweep import kept, stages
     from purejaxpg.sweep import store as stores
 
     out = options.out or Path("results") / pipeline.path.stem
     for stage, spec in zip(pipeline.stages, stages.plan(pipeline, options.confirm), strict=True):
+        spec = kept.settle(out / stage.name, spec, options.accept_source)
         stages.refuse_changed(pipeline, stage, spec, out)
         if not (out / stage.name).exists():
             stages.trace(spec, devices)
@@ -133,6 +135,7 @@ def run_stages(pipeline: Any, options: Options, devices: Sequence[Any]) -> Path:
     with stores.held(out):
         for stage in pipeline.stages:
             spec, last = stages.load(pipeline, stage, out), stage is pipeline.stages[-1]
+            spec = kept.settle(out / stage.name, spec, options.accept_source)
             stages.refuse_changed(pipeline, stage, spec, out)
             confirm = options.confirm if pipeline.confirms(stage) else 0
             own = dataclasses.replace(options, out=out / stage.name, confirm=confirm)
@@ -154,6 +157,8 @@ def _together(load: Callable[[], Any], options: Options, devices: list[Any]) -> 
     if not options.quiet:
         note = "Note: running as several processes is experimental and was never tried on a pod."
         print(note, flush=True)
+    if options.accept_source:
+        raise InputError("--accept-source is for one process; the other processes do not know it.")
     with distributed.leading(exit_status) as mail:
         spec = load()
         if spec.given.digest:
@@ -194,17 +199,19 @@ def _results(
 ) -> Path:
     """Compute the missing results of a sweep, called `title`, and return its directory."""
     from purejaxpg.report import completions, sinks
-    from purejaxpg.sweep import compute, engine, frozen, growth, xla
+    from purejaxpg.sweep import compute, engine, frozen, growth, kept, xla
     from purejaxpg.sweep import progress as progresses
     from purejaxpg.sweep import search as searches
     from purejaxpg.sweep import store as stores
 
     say = functools.partial(console.print, highlight=False, soft_wrap=True, markup=False)
     out = options.out or Path("results") / spec.name
-    asked, spec = spec, growth.continued(spec, out)
+    asked = kept.settle(out, spec, options.accept_source)
+    spec = growth.continued(asked, out)
     logs = sinks.Logs(options.logs, spec.name, say)
     with stores.Store.open(out, dict(spec.identity), spec.text) as store:
         frozen.keep(store.path, spec.given)
+        kept.keep(store.path, spec)
         if engine.unfinished(searches.rounds(spec, options.confirm), store):
             log, then = store.path / "progress.jsonl", functools.partial(logs.write, store)
             progress = progresses.Progress(console, options.quiet, log, title)

@@ -115,6 +115,9 @@ class Spec:
     search: Search = Search()
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the table [config]
     source: str = ""  # hash of the agent's file and of the modules beside it
+    # The agent's file and all local files that it and its environments need, by name on the import
+    # path.
+    files: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     given: contract.Given = contract.NOTHING  # frozen arrays for all runs
     before: "tuple[Spec, ...]" = ()  # what a sweep that grew was at first, and after each growth
 
@@ -210,7 +213,7 @@ def from_dict(
     if not isinstance(agent_name, str):
         raise InputError(f"agent must be a name or a path, but is {agent_name!r}.")
     modules.search(base)
-    agent = trainers.load(agent_name, base)
+    agent, source = trainers.load(agent_name, base), trainers.files(agent_name, base)
     fixed, swept = table(raw, "config"), flat(table(raw, "sweep"))
     both = ", ".join(sorted(set(flat(fixed)) & set(swept)))
     configs.require(not both, f"{both} must be in [config] or in [sweep], not in both.")
@@ -229,13 +232,34 @@ def from_dict(
         seeds=tuple(_seeds(raw.get("seeds", 1))),
         search=_search(agent, raw, axes),
         fixed=fixed,
-        source=trainers.digest(trainers.files(agent_name, base)),
+        source=trainers.digest(source),
     )
     spec = dataclasses.replace(spec, given=_given(spec, table(raw, "given"), given, resolve))
     spec = dataclasses.replace(spec, runs=tuple(_runs(spec)))
     for refuse in (_refuse_repeated, _refuse_equal, _refuse_stored):
         refuse(spec)
-    return dataclasses.replace(spec, identity=_identity(spec, raw, swept))
+    return _identified(spec, raw, swept, base)
+
+
+def _identified(spec: Spec, raw: Mapping[str, Any], swept: Mapping[str, Any], base: Path) -> Spec:
+    """Return a sweep with its identity and its files."""
+    own = trainers.of_environments(spec.environments())
+    spec = dataclasses.replace(spec, identity=_identity(spec, raw, swept, own))
+    files = trainers.sources(trainers.path_of(spec.agent_name, base), own)
+    return dataclasses.replace(spec, files=files)
+
+
+def as_begun(spec: Spec, source: str, env_source: str) -> Spec:
+    """Return a sweep with the hashes of its code when it was begun, and with the run ids of then.
+
+    Args:
+        spec: a sweep whose code differs in nothing that a program depends on.
+        source: the `source` of then.
+        env_source: the hash of the environments' files of then; "" if there were none.
+    """
+    begun = {"agent_source": source[:16], **({"env_source": env_source} if env_source else {})}
+    spec = dataclasses.replace(spec, source=source, identity={**spec.identity, **begun})
+    return dataclasses.replace(spec, runs=tuple(_runs(spec)))
 
 
 def earlier(spec: Spec, state: Mapping[str, Any]) -> Spec:
@@ -287,7 +311,9 @@ def member_seeds(seeds: Sequence[int], population: int) -> list[list[int]]:
     return [distinct[i : i + population] for i in range(0, len(distinct), population)]
 
 
-def _identity(spec: Spec, raw: Mapping[str, Any], swept: Mapping[str, Any]) -> dict[str, Any]:
+def _identity(
+    spec: Spec, raw: Mapping[str, Any], swept: Mapping[str, Any], env_files: Sequence[Path]
+) -> dict[str, Any]:
     """Return the values that distinguish this sweep from others."""
     plain = {
         "agent": spec.agent_name,
@@ -303,11 +329,10 @@ def _identity(spec: Spec, raw: Mapping[str, Any], swept: Mapping[str, Any]) -> d
         plain["search"] = {**plain["search"], "batch": spec.search.batch}
     if within := _searched_within(spec):
         plain["within"] = within
-    files = trainers.of_environments(spec.environments())
     if spec.given.digest:
         plain["given"] = spec.given.digest[:16]
-    if files:
-        plain["env_source"] = trainers.digest(files)[:16]
+    if env_files:
+        plain["env_source"] = trainers.digest(env_files)[:16]
     if packages := contract.packages(spec.environments()):
         plain["env_packages"] = packages
     return json.loads(json.dumps(plain))

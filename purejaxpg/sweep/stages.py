@@ -365,6 +365,8 @@ def refuse_changed(pipeline: Pipeline, stage: Stage, spec: specs.Spec, out: Path
         return
     with disk.faults("read", out / stage.name):
         stored = ledgers.identity_at_rest(out / stage.name)
+    if stores.begins_again(out / stage.name, stored, spec.identity):
+        return
     if pipeline.kind == AGENTS:
         with _named(stage):
             spec = growth.continued(spec, out / stage.name)

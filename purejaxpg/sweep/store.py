@@ -13,6 +13,7 @@ Layout::
     DIR/records/<unit>.json     the ledger's rows of a committed unit, in case the ledger is lost
     DIR/identity.json           the ledger's rows about the sweep
     DIR/spec.toml               the text of the sweep file
+    DIR/source/                 the code that was run (`kept.py`)
     DIR/given/                  the given arrays, if there are any (`frozen.py`)
     DIR/lock                    held by the process that runs the sweep
 """
@@ -81,6 +82,9 @@ class Store:
             if not (root / ledgers.LEDGER).is_file():
                 _create(root, wanted, spec_text)
             stored = ledgers.identity_at_rest(root)
+            if begins_again(root, stored, wanted):
+                locked, stored = locked or _take(lock, root, create=True), wanted
+                _begin_again(root, wanted, spec_text)
             if not grows(stored, wanted):
                 refuse_other_sweep(root, differences(stored, wanted))
             if not locked:
@@ -420,6 +424,12 @@ def grows(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     return first == stored.get(GROWN, []) and last == growing(stored) and theirs == ours
 
 
+def begins_again(root: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Return whether a directory has no results yet, and its code has changed since it was made."""
+    changed = any(stored.get(key) != wanted.get(key) for key in ("agent_source", "env_source"))
+    return changed and not ledgers.begun(root)
+
+
 def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield ``(dotted.key, value)`` for every leaf of nested dicts."""
     for key, value in tree.items():
@@ -449,6 +459,13 @@ def _create(root: Path, identity: dict[str, Any], spec_text: str) -> None:
     os.replace(new, root / ledgers.LEDGER)
     disk.sync(root)
     disk.sync(root.parent)
+
+
+def _begin_again(root: Path, identity: dict[str, Any], spec_text: str) -> None:
+    """Make a directory without results one of the code of now, as after an error in it."""
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{root / ledgers.LEDGER}{suffix}").unlink(missing_ok=True)
+    _create(root, identity, spec_text)
 
 
 def rebuild(root: Path) -> list[str]:

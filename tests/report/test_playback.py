@@ -250,7 +250,7 @@ def test_a_file_is_executed_only_if_the_caller_names_it(fork, monkeypatch):
         play(fork / "sweep")
     assert not mark.exists()
     other = fork / "other.py"
-    other.write_text(file.read_text() + "\n")
+    other.write_text(file.read_text() + "\nx = 1\n")
     with pytest.raises(InputError, match="is not the agent that was trained"):
         play(fork / "sweep", agent=other)
     assert not mark.exists()
@@ -271,17 +271,18 @@ def test_a_changed_built_in_agent_is_noted(halved):
     with Store.read(halved) as store:
         identity = {**store.ledger.identity, "agent_source": "0" * 16}
     said = []
-    module = playback.load_agent(identity, None, said.append)
+    module = playback.load_agent(halved, identity, None, said.append)
     assert module.__name__ == "purejaxpg.agents.ppo"
-    assert said == ["Note: ppo has changed since it was trained; what is played may differ."]
+    (note,) = said
+    assert note.startswith("Note: ppo has changed since it was trained; what is played may differ")
 
 
 def test_a_path_to_a_built_in_agent_in_the_directory_is_no_name(halved):
     identity = {"agent": "./ppo.py", "agent_source": "0" * 16}
     with pytest.raises(InputError, match="only if you name it"):
-        playback.load_agent(identity, None, pytest.fail)
+        playback.load_agent(halved, identity, None, pytest.fail)
     with pytest.raises(InputError, match="does not say which agent"):
-        playback.load_agent({}, None, pytest.fail)
+        playback.load_agent(halved, {}, None, pytest.fail)
 
 
 @pytest.mark.parametrize(("name", "value"), [("episodes", 0), ("seed", -1)])
