@@ -1,8 +1,8 @@
 """Environments of gymnasium: "gymnasium:CartPole-v1" and all that is registered with it.
 
 They run on the host, in Python, one after the other: each step of a program waits for a callback
-that steps a `SyncVectorEnv` with all environments of all rows of a unit. That is 100 to 10,000
-times slower than an environment in jax. `env_kwargs` are those of `gymnasium.make_vec`.
+that steps a `SyncVectorEnv` with all environments of all rows of a unit. That is far slower
+than an environment in jax. `env_kwargs` are those of `gymnasium.make_vec`.
 
 Programs must be pure, but the environments live on the host and change. Therefore the state in a
 program is a ticket: which environment, and how many steps it has taken. The host accepts a ticket
