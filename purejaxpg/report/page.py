@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from purejaxpg.report import analysis, charts, completions, ranking
+from purejaxpg.report import analysis, charts, completions, ranking, tables
 from purejaxpg.report.analysis import Analysis, Confirmed, Section
 from purejaxpg.report.charts import Figure, Row
 from purejaxpg.report.ranking import Configuration
@@ -68,6 +68,7 @@ def render(
     title: str,
     written: completions.Texts = completions.NOTHING,
     now: Now | None = None,
+    robust: Sequence[tables.Table] = (),
 ) -> str:
     """Return the page.
 
@@ -77,6 +78,7 @@ def render(
         written: further scores, samples and frontier, as those of language models.
         now: how far the sweep is; None: it does not run. The page of a running sweep loads itself
             again when there is a new one.
+        robust: the rankings over conditions.
 
     Returns:
         A complete HTML document.
@@ -84,7 +86,7 @@ def render(
     table, drawn = _table(data), _Charts()
     text = _environment().get_template("page.html.j2").render(
         data=data, title=title, now=now, chart=drawn.add, charts=charts, figures=drawn.figures,
-        table=table,
+        table=table, robust=robust,
         sections=[_of_section(section, data, table) for section in data.sections],
         many=len(data.sections) > 1, percent=percent,
         **_parts(), **_of_sweep(data), **_of_texts(written),

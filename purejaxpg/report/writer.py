@@ -54,7 +54,8 @@ def write(directory: str | os.PathLike[str], console: "Console") -> Path:
             written = completions.of_store(store, data.ranked, data.confirmed)
             _print_further(written, console)
             _write_tables(data, written, target)
-            text = page.render(data, _title_of(store.path), written)
+            title, robust = _title_of(store.path), _robust_tables(data)
+            text = page.render(data, title, written, robust=robust)
             disk.write_text(target / "index.html", text)
             drawn = figures.write(data, target) + _write_completions(written, target)
     line = f"Wrote index.html, table.csv and {count(len(drawn), 'figure')} to {target}"
@@ -79,7 +80,7 @@ def page_text(directory: Path, now: page.Now, unfinished: analysis.Unfinished) -
     with Store.read(directory) as store:
         data = analysis.of_store(store, unfinished)
         written = completions.of_store(store, data.ranked, data.confirmed)
-        return page.render(data, _title_of(store.path), written, now)
+        return page.render(data, _title_of(store.path), written, now, _robust_tables(data))
 
 
 def write_stages(directory: str | os.PathLike[str], now: page.Now | None = None) -> Path:
@@ -321,8 +322,8 @@ def _write_figure(figure: "Figure | None", folder: Path) -> list[Path]:
 
 
 def _tables(data: Analysis) -> list[tables.Table]:
-    """Return the tables of each environment: the confirmed configurations, then the ranking."""
-    found = []
+    """Return the tables over conditions, then those of each: configurations confirmed, ranking."""
+    found = _robust_tables(data)
     for section in data.sections:
         confirmed = [each.configuration for each in section.confirmed]
         fields, decimals = ranking.fields(section.ranked), _decimals([*section.ranked, *confirmed])
@@ -343,6 +344,25 @@ def _tables(data: Analysis) -> list[tables.Table]:
         title = _title(section.environment, section.ranked)
         note = _more(section.ranked)
         found.append(tables.Table(title, ["rank", *headers], rows, note, best_first=True))
+    return found
+
+
+def _robust_tables(data: Analysis) -> list[tables.Table]:
+    """Return the rankings over conditions, those on fresh seeds first."""
+    found = []
+    stages = [(over, " on fresh seeds") for over in data.robust_fresh]
+    for over, stage in stages + [(over, "") for over in data.robust]:
+        fields = ranking.fields(over.ranked)
+        decimals = _decimals([*over.ranked, *(c for own in over.parts.values() for c in own)])
+        rows = []
+        for c in over.ranked[:SHOWN]:
+            *cells, diverged = _cells(str(c.rank or "-"), c, fields, decimals, False)
+            parts = [f"{p.iqm:.{decimals}f}" if p.scores else "-" for p in over.parts[c.key]]
+            rows.append([*cells, *parts, diverged])
+        score = f"{over.by} of IQMs"
+        headers = ["rank", *fields, score, "95% CI", "mean", *over.conditions, "diverged"]
+        title, note = f"{over.title}{stage}", _more(over.ranked).replace("table", "robust")
+        found.append(tables.Table(title, headers, rows, note, best_first=True))
     return found
 
 
@@ -370,6 +390,7 @@ def _write_tables(data: Analysis, written: completions.Texts, target: Path) -> N
         for role, row in zip(roles, _configuration_rows(data, fresh, fields), strict=True)
     ]
     _write_csv(target / "confirmed.csv", confirmed)
+    _write_csv(target / "robust.csv", _robust_rows(data))
     _write_csv(target / "importance.csv", _importance_rows(data))
     _write_csv(target / "curves.csv", _curve_rows(data))
 
@@ -418,6 +439,21 @@ def _configuration_rows(
             | {"env_steps": int(steps), "device_seconds": seconds}
         )
     return rows
+
+
+def _robust_rows(data: Analysis) -> list[dict[str, Any]]:
+    """Return every configuration over conditions, of both stages."""
+    names = {"score": "iqm", "ci95_low": "low", "ci95_high": "high"}
+    stages = [(ranking.TUNE, over) for over in data.robust]
+    stages += [(ranking.CONFIRM, over) for over in data.robust_fresh]
+    return [
+        {"stage": stage, "over": over.title, "rank": "" if c.rank is None else c.rank}
+        | c.swept
+        | _read(c, {**names, **_RUNS})
+        | {f"final_iqm {p.environment}": p.iqm for p in over.parts[c.key]}
+        for stage, over in stages
+        for c in over.ranked
+    ]
 
 
 def _run_rows(data: Analysis, fields: Sequence[str]) -> list[dict[str, Any]]:
