@@ -23,7 +23,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install -c constrain
 .DEFAULT_GOAL := help
 # An interrupted recipe leaves no file that would pass for a finished one.
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev sweep test test-fast test-slow lint format clean
+.PHONY: help setup setup-dev sweep test test-fast test-slow lint format wheel clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -49,6 +49,9 @@ lint: setup-dev ## check style, format and types
 format: setup-dev ## rewrite the files in the project's format
 	@$(BIN)/ruff check --fix-only -q .
 	@$(BIN)/ruff format .
+
+wheel: setup-dev ## build the wheel into dist/
+	@$(BIN)/python -m hatchling build -t wheel -d dist
 
 setup: $(VENV)/.core ## make the environment
 setup-dev: $(VENV)/.dev ## make the environment, with all that tests and lint need

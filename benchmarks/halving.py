@@ -7,10 +7,10 @@ with an empty result directory and without a compilation cache:
     halving   [halving] rungs = 3, eta = 3: a third continues, then a third of that
 
 The time is that of `purejaxpg sweep`, from its start to its end: importing, compiling (halving
-compiles one unit size per rung), training, storing and the report. The ratio is the geometric mean
-over pairs, with Student's t interval of its logarithm. `score` is the interquartile mean over seeds
-of the winner that each finds; the last line gives the score and rank that the plain sweep has for
-the configuration that halving chose.
+compiles one unit size for all rungs), training, storing and the report. The ratio is the geometric
+mean over pairs, with Student's t interval of its logarithm. `score` is the interquartile mean over
+seeds of the winner that each finds; the last line gives the score and rank that the plain sweep has
+for the configuration that halving chose.
 
 Run: python benchmarks/halving.py [--pairs N] [--json FILE]
 """

@@ -18,13 +18,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from purejaxpg import FaultError, InputError, __version__, contract, signals, streams, trainers
+from purejaxpg import (
+    FaultError,
+    InputError,
+    __version__,
+    contract,
+    disk,
+    modules,
+    signals,
+    streams,
+    trainers,
+)
 from purejaxpg import config as configs
 from purejaxpg.sweep import session
 from purejaxpg.text import duration
 
 say = functools.partial(print, flush=True)
 NONE: Mapping[str, bool] = {}
+OWN_ENVS = """
+MODULE:CLASS         a class in a module of yours, as mazes:Maze
+./FILE.py:CLASS      likewise, as ./mazes.py:Maze
+--import MODULE      import a module first, which registers environments"""
 ENV_OPTIONS = (
     "The environment's own parameters: --env-params.NAME VALUE; the arguments of its "
     "constructor: --env-kwargs.NAME VALUE."
@@ -33,6 +47,8 @@ ENV_OPTIONS = (
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one sentence."""
+
+    commands: Mapping[str, Any] = NONE  # by name
 
     def error(self, message: str) -> NoReturn:
         """Raise an InputError instead of printing the usage and exiting."""
@@ -70,7 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def dispatch(words: list[str]) -> int:
     """Run the command that `words` name and return its exit status."""
-    arguments, rest = make_parser().parse_known_args(words)
+    parser = make_parser()
+    if words and not words[0].startswith("-"):
+        configs.require_known(words[0], parser.commands, "command")
+    arguments, rest = parser.parse_known_args(words)
     if rest and arguments.command is not train:
         raise InputError(f"There is no option {rest[0]!r} (see purejaxpg --help).")
     if arguments.command is train:
@@ -103,13 +122,13 @@ def make_parser() -> Parser:
 
     lister = add(list_, "show the agents and the environments")
     lister.add_argument("what", nargs="?", choices=["agents", "envs"], help="only these")
+    add_import_option(lister)
 
-    trainer = add(train, "train one run of an agent", add_help=False)
-    trainer.add_argument("agent", nargs="?", help="a name, or the path of an agent file")
+    trainer = add(train, "train one run of an agent, or of a sweep file", add_help=False)
+    trainer.add_argument("agent", nargs="?", help="a name, or the path of an agent or a sweep file")
     trainer.add_argument("-h", "--help", action="store_true", help="also show the agent's fields")
-    trainer.add_argument("--seed", type=int, default=0, help="decides all randomness (0)")
     add_given_option(trainer)
-    add_run_options(trainer, "results/AGENT-ENV-seedN-HASH", "1")
+    add_train_options(trainer)
 
     add_sweep_commands(add)
     add_result_commands(add)
@@ -118,7 +137,18 @@ def make_parser() -> Parser:
     forker.add_argument("file", type=Path, metavar="FILE.py", help="the new file")
     add_bench_command(add)
     add_estimators_command(add)
+    parser.commands = commands.choices
     return parser
+
+
+def add_import_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that imports modules of the user's."""
+    text = (
+        "import a module, or a file ./NAME.py, that registers environments; may be given several "
+        "times"
+    )
+    option = parser.add_argument
+    option("--import", action="append", dest="imports", default=[], metavar="NAME", help=text)
 
 
 def add_given_option(parser: argparse.ArgumentParser, fields: Mapping[str, bool] = NONE) -> None:
@@ -136,12 +166,26 @@ def add_given_option(parser: argparse.ArgumentParser, fields: Mapping[str, bool]
     parser.add_argument("--given", action="append", default=[], metavar="NAME=SOURCE", help=text)
 
 
+def add_train_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of train, without the agent's fields."""
+    option = parser.add_argument
+    seeds = "decides all randomness (0); several seeds are a small sweep"
+    option("--seed", type=int, nargs="+", metavar="N", help=seeds)
+    text = "start from the project's tuned fields, where there are some, or from the defaults"
+    option("--preset", choices=["tuned", "none"], help=text)
+    option("--run", metavar="ID", help="of a sweep file, train the run with this id")
+    add_run_options(parser, "results/NAME-ENV-seedN-HASH", "1, or all for several seeds")
+
+
 def add_sweep_commands(add: Any) -> None:
     """Add the commands on sweeps."""
-    option = add(plan, "forecast the compilations, memory, disk and time of a sweep").add_argument
+    planner = add(plan, "forecast the compilations, memory, disk and time of a sweep")
+    add_import_option(planner)
+    option = planner.add_argument
     option("spec", type=Path, metavar="SPEC.toml", help="a sweep file")
     option("--devices", type=int, metavar="N", help="use N devices (all)")
     option("--confirm", type=int, default=0, metavar="N", help="as for sweep")
+    option("--eval-every", type=int, metavar="N", help="as for sweep")
     option("--quick", action="store_true", help="do not compile or time anything")
     option("--tune", action="store_true", help="write the best size of a unit into SPEC.toml")
 
@@ -173,12 +217,17 @@ def add_result_commands(add: Any) -> None:
     """Add the commands on the results of a sweep."""
 
     def add_for_directory(command: Any, text: str) -> Any:
-        option = add(command, text).add_argument
+        parser = add(command, text)
+        if command is eval_:
+            add_import_option(parser)
+        option = parser.add_argument
         option("directory", type=Path, metavar="DIR", help="a result directory")
         return option
 
     text = "write the report of a sweep again, or compare several sweeps on one page"
-    option = add(report, text).add_argument
+    reporter = add(report, text)
+    add_import_option(reporter)
+    option = reporter.add_argument
     option("directories", type=Path, nargs="+", metavar="DIR", help="a result directory")
     option("--out", type=Path, metavar="DIR", help="of the comparison (results/A-vs-B)")
 
@@ -202,7 +251,9 @@ def add_result_commands(add: Any) -> None:
 
 def add_bench_command(add: Any) -> None:
     """Add the command that measures how fast training is here."""
-    option = add(bench, "measure how fast training is on this machine").add_argument
+    benchmark = add(bench, "measure how fast training is on this machine")
+    add_import_option(benchmark)
+    option = benchmark.add_argument
     option("--agents", nargs="+", metavar="NAME", help="kinds of agents (ppo)")
     option("--num-agents", nargs="+", type=int, metavar="N", help="agents at a time (1 16 64)")
     option("--num-envs", nargs="+", type=int, metavar="N", help="of each agent (its default)")
@@ -247,9 +298,12 @@ def add_run_options(parser: argparse.ArgumentParser, out: str, devices: str) -> 
         out: default of --out, as text.
         devices: default of --devices, as text.
     """
+    add_import_option(parser)
     option = parser.add_argument
     option("--out", type=Path, metavar="DIR", help=f"result directory ({out})")
     option("--devices", type=int, metavar="N", help=f"use N devices ({devices})")
+    every = "also score the runs after every N updates of training (only after the last one)"
+    option("--eval-every", type=int, metavar="N", help=every)
     option("--quiet", action="store_true", help="print results only")
     logs = (
         "also log every run for TensorBoard, in DIR/tensorboard, or offline for Weights & Biases, "
@@ -279,43 +333,38 @@ def list_(arguments: argparse.Namespace) -> None:
             doc = trainers.load(name).__doc__ or ""
             print(f"{name:{width}s}{doc.strip().splitlines()[0]}" if not arguments.what else name)
     if arguments.what != "agents":
+        modules.import_all(arguments.imports)
         from purejaxpg import envs
 
         print(*envs.names(), sep="\n")
+        print(OWN_ENVS)
 
 
 def train(arguments: argparse.Namespace, words: list[str]) -> None:
-    """Train one run: a sweep of one."""
+    """Train one configuration, usually with one seed: a sweep of one run."""
     if arguments.agent is None:
         if arguments.help:
             make_train_parser(None).print_help()
             return
         raise InputError(
-            "train needs the name or the path of an agent (see purejaxpg list agents)."
+            "train needs an agent, by name or path (see purejaxpg list agents), or a sweep file."
         )
-    devices = session.find_devices(1 if arguments.devices is None else arguments.devices)
-    from purejaxpg.sweep import sources
-    from purejaxpg.sweep import spec as specs
-
-    agent = trainers.load(arguments.agent)
-    if arguments.help:
-        make_train_parser(agent, arguments.agent).print_help()
-        return
-    raw = {
-        "agent": arguments.agent,
-        "seeds": [arguments.seed],
-        "config": parse_fields(agent.Config, words),
-        "rows_per_device": 1,
-        "given": dict(map(parse_given, arguments.given)),
-    }
-    named = trainers.is_path(arguments.agent)
-    stem = Path(arguments.agent).stem if named else arguments.agent
-    resolve = functools.partial(sources.resolve, Path(), sources.no_stage)
-    spec = specs.from_dict(raw, stem, resolve=resolve)
-    (run,) = spec.runs
-    parts = [stem, contract.environment_name(run.config), f"seed{run.seed}", run.run_id[:6]]
     options = options_of(arguments)
-    out = options.out or Path("results") / "-".join(filter(None, parts))
+    options.check()
+    one = arguments.devices is None and len(arguments.seed or ()) < 2
+    devices = session.find_devices(1 if one else arguments.devices)
+    modules.import_all(arguments.imports)
+    from purejaxpg.sweep import single
+
+    if arguments.help:
+        make_train_parser(single.agent_of(arguments.agent), arguments.agent).print_help()
+        return
+    given = dict(map(parse_given, arguments.given))
+    asked = single.Asked(arguments.seed, given, arguments.preset, arguments.run, options.keys)
+    spec, note = single.read(arguments.agent, functools.partial(parse_fields, words=words), asked)
+    if note and not arguments.quiet:
+        say(note)
+    out = options.out or single.directory(spec)
     session.run(spec, dataclasses.replace(options, out=out), devices)
 
 
@@ -329,10 +378,12 @@ def parse_given(word: str) -> tuple[str, str]:
 
 def plan(arguments: argparse.Namespace) -> None:
     """Forecast a sweep, or tune the size of its units."""
-    session.Options(confirm=arguments.confirm).check()
+    options = options_of(arguments)
+    options.check()
     devices = session.find_devices(arguments.devices)
     from purejaxpg.sweep import forecast, stages
 
+    modules.import_all(arguments.imports, arguments.spec.parent)
     pipeline = stages.read(arguments.spec)
     if pipeline is not None:
         configs.require(
@@ -340,6 +391,7 @@ def plan(arguments: argparse.Namespace) -> None:
             f"--tune needs a sweep file of one agent, but {arguments.spec} has several "
             f"{pipeline.kind}; without --tune, the costs of a row are printed for each.",
         )
+        pipeline = pipeline.having(options.keys)
         specs, seconds = stages.plan(pipeline, arguments.confirm), 0.0
         for stage, spec in zip(pipeline.stages, specs, strict=True):
             say(f"{stage.title}.")
@@ -348,7 +400,7 @@ def plan(arguments: argparse.Namespace) -> None:
         if seconds:
             say(f"All {pipeline.kind}: about {duration(seconds)}.")
         return
-    spec = session.load(arguments.spec)
+    spec = session.load(arguments.spec, options=options)
     if arguments.tune:
         forecast.tune(spec, arguments.spec, devices, say)
     else:
@@ -370,6 +422,7 @@ def report(arguments: argparse.Namespace) -> None:
     """Write the tables and figures of a sweep, or of all its stages, again, or compare several."""
     from purejaxpg.sweep import stages
 
+    modules.import_all(arguments.imports)
     console, roots, out = session.make_console(), arguments.directories, arguments.out
     if len(roots) > 1:
         session.report_together(roots, out or Path("results") / versus(roots), console)
@@ -404,6 +457,7 @@ def export(arguments: argparse.Namespace) -> None:
 def eval_(arguments: argparse.Namespace) -> None:
     """Play fresh episodes with a trained policy."""
     session.find_devices(1)
+    modules.import_all(arguments.imports)
     from purejaxpg.report import playback
     from purejaxpg.sweep import stages
 
@@ -434,10 +488,9 @@ def fork(arguments: argparse.Namespace) -> None:
         raise InputError(f"The new file must end in .py, but is {str(target)!r}.")
     if os.path.lexists(target):
         raise InputError(f"{target} already exists; choose another name.")
-    try:
+    with disk.faults("write", target):
+        target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
-    except OSError as error:
-        raise FaultError(f"{target} cannot be written: {error.strerror}.") from error
     print(f"Copied {arguments.agent} to {target}. Change it, then:")
     given = " --given NAME=DIR" if "\nclass Given" in target.read_text("utf-8") else ""
     for words, what in (
@@ -452,12 +505,14 @@ def bench(arguments: argparse.Namespace) -> None:
     if arguments.task is not None:
         began = time.perf_counter()
         devices = session.find_devices(arguments.devices)
+        modules.import_all(arguments.imports)
         from purejaxpg.bench import child
 
         print(json.dumps(child.run(json.loads(arguments.task), devices, began)))
         return
     from purejaxpg.bench import cases, run
 
+    modules.import_all(arguments.imports)
     arguments.given = list(map(parse_given, arguments.given))
     for name in ("devices", "minutes"):
         value = getattr(arguments, name)
@@ -472,6 +527,7 @@ def bench(arguments: argparse.Namespace) -> None:
         minutes if arguments.minutes is None else arguments.minutes,
         session.make_console(),
         (lambda _: None) if arguments.quiet else say,
+        arguments.imports,
     )
 
 
@@ -490,7 +546,7 @@ def make_train_parser(agent: Any, name: str = "AGENT") -> Parser:
     """Return a parser with the fields of an agent, for the help text of train."""
     fields = contract.given_fields(agent) if agent else {}
     needed = "".join(f"--given {field}=DIR " for field, required in fields.items() if required)
-    options = f"{needed}[--seed N] [--out DIR] [--quiet] [--FIELD VALUE ...]"
+    options = f"{needed}[--seed N ...] [--preset none] [--out DIR] [--quiet] [--FIELD VALUE ...]"
     played = agent is None or contract.has_environment(agent.Config)
     parser = Parser(
         prog=f"purejaxpg train {name}",
@@ -499,10 +555,9 @@ def make_train_parser(agent: Any, name: str = "AGENT") -> Parser:
         epilog=ENV_OPTIONS if played else None,
         allow_abbrev=False,
     )
-    parser.add_argument("--seed", metavar="N", help="decides all randomness (0)")
     if fields or agent is None:
         add_given_option(parser, fields)
-    add_run_options(parser, "results/AGENT-ENV-seedN-HASH", "1")
+    add_train_options(parser)
     if agent is not None:
         group = parser.add_argument_group("fields of the agent")
         texts, default = configs.field_help(agent.Config), agent.Config()

@@ -96,7 +96,14 @@ def coerce(name: str, hint: Any, value: Any) -> Any:
     if is_list and isinstance(value, list | tuple):
         element = typing.get_args(hint)[0]
         return tuple(coerce(f"{name}[{i}]", element, item) for i, item in enumerate(value))
-    raise InputError(f"{name} must be {describe(hint)}, but is {value!r}.")
+    wanted = describe(hint)
+    if wanted is None:
+        kind = hint.__name__ if isinstance(hint, type) else str(hint)
+        raise InputError(
+            f"{name} cannot be set or swept, because it is annotated {kind}: only float, int, "
+            "bool, str and tuples of these can; what is off is a number, such as 0.0 or inf."
+        )
+    raise InputError(f"{name} must be {wanted}, but is {value!r}.")
 
 
 def coerce_env_kwarg(name: str, value: Any) -> Any:
@@ -141,9 +148,13 @@ def canonical(cls: type, name: str, value: Any) -> Any:
 
 
 def parse(name: str, hint: Any, words: list[str]) -> Any:
-    """Read the words that follow `--name` on a command line as a value for `coerce`."""
+    """Read the words that follow `--name` on a command line as a value for `coerce`.
+
+    A list may be written as 64 64, as 64,64, as "[64, 64]" or as "(64, 64)".
+    """
     if typing.get_origin(hint) is tuple:
-        return [parse(name, typing.get_args(hint)[0], [word]) for word in words]
+        items = " ".join(words).strip("[]() ").replace(",", " ").split()
+        return [parse(name, typing.get_args(hint)[0], [item]) for item in items]
     word = " ".join(words)
     if hint is str:
         return word
@@ -172,14 +183,16 @@ def is_number(value: Any) -> bool:
     return value == value and (isinstance(value, float) or abs(value) <= sys.float_info.max)
 
 
-def describe(hint: Any) -> str:
-    """Name a field's type in words."""
+def describe(hint: Any) -> str | None:
+    """Name a field's type in words; return None if no plain value has it."""
     words = {float: "a number", int: "a whole number", bool: "true or false", str: "a string"}
     if hint in words:
         return words[hint]
     if typing.get_origin(hint) is tuple and typing.get_args(hint)[0] in words:
         return f"a list, each item {words[typing.get_args(hint)[0]]}"
-    return "a table of names and values"
+    if hint in (dict[str, float], tuple[tuple[str, Any], ...]):
+        return "a table of names and values"
+    return "a list" if typing.get_origin(hint) is tuple else None
 
 
 def require_known(name: str, known: Iterable[str], what: str) -> None:
@@ -193,9 +206,24 @@ def require_known(name: str, known: Iterable[str], what: str) -> None:
     names = list(known)
     if name in names:
         return
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}."
+    near = nearest(name, names)
+    hint = f"did you mean {near!r}?" if near else f"there are: {', '.join(names)}."
     raise InputError(f"There is no {what} {name!r}; {hint}")
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """Return the name that a user may have meant: PPO is ppo, trian is train, lr is learning_rate.
+
+    Case does not count. An abbreviation is the first letters of all words of a name.
+    """
+    lower = {known.lower(): known for known in names}
+    initials = {"".join(word[:1] for word in known.split("_")): known for known in lower}
+    if name.lower() in lower:
+        return lower[name.lower()]
+    if len(name) > 1 and name.lower() in initials:
+        return lower[initials[name.lower()]]
+    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
+    return lower[near[0]] if near else None
 
 
 def require(condition: bool, message: str) -> None:

@@ -68,6 +68,9 @@ WATCHED = "loss/"  # prefix of the metrics that mark a run as diverged when they
 EVALUATION = "evaluation/"  # prefix of arrays with one value per evaluation episode
 RETURN, GREEDY_RETURN = "evaluation/return", "evaluation/greedy_return"
 FINISHED = "evaluation/finished"
+# Prefix of metrics with the means of evaluations within training; NaN after the other updates.
+EVALUATED = "evaluated/"
+EVALUATED_RETURN = "evaluated/return"
 KL = "evaluation/kl"  # to a reference; returns are comparable only at equal divergence
 
 NUM_ENVS = "num_envs"
@@ -612,6 +615,11 @@ def _described(memory: Any) -> str:
 def scores_itself(trainer: types.ModuleType) -> bool:
     """Return whether a trainer defines `score`."""
     return hasattr(trainer, "score")
+
+
+def evaluated(score: str) -> str:
+    """Return the name of the metric with the means of a score: "evaluation/x" -> "evaluated/x"."""
+    return EVALUATED + score.removeprefix(EVALUATION)
 
 
 def own_score(

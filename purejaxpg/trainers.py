@@ -12,6 +12,7 @@ import inspect
 import os
 import re
 import sys
+import sysconfig
 import types
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 
 import purejaxpg.agents
 import purejaxpg.rlhf
-from purejaxpg import InputError, contract
+from purejaxpg import InputError, contract, modules
 from purejaxpg import config as configs
 
 # Of the package's trainers, by the beginning of their names.
@@ -123,18 +124,24 @@ def execute(path: Path, name: str) -> types.ModuleType:
     return module
 
 
-def local_files(path: Path) -> list[Path]:
+def local_files(path: Path, folder: Path | None = None, within: Path | None = None) -> list[Path]:
     """Return a Python file and every file beside it that it imports, directly or not, sorted.
 
     The source is parsed: imports inside functions count, names computed at run time do not.
+
+    Args:
+        path: the file.
+        folder: where absolute imports start; None: beside the file.
+        within: the folder outside of which no file counts; None: `folder`.
     """
+    folder = folder or path.parent
     files: set[Path] = set()
     queue = [path]
     while queue:
         file = queue.pop()
         if file not in files:
             files.add(file)
-            queue += imported(file, path.parent)
+            queue += [f for f in imported(file, folder) if f.is_relative_to(within or folder)]
     return sorted(files)
 
 
@@ -200,6 +207,60 @@ def of_environment(inner: Any) -> list[Path]:
                 files.update(_files_of_class(cls))
         inner = vars(inner).get("_env")
     return sorted(files)
+
+
+def of_environments(environments: Iterable[Any]) -> list[Path]:
+    """Return the files that a sweep's environments depend on, sorted.
+
+    Those are the files of their classes, of the modules in their names and of those of `--import`.
+
+    Args:
+        environments: as `contract.environment` returns them.
+    """
+    every = list(environments)
+    files = {file for env in every for file in of_environment(env.inner)}
+    for module in modules.of_sweep(env.name for env in every).values():
+        files.update(of_module(module))
+    return sorted(files)
+
+
+def sent_modules(environments: Iterable[Any]) -> tuple[modules.Sent, ...]:
+    """Return the modules of `of_environments`, to be imported by another process.
+
+    Files of an installed package are not sent: it has to be installed there too.
+    """
+    sent = []
+    for name, module in modules.of_sweep(env.name for env in environments).items():
+        files = [] if is_installed(module) else of_module(module)
+        root = module_root(module)
+        texts = ((file.relative_to(root).as_posix(), file.read_text("utf-8")) for file in files)
+        sent.append((name, module.__name__, tuple(texts)))
+    return tuple(sent)
+
+
+def of_module(module: types.ModuleType) -> list[Path]:
+    """Return a module's file and those of its neighbours that it imports, sorted.
+
+    Of an installed package, only its own files count.
+    """
+    if getattr(module, "__file__", None) is None:
+        return []
+    path = Path(str(module.__file__)).resolve()
+    root = module_root(module)
+    top = root / module.__name__.split(".")[0]
+    return local_files(path, root, top if is_installed(module) else None)
+
+
+def is_installed(module: types.ModuleType) -> bool:
+    """Return whether a module lies among Python's installed packages."""
+    folders = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "stdlib")}
+    return module_root(module) in folders
+
+
+def module_root(module: types.ModuleType) -> Path:
+    """Return the folder in which Python found a module, or the package that it is in."""
+    path = Path(str(module.__file__)).resolve()
+    return path.parents[module.__name__.count(".") + (path.name == "__init__.py")]
 
 
 def _files_of_class(cls: type) -> list[Path]:

@@ -76,6 +76,8 @@ class Spec:
 class Backend:
     """Two units side by side, three rows each, segments of two updates."""
 
+    eval_every = 0
+
     def groups(self, index: int, round_: plans.Round, stored: Mapping[str, int]) -> Any:
         return plans.groups(index, round_, lambda _: "one", lambda *_: 3, stored)
 
@@ -115,8 +117,9 @@ class Backend:
     def template(self, unit: plans.Unit) -> np.ndarray:
         return np.zeros(len(unit.legs), np.uint64)
 
-    def metric_names(self, unit: plans.Unit) -> list[str]:
-        return ["episode/count", "episode/return_sum"]
+    def metric_names(self, unit: plans.Unit, evaluated: bool) -> list[str]:
+        scores = ["evaluated/greedy_return", "evaluated/return"] if evaluated else []
+        return ["episode/count", "episode/return_sum", *scores]
 
     def facts(self, programs: Any, group: plans.Group) -> dict[str, Any]:
         return {"compile_s": 0.0, "steps_before": 0}

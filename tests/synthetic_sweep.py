@@ -130,6 +130,7 @@ def results(
     arrays = {
         "episode/return_sum": (levels * count).astype(np.float32),
         "episode/count": count,
+        "loss/value": np.abs(levels - levels[:, -1:]).astype(np.float32),
         "evaluation/return": np.repeat(levels[:, -1:], 16, axis=1).astype(np.float32),
         "evaluation/finished": np.ones((len(runs), 16), bool),
     }

@@ -297,6 +297,9 @@ def test_the_sets_hold_what_they_promise() -> None:
         small = asked(*words)
         assert all(case.num_agents <= 2 and case.fields.get("num_envs", 1) <= 2 for case in small)
     assert len(small) == 7 * (2 + 2) + 2
+    numbers = asked("--quick", "--num-agents", "1", "4", "--num-envs", "8")
+    assert [(case.num_agents, case.fields["num_envs"]) for case in numbers] == [(1, 8), (4, 8)]
+    assert all(case.num_agents <= 2 for case in asked("--quick", "--num-envs", "8"))
 
 
 @pytest.mark.fast

@@ -93,7 +93,10 @@ def test_help_of_a_trainer_says_what_it_is_given(capsys: pytest.CaptureFixture[s
     ("words", "expected"),
     [
         ([], ["COMMAND"]),
-        (["swep"], ["swep"]),
+        (["swep"], ["'swep'", "'sweep'"]),
+        (["trian"], ["'trian'", "'train'"]),
+        (["train", "PPO"], ["'PPO'", "'ppo'"]),
+        (["train", "ppo", "--lr", "1e-3"], ["'lr'", "'learning_rate'"]),
         (["sweep"], ["SPEC.toml"]),
         (["sweep", "none.toml"], ["none.toml"]),
         (["train"], ["agent"]),
@@ -104,7 +107,7 @@ def test_help_of_a_trainer_says_what_it_is_given(capsys: pytest.CaptureFixture[s
         (["train", "ppo", "--learning-rate", "nan"], ["learning_rate", "number", "nan"]),
         (["train", "ppo", "--learning-rate"], ["learning-rate", "value"]),
         (["train", "ppo", "--num-envs", "2.5"], ["num_envs", "whole number", "2.5"]),
-        (["train", "ppo", "--num-minibatches", "3"], ["num_minibatches", "3", "512"]),
+        (["train", "ppo", "--num-minibatches", "3"], ["num_minibatches", "3", "256", "preset"]),
         (["train", "ppo", "--normalize-obs", "maybe"], ["normalize_obs", "true or false"]),
         (["train", "ppo", "--hidden", "8", "x"], ["hidden", "whole number", "'x'"]),
         (["train", "ppo", "--initial-log-std", "1"], ["initial_log_std", "continuous"]),
@@ -267,6 +270,8 @@ def test_fork_train_and_sweep_the_fork(capsys: pytest.CaptureFixture[str]) -> No
     assert pathlib.Path("mine.py").read_text().startswith('"""Proximal policy')
     assert cli.main(["fork", "ppo", "mine.py"]) == 2
     assert "already exists" in capsys.readouterr().err
+    assert cli.main(["fork", "ppo", "new/folder/mine.py"]) == 0
+    assert pathlib.Path("new/folder/mine.py").is_file()
     spec = SPEC.replace('"ppo"', '"./mine.py"').replace("seeds = 2", "seeds = 1")
     pathlib.Path("mine.toml").write_text(spec, encoding="utf-8")
     assert cli.main(["sweep", "mine.toml", "--devices", "1", "--quiet"]) == 0
@@ -349,7 +354,7 @@ def test_module_runs_as_a_program() -> None:
             "those of Pendulum-v1.",
         ),
         (
-            "sac --replay-capacity 100",
+            "sac --preset none --replay-capacity 100",
             "replay_capacity must be batch_size (256) or more, but is 100.",
         ),
         (

@@ -236,6 +236,9 @@ def test_unknown_fields() -> None:
         configs.build(Config, {"num_steps": 3, "lerning_rate": 1.0})
     message = "There is no field 'lerning_rate'; did you mean 'learning_rate'?"
     assert str(near.value) == message
+    for name in ("lr", "LR", "Learning_Rate"):
+        with pytest.raises(purejaxpg.InputError, match="did you mean 'learning_rate'"):
+            configs.build(Config, {name: 1.0})
     with pytest.raises(purejaxpg.InputError, match="no field 'zzz'; there are: env, ") as far:
         configs.build(Config, {"zzz": 1.0})
     assert "env_params" in str(far.value)
@@ -324,6 +327,11 @@ def test_checks_name_the_field_and_the_value(check: Any, good: Any, bad: Any, me
         ("hidden", ["64", "32"], (64, 32)),
         ("rates", ["1", "0.5"], (1.0, 0.5)),
         ("layers", ["x", "1"], ("x", "1")),
+        ("hidden", ["[64, 32]"], (64, 32)),
+        ("hidden", ["[64,", "32]"], (64, 32)),
+        ("hidden", ["(64,32)"], (64, 32)),
+        ("hidden", ["64,32"], (64, 32)),
+        ("hidden", ["[]"], ()),
     ],
 )
 def test_words_of_a_command_line(name: str, words: list[str], expected: Any) -> None:
@@ -364,6 +372,16 @@ def test_describe_has_words_for_every_kind() -> None:
         "clip": "a number",
         "env_params": "a table of names and values",
     }
+
+
+def test_a_field_of_a_type_that_no_file_can_hold_is_named() -> None:
+    for value in (0.5, [1], {"a": 1}):
+        with pytest.raises(purejaxpg.InputError) as error:
+            configs.coerce("bonus", float | None, value)
+        assert str(error.value).startswith(
+            "bonus cannot be set or swept, because it is annotated float | None: only float, int, "
+        )
+        assert is_one_sentence(str(error.value))
 
 
 def test_help_texts_are_the_comments() -> None:

@@ -173,6 +173,90 @@ def test_initialising_many_agents_at_once_does_not_hang() -> None:
 # --- torsos -------------------------------------------------------------------------------------
 
 
+STEPS, ENVS, INPUTS, SIZE = 7, 3, 4, 5
+SEQUENCE = np.random.default_rng(0).normal(size=(STEPS, ENVS, INPUTS)).astype(np.float32)
+FIRST = np.random.default_rng(1).normal(size=(ENVS, SIZE)).astype(np.float32)
+STARTS = np.zeros((STEPS, ENVS), bool)
+STARTS[[0, 2, 3, 6], [0, 1, 1, 2]] = True
+
+
+def peer(variables: Any) -> Any:
+    """The parameters of flax's cell, which holds those of each gate apart."""
+    own = variables["params"]
+    kernels, biases, memories = (
+        jnp.split(x, 3, -1) for x in (own["input"]["kernel"], own["input"]["bias"], own["memory"])
+    )
+    gates = {}
+    for name, kernel, bias, memory in zip("rzn", kernels, biases, memories, strict=True):
+        gates[f"i{name}"] = {"kernel": kernel, "bias": bias}
+        gates[f"h{name}"] = {"kernel": memory} | ({"bias": own["bias"]} if name == "n" else {})
+    return {"params": gates}
+
+
+def remembered(variables: Any, x: jax.Array, memory: jax.Array, starts: jax.Array) -> jax.Array:
+    """flax's cell, called step by step."""
+    memories = []
+    for t in range(len(x)):
+        memory = jnp.where(starts[t][:, None], 0.0, memory)
+        memory, _ = nn.GRUCell(SIZE).apply(peer(variables), memory, x[t])
+        memories.append(memory)
+    return jnp.stack(memories)
+
+
+def random_gru() -> tuple[networks.GRU, Any]:
+    """Return a GRU whose biases are not zero, and its parameters."""
+    gru = networks.GRU(SIZE)
+    variables = gru.init(random.key(0), SEQUENCE, FIRST, STARTS)
+    keys = iter(random.split(random.key(9), 4))
+    return gru, jax.tree.map(lambda x: x + random.normal(next(keys), x.shape), variables)
+
+
+def test_a_gru_and_its_gradient_are_those_of_flax_step_by_step() -> None:
+    gru, variables = random_gru()
+    weights = random.normal(random.key(5), (STEPS, ENVS, SIZE))
+    arguments = (variables, SEQUENCE, FIRST)
+    both = [
+        jax.value_and_grad(lambda *a, f=f: (weights * f(*a, STARTS)).sum(), (0, 1, 2))(*arguments)
+        for f in (gru.apply, remembered)
+    ]
+    np.testing.assert_allclose(
+        gru.apply(*arguments, STARTS), remembered(*arguments, STARTS), rtol=2e-5, atol=2e-6
+    )
+    for got, wanted in zip(*map(jax.tree.leaves, both), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=2e-5, atol=2e-5)
+
+
+def test_nothing_passes_the_start_of_an_episode() -> None:
+    gru, variables = random_gru()
+    starts = jnp.zeros((STEPS, ENVS), bool).at[3].set(True)
+
+    def later(x: jax.Array, memory: jax.Array) -> jax.Array:
+        return gru.apply(variables, x, memory, starts)[3:].sum()
+
+    of_x, of_memory = jax.grad(later, (0, 1))(SEQUENCE, FIRST)
+    assert not np.any(of_x[:3]) and not np.any(of_memory) and np.all(of_x[3:])
+
+
+def test_a_step_of_a_gru_is_one_of_a_sequence() -> None:
+    gru, variables = random_gru()
+    none = np.zeros((STEPS, ENVS), bool)
+    memories = gru.apply(variables, SEQUENCE, FIRST, none)
+    before = np.concatenate([FIRST[None], memories[:-1]])
+    np.testing.assert_allclose(gru.apply(variables, SEQUENCE, before), memories, atol=1e-6)
+
+
+@pytest.mark.fast
+def test_a_gru_is_that_of_the_configuration() -> None:
+    config = types.SimpleNamespace(memory_size=SIZE, orthogonal_init=True)
+    params = networks.gru(config).init(random.key(0), SEQUENCE, FIRST, STARTS)["params"]
+    square = params["memory"] @ params["memory"].T
+    np.testing.assert_allclose(square, np.eye(SIZE), atol=1e-5)
+    assert not params["bias"].any() and not params["input"]["bias"].any()
+    config.orthogonal_init = False
+    params = networks.gru(config).init(random.key(0), SEQUENCE, FIRST, STARTS)["params"]
+    assert not np.allclose(params["memory"] @ params["memory"].T, np.eye(SIZE), atol=0.1)
+
+
 @pytest.mark.fast
 @pytest.mark.parametrize("leading", [(), (2, 3)])
 def test_mlp(leading: tuple[int, ...]) -> None:

@@ -2,16 +2,21 @@
 
 import ast
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+import purejaxpg
 
 pytestmark = pytest.mark.fast
 
@@ -99,6 +104,61 @@ def test_every_requirement_is_bounded_on_both_sides(requirement):
 @pytest.mark.parametrize("line", ["jax", "jax>=1", "jax<2", "jax>1,!=2"])
 def test_a_missing_bound_is_seen(line):
     assert not is_bounded(Requirement(line))
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert citation["version"] == purejaxpg.__version__
+    assert citation["license"] == PROJECT["license"]
+
+
+# --- the wheel ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, built without a network."""
+    pytest.importorskip("hatchling")
+    folder = tmp_path_factory.mktemp("dist")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (built,) = folder.iterdir()
+    return built
+
+
+def test_the_wheel_has_the_version_and_every_file_of_the_package(wheel):
+    version = purejaxpg.__version__
+    assert wheel.name == f"purejaxpg-{version}-py3-none-any.whl"
+    files = [path for path in (ROOT / "purejaxpg").rglob("*") if path.is_file()]
+    wanted = {path.relative_to(ROOT).as_posix() for path in files if path.suffix != ".pyc"}
+    wanted = {name for name in wanted if "/." not in name}
+    about = f"purejaxpg-{version}.dist-info"
+    with zipfile.ZipFile(wheel) as archive:
+        found = set(archive.namelist())
+        commands = archive.read(f"{about}/entry_points.txt").decode()
+    assert {name for name in found if not name.startswith(about)} == wanted
+    assert {"purejaxpg/presets.toml", "purejaxpg/py.typed"} <= wanted
+    assert {"purejaxpg/report/page.html.j2", "purejaxpg/report/page.js"} <= wanted
+    assert f"{about}/licenses/LICENSE" in found
+    assert "purejaxpg = purejaxpg.cli:main" in commands
+
+
+def test_the_wheel_works_without_the_checkout(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    code = (
+        "import purejaxpg; from purejaxpg.sweep import single\n"
+        "print(purejaxpg.__file__, single.tuned('ppo', {'env': 'Pendulum-v1'})['gamma'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == [str(tmp_path / "purejaxpg" / "__init__.py"), "0.9"], done.stderr
 
 
 # --- constraints --------------------------------------------------------------------------------

@@ -84,7 +84,8 @@ def test_every_command_and_option_exists() -> None:
         fields = rest if arguments.command is cli.train else []
         assert rest == fields, f"{call}: there is no option {rest}"
         if fields:
-            cli.parse_fields(trainers.load(arguments.agent).Config, fields)
+            name = "ppo" if arguments.agent.endswith(".toml") else arguments.agent
+            cli.parse_fields(trainers.load(name).Config, fields)
     scripts = {
         name for page in PAGES for name in re.findall(r"python (\w+/\w+\.py)", page.read_text())
     }

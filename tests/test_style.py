@@ -33,7 +33,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 CORE = {"root", "backend", "kernels", "config"}
 SHARED = {"envs", "fused", "networks", "normalize", "optimizers", "prng", "replay", "schedules"}
 BESIDE = {"checkpoint", "contract", "disk", "evaluate", "extras", "signals", "stats", "trees"}
-INNER = {*CORE, *SHARED, *BESIDE, "streams", "text", "trainers"}
+INNER = {*CORE, *SHARED, *BESIDE, "hidden", "modules", "streams", "text", "trainers"}
 OUTER = {*INNER, "sweep", "cluster", "report"}
 # Group of a module -> groups that it may import. Every module of the package has its group here.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -42,9 +42,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": {"backend", "kernels"},
     "config": {"root"},
     **dict.fromkeys(SHARED, CORE),
+    "modules": {"root", "config"},
     "checkpoint": {"root", "config", "disk", "text"},
     "disk": {"root"},
-    "envs": {*CORE, "envs", "extras"},
+    "envs": {*CORE, "envs", "extras", "modules"},
     "evaluate": {*CORE, *SHARED, "contract"},
     "fused": {*CORE, "fused"},
     "networks": {*CORE, "fused"},
@@ -56,8 +57,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "text": set(),
     "trees": {"root"},
     "contract": {*CORE, *SHARED, "text", "trees"},
+    "hidden": {"contract", "envs", "trainers"},
     "signals": set(),
-    "trainers": {*CORE, "contract"},
+    "trainers": {*CORE, "contract", "modules"},
     "sweep": {*INNER, "sweep"},
     "cluster": {*INNER, "sweep", "cluster"},
     "report": {*INNER, "sweep", "report"},

@@ -141,7 +141,8 @@ def choose(asked: Any, on_cpu: bool) -> list[Case]:
         chosen = default(on_cpu)
     chosen = [dataclasses.replace(case, given=dict(asked.given)) for case in chosen]
     chosen = with_flags(chosen, asked.flags)
-    chosen = made_quick(chosen) if asked.quick else chosen
+    if asked.quick:  # but numbers that are asked for are measured
+        chosen = made_quick(chosen, max(asked.num_agents or [2]), max(asked.num_envs or [2]))
     check(chosen)
     return chosen
 
@@ -240,12 +241,19 @@ def accelerator(on_cpu: bool) -> list[Case]:
     return first + second + [case for case in flagged if case.flag] + between
 
 
-def made_quick(cases: Iterable[Case]) -> list[Case]:
-    """Return small versions of the cases, each once, with at most two agents and environments."""
+def made_quick(cases: Iterable[Case], num_agents: int = 2, num_envs: int = 2) -> list[Case]:
+    """Return small versions of the cases, each once, with at most so many agents and environments.
+
+    Args:
+        cases: to be made small.
+        num_agents: the most that are trained together.
+        num_envs: the most of each agent.
+    """
     small = {}
     for case in cases:
-        capped = {k: min(v, 2) if k == contract.NUM_ENVS else v for k, v in case.fields.items()}
-        agents = min(case.num_agents, 2)
+        fields = dict(case.fields)
+        capped = {k: min(v, num_envs) if k == contract.NUM_ENVS else v for k, v in fields.items()}
+        agents = min(case.num_agents, num_agents)
         case = dataclasses.replace(case, num_agents=agents, fields=capped, quick=True)
         small[case.name] = case
     return list(small.values())

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from purejaxpg import FaultError, InputError, disk
+from purejaxpg import FaultError, InputError, disk, modules, trainers
 from purejaxpg.bench import cases as all_cases
 from purejaxpg.bench import show
 from purejaxpg.sweep import compute
@@ -88,10 +88,13 @@ class Bench:
 class Processes:
     """Starts processes that measure, one after the other."""
 
-    def __init__(self, environment: Mapping[str, str], devices: int | None) -> None:
-        """Give each these environment variables and this number of devices; None: all."""
+    def __init__(
+        self, environment: Mapping[str, str], devices: int | None, imports: Sequence[str]
+    ) -> None:
+        """Give each these variables, this number of devices (None: all) and these modules."""
         self.environment = environment
         self.devices = devices
+        self.imports = imports
 
     def ask(
         self, task: Mapping[str, Any], cache: str, flag: str = "", limit_s: float = LIMIT_S
@@ -107,6 +110,8 @@ class Processes:
         command = [sys.executable, "-m", "purejaxpg.cli", "bench", "--task", json.dumps(task)]
         if self.devices is not None:
             command += ["--devices", str(self.devices)]
+        for name in self.imports:
+            command += ["--import", name]
         environment = {
             **self.environment,
             "JAX_COMPILATION_CACHE_DIR": cache,
@@ -142,6 +147,7 @@ def run(
     minutes: float | None,
     console: Any,
     say: Say,
+    imports: Sequence[str] = (),
 ) -> None:
     """Measure the wanted cases, show them, and keep them in `out`.
 
@@ -153,6 +159,7 @@ def run(
         minutes: a case that has not ended after these is left; None: none is.
         console: for the tables.
         say: prints a line of progress.
+        imports: modules that the processes import first, as users name them.
 
     Raises:
         InputError: the wanted cases cannot be trained, or `out` holds something else.
@@ -161,7 +168,8 @@ def run(
     began = time.monotonic()
     wanted(True)  # bad input is refused before anything is measured
     jax.config.update("jax_platforms", "cpu")  # the devices are for the processes that measure
-    bench, processes = Bench(out, identity(devices, quick)), Processes(dict(os.environ), devices)
+    bench = Bench(out, identity(devices, quick))
+    processes = Processes(dict(os.environ), devices, imports)
     load = warn_if_busy(say)
     try:
         if "roof" not in bench.data:
@@ -240,8 +248,10 @@ def one(processes: Processes, case: all_cases.Case, limit_s: float) -> dict[str,
 
 def identity(devices: int | None, quick: bool) -> dict[str, Any]:
     """Return what must not differ between results that are compared."""
+    own = [file for module in modules.named() for file in trainers.of_module(module)]
+    sources = {"modules": trainers.digest(sorted(own))[:16]} if own else {}
     return {
-        "version of the packages or the source": compute.versions(),
+        "version of the packages or the source": {**compute.versions(), **sources},
         "processor": processor(),
         "--devices": devices,
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),

@@ -191,7 +191,7 @@ class Leader(compute.Backend):
 
     def compile(self, group: plans.Group) -> compute.Programs:
         """Compile the programs of a group in all processes."""
-        used = self.devices[: len(group.units)]
+        used = self.used(group)
         config, units = self.to_dict(group.config), len(used)
         values = {"signature": group.signature, "rows": group.rows, "units": units}
         call = {"call": "compile", "config": config, **values}

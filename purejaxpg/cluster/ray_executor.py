@@ -8,6 +8,7 @@ A task consists of plain values and arrays, including the source of a forked age
 needs this package with the same versions.
 """
 
+import atexit
 import collections
 import dataclasses
 import functools
@@ -28,6 +29,7 @@ from purejaxpg import (
     checkpoint,
     contract,
     extras,
+    modules,
     signals,
     text,
     trainers,
@@ -48,7 +50,8 @@ class Task:
 
     agent: str  # name of a built-in agent, or of a file in `source`
     source: tuple[tuple[str, str], ...]  # names and texts of files
-    eval_episodes: int
+    modules: tuple[modules.Sent, ...]  # those of environments
+    evaluation: tuple[int, int]  # episodes, and updates between evaluations within training
     group: plans.Group  # of one unit; configurations are plain values
     start: dict[str, Any] | None  # leaves of states, and diverged_at; None: start from `init`
     versions: Mapping[str, str]
@@ -75,6 +78,7 @@ class Ray:
         built_in = spec.agent_name in trainers.names()
         path = Path(str(spec.agent.__file__)).resolve()
         self.source = () if built_in else trainers.texts(path)
+        self.modules = trainers.sent_modules(spec.environments())
         self.join(address)
         total = self.ray.cluster_resources()
         best = next((kind for kind in ("GPU", "TPU") if total.get(kind, 0) >= 1), "CPU")
@@ -153,7 +157,8 @@ class Ray:
         return Task(
             agent=Path(self.spec.agent_name).name if self.source else self.spec.agent_name,
             source=self.source,
-            eval_episodes=self.spec.eval_episodes,
+            modules=self.modules,
+            evaluation=(self.spec.eval_episodes, self.spec.eval_every),
             group=of_one_unit(group, unit, work.backend.to_dict),
             start=start,
             versions=work.backend.versions(),
@@ -174,8 +179,8 @@ class Ray:
             raise results
         leaves, diverged_at, metrics, scores, facts = results
         states = checkpoint.like(work.backend.template(unit), leaves)
-        done = group.stop, states, diverged_at, [metrics], scores, facts
-        batch = plans.Batch(group, [unit], *done)
+        done = group.stop, states, diverged_at, [metrics]
+        batch = plans.Batch(group, [unit], *done, scores=scores, facts=facts)
         work.progress.advance(batch, group.stop - group.start)
         return batch
 
@@ -203,7 +208,9 @@ def computed_here(task: Task, given: contract.Given) -> tuple[Any, ...]:
     """Compute a unit on this process's first device."""
     from purejaxpg import config as configs
 
-    backend = backend_of(task.agent, task.source, task.eval_episodes, given)
+    if task.modules:
+        modules.receive(task.modules, folder_of_modules())
+    backend = backend_of(task.agent, task.source, task.evaluation, given)
     remote.refuse_other_versions(task.versions, backend.versions())
     build = functools.partial(configs.build, backend.spec.agent.Config)
     group = of_one_unit(task.group, task.group.units[0], build)
@@ -219,13 +226,13 @@ def computed_here(task: Task, given: contract.Given) -> tuple[Any, ...]:
         batch = engine.restored(backend, programs, group, [unit], group.start, trees)
     for _ in engine.segments(backend, programs, inputs, batch):
         pass
-    scores = backend.score(programs, inputs, batch.states, group.stop)
+    engine.score(backend, programs, inputs, batch)
     facts = {
         **backend.facts(programs, group),
         "wall_s": time.monotonic() - began,
         "node": socket.gethostname(),
     }
-    return leaves_of(batch.states), batch.diverged_at, batch.metrics, scores, facts
+    return leaves_of(batch.states), batch.diverged_at, batch.metrics, batch.scores, facts
 
 
 def leaves_of(tree: Any) -> list[np.ndarray]:
@@ -235,9 +242,20 @@ def leaves_of(tree: Any) -> list[np.ndarray]:
     return [checkpoint.to_numpy(leaf) for leaf in jax.tree.leaves(tree)]
 
 
+@functools.cache
+def folder_of_modules() -> Path:
+    """Return a folder for modules that were sent, which ends with this process."""
+    folder = tempfile.TemporaryDirectory(prefix="purejaxpg-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
 @functools.lru_cache(maxsize=1)  # programs take memory, and memory maps
 def backend_of(
-    agent: str, source: tuple[tuple[str, str], ...], eval_episodes: int, sent: contract.Given
+    agent: str,
+    source: tuple[tuple[str, str], ...],
+    evaluation: tuple[int, int],
+    sent: contract.Given,
 ) -> Any:
     """Return this process's backend for an agent, with its compiled programs."""
     import jax
@@ -252,5 +270,6 @@ def backend_of(
         trainer = trainers.load(agent, Path(base))
         structure, leaves = sent.arrays
         given = dataclasses.replace(sent, arrays=trees.decode(structure, leaves, trainer))
-    spec = specs.Spec("task", agent, trainer, eval_episodes=eval_episodes, given=given)
+    episodes, every = evaluation
+    spec = specs.Spec("task", agent, trainer, (), episodes, every, given=given)
     return compute.Backend(spec, jax.devices()[:1])

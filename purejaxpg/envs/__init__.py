@@ -4,6 +4,9 @@ Every step reports `terminated` and `truncated` separately, and `next_obs`, the 
 any reset. `interface` has the types and `gymnax` adapts that library. `masked` is an environment of
 our own. `parameters` checks the parameters that a sweep changes, `tracing` tries out a user's
 environment, `pictures` draws.
+
+An environment is one of gymnax's, one that `register` has made known, or "MODULE:CLASS" for a class
+in a module of the user's.
 """
 
 import dataclasses
@@ -15,6 +18,7 @@ import jax
 import numpy as np
 
 from purejaxpg import config as configs
+from purejaxpg import modules
 from purejaxpg.envs import gymnax, masked, parameters, tracing
 from purejaxpg.envs.gymnax import action_bounds, reset, step
 from purejaxpg.envs.interface import Env, EnvState, Step, episode_metrics, horizon
@@ -23,7 +27,7 @@ from purejaxpg.envs.tracing import changes_transitions
 
 __all__ = [
     "Env", "EnvState", "Step", "action_bounds", "changes_transitions", "check", "episode_metrics",
-    "from_config", "horizon", "make", "names", "param_dtype", "params", "register",
+    "from_config", "horizon", "is_own", "make", "names", "param_dtype", "params", "register",
     "require_bounded", "reset", "setup", "step", "to_bounds", "traced_types",
 ]  # fmt: skip
 
@@ -36,8 +40,8 @@ _registered: dict[str, tuple[Callable[..., Any], int | None]] = {
 def register(name: str, factory: Callable[..., Any], max_steps: int | None = None) -> None:
     """Make `factory(**kwargs)` known as `name`.
 
-    Call it at the top of a forked agent file to sweep over an environment of your own. Programs
-    that were compiled for an earlier environment of the same name do not change.
+    Call it in a module that `--import` names, or at the top of a forked agent file. Programs that
+    were compiled for an earlier environment of the same name do not change.
 
     Args:
         name: the value of `config.env`.
@@ -60,10 +64,11 @@ def names() -> list[str]:
 @functools.cache
 @jax.ensure_compile_time_eval()  # the cached environment outlives the trace that first makes it
 def make(name: str, /, **kwargs: Any) -> Env:
-    """Return the environment registered as `name`.
+    """Return the environment called `name`.
 
     Args:
-        name: one of `names()`.
+        name: one of `names()`, or "MODULE:CLASS", where the module may be the path of a file and
+            the class anything that returns a gymnax environment, or one and its parameters.
         kwargs: passed to the environment's constructor, e.g. `size=10` for DeepSea-bsuite.
 
     Raises:
@@ -71,14 +76,30 @@ def make(name: str, /, **kwargs: Any) -> Env:
             or a member of the environment breaks gymnax's contract.
         FaultError: the environment needs a download that failed.
     """
-    configs.require_known(name, names(), "environment")
-    factory, limit = _registered.get(name, (None, None))
+    factory, limit = _find(name)
     env = gymnax.make(name, factory, kwargs, limit)
     if gymnax.is_from_gymnax(env.inner):  # the tests try these out; tracing them takes seconds
         return dataclasses.replace(env, truncates=True, limited=True)
     tracing.try_out(env)
     truncates, limited = tracing.truncation(env)
     return dataclasses.replace(env, truncates=truncates, limited=limited)
+
+
+def _find(name: str) -> tuple[Callable[..., Any] | None, int | None]:
+    """Return what constructs an environment, None for gymnax's own, and its added time limit."""
+    if name in _registered:
+        return _registered[name]
+    if is_own(name):
+        factory = modules.attribute(name)
+        configs.require(callable(factory), f"env {name!r} must be a class, but is {factory!r}.")
+        return factory, None
+    configs.require_known(name, names(), "environment")
+    return None, None
+
+
+def is_own(name: str) -> bool:
+    """Return whether an environment is called "MODULE:CLASS", by a module of the user's."""
+    return name not in _registered and modules.is_attribute(name)
 
 
 def from_config(config: Any) -> Env:

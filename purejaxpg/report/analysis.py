@@ -4,6 +4,7 @@
 only lay it out.
 """
 
+import itertools
 import json
 import math
 import shlex
@@ -29,11 +30,17 @@ _ROLES = ("winner", "runner-up", "default")
 CONTENDERS = 50  # configurations that may come first when seeds are resampled
 _AXES = 12  # hyperparameters analysed at most
 _PAIRS = 3
+_PAIR_SHARE = 0.005  # of the variance, below which a pair is not shown
 _MOST_LEVELS = 12  # distinct values before they are put into bins
 _TOP = 0.75  # quantile above which a configuration is among the best
 _TOP_NEEDS = 20  # configurations, before there is a best quarter to speak of
 _GRID_POINTS = 60
-SEEDS_TO_CONFIRM = 16
+SEEDS_TO_CONFIRM = 32
+# What the page holds of the training metrics.
+_NUMBERS = 200_000
+_METRICS = 40  # of an environment
+_METRIC_ROWS = 100  # configurations
+_SINGLE = 16  # runs of a configuration
 FEW_SEEDS = 8  # below them a bootstrap interval is too narrow; see docs/results.md
 _SPENT = ("wall_s", "compile_s", "env_steps")
 # Metrics [rows, updates] and facts of units in progress.
@@ -100,6 +107,11 @@ class Axis:
     best: np.ndarray
     failures: tuple[tuple[int, int], ...]
 
+    @property
+    def clear(self) -> bool:
+        """Whether the effect can be told from none: the interval of its share is above zero."""
+        return self.low > 0.0
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -136,12 +148,35 @@ class Curves:
         others: the rest, each with its steps and centre.
         quantiles: of the rest if they are many: ``[5, points]`` at 5, 25, 50, 75 and 95%.
         grid: steps of the quantiles ``[points]``.
+        evaluated: of each of the best, the curve of its evaluations within training, if any.
     """
 
     best: tuple[Line, ...]
     others: tuple[tuple[Configuration, np.ndarray, np.ndarray], ...] = ()
     quantiles: np.ndarray | None = None
     grid: np.ndarray | None = None
+    evaluated: tuple[Line | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The training metrics of the first configurations of an environment.
+
+    Attributes:
+        names: of the metrics.
+        curves: by metric and run.
+        shown: the configurations that have them, best first.
+        left_out: metrics beyond those.
+    """
+
+    names: tuple[str, ...] = ()
+    curves: Mapping[str, Mapping[str, training.Curve]] = field(default_factory=dict)
+    shown: tuple[Configuration, ...] = ()
+    left_out: int = 0
+
+    def stack(self, name: str, c: Configuration) -> training.Curve | None:
+        """Return a metric of a configuration's runs, ``returns [runs, bins]``, if any."""
+        return training.stack(c.run_ids[:_SINGLE], self.curves[name])
 
 
 @dataclass(frozen=True)
@@ -304,7 +339,7 @@ class Analysis:
 
     identity: dict[str, Any]
     spec_text: str
-    command: str  # confirms the winner; empty if no command can
+    command: str  # confirms the winner, or the option that does; empty if none can
     runs: list[dict[str, Any]]
     training: dict[str, training.Curve]
     sections: list[Section]
@@ -378,18 +413,16 @@ def of_store(store: Store, unfinished: Unfinished = training.NONE) -> Analysis:
     arrays, episodes, cut = _arrays(store)
     unfinished = {name: own for name, own in unfinished.items() if name not in arrays}
     facts = {name: about for name, (_, about) in unfinished.items()}
-    arrays |= {name: {m: own[m] for m in training.METRICS if m in own}
+    arrays |= {name: {m: own[m] for m in training.READ if m in own}
                for name, (own, _) in unfinished.items()}  # fmt: skip
     curves = training.of_runs(store, legs, arrays, facts)
     population = ranking.is_population(identity)
-    ranked = ranking.rank_runs(runs, members=population)
-    confirmed = [c for c in ranking.rank_runs(runs, ranking.CONFIRM) if c.finished]
-    by_environment = ranking.sections(confirmed)
+    ranked, confirmed = _ranked(runs, curves, population)
     tune = [run for run in runs if run["stage"] == ranking.TUNE]
     sections, command = [], _command(store, identity)
-    robust = ranking.robust(ranked, identity)
+    fresh, robust = ranking.sections(confirmed), ranking.robust(ranked, identity)
     for name, own in ranking.sections(ranked).items():
-        roles = _roles(_in_order(own, robust), by_environment.get(name, []))
+        roles = _roles(_in_order(own, robust), fresh.get(name, []))
         own_legs = [leg for leg in legs if ranking.section_of(leg) == name]
         section = _section(name, own, roles, own_legs, curves, identity, tune)
         mine = [run for run in runs if ranking.section_of(run) == name]
@@ -411,9 +444,49 @@ def of_store(store: Store, unfinished: Unfinished = training.NONE) -> Analysis:
         unit=_unit(store, facts),
         facts=_facts(store),
         notes=_notes(ranked, bool(confirmed), _again(store, command), episodes, cut)
-        + _chosen(identity)
-        + store.ledger.notes(),
+        + (_chosen(identity) + store.ledger.notes()),
     )
+
+
+def metrics_of(store: Store, data: Analysis) -> dict[str, Metrics]:
+    """Read the training metrics of as many configurations as a page can hold.
+
+    Args:
+        store: the result directory of `data`.
+        data: the analysis.
+
+    Returns:
+        By environment.
+
+    Raises:
+        FaultError: a result is damaged or cannot be read.
+    """
+    return {
+        section.environment: _metrics(store, section.ranked, _NUMBERS // len(data.sections))
+        for section in data.sections
+    }
+
+
+def _metrics(store: Store, ranked: Sequence[Configuration], numbers: int) -> Metrics:
+    """Return the metrics of the first configurations, about so many numbers in all."""
+    first = [c for c in ranked if c.finished][:1]
+    if not first:
+        return Metrics()
+    names = list(training.metrics_of_runs(store, first[0].run_ids[:1]))
+    names.sort(key=lambda name: (not name.startswith(contract.EPISODE), name))
+    kept = tuple(names[:_METRICS])
+    each = max(1, len(kept)) * training.BINS
+    shown: list[Configuration] = []
+    left = numbers
+    for c in (c for c in ranked if c.finished):
+        left -= each * (1 + min(c.finished, _SINGLE))
+        if shown and (left < 0 or len(shown) == _METRIC_ROWS):
+            break
+        shown.append(c)
+    ids = [run_id for c in shown for run_id in c.run_ids[:_SINGLE]]
+    curves = training.metrics_of_runs(store, ids)
+    own = {name: curves[name] for name in kept if name in curves}
+    return Metrics(tuple(own), own, tuple(shown), len(names) - len(kept))
 
 
 # ---------------------------------------------------------------------------------------- reading
@@ -427,7 +500,7 @@ def _arrays(store: Store) -> tuple[dict[str, dict[str, np.ndarray]], int | None,
     for unit in store.ledger.units():
         if not unit["done"]:
             continue
-        values = store.arrays(unit["name"], [*training.METRICS, contract.RETURN, contract.FINISHED])
+        values = store.arrays(unit["name"], [*training.READ, contract.RETURN, contract.FINISHED])
         returns, finished = values.pop(contract.RETURN, None), values.pop(contract.FINISHED, None)
         if episodes is None and returns is not None and returns.ndim == 2:
             episodes = int(returns.shape[1])
@@ -435,6 +508,16 @@ def _arrays(store: Store) -> tuple[dict[str, dict[str, np.ndarray]], int | None,
             cut += 0 if finished is None else int((~finished.astype(bool)).sum())
         arrays[unit["name"]] = values
     return arrays, episodes, cut
+
+
+def _ranked(
+    runs: Sequence[dict[str, Any]], curves: Mapping[str, training.Curve], population: bool
+) -> tuple[list[Configuration], list[Configuration]]:
+    """Return the configurations of the tuning stage, and those that were confirmed."""
+    areas = {run_id: curve.area for run_id, curve in curves.items()}
+    ranked = ranking.rank_runs(runs, ranking.TUNE, population, lambda: areas)
+    confirmed = ranking.rank_runs(runs, ranking.CONFIRM, areas=lambda: areas)
+    return ranked, [c for c in confirmed if c.finished]
 
 
 def _spec_text(store: Store) -> str:
@@ -445,25 +528,28 @@ def _spec_text(store: Store) -> str:
 def _command(store: Store, identity: Mapping[str, Any]) -> str:
     """Return the command that runs the winner again on fresh seeds; "" if there can be none.
 
-    Only the last of several stages is confirmed, and only on seeds that have given arrays.
+    Only the last of several stages is confirmed, and only on seeds that have given arrays. A
+    population cannot be. If the copy of the sweep file cannot be run where it is, return the option
+    to add.
     """
     agent, path = str(identity.get("agent", "")), store.path
     seeds = min(SEEDS_TO_CONFIRM, frozen.spare_seeds(path, identity))
     later = stages.after(path)
-    if later or not seeds:
+    if later or not seeds or ranking.is_population(dict(identity)):
         return ""
+    # A relative path of an agent does not resolve there, and of a stage the copy holds all stages.
+    if "/" in agent or agent.endswith(".py") or later is not None:
+        return f"--confirm {seeds}"
     if path.is_relative_to(Path.cwd()):  # shorter, and valid on another machine
         path = path.relative_to(Path.cwd())
-    # The copy of the spec is in another directory, so a relative path in it would not resolve.
-    spec = "SPEC.toml" if "/" in agent or agent.endswith(".py") else str(path / "spec.toml")
-    if later is not None:  # of a stage the copy holds the whole file
-        spec, path = "SPEC.toml", path.parent
-    out = shlex.quote(str(path))
-    return f"purejaxpg sweep {shlex.quote(spec)} --out {out} --confirm {seeds}"
+    spec, out = shlex.quote(str(path / "spec.toml")), shlex.quote(str(path))
+    return f"purejaxpg sweep {spec} --out {out} --confirm {seeds}"
 
 
 def _again(store: Store, command: str) -> str:
     """Return the end of a sentence, about the command that confirms the winner."""
+    if ranking.is_population(store.ledger.identity):
+        return ": quote the best members of several populations, which are several seeds."
     if command:
         return ": run the winner again on fresh seeds before quoting its number."
     if stages.after(store.path):
@@ -502,6 +588,10 @@ def _notes(
         )
     if missing:
         notes.append(f"Unfinished: {missing} of {total} runs are missing from this report.")
+    seeds = few(max(c.finished for c in ranked))
+    notes += [seeds] if seeds else []
+    if any(ranking.worth(a) == ranking.worth(b) for a, b in itertools.pairwise(ranked) if b.rank):
+        notes.append("Ties are broken by the area under the training curve (AUC).")
     several = max(len(section) for section in ranking.sections(ranked).values()) > 1
     if several and not confirmed:
         notes.append(f"The best of many looks better than it is{again}")
@@ -667,31 +757,48 @@ def _curves(
         return None
     best = []
     for index, (c, curve) in enumerate(drawable[:HIGHLIGHTED]):
-        low, high = training.interval(curve.returns)
         name, label = f"#{c.rank}", legend(c)
         if roles:
             name, label = roles[index], f"{roles[index]}: {c.label}"
-        centre = training.over_seeds(curve.returns)
-        best.append(Line(c, name, label, curve.steps, centre, low, high))
+        best.append(_line(c, name, label, curve))
+    within = {run_id: own for run_id, curve in curves.items() if (own := curve.evaluated)}
+    found = [training.stack(line.configuration.run_ids, within) for line in best]
+    evaluated = tuple(
+        None if own is None else _line(line.configuration, f"{line.name} eval", line.label, own)
+        for line, own in zip(best, found, strict=True)
+    )
     rest = tuple(
         (c, curve.steps, training.over_seeds(curve.returns)) for c, curve in drawable[HIGHLIGHTED:]
     )
     if len(rest) <= FEW:
-        return Curves(tuple(best), rest)
+        return Curves(tuple(best), rest, evaluated=evaluated)
     grid = np.linspace(0, max(steps[-1] for _, steps, _ in rest), _GRID_POINTS)
     common = np.stack([_on_grid(grid, steps, centre) for _, steps, centre in rest])
     enough = np.isfinite(common).sum(axis=0) >= 10
     quantiles = np.full((5, grid.size), np.nan)
     levels = [0.05, 0.25, 0.5, 0.75, 0.95]
     quantiles[:, enough] = np.nanquantile(common[:, enough], levels, axis=0)
-    return Curves(tuple(best), rest, quantiles, grid)
+    return Curves(tuple(best), rest, quantiles, grid, evaluated)
+
+
+def _line(c: Configuration, name: str, label: str, curve: training.Curve) -> Line:
+    """Return the curve of a configuration over its runs."""
+    centre, ends = training.over_seeds(curve.returns), training.interval(curve.returns)
+    return Line(c, name, label, curve.steps, centre, *ends)
 
 
 def few(seeds: int) -> str:
     """Return a sentence about intervals over few seeds; "" if they are enough, or is only one."""
     if not 1 < seeds < FEW_SEEDS:
         return ""
-    return f"{seeds} seeds are few: these intervals are too narrow."
+    return f"{seeds} seeds are few: their intervals are too narrow."
+
+
+def readable(low: float, high: float) -> tuple[float, float]:
+    """Return the ends of an axis around values, so wide that its ticks differ when written."""
+    largest = max(abs(low), abs(high))
+    margin = 0.05 * (high - low) if high - low > 2e-3 * largest else 0.01 * largest
+    return low - (margin or 1.0), high + (margin or 1.0)
 
 
 def legend(c: Configuration) -> str:
@@ -867,7 +974,7 @@ def _pairs(
     most = int(np.clip(np.sqrt(len(means) / 3), 3, 8))
     coarse = {name: _coarser(levels[name], swept, name, specs, most) for name in names}
     pairs = []
-    for a, b in chosen[:_PAIRS]:
+    for a, b in [pair for pair in chosen if parts.pairs[pair] >= _PAIR_SHARE][:_PAIRS]:
         rows, columns = coarse[names[a]], coarse[names[b]]
         counts, sums = np.zeros((2, len(rows.labels), len(columns.labels)))
         np.add.at(counts, (rows.codes, columns.codes), 1)

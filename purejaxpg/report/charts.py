@@ -7,7 +7,7 @@ opacity. Plotly reads tags in text, so every name from the results goes through 
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from purejaxpg.report import analysis, completions
+from purejaxpg.report import curves as training
 from purejaxpg.report.analysis import Axis, Curves, Pair, Profile, Schedule, Section
 from purejaxpg.report.ranking import Configuration
 from purejaxpg.text import estimate, number, percent, short
@@ -82,6 +83,8 @@ def _error(values: Any, low: Any, high: Any, colour: str, thickness: float) -> F
 def curves(data: Curves, unit: str, rows: Sequence[int] = ()) -> Figure:
     """Draw training curves: the best in colour with bands, the others as lines or quantiles.
 
+    The evaluations of the best within training are dashed.
+
     Args:
         data: the curves.
         unit: of their steps.
@@ -103,12 +106,49 @@ def curves(data: Curves, unit: str, rows: Sequence[int] = ()) -> Figure:
         traces.append(_band(line.steps, line.low, line.high, colour(place), **tag))
         hover: Figure = {"name": clean(line.name), "hovertemplate": "%{y:.4g}"}
         traces.append(_trace(line.steps, line.centre, colour(place), **hover, **tag))
+        own = data.evaluated[place] if data.evaluated else None
+        if own is not None:
+            hover |= {"name": clean(own.name), "mode": "lines+markers", "size": 6, "width": 1.4}
+            traces.append(_trace(own.steps, own.centre, colour(place), **hover, **tag))
+            traces[-1]["line"]["dash"] = "dash"
     return _figure(
         traces,
         440,
         hovermode="x unified",
-        xaxis={"title": {"text": clean(unit)}, "tickformat": "~s", "rangemode": "tozero"},
+        xaxis=_steps_axis(unit),
     )
+
+
+def metric(
+    name: str,
+    unit: str,
+    rows: Mapping[int, training.Curve],
+    intern: Callable[[tuple[float | None, ...]], int],
+) -> Figure:
+    """Return a training metric of configurations, of which the script draws those that are picked.
+
+    Args:
+        name: of the metric.
+        unit: of the steps.
+        rows: the metric of a configuration's runs, ``returns [runs, bins]``, by its row in the
+            table; of a page without a table, the numbers of its lines.
+        intern: returns the number of a grid of steps, which rows share.
+
+    Returns:
+        ``rows`` with a grid, the IQM over runs and, of several, each run; and the layout.
+    """
+    found = {}
+    for row, curve in rows.items():
+        centre = training.over_seeds(curve.returns)
+        singles = curve.returns if len(curve.returns) > 1 else curve.returns[:0]
+        grid = intern(tuple(rounded(curve.steps)))
+        found[row] = [grid, rounded(centre), [rounded(values) for values in singles]]
+    layout = _figure([], 230, hovermode="x unified", xaxis=_steps_axis(unit))["layout"]
+    return {"name": name, "rows": found, "layout": layout}
+
+
+def _steps_axis(unit: str) -> Figure:
+    return {"title": {"text": clean(unit)}, "tickformat": "~s", "rangemode": "tozero"}
 
 
 # ------------------------------------------------------------------------------- values, intervals
@@ -153,11 +193,15 @@ def forest(
             traces.append(ends)
         hover = f"{clean(row.label)}<br>{shown}<extra></extra>".replace("%{", "% {")
         dot = _trace([row.value], [place], row.colour, "markers", size=11, hovertemplate=hover)
-        if row.high > row.low:
+        if row.high > row.low and form(row.high) != form(row.low):
             dot["error_x"] = _error([row.value], [row.low], [row.high], row.colour, 2.4)
         traces.append(dot)
         notes += _labels(row.label, shown, place)
     axis: Figure = {"title": {"text": title}, "tickformat": ".0%" if form is percent else "~g"}
+    values = (v for row in rows for v in (row.value, row.low, row.high, row.before))
+    known = [value for value in values if math.isfinite(value)]
+    if known:
+        axis["range"] = list(analysis.readable(min(known), max(known)))
     lines = [] if middle is None else [_line_at(middle)]
     if middle is not None:
         axis["range"] = [-0.02, 1.02]
@@ -322,16 +366,23 @@ def parallel(
     values = {name: [c.swept.get(name) for _, c in scored] for name in fields}
     names = [n for n in fields if len({short(v) for v in values[n]}) > 1][:_PARALLEL]
     scores = np.array([c.iqm for _, c in scored])
-    if not names or np.ptp(scores) == 0:
+    if not names or number(scores.min(), 4) == number(scores.max(), 4):
         return None
     drawn = [_coordinate(values[name], specs.get(name)) for name in names]
     named = [{"name": clean(n), "ticks": t} for n, (t, _) in zip(names, drawn, strict=True)]
-    ends = [(float(p), number(scores.min() + p * np.ptp(scores))) for p in np.linspace(0, 1, 5)]
+    marks = np.linspace(0, 1, 5)
+    ends = list(zip(marks.tolist(), _distinct(scores.min() + marks * np.ptp(scores)), strict=True))
     score = (scores - scores.min()) / np.ptp(scores)
     picked = np.linspace(0, len(scored) - 1, min(len(scored), _LINES)).round().astype(int)
     places = np.stack([*(at for _, at in drawn), score], axis=1).round(3).tolist()
     lines = [[scored[i][0], int(scored[i][1].diverged > 0), *places[i]] for i in picked.tolist()]
     return {"axes": [*named, {"name": "final return", "ticks": ends}], "lines": lines}
+
+
+def _distinct(values: np.ndarray) -> list[str]:
+    """Return numbers with as many digits as tell them apart, at most seven."""
+    texts = ([number(value, digits) for value in values.tolist()] for digits in range(3, 8))
+    return next((each for each in texts if len(set(each)) == len(each)), list(map(number, values)))
 
 
 def _coordinate(values: list[Any], spec: Any) -> tuple[list[tuple[float, str]], np.ndarray]:

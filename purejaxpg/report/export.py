@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from purejaxpg import config as configs
 from purejaxpg import contract, disk, extras
 from purejaxpg.report import ranking
 from purejaxpg.sweep.store import Store
@@ -24,8 +25,8 @@ def write(directory: str | os.PathLike[str], out: Path | None = None, curves: bo
 
     Args:
         directory: a result directory; units may still be pending.
-        out: the file to write, Parquet if its name ends in ``.parquet`` and CSV otherwise; by
-            default ``DIR/export.csv`` or ``DIR/export-curves.csv``.
+        out: the file to write, whose name ends in ``.csv`` or ``.parquet``; by default
+            ``DIR/export.csv`` or ``DIR/export-curves.csv``. A missing folder is made.
         curves: write one row per run and update with every metric, instead of one row per run. The
             legs of a run come in order; legs of other runs may come between them.
 
@@ -33,18 +34,23 @@ def write(directory: str | os.PathLike[str], out: Path | None = None, curves: bo
         The path of the file.
 
     Raises:
-        InputError: there is no result directory at this path, or Parquet needs a package that is
-            not installed.
+        InputError: there is no result directory at this path, the file's name ends otherwise, or
+            Parquet needs a package that is not installed.
         FaultError: a result is damaged, or the file cannot be written.
     """
+    writers = {".csv": _write_csv, ".parquet": _write_parquet}
+    configs.require(
+        out is None or out.suffix in writers,
+        f"The table must end in .csv or .parquet, but is {str(out)!r}.",
+    )
     with Store.read(directory) as store:
         target = out or store.path / ("export-curves.csv" if curves else "export.csv")
         names, blocks = _curves(store) if curves else _runs(store)
-        to_file = _write_parquet if target.suffix == ".parquet" else _write_csv
         with disk.faults("write", target):
             temporary = target.with_name(f".{target.name}.tmp")
             try:
-                to_file(temporary, names, blocks)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                writers[target.suffix](temporary, names, blocks)
                 os.replace(temporary, target)
             finally:
                 temporary.unlink(missing_ok=True)

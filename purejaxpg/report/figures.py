@@ -21,6 +21,7 @@ from purejaxpg.report.analysis import (
     Profile,
     Schedule,
     Section,
+    readable,
 )
 
 if TYPE_CHECKING:
@@ -209,6 +210,9 @@ def _draw_curves(axes: "Axes", curves: Curves) -> None:
         )
         label = plain(line.label)
         axes.plot(line.steps, line.centre, color=colour, linewidth=2.0, zorder=3, label=label)
+    for own, colour in zip(curves.evaluated, itertools.cycle(MORE_COLOURS)):
+        if own is not None:
+            axes.plot(own.steps, own.centre, "o--", color=colour, linewidth=1.2, markersize=4)
     if curves.others:
         noun = "other" if len(curves.others) == 1 else "others"
         what = ": median, middle half, 5% to 95%" if curves.quantiles is not None else ""
@@ -316,6 +320,8 @@ def _draw_marginal(panel: "Axes", axis: Axis, scores: np.ndarray) -> None:
         markersize=4,
         linestyle=line,
     )
+    shown = np.concatenate([scores[chosen], axis.effects, axis.best])
+    panel.set_ylim(*readable(float(shown.min()), float(shown.max())))
     panel.plot(centres, axis.best, "D:", color=COLOURS[1], markersize=4, linewidth=1)
     if levels.log:
         panel.set_xscale("log")
@@ -386,6 +392,7 @@ def _forest(
     for place, ((_, value, low, high), colour) in enumerate(zip(rows, itertools.cycle(colours))):
         axes.hlines(place, low, high, color=colour, linewidth=2.4)
         axes.plot([value], [place], "o", color=colour, markersize=8)
+    axes.set_xlim(*readable(min(low for *_, low, _ in rows), max(row[-1] for row in rows)))
     axes.set_yticks(range(len(rows)), [plain(name, 48) for name, *_ in rows])
     axes.invert_yaxis()
     axes.margins(y=0.5 / len(rows))

@@ -10,8 +10,6 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
-
 from purejaxpg import contract, disk, signals
 from purejaxpg.report import analysis, page, writer
 from purejaxpg.sweep import progress as progresses
@@ -93,8 +91,7 @@ def in_progress(progress: progresses.Progress) -> analysis.Unfinished:
     batch = progress.batch
     if batch is None or not batch.pieces:
         return {}
-    pieces = list(batch.pieces)  # the main thread appends to it
-    metrics = {name: np.concatenate([p[name] for p in pieces], axis=1) for name in pieces[0]}
+    metrics = batch.metrics
     facts = {
         "steps_per_update": batch.group.config.steps_per_update,
         "steps_before": contract.steps_before(batch.group.config),

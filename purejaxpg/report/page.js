@@ -21,17 +21,34 @@ let boxed = null;  // rows in a box drawn over the parallel coordinates
 // ---------------------------------------------------------------------------------------- curves
 
 const coloured = new Set();  // rows whose curves are drawn
+const colours = new Map();  // row -> the number of its colour
 const chartOf = new Map();  // row -> the chart that holds its curve
-const PALETTE = 8;
+const metricRows = new Set(data.figures.flatMap((figure) => Object.keys(figure.rows || {}).map(Number)));
+const PALETTE = 8, MOST = 60;  // rows picked at a time
+const view = { smooth: 1, single: false, range: null };
 
-function addPicks(node) {
-  const own = [...node.parentElement.querySelectorAll("[data-row]")];
-  own.forEach((button) => {
+function addPicks(list) {
+  const node = list.parentElement.querySelector(".picks");
+  all("[data-row]", list).forEach((button, place) => {
     const row = Number(button.dataset.row);
     coloured.add(row);
-    chartOf.set(row, node);
+    colours.set(row, place % PALETTE + 1);
+    if (node) chartOf.set(row, node);
     button.addEventListener("click", () => pick(row));
   });
+}
+
+/** Charts without a list show their first rows. */
+function addMetric(node) {
+  const rows = Object.keys(data.figures[node.dataset.chart].rows).map(Number);
+  if (!node.closest("[data-of]").querySelector(".picked")) rows.slice(0, 1).forEach((row) => { coloured.add(row); colourOf(row); });
+}
+
+const sameBlock = (a, b) => columnOf("environment") < 0 || data.rows[a][columnOf("environment")] === data.rows[b][columnOf("environment")];
+
+function colourOf(row) {
+  if (!colours.has(row)) colours.set(row, [...colours.keys()].filter((other) => sameBlock(other, row)).length % PALETTE + 1);
+  return colours.get(row);
 }
 
 function labelOf(row) {
@@ -41,33 +58,122 @@ function labelOf(row) {
 }
 
 function addCurve(row) {
-  const environment = columnOf("environment"), name = data.rows[row][environment];
-  const node = all(".picks").find((each) => environment < 0 || each.closest("[data-of]").dataset.of === name);
-  const traces = data.figures[node.dataset.chart].data;
-  const colour = (new Set(traces.map((trace) => trace.meta)).size - 1) % PALETTE + 1;
-  const [grid, y] = data.curves[row];
-  traces.push({
-    x: data.grids[grid], y, meta: row, mode: "lines", name: `#${textOf(data.rows[row][0])}`,
-    line: { color: `@c${colour}`, width: 2.2 }, hovertemplate: "%{y:.4g}", visible: false,
-  });
-  chartOf.set(row, node);
+  const environment = columnOf("environment"), name = data.rows[row][environment], colour = colourOf(row);
+  const list = all(".picked").find((each) => environment < 0 || each.closest("[data-of]").dataset.of === name);
+  const node = list && list.parentElement.querySelector(".picks");
+  if (node && data.curves[row]) {
+    const [grid, y] = data.curves[row];
+    data.figures[node.dataset.chart].data.push({
+      x: data.grids[grid], y, meta: row, mode: "lines", name: `#${textOf(data.rows[row][0])}`,
+      line: { color: `@c${colour}`, width: 2.2 }, hovertemplate: "%{y:.4g}", visible: false,
+    });
+    chartOf.set(row, node);
+  }
+  if (!list) return;
   const item = make("li"), button = make("button", labelOf(row));
   button.type = "button";
   button.dataset.row = row;
   button.prepend(make("i", undefined, `k${colour}`));
   button.addEventListener("click", () => pick(row));
   item.append(button);
-  const list = node.parentElement.querySelector(".picked");
   list.insertBefore(item, all("li", list).find((each) => !each.querySelector("button")) || null);
 }
 
-function pick(row) {
-  if (!chartOf.has(row)) addCurve(row);
+const isPickable = (row) => Boolean(data.curves[row]) || chartOf.has(row) || metricRows.has(row);
+const redraw = () => all(".picks[data-drawn], .metric[data-drawn]").forEach(draw);
+
+/** Show or hide the curves of a row; draw them later if `quiet`. */
+function pick(row, quiet = false) {
+  if (!all(`.picked [data-row="${row}"]`).length) addCurve(row);
   const on = !coloured.has(row), node = chartOf.get(row);
   if (on) coloured.add(row); else coloured.delete(row);
-  data.figures[node.dataset.chart].data.forEach((trace) => { if (trace.meta === row) trace.visible = on; });
+  if (node) data.figures[node.dataset.chart].data.forEach((trace) => { if (trace.meta === row) trace.visible = on; });
   all(`[data-row="${row}"]`).forEach((button) => button.setAttribute("aria-pressed", on));
-  if (node.dataset.drawn) draw(node);
+  if (!quiet) redraw();
+}
+
+/** Show the curves of these rows and of no others of their environment. */
+function pickOnly(wanted, within) {
+  const rows = within.filter((row) => isPickable(row) && coloured.has(row) !== wanted.has(row));
+  rows.slice(0, MOST).forEach((row) => pick(row, true));
+  redraw();
+}
+
+/** "1-5 8" -> a set of numbers. */
+function numbersOf(text) {
+  const found = new Set();
+  for (const [, first, last] of text.matchAll(/(\d+)(?:\s*-\s*(\d+))?/g)) {
+    const from = Number(first), to = Math.min(Number(last || first), from + 1000);
+    for (let number = from; number <= to; number += 1) found.add(number);
+  }
+  return found;
+}
+
+/** "10k-1.5M" -> [10000, 1500000]; null for anything else. */
+function rangeOf(text) {
+  const found = /^\s*([\d.]+)\s*([kMG]?)\s*-\s*([\d.]+)\s*([kMG]?)\s*$/.exec(text);
+  if (!found) return null;
+  const size = { "": 1, k: 1e3, M: 1e6, G: 1e9 };
+  const ends = [found[1] * size[found[2]], found[3] * size[found[4]]];
+  return ends[0] < ends[1] ? ends : null;
+}
+
+/** Means over a window of points, without those that are unknown. */
+function smoothed(values) {
+  const half = (view.smooth - 1) / 2;
+  if (half === 0) return values;
+  return values.map((value, i) => {
+    if (value === null) return null;
+    const own = values.slice(Math.max(0, i - half), i + half + 1).filter((other) => other !== null);
+    return own.reduce((sum, other) => sum + other, 0) / own.length;
+  });
+}
+
+/** A band is the outline of an area: its upper end, and its lower end backwards. */
+function smoothTrace(trace) {
+  const middle = trace.fill ? trace.y.length / 2 : trace.y.length;
+  return { ...trace, y: [...smoothed(trace.y.slice(0, middle)), ...smoothed(trace.y.slice(middle))] };
+}
+
+/** The runs of the rows of a metric that are picked, thin. */
+function singles(rows) {
+  return [...coloured].filter((row) => rows[row]).flatMap((row) => rows[row][2].map((y) => ({
+    x: data.grids[rows[row][0]], y, mode: "lines", line: { color: `@c${colourOf(row)} 66`, width: 1 }, hoverinfo: "skip", connectgaps: true,
+  })));
+}
+
+/** A metric of the rows that are picked. */
+function metric({ rows, layout }) {
+  const lines = [...coloured].filter((row) => rows[row]).map((row) => ({
+    x: data.grids[rows[row][0]], y: rows[row][1], mode: "lines", line: { color: `@c${colourOf(row)}`, width: 2 },
+    name: data.rows[row] ? `#${textOf(data.rows[row][0])}` : "", hovertemplate: "%{y:.4g}", connectgaps: true,
+  }));
+  return { data: [...(view.single ? singles(rows) : []), ...lines].map(smoothTrace), layout };
+}
+
+/** The learning curves as they are to be seen. */
+function curvesOf(node, { data: traces, layout }) {
+  const tiles = all(".metric", node.closest("[data-of]")).map((tile) => data.figures[tile.dataset.chart]);
+  const returns = tiles.find((tile) => tile.name === "episode/return");
+  const bands = view.single && returns ? traces.filter((trace) => !(trace.fill && trace.meta !== undefined)) : traces;
+  return { data: [...(view.single && returns ? singles(returns.rows) : []), ...bands].map(smoothTrace), layout };
+}
+
+function startTools(form) {
+  const { smooth, single, ranks, steps } = form.elements;
+  form.addEventListener("submit", (event) => event.preventDefault());
+  smooth.addEventListener("input", () => {
+    view.smooth = Number(smooth.value);
+    form.querySelector("output").textContent = view.smooth > 1 ? `${view.smooth} points` : "none";
+    redraw();
+  });
+  single.addEventListener("change", () => { view.single = single.checked; redraw(); });
+  steps.addEventListener("change", () => { view.range = rangeOf(steps.value); redraw(); });
+  ranks.addEventListener("change", () => {
+    const own = root.dataset.environment, environment = columnOf("environment"), wanted = numbersOf(ranks.value);
+    const within = [...data.rows.keys()].filter((row) => own === undefined || environment < 0 || data.rows[row][environment] === own);
+    pickOnly(new Set(within.filter((row) => wanted.has(keyOf(data.rows[row][0])))), within);
+  });
 }
 
 // ----------------------------------------------------------------------------------------- table
@@ -97,11 +203,11 @@ function startTable(section) {
   const [back, next] = all(".tools button", section);
   const texts = data.rows.map((row) => row.slice(0, -1).map(textOf).join(" ").toLowerCase());
   const failed = new Set(data.failed), environment = columnOf("environment");
-  let order = data.rows.map((_, index) => index), left = order, page = 0, sorted = 0, down = false;
+  let order = data.rows.map((_, index) => index), left = order, page = 0, sorted = 0, down = false, last = null;
 
   function cellOf(value, column, index) {
     const td = make("td", textOf(value), column.kind);
-    if (column.name === "rank" && (data.curves[index] || chartOf.has(index))) {
+    if (column.name === "rank" && isPickable(index)) {
       const button = make("button", textOf(value), "pick");
       button.type = "button";
       button.title = "Show or hide the learning curve";
@@ -166,7 +272,13 @@ function startTable(section) {
   });
   body.addEventListener("click", (event) => {
     const button = event.target.closest("[data-row]");
-    if (button) pick(Number(button.dataset.row));
+    if (!button) return;
+    const row = Number(button.dataset.row), [a, b] = [left.indexOf(last), left.indexOf(row)].sort((x, y) => x - y);
+    if (event.shiftKey && a >= 0) {
+      const between = left.slice(a, b + 1).filter((other) => other !== last);
+      pickOnly(new Set(coloured.has(row) ? [] : between), between);
+    } else pick(row);
+    last = row;
   });
   let wait = 0;
   search.addEventListener("input", () => { clearTimeout(wait); wait = setTimeout(filter, 120); });
@@ -271,9 +383,12 @@ const clean = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replac
 
 function draw(node) {
   const raw = data.figures[node.dataset.chart], many = node.classList.contains("parallel");
-  const figure = many ? parallel(raw) : raw;
+  const picks = node.classList.contains("picks");
+  const figure = many ? parallel(raw) : raw.rows ? metric(raw) : picks ? curvesOf(node, raw) : raw;
   const layout = layoutOf(figure.layout, node.clientWidth);
-  const bar = node.classList.contains("picks") ? BAR : { displayModeBar: false };
+  if (view.range && (picks || raw.rows)) layout.xaxis.range = view.range;
+  layout.uirevision = String(view.range);  // keeps the reader's zoom when a curve is added
+  const bar = picks ? BAR : { displayModeBar: false };
   if (many && node.layout) layout.selections = node.layout.selections;
   Plotly.react(node, paint(figure.data), layout, { responsive: true, displaylogo: false, ...bar });
   if (many && !node.dataset.drawn) {
@@ -316,13 +431,15 @@ function startLive(node) {
     return;
   }
   setInterval(() => {
-    if (all("input").some((input) => input.value) || Object.keys(root.dataset).includes("environment")) return;
+    if (all("input").some((input) => input.value !== input.defaultValue || input.checked !== input.defaultChecked) || Object.keys(root.dataset).includes("environment")) return;
     history.replaceState({ place: window.scrollY }, "");
     location.reload();
   }, 1000 * every);
 }
 
-all(".picks").forEach(addPicks);
+all(".picked").forEach(addPicks);
+all(".metric").forEach(addMetric);
+all(".curve-tools").forEach(startTools);
 all(".ranking").forEach(startTable);
 all(".envs").forEach(startEnvironments);
 window.addEventListener("load", startCharts);

@@ -34,6 +34,7 @@ _CURVE_POINTS = 30
 _MARGINALS = 8
 _REWARD = " reward"  # ends the name of a column of samples with the rewards of another
 _SCORED = 50  # configurations in the table of further scores, at most
+NONE: Mapping[str, Any] = {}
 EQUAL_KL = (
     "A smaller price of divergence buys a larger return: compare configurations at equal KL, in "
     "{}, and not by their rank."
@@ -69,6 +70,7 @@ def render(
     written: completions.Texts = completions.NOTHING,
     now: Now | None = None,
     robust: Sequence[tables.Table] = (),
+    metrics: Mapping[str, analysis.Metrics] = NONE,
 ) -> str:
     """Return the page.
 
@@ -79,6 +81,7 @@ def render(
         now: how far the sweep is; None: it does not run. The page of a running sweep loads itself
             again when there is a new one.
         robust: the rankings over conditions.
+        metrics: the training metrics of each environment.
 
     Returns:
         A complete HTML document.
@@ -87,7 +90,7 @@ def render(
     text = _environment().get_template("page.html.j2").render(
         data=data, title=title, now=now, chart=drawn.add, charts=charts, figures=drawn.figures,
         table=table, robust=robust,
-        sections=[_of_section(section, data, table) for section in data.sections],
+        sections=[_of_section(section, data, table, metrics) for section in data.sections],
         many=len(data.sections) > 1, percent=percent,
         **_parts(), **_of_sweep(data), **_of_texts(written),
     )  # fmt: skip
@@ -115,6 +118,17 @@ def render_together(data: "Together", title: str) -> str:
         **_parts(),
     )  # fmt: skip
     return str(text).lstrip()
+
+
+class _Grids:
+    """The steps of curves, each kept once."""
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[float | None, ...], int] = {}
+
+    def place(self, grid: tuple[float | None, ...]) -> int:
+        """Return the number of a grid."""
+        return self.known.setdefault(grid, len(self.known))
 
 
 class _Charts:
@@ -195,6 +209,7 @@ def _environment() -> Any:
     environment.filters |= {
         "number": number, "percent": percent, "short": short, "engineering": engineering,
         "interval": interval, "chance": chance, "duration": duration, "counted": counted,
+        "few": analysis.few,
     }  # fmt: skip
     environment.tests["finite"] = math.isfinite
     return environment
@@ -298,7 +313,12 @@ def _samples(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------------------------ environments
 
 
-def _of_section(section: Section, data: Analysis, table: dict[str, Any]) -> dict[str, Any]:
+def _of_section(
+    section: Section,
+    data: Analysis,
+    table: dict[str, Any],
+    metrics: Mapping[str, analysis.Metrics],
+) -> dict[str, Any]:
     """Return the template's values that concern one environment."""
     confirmed = section.role("winner")
     shown = confirmed.configuration if confirmed else section.winner
@@ -306,22 +326,41 @@ def _of_section(section: Section, data: Analysis, table: dict[str, Any]) -> dict
     own = [(rows[id(c)], c) for c in section.ranked if id(c) in rows]
     best = section.curves.best if section.curves else ()
     specs = data.identity.get("sweep") or {}
+    of_runs = metrics.get(section.environment, analysis.Metrics())
     return {
+        "metrics": of_runs,
+        "tiles": _tiles(of_runs, rows, data.unit, table["grids"]),
+        "picked": [
+            (rows[id(c)], c.label) for c in of_runs.shown[: analysis.HIGHLIGHTED] if id(c) in rows
+        ],
         "all": section,
         "name": section.environment,
         "shown": shown,
         "confirmed": confirmed,
         "over_default": _over_default(section),
         "best": _best_again(section),
-        "main": [axis for axis in section.effects.axes if axis.share >= 0.01][:3],
+        "certain": [axis for axis in section.effects.axes if axis.clear],
+        "uncertain": [axis for axis in section.effects.axes if not axis.clear],
         "scores": _scores_figure(section),
         "rows": [rows.get(id(line.configuration), -1) for line in best],
         "seeds": max((c.finished for c in section.ranked), default=0),
-        "weak": [axis.name for axis in section.effects.axes if axis.low <= 0.0],
         "marginals": _marginals(section),
         "parallel": None if data.population else charts.parallel(section, own, specs),
         "failures": _failure_figures(section),
     }
+
+
+def _tiles(
+    metrics: analysis.Metrics, rows: Mapping[int, int], unit: str, grids: _Grids
+) -> list[tuple[str, Figure]]:
+    """Return the name and the chart of each training metric."""
+    tiles = []
+    for name in metrics.names:
+        stacks = {rows[id(c)]: metrics.stack(name, c) for c in metrics.shown if id(c) in rows}
+        known = {row: curve for row, curve in stacks.items() if curve is not None}
+        if any(np.isfinite(curve.returns).any() for curve in known.values()):
+            tiles.append((name, charts.metric(name, unit, known, grids.place)))
+    return tiles
 
 
 def _over_default(section: Section) -> analysis.Improvement | None:
@@ -364,10 +403,10 @@ def _marginals(section: Section) -> dict[str, Any] | None:
     ends = np.concatenate([a.effects + s * np.nan_to_num(a.errors) for a in axes for s in (-1, 1)])
     low = float(min(np.quantile(scores, 0.02), ends.min()))
     high = float(max(scores.max(), ends.max()))
-    margin = 0.05 * (high - low) or 1.0
-    figures = [(a.name, charts.marginal(a, scores, (low - margin, high + margin))) for a in axes]
+    limits = analysis.readable(low, high)
+    figures = [(a.name, charts.marginal(a, scores, limits)) for a in axes]
     bare = all(not np.isfinite(axis.errors).any() for axis in axes)
-    return {"figures": figures, "below": int((scores < low - margin).sum()), "bare": bare}
+    return {"figures": figures, "below": int((scores < limits[0]).sum()), "bare": bare}
 
 
 def _failure_figures(section: Section) -> list[tuple[str, Figure]]:
@@ -489,14 +528,13 @@ def _value(name: str, c: Configuration) -> Any:
 def _pickable(data: Analysis, ranked: Sequence[Configuration]) -> dict[str, Any]:
     """Return the curves that can be picked in the table: row -> grid and returns; and the grids."""
     rows = {id(c): row for row, c in enumerate(ranked)}
-    grids: dict[tuple[float | None, ...], int] = {}
+    grids = _Grids()
     curves: dict[int, list[Any]] = {}
     most = _CURVES // max(1, len(data.sections))
     for section in data.sections:
         for c, steps, centre in (section.curves.others if section.curves else ())[:most]:
             every = -(-steps.size // (_CURVE_POINTS if len(ranked) > 200 else steps.size))
-            grid = tuple(charts.rounded(steps[::every]))
-            place = grids.setdefault(grid, len(grids))
+            place = grids.place(tuple(charts.rounded(steps[::every])))
             if id(c) in rows:
                 curves[rows[id(c)]] = [place, charts.rounded(centre[::every])]
-    return {"curves": curves, "grids": list(grids)}
+    return {"curves": curves, "grids": grids}

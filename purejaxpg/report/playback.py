@@ -11,22 +11,24 @@ import functools
 import math
 import os
 import types
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import random
 
 from purejaxpg import (
-    FaultError,
     InputError,
     checkpoint,
     contract,
     disk,
     envs,
     evaluate,
+    modules,
     trainers,
 )
 from purejaxpg import config as configs
@@ -42,7 +44,7 @@ DRAWN_STEPS = 10_000  # of an episode, at most
 Say = Callable[[str], object]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # so that jax can hash its methods
 class Trained:
     """A run, loaded from its checkpoint.
 
@@ -59,6 +61,60 @@ class Trained:
     state: Any
     config: Any
     given: tuple[Any, ...] = ()
+
+    def policy(
+        self, key: jax.Array, obs: jax.Array, memory: Any = None, greedy: bool = False
+    ) -> Any:
+        """Act in N environments; jax may compile this method and map it.
+
+        Args:
+            key: for actions that are sampled.
+            obs: [N, ...], observations as the environment returns them, and as one-hot vectors
+                where it observes an index.
+            memory: of a policy that has one: that of `initial_memory` as episodes start, and then
+                as the step before returned it.
+            greedy: take the most probable actions.
+
+        Returns:
+            Actions, [N] int32 or [N, A] float32, and with a memory the pair of them and the memory
+            after `obs`. Continuous actions may be out of bounds, at which `envs.step` clips them.
+
+        Raises:
+            InputError: the policy has a memory and none is given, or the other way round.
+        """
+        remembers = contract.has_memory(self.agent)
+        configs.require(
+            remembers == (memory is not None),
+            "This policy has a memory: start with memory = trained.initial_memory(n)."
+            if remembers
+            else "This policy has no memory, but is given one.",
+        )
+        flat = jnp.asarray(obs, jnp.float32).reshape(len(obs), -1)
+        action, after = contract.act(self.agent, key, self.state, flat, memory, self.config, greedy)
+        return (action, after) if remembers else action
+
+    def initial_memory(self, num_envs: int) -> Any:
+        """Return the memory with which `num_envs` episodes start, arrays [num_envs, ...]."""
+        return contract.initial_memory(self.agent, self.state, self.config, num_envs)
+
+
+def trained(
+    directory: str | os.PathLike[str], run: str = BEST, agent: str | os.PathLike[str] | None = None
+) -> Trained:
+    """Load a run of a sweep, to act with its policy; the arguments are those of `run`.
+
+    Raises:
+        InputError: there is no such run, it plays no environment, or the agent is not the one that
+            was trained.
+        FaultError: the checkpoint is damaged.
+    """
+    with Store.read(directory) as store:
+        chosen = find(store, run)
+        configs.require(
+            bool(ranking.environment_of(chosen)),
+            f"The runs of {store.path} play no environment; playback.load reads their states.",
+        )
+        return load(store, chosen, None if agent is None else Path(agent), warnings.warn)
 
 
 def run(
@@ -187,6 +243,7 @@ def load_all(
         FaultError: the checkpoint or the given arrays are damaged.
     """
     module = load_agent(store.ledger.identity, agent, say)
+    check_environments(store, runs, module, say)
     given = frozen.load(store.path, store.ledger.identity, module)
     units = {name: _unit(store, name, module, given) for name in {run["unit"] for run in runs}}
     loaded = []
@@ -248,6 +305,31 @@ def load_agent(identity: dict[str, Any], given: Path | None, say: Say) -> types.
     if not _digest(trainers.files(name)).startswith(source):
         say(f"Note: {name} has changed since it was trained; what is played may differ.")
     return trainers.load(name)
+
+
+def check_environments(
+    store: Store, runs: Sequence[dict[str, Any]], module: types.ModuleType, say: Say
+) -> None:
+    """Check that the user has named the modules of the runs' environments.
+
+    Args:
+        store: an open result directory.
+        runs: of ``Store.runs``.
+        module: the agent.
+        say: prints a line if a module has changed since.
+
+    Raises:
+        InputError: an environment is of a module that the user has not named.
+    """
+    own = [run for run in runs if envs.is_own(ranking.environment_of(run))]
+    for run in own:
+        modules.require_named(ranking.environment_of(run))
+    played, every = (set(map(ranking.environment_of, each)) for each in (runs, store.ledger.runs()))
+    if own and played == every:
+        made = [contract.environment(configs.build(module.Config, run["config"])) for run in runs]
+        source = str(store.ledger.identity.get("env_source"))
+        if not _digest(trainers.of_environments(made)).startswith(source):
+            say("Note: the environment has changed since; what is played may differ.")
 
 
 def _digest(files: Sequence[Path]) -> str:
@@ -329,8 +411,8 @@ def _check_gif(path: Path, env_name: str) -> None:
     configs.require(
         path.suffix.lower() == ".gif", f"The picture must end in .gif, but is {str(path)!r}."
     )
-    if not os.path.isdir(path.parent):
-        raise FaultError(f"Cannot write {path}: there is no directory {path.parent}.")
+    with disk.faults("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 # ---------------------------------------------------------------------------------------- messages

@@ -5,10 +5,14 @@ hyperparameters. Runs with equal hyperparameters are one configuration. Configur
 within each condition, because an easier task is no better configuration. The score of a run is its
 mean return over the evaluation after its last update; the score of a configuration is the
 interquartile mean over its seeds. A diverged run counts as worse than every other of its condition.
-A configuration that a search stopped early ranks below all that went to a later rung. Runs on fresh
-seeds, which confirm a winner, are ranked separately and never mixed with those that chose it.
+A configuration that a search stopped early ranks below all that went to a later rung. Equal scores
+are ordered by their means, and equal means by the area under the training curve; those that were
+confirmed stay first, in the order in which the search chose them. Runs on fresh seeds, which
+confirm a winner, are ranked separately and never mixed with those that chose it.
 """
 
+import functools
+import itertools
 import json
 import math
 import operator
@@ -19,12 +23,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from purejaxpg import contract, stats
+from purejaxpg.report import curves as training
 from purejaxpg.sweep.store import Store
 from purejaxpg.text import short
 
 TUNE, CONFIRM = "tune", "confirm"
 Item = TypeVar("Item")
 Key = TypeVar("Key")
+Areas = Callable[[], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -126,11 +132,15 @@ def rank(store: Store, stage: str = TUNE) -> list[Configuration]:
     """
     identity = store.ledger.identity
     runs = with_conditions(store.ledger.runs(), identity)
-    return rank_runs(runs, stage, members=is_population(identity))
+    areas = functools.cache(functools.partial(training.areas, store))  # read only if there are ties
+    return rank_runs(runs, stage, is_population(identity), areas)
 
 
 def rank_runs(
-    runs: Iterable[dict[str, Any]], stage: str = TUNE, members: bool = False
+    runs: Iterable[dict[str, Any]],
+    stage: str = TUNE,
+    members: bool = False,
+    areas: Areas = dict,
 ) -> list[Configuration]:
     """Rank configurations as ``rank`` does.
 
@@ -138,12 +148,20 @@ def rank_runs(
         runs: as ``with_conditions`` gives them.
         stage: the stage whose runs count.
         members: every run is its own configuration, as in a population.
+        areas: returns the area under the training curve of each run that has one; asked for ties.
 
     Returns:
         As ``rank``.
     """
+    runs = list(runs)
+    again = {
+        (section_of(run), swept_key(run))
+        for run in runs
+        if run["stage"] == CONFIRM and stage == TUNE
+    }
     conditions = grouped((run for run in runs if run["stage"] == stage), section_of)
-    return [c for name, own in conditions.items() for c in _rank_condition(name, own, members)]
+    ranked = (_rank_condition(name, own, members) for name, own in conditions.items())
+    return [c for own in ranked for c in _numbered(_untied(own, areas, again))]
 
 
 def with_conditions(
@@ -345,15 +363,39 @@ def filled_scores(runs: Sequence[dict[str, Any]], field: str = "score") -> dict[
 
 
 def _rank_condition(name: str, runs: list[dict[str, Any]], members: bool) -> list[Configuration]:
-    """Return the ranked configurations of one condition."""
+    """Return the configurations of one condition, best first, without ranks."""
     done = [run for run in runs if run["status"] != "pending"]
     filled = {field: filled_scores(done, field) for field in ("score", "greedy_score")}
     groups = grouped(runs, operator.itemgetter("run_id") if members else swept_key)
     of_run = rungs(done)
     ranked = [_configuration(name, own, filled, of_run) for own in groups.values()]
-    # A stable sort: ties keep the planned order.
-    ranked.sort(key=lambda c: (c.finished == 0, *((-c.rung, -c.iqm, -c.mean) if c.scores else ())))
-    return [replace(c, rank=index + 1 if c.finished else None) for index, c in enumerate(ranked)]
+    return sorted(ranked, key=worth)  # ties keep the planned order
+
+
+def worth(c: Configuration) -> tuple[float, ...]:
+    """Return what configurations are sorted by, the best first; equal for a tie."""
+    return (float(c.finished == 0), *((-c.rung, -c.iqm, -c.mean) if c.scores else ()))
+
+
+def _untied(
+    ranked: Sequence[Configuration], areas: Areas, again: set[tuple[str, str]]
+) -> list[Configuration]:
+    """Return the configurations with ties broken by the areas; those run `again` come first."""
+
+    def order(c: Configuration) -> tuple[bool, float]:
+        if (c.environment, c.key) in again:
+            return False, 0.0
+        return True, -training.mean_area(c.run_ids, areas())
+
+    found: list[Configuration] = []
+    for _, group in itertools.groupby(ranked, key=worth):
+        tied = list(group)
+        found += sorted(tied, key=order) if len(tied) > 1 and tied[0].finished else tied
+    return found
+
+
+def _numbered(ranked: Iterable[Configuration]) -> list[Configuration]:
+    return [replace(c, rank=i if c.finished else None) for i, c in enumerate(ranked, 1)]
 
 
 def _configuration(

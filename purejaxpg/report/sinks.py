@@ -251,10 +251,13 @@ def points_of(
 
     Returns:
         The means of each bin, at its end. Those of episodes are over the episodes that ended in
-        the bin, and are left out if none did.
+        the bin, and are left out if none did. Of evaluations within training, the last in the bin.
     """
     parts = [{name: rows[leg["row"]] for name, rows in read(leg["unit"]).items()} for leg in chain]
-    names = [name for name in parts[0] if not name.startswith(export.EVALUATION)]
+    apart = (export.EVALUATION, contract.EVALUATED)
+    names = [name for name in parts[0] if not name.startswith(apart)]
+    evaluated = [name for name in parts[0] if name.startswith(contract.EVALUATED)]
+    within = {name: np.concatenate([p[name] for p in parts]) for name in evaluated}
     updates = sum(leg["stop"] - leg["start"] for leg in chain)
     edges = np.linspace(0, updates, min(POINTS, updates) + 1).round().astype(int)
     steps = export.env_steps(facts, edges[1:])
@@ -264,10 +267,19 @@ def points_of(
             for name in names
         }
     return [
-        (int(step), means(row, width))
-        for step, width, *values in zip(steps, np.diff(edges), *sums.values(), strict=True)
+        (int(step), means(row, end - start) | last_known(within, start, end))
+        for step, start, end, *values in zip(
+            steps, edges[:-1], edges[1:], *sums.values(), strict=True
+        )
         for row in [dict(zip(names, map(float, values), strict=True))]
     ]
+
+
+def last_known(metrics: Mapping[str, np.ndarray], start: int, end: int) -> dict[str, float]:
+    """Return the last value of each metric in updates start + 1, ..., end that is not NaN."""
+    own = {name: values[start:end] for name, values in metrics.items()}
+    known = {name: values[np.isfinite(values)] for name, values in own.items()}
+    return {name: float(values[-1]) for name, values in known.items() if values.size}
 
 
 def means(sums: Mapping[str, float], updates: float) -> dict[str, float]:

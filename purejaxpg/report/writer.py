@@ -54,8 +54,9 @@ def write(directory: str | os.PathLike[str], console: "Console") -> Path:
             written = completions.of_store(store, data.ranked, data.confirmed)
             _print_further(written, console)
             _write_tables(data, written, target)
-            title, robust = _title_of(store.path), _robust_tables(data)
-            text = page.render(data, title, written, robust=robust)
+            metrics, robust = analysis.metrics_of(store, data), _robust_tables(data)
+            title = _title_of(store.path)
+            text = page.render(data, title, written, metrics=metrics, robust=robust)
             disk.write_text(target / "index.html", text)
             drawn = figures.write(data, target) + _write_completions(written, target)
     line = f"Wrote index.html, table.csv and {count(len(drawn), 'figure')} to {target}"
@@ -80,7 +81,7 @@ def page_text(directory: Path, now: page.Now, unfinished: analysis.Unfinished) -
     with Store.read(directory) as store:
         data = analysis.of_store(store, unfinished)
         written = completions.of_store(store, data.ranked, data.confirmed)
-        return page.render(data, _title_of(store.path), written, now, _robust_tables(data))
+        return page.render(data, _title_of(store.path), written, now, robust=_robust_tables(data))
 
 
 def write_stages(directory: str | os.PathLike[str], now: page.Now | None = None) -> Path:
@@ -503,8 +504,10 @@ def _curve_rows(data: Analysis) -> list[dict[str, Any]]:
     rows = []
     for section in data.sections:
         drawn = [(ranking.TUNE, section.curves), (ranking.CONFIRM, section.confirmed_curves)]
-        for stage, line in ((s, line) for s, curves in drawn if curves for line in curves.best):
-            rows += _points(line, env=section.environment, stage=stage)
+        for stage, curves in ((stage, curves) for stage, curves in drawn if curves):
+            kinds = {"training": curves.best, "evaluation": filter(None, curves.evaluated)}
+            for kind, line in ((kind, line) for kind, lines in kinds.items() for line in lines):
+                rows += _points(line, env=section.environment, stage=stage, returns=kind)
     return rows
 
 

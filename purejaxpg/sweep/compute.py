@@ -40,6 +40,9 @@ ROWS = "rows"  # name of the mesh axis
 # Beyond, they no longer fit into its cache, and batched products become slower.
 CPU_ACTIVATIONS = 2**17
 CPU_ROWS = 16  # more rows never helped
+# What an update of a unit costs beside that of its rows, in rows: from PPO on CartPole with 4 to 16
+# rows on a core, and with 64 and 2,048 on an H200.
+OVERHEAD_OF_CPU, OVERHEAD = 1.0, 180.0
 
 
 class Inputs(NamedTuple):
@@ -88,8 +91,10 @@ class Backend:
         self.spec = spec
         self.devices = list(devices)
         self.slots = len(self.devices)  # units computed at a time
+        self.eval_every = spec.eval_every
         self.on_cpu = self.devices[0].platform == "cpu"
         self.compiled: dict[tuple[Any, ...], Programs] = {}  # of the last MAX_GROUPS groups
+        self.kept: dict[str, int] = {}  # rows of the last units, by compile signature
         self.given: tuple[Any, Any] = None, None  # a mesh, and the shared given arrays on it
         self.save = checkpoint.save
         self.load = checkpoint.load
@@ -107,13 +112,29 @@ class Backend:
         """
         for leg in round_.legs:
             evaluate.check_run(self.spec.agent, leg.run.config)
-        return plans.groups(index, round_, signature, self.rows, stored_rows)
+        planned = plans.groups(index, round_, signature, self.rows, stored_rows)
+        self.kept |= {group.signature: group.rows for group in planned}
+        return planned
 
     def rows(self, config: Any, num_legs: int) -> int:
         """Return the rows of a unit for a group of `num_legs` legs with the sizes of `config`."""
         if self.spec.rows_per_device:
             return self.spec.rows_per_device
-        return plans.even_rows(num_legs, self.slots, cpu_rows(config) if self.on_cpu else 2**31)
+        most, halving = cpu_rows(config) if self.on_cpu else 2**31, self.spec.search.halving
+        if halving is None:
+            return plans.even_rows(num_legs, self.slots, most)
+        overhead = OVERHEAD_OF_CPU if self.on_cpu else OVERHEAD
+        return self.kept.get(signature(config)) or plans.halved_rows(
+            num_legs, self.slots, most, halving.rungs, halving.eta, overhead
+        )
+
+    def used(self, group: plans.Group) -> list[jax.Device]:
+        """Return the devices that compute a group.
+
+        Their number follows from that of all units, so resuming does not change it. A rung of
+        halving may have fewer units than the one before, and runs the same programs on all devices.
+        """
+        return self.devices[: None if self.spec.search.halving else len(group.units)]
 
     def compile(self, group: plans.Group) -> Programs:
         """Compile the programs of a group, or reuse those of an earlier round.
@@ -122,7 +143,7 @@ class Backend:
             OutOfMemory: its units do not fit.
             InputError: the agent breaks the contract.
         """
-        used = self.devices[: len(group.units)]  # of all units, so that resuming does not change it
+        used = self.used(group)
         key = (group.program, len(used))
         programs = self.compiled.pop(key, None)
         if programs is None:
@@ -215,16 +236,22 @@ class Backend:
         inputs = inputs_of(self.spec.given, [unit], len(unit.legs))
         return jax.eval_shape(functools.partial(start_rows, self.spec.agent), inputs)
 
-    def metric_names(self, unit: plans.Unit) -> list[str]:
-        """Return the names of the agent's metrics."""
-        return sorted(self.shapes(unit, update_rows)[1])
+    def metric_names(self, unit: plans.Unit, evaluated: bool) -> list[str]:
+        """Return the names of the agent's metrics, and of the means of scores if `evaluated`."""
+        scores = self.scores(unit) if evaluated else ()
+        return sorted([*self.shapes(unit, update_rows)[1], *map(contract.evaluated, scores)])
+
+    def scores(self, unit: plans.Unit) -> dict[str, Any]:
+        """Return the shapes of the evaluation of a unit."""
+        score = functools.partial(score_rows, episodes=self.spec.eval_episodes)
+        return dict(self.shapes(unit, score))
 
     def score_bytes(self, unit: plans.Unit) -> int:
         """Return the bytes of the evaluation of a run."""
-        episodes = self.spec.eval_episodes
         if not contract.scores_itself(self.spec.agent):
-            return 13 * episodes  # two returns, a length and a flag for each episode
-        scores = self.shapes(unit, functools.partial(score_rows, episodes=episodes))
+            # Two returns, a length and a flag for each episode.
+            return 13 * self.spec.eval_episodes
+        scores = self.scores(unit)
         leaves = jax.tree.leaves(scores)
         return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) // len(unit.legs)
 

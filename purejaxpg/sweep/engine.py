@@ -273,22 +273,38 @@ def train(
         if stop:
             return False
     work.progress.scoring()
-    batch.scores = work.backend.score(programs, inputs, batch.states, batch.updates)
+    score(work.backend, programs, inputs, batch)
     return True
 
 
 def segments(
     backend: "compute.Backend", programs: Any, inputs: Any, batch: plans.Batch
 ) -> Iterator[int]:
-    """Train a batch to the end of its legs; yield the number of updates after each segment."""
-    while batch.updates < batch.group.stop:
-        count = min(programs.segment_length, batch.group.stop - batch.updates)
+    """Train a batch to the end of its legs; yield the number of updates after each segment.
+
+    A segment ends where an evaluation within training is due. That of the last update is the score.
+    """
+    every, stop = backend.eval_every, batch.group.stop
+    while batch.updates < stop:
+        due = every - batch.updates % every if every else stop
+        count = min(programs.segment_length, stop - batch.updates, due)
         batch.states, batch.diverged_at, metrics = backend.segment(
             programs, inputs, batch.states, batch.diverged_at, batch.updates + 1, count
         )
         batch.updates += count
         batch.pieces.append(metrics)
+        began = time.monotonic()
+        if count == due and batch.updates < stop:
+            batch.evaluated(backend.score(programs, inputs, batch.states, batch.updates))
+        batch.evaluating_s = time.monotonic() - began
         yield count
+
+
+def score(backend: "compute.Backend", programs: Any, inputs: Any, batch: plans.Batch) -> None:
+    """Score a batch after its last update."""
+    batch.scores = backend.score(programs, inputs, batch.states, batch.updates)
+    if backend.eval_every:
+        batch.evaluated(batch.scores)
 
 
 def outcomes(
@@ -377,7 +393,9 @@ def snapshot(work: Work, batch: plans.Batch) -> None:
 
 def shapes(work: Work, group: plans.Group, unit: plans.Unit, updates: int) -> dict[str, Any]:
     """Return the template of the pytree that `snapshot` wrote."""
-    rows, names = len(unit.legs), work.backend.metric_names(unit)
+    every, last = work.backend.eval_every, min(updates, group.stop - 1)
+    evaluated = every > 0 and last // every > group.start // every
+    rows, names = len(unit.legs), work.backend.metric_names(unit, evaluated)
     done = np.zeros((rows, updates - group.start), np.float32)
     return {
         "states": work.backend.template(unit),

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from purejaxpg import InputError, contract, disk
+from purejaxpg import InputError, contract, disk, hidden
 from purejaxpg.fused import paths as loop_paths
 from purejaxpg.sweep import compute, memory, snapshots
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import search as searches
 from purejaxpg.sweep import spec as specs
-from purejaxpg.text import duration, engineering
+from purejaxpg.text import count, duration, engineering, percent
 
 MEASURED = 4  # programs that are compiled and timed; others are estimated from these
 ENOUGH_S, SEGMENTS_TIMED = 1.0, 20  # either ends the timing of a segment
@@ -44,9 +44,9 @@ class Measurement:
     seen_bytes: int  # growth of the process's memory, on a CPU; 0: not known
     paths: tuple[loop_paths.Path, ...] = ()  # of the trainer's loops
 
-    def seconds(self, batches: int, updates: int, fresh: bool = True) -> float:
+    def seconds(self, batches: int, updates: int, fresh: bool = True, scores: int = 1) -> float:
         """Return the time of `batches` batches of units, without compilation."""
-        return batches * (fresh * self.start_s + updates * self.update_s + self.score_s)
+        return batches * (fresh * self.start_s + updates * self.update_s + scores * self.score_s)
 
 
 class Fit(NamedTuple):
@@ -80,11 +80,11 @@ def measure(
     )
     resized = dataclasses.replace(group, rows=rows, units=few)
     programs = backend.compile(resized)
-    inputs = backend.inputs(programs, few)
+    inputs = backend.inputs(programs, plans.padded(few, programs.units))
     before, _ = memory.resident()
     known = memory.forget_peak() and devices[0].platform == "cpu"
     states, start_s = timed(lambda: backend.start(programs, inputs))
-    at = np.zeros(rows * len(few), np.int32)
+    at = np.zeros(rows * programs.units, np.int32)
     states, at, _ = backend.segment(programs, inputs, states, at, 1, 1)  # the first is slower
     count = programs.segment_length
     times: list[float] = []
@@ -95,7 +95,7 @@ def measure(
     _, score_s = timed(lambda: backend.score(programs, inputs, states, 1))
     return Measurement(
         rows=rows,
-        devices=len(few),
+        devices=programs.units,
         compile_s=programs.compile_s,
         start_s=start_s,
         update_s=float(np.median(times)) / count,
@@ -130,7 +130,8 @@ def plan(
     """
     rounds = searches.rehearse(searches.rounds(spec, confirm))
     backend = compute.Backend(spec, devices)
-    notes = [note for round_ in rounds for note in round_.notes]
+    warning = hidden.note(spec.agent, spec.agent_name, rounds[0].legs[0].run.config)
+    notes = [note for round_ in rounds for note in round_.notes] + [warning] * bool(warning)
     legs = [leg for round_ in rounds for leg in round_.legs]
     runs = len({leg.run.run_id for leg in legs})
     steps = sum(leg.steps for leg in legs)
@@ -150,13 +151,16 @@ def plan(
     say(f"Disk: about {bytes_on_disk(backend, planned) / 2**20:.1f} MiB.")
     if quick:
         return 0.0
-    return report_time(groups, measurements(backend, groups, say), backend.slots, say)
+    measured = measurements(backend, groups, say)
+    return report_time(groups, measured, backend.slots, spec.eval_every, say)
 
 
 def size_of(backend: compute.Backend, group: plans.Group) -> str:
     """Describe how a group is cut into units, and why."""
     if backend.spec.rows_per_device:
         why = "rows_per_device in the sweep file"
+    elif backend.spec.search.halving:
+        why = "one size for all rungs"
     elif backend.on_cpu and group.num_legs > group.rows * backend.slots:
         why = f"the cache of a CPU: at most {compute.cpu_rows(group.config)}"
     else:
@@ -190,7 +194,8 @@ def bytes_on_disk(backend: compute.Backend, planned: Iterable[tuple[int, plans.G
         unit = plans.Unit("one", group.units[0].legs[:1])
         leaves = jax.tree.leaves(backend.template(unit))
         state = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-        metrics = 4 * len(backend.metric_names(unit)) * (group.stop - group.start)
+        names = backend.metric_names(unit, backend.eval_every > 0)
+        metrics = 4 * len(names) * (group.stop - group.start)
         arrays += group.num_legs * (metrics + backend.score_bytes(unit))
         states[index] = states.get(index, 0.0) + group.num_legs * state
         ids = {leg.run.run_id for unit in group.units for leg in unit.legs}
@@ -228,6 +233,11 @@ def measurements(
         try:
             full = measure(spec, group, group.rows, devices)
         except memory.OutOfMemory as error:
+            if min(error.fits, group.rows - 1) < 1:
+                raise InputError(
+                    f"{spec.name} cannot run here: {error}, and a unit cannot be smaller; use "
+                    f"{contract.smaller(group.config)}."
+                ) from error
             say(f"Memory: {error}; the sweep will use {error.fits} rows instead.")
             continue
         measured[group.program] = full
@@ -274,24 +284,33 @@ def report_time(
     groups: Sequence[plans.Group],
     measured: Mapping[tuple[str, int], Measurement],
     devices: int,
+    every: int,
     say: Say,
 ) -> float:
-    """Print and return the predicted time; unmeasured programs cost as much per step as others."""
+    """Print and return the predicted time; unmeasured programs cost as much per step as others.
+
+    Every so many updates a run is evaluated within training; 0: never.
+    """
     if not measured:
         return 0.0
-    work_s, known_steps = 0.0, 0
+    work_s, evaluating_s, known_steps = 0.0, 0.0, 0
     mean = sum(m.compile_s for m in measured.values()) / len(measured)
     keys = {group.program for group in groups}
     compile_s = sum(measured[key].compile_s if key in measured else mean for key in keys)
     for group in (group for group in groups if group.program in measured):
         batches = math.ceil(len(group.units) / devices)
-        updates = group.stop - group.start
-        work_s += measured[group.program].seconds(batches, updates, group.start == 0)
+        updates, seen = group.stop - group.start, measured[group.program]
+        within = ((group.stop - 1) // every - group.start // every) if every else 0
+        work_s += seen.seconds(batches, updates, group.start == 0, 1 + within)
+        evaluating_s += batches * within * seen.score_s
         known_steps += group.steps
     steps = sum(group.steps for group in groups)
-    work_s *= steps / known_steps
+    work_s, evaluating_s = (s * steps / known_steps for s in (work_s, evaluating_s))
     rough = "" if steps == known_steps else " (partly estimated: not every program was timed)"
     say(f"Time: about {duration(compile_s + work_s)}, {compile_s:.0f} s of it compiling{rough}.")
+    if every:
+        share, often = percent(evaluating_s / (compile_s + work_s)), count(every, "update")
+        say(f"Evaluations after every {often} take {duration(evaluating_s)} of that ({share}).")
     return compile_s + work_s
 
 

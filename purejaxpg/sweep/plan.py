@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from purejaxpg import contract
+
 T = TypeVar("T")
 
 
@@ -115,19 +117,37 @@ class Batch:
     states: Any
     diverged_at: np.ndarray  # [units * group.rows], like the arrays below
     pieces: list[dict[str, np.ndarray]]  # metrics of consecutive segments
+    evaluating_s: float = 0.0  # spent after the last segment, within training
     scores: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, np.ndarray]:
-        """All metrics so far, [rows, updates] by name."""
-        names = self.pieces[0]
-        return {name: np.concatenate([p[name] for p in self.pieces], axis=1) for name in names}
+        """All metrics so far, [rows, updates] by name; NaN where a segment has none."""
+        pieces = list(self.pieces)  # a copy: another thread may ask
+        names = dict.fromkeys(name for piece in pieces for name in piece)
+        return {
+            name: np.concatenate([p[name] if name in p else blank(p) for p in pieces], axis=1)
+            for name in names
+        }
+
+    def evaluated(self, scores: Mapping[str, np.ndarray]) -> None:
+        """Add the means of an evaluation [rows, episodes] to the metrics of the last update."""
+        piece = self.pieces[-1]
+        for score, values in scores.items() if piece else ():
+            name = contract.evaluated(score)
+            piece[name] = np.array(piece.get(name, blank(piece)))
+            piece[name][:, -1] = values.mean(axis=1)
 
     def rows(self) -> Iterator[tuple[Unit, slice]]:
         """Yield each unit with its rows, without padding."""
         for i, unit in enumerate(self.units):
             yield unit, slice(i * self.group.rows, i * self.group.rows + len(unit.legs))
+
+
+def blank(piece: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return a metric without a value, in the shape of the others [rows, updates]."""
+    return np.full_like(next(iter(piece.values())), np.nan, np.float32)
 
 
 def groups(
@@ -183,3 +203,32 @@ def even_rows(num_legs: int, devices: int, most: int) -> int:
     """
     share = math.ceil(num_legs / devices)
     return math.ceil(share / math.ceil(share / most))
+
+
+def halved_rows(
+    num_legs: int, devices: int, most: int, rungs: int, eta: float, overhead: float
+) -> int:
+    """Return the rows of a unit, at most `most`, for all rungs of a search by successive halving.
+
+    One size for all means one compilation. Large units pad the last rungs, small ones repeat the
+    overhead in the first; the size with the least predicted time is chosen.
+
+    Args:
+        num_legs: of the first rung; each later one has an eta-th of the one before.
+        devices: that compute side by side.
+        most: rows of a unit.
+        rungs: of the search.
+        eta: each rung ends after eta times the updates of the one before.
+        overhead: what an update of a unit costs whatever its size, as a number of rows.
+    """
+
+    def cost(rows: int) -> float:
+        total = 0.0
+        for rung in range(rungs):
+            batches = math.ceil(math.ceil(num_legs / eta**rung) / rows / devices)
+            updates = eta**rung - (eta ** (rung - 1) if rung else 0)
+            total += batches * (rows + overhead) * updates
+        return total
+
+    largest = even_rows(num_legs, devices, most)
+    return min(range(largest, 0, -1), key=cost)

@@ -175,7 +175,8 @@ class Progress:
     def advance(self, batch: plans.Batch, updates: int) -> None:
         """`updates` more updates of a batch are done."""
         now = time.monotonic()
-        self.training_s += now - self.last_event
+        self.training_s += now - self.last_event - batch.evaluating_s
+        self.beside_s += batch.evaluating_s
         self.last_event = now
         self.batch, group = batch, batch.group
         for unit, rows in batch.rows():

@@ -221,11 +221,25 @@ def optuna_rounds(spec: specs.Spec) -> Generator[plans.Round, Results, list[Stan
         suggested = suggestions(spec, tried, known, count)
         every = [swept for values in suggested for swept in spec.under_each(values)]
         fresh = [spec.make_run(swept, seed) for swept in every for seed in spec.seeds]
-        results = yield plans.Round(tuple(whole(run) for run in fresh))
+        legs = tuple(whole(run) for run in fresh)
+        results = yield plans.Round(legs, notes=() if tried else (drawn_at_random(search),))
         known |= results
         for run in fresh:
             tried.setdefault(key_of(contract.apart(run.swept)[0]), []).append(run)
     return ranked(spec, [run for runs in tried.values() for run in runs], known)
+
+
+def drawn_at_random(search: specs.Search) -> str:
+    """Return a sentence about the configurations for which optuna has no results to learn from."""
+    if search.samples > search.batch:
+        return (
+            f"Note: optuna draws the first {search.batch} of {search.samples} configurations at "
+            "random, and learns from batches of that size."
+        )
+    return (
+        f"Note: optuna draws all {search.samples} configurations at random, because it learns from "
+        f"whole batches, and [search] batch is {search.batch}."
+    )
 
 
 def suggestions(

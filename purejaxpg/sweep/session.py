@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from purejaxpg import FaultError, InputError, signals, streams
+from purejaxpg import FaultError, InputError, modules, signals, streams
 from purejaxpg.cluster import processes
 
 # The first makes PPO a tenth faster on a processor with 512-bit registers and does nothing on
@@ -29,7 +29,7 @@ EXECUTORS = ("local", "ray")
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How to run a sweep. Only `confirm` changes its results."""
+    """How to run a sweep. Only `confirm` and `eval_every` change its results."""
 
     out: Path | None = None  # result directory; None: results/NAME
     devices: int | None = None  # of each process; None: all
@@ -39,18 +39,27 @@ class Options:
     ray_task: Mapping[str, float] = dataclasses.field(default_factory=dict)
     logs: Sequence[str] = ()  # "tensorboard", "wandb"
     snapshot_every_s: float = 30.0  # minimum time between snapshots; 0: after every segment
+    eval_every: int | None = None  # updates; in place of the sweep file's
     quiet: bool = False
+    imports: Sequence[str] = ()  # modules, which may register environments
 
     def check(self) -> None:
         """Raise an InputError if two options contradict each other."""
         if self.confirm < 0:
             raise InputError(f"--confirm must be 0 or more, but is {self.confirm}.")
+        if self.eval_every is not None and self.eval_every < 1:
+            raise InputError(f"--eval-every must be 1 or more updates, but is {self.eval_every}.")
         if self.executor not in EXECUTORS:
             raise InputError(f"--executor must be local or ray, but is {self.executor!r}.")
         if self.executor == "ray" and self.devices is not None:
             raise InputError("--devices is for one machine; with --executor ray, use --ray-task.")
         if self.executor != "ray" and (self.ray_address or self.ray_task):
             raise InputError("--ray-address and --ray-task need --executor ray.")
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """The options that replace a key of the sweep file."""
+        return {} if self.eval_every is None else {"eval_every": self.eval_every}
 
 
 DEFAULTS = Options()
@@ -78,26 +87,27 @@ def sweep(path: str | os.PathLike[str], options: Options = DEFAULTS, given: Any 
     devices = find_devices(1 if ray else options.devices, several=not ray)
     from purejaxpg.sweep import stages
 
+    modules.import_all(options.imports, Path(path).parent)
     together, pipeline = len({d.process_index for d in devices}) > 1, stages.read(Path(path))
     if pipeline is not None:
         if together or given is not None:
             what = f"{path} has several {pipeline.kind}"
             raise InputError(f"{what}, so it needs one process, and no given arrays.")
-        run_stages(pipeline, options, devices)
+        run_stages(pipeline.having(options.keys), options, devices)
     elif together:
-        return _together(functools.partial(load, path, given), options, devices)
+        return _together(functools.partial(load, path, given, options), options, devices)
     else:
-        run(load(path, given), options, devices)
+        run(load(path, given, options), options, devices)
     return 0
 
 
-def load(path: str | os.PathLike[str], given: Any = None) -> Any:
+def load(path: str | os.PathLike[str], given: Any = None, options: Options = DEFAULTS) -> Any:
     """Read and check a TOML file without stages, and the arrays that it is given."""
     from purejaxpg.sweep import sources
     from purejaxpg.sweep import spec as specs
 
     resolve = functools.partial(sources.resolve, Path(path).parent, sources.no_stage)
-    return specs.load(Path(path), given, resolve)
+    return specs.load(Path(path), given, resolve, options.keys)
 
 
 def run_stages(pipeline: Any, options: Options, devices: Sequence[Any]) -> Path:
@@ -238,6 +248,7 @@ def _compute(
     spec: Any, options: Options, store: Any, backend: Any, progress: Any, then: Callable[[], None]
 ) -> None:
     """Compute the missing results of a result directory; call `then` after each commit."""
+    from purejaxpg import hidden
     from purejaxpg.report import live
     from purejaxpg.sweep import engine
     from purejaxpg.sweep import search as searches
@@ -252,6 +263,10 @@ def _compute(
             backend.slots, backend.on_cpu = executor.slots, executor.on_cpu
         planned = searches.rehearse(rounds())
         progress.begin(spec, planned, [backend.groups(i, r, {}) for i, r in enumerate(planned)])
+        warning = hidden.note(spec.agent, spec.agent_name, planned[0].legs[0].run.config)
+        if warning:
+            store.ledger.note(warning)
+            progress.say(warning)
         engine.run(rounds(), store, backend, progress, options.snapshot_every_s, executor, then)
 
 

@@ -37,14 +37,14 @@ from typing import Any
 
 import numpy as np
 
-from purejaxpg import InputError, contract, disk, trainers
+from purejaxpg import InputError, contract, disk, modules, trainers
 from purejaxpg import config as configs
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import space
 
 METHODS = ("grid", "random", "sobol", "lhs", "optuna")
 TABLES = ("config", "sweep", "given", "search", "halving", "pbt", "robust")
-KEYS = ("agent", "seeds", "eval_episodes", "rows_per_device", *TABLES)
+KEYS = ("agent", "seeds", "eval_episodes", "eval_every", "rows_per_device", *TABLES)
 
 # (trainer, its first configuration, seeds, [given]) -> an instance of the trainer's `Given`, and
 # the seeds in the order of its axes: those of the sweep, and then others that have an item.
@@ -60,7 +60,9 @@ class Method:
     method: str = "grid"
     samples: int = 0  # configurations to draw
     seed: int = 0
-    batch: int = 16  # configurations per batch of optuna
+    # Configurations per batch of optuna, the first of which is drawn at random. By default it is a
+    # quarter of the samples, and at most this.
+    batch: int = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +116,7 @@ class Spec:
     # Runs known beforehand: none of optuna's, and one seed of a population.
     runs: tuple[plans.Run, ...] = ()
     eval_episodes: int = 128
+    eval_every: int = 0  # updates between two evaluations within training; 0: none
     rows_per_device: int | None = None  # None: chosen when the sweep is planned
     identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # JSON-able
     text: str = ""
@@ -145,6 +148,12 @@ class Spec:
         both = ({**hyperparameters, **condition} for condition in self.conditions)
         return [{name: values[name] for name in self.axes} for values in both]
 
+    def environments(self) -> set[Any]:
+        """Return the environments of the runs, or the fixed one if no run is known beforehand."""
+        known = [run.config for run in self.runs]
+        examples = known or [configs.build(self.agent.Config, _nested(self.fixed, {}))]
+        return {env for config in examples if (env := contract.environment(config))}
+
     def make_run(self, swept: Mapping[str, Any], seed: int) -> plans.Run:
         """Return the run of a configuration and a seed, after checking the configuration."""
         config = configs.build(self.agent.Config, _nested(self.fixed, swept))
@@ -174,9 +183,18 @@ def parse(path: Path) -> tuple[dict[str, Any], str]:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def load(path: Path, given: Any = None, resolve: Resolve | None = None) -> Spec:
-    """Read and check the TOML file at `path`; the rest is as for `from_dict`."""
+def load(
+    path: Path,
+    given: Any = None,
+    resolve: Resolve | None = None,
+    more: Mapping[str, Any] = types.MappingProxyType({}),
+) -> Spec:
+    """Read and check the TOML file at `path`; the rest is as for `from_dict`.
+
+    The keys in `more` replace those of the file.
+    """
     raw, text = parse(path)
+    raw |= more
     return from_dict(raw, path.stem, path.parent, text, given, resolve)
 
 
@@ -206,29 +224,27 @@ def from_dict(
     agent_name = raw.get("agent")
     if not isinstance(agent_name, str):
         raise InputError(f"agent must be a name or a path, but is {agent_name!r}.")
+    modules.search(base)
     agent = trainers.load(agent_name, base)
     fixed, swept = table(raw, "config"), flat(table(raw, "sweep"))
     both = ", ".join(sorted(set(flat(fixed)) & set(swept)))
     configs.require(not both, f"{both} must be in [config] or in [sweep], not in both.")
     axes = _axes(agent, swept)
     robust = _robust(raw, axes)
-    search = _search(agent, raw, axes, robust)
-    source = trainers.digest(trainers.files(agent_name, base))
-    rows = raw.get("rows_per_device")
-    _positive("rows_per_device", 1 if rows is None else rows)
     spec = Spec(
         name=name,
         agent_name=agent_name,
         agent=agent,
         eval_episodes=_positive("eval_episodes", raw.get("eval_episodes", 128)),
-        rows_per_device=rows,
+        eval_every=_optional("eval_every", raw) or 0,
+        rows_per_device=_optional("rows_per_device", raw),
         text=text,
         axes=axes,
         seeds=tuple(_seeds(raw.get("seeds", 1))),
-        search=search,
+        search=_search(agent, raw, axes, robust),
         robust=robust,
         fixed=fixed,
-        source=source,
+        source=trainers.digest(trainers.files(agent_name, base)),
     )
     spec = dataclasses.replace(spec, given=_given(spec, table(raw, "given"), given, resolve))
     spec = dataclasses.replace(spec, runs=tuple(_runs(spec)))
@@ -283,20 +299,19 @@ def _identity(spec: Spec, raw: Mapping[str, Any], swept: Mapping[str, Any]) -> d
         "sweep": swept,
         "eval_episodes": spec.eval_episodes,
         "rows_per_device": spec.rows_per_device,
-        **{name: raw[name] for name in ("search", "halving", "pbt") if name in raw},
+        **{n: raw[n] for n in ("eval_every", "search", "halving", "pbt") if n in raw},
     }
     if spec.robust is not None:
         plain["robust"] = dataclasses.asdict(spec.robust)
+    if spec.search.batch != Method.batch:  # a quarter of the samples
+        plain["search"] = {**plain["search"], "batch": spec.search.batch}
     if within := _searched_within(spec):
         plain["within"] = within
-    known = [run.config for run in spec.runs]
-    examples = known or [configs.build(spec.agent.Config, _nested(spec.fixed, {}))]
-    environments = {env for config in examples if (env := contract.environment(config))}
-    files = {file for env in environments for file in trainers.of_environment(env.inner)}
+    files = trainers.of_environments(spec.environments())
     if spec.given.digest:
         plain["given"] = spec.given.digest[:16]
     if files:
-        plain["env_source"] = trainers.digest(sorted(files))[:16]
+        plain["env_source"] = trainers.digest(files)[:16]
     return json.loads(json.dumps(plain))
 
 
@@ -391,6 +406,8 @@ def _search(
     _check_conditions(search, axes, robust)
     if search.pbt is not None:
         search = _check_pbt(agent, search, search.pbt, axes)
+    if search.method == "optuna" and "batch" not in raw["search"]:
+        search = dataclasses.replace(search, batch=max(min(search.batch, search.samples // 4), 1))
     _check_search(search, axes)
     return search
 
@@ -527,6 +544,10 @@ def _positive(name: str, value: Any) -> int:
     valid = type(value) is int and value > 0
     configs.require(valid, f"{name} must be a whole number, 1 or more, but is {value!r}.")
     return value
+
+
+def _optional(name: str, raw: Mapping[str, Any]) -> int | None:
+    return None if raw.get(name) is None else _positive(name, raw[name])
 
 
 def table(raw: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -43,7 +43,7 @@ from purejaxpg.sweep import store as stores
 STAGES = stores.STAGES
 AGENTS = "agents"  # the tables of several agents
 OWN = ("config", "sweep", "given")  # what such a table holds
-DEFAULTS = ("seeds", "eval_episodes")
+DEFAULTS = ("seeds", "eval_episodes", "eval_every")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -75,6 +75,11 @@ class Pipeline:
     def confirms(self, stage: Stage) -> bool:
         """Return whether --confirm is for a stage: it is for the last one, or for every agent."""
         return self.kind == AGENTS or stage is self.stages[-1]
+
+    def having(self, more: Mapping[str, Any]) -> "Pipeline":
+        """Return the same stages, with keys that replace those of the file."""
+        stages = (dataclasses.replace(s, raw={**s.raw, **more}) for s in self.stages)
+        return dataclasses.replace(self, stages=tuple(stages))
 
     def needing(self, name: str) -> list[str]:
         """Return a stage and the later stages that depend on it."""

@@ -181,7 +181,7 @@ def task(**changes: Any) -> ray_executor.Task:
     (group,) = backend.groups(0, next(searches.rounds(spec)), {})
     unit = group.units[0]
     values = {
-        "agent": "ppo", "source": (), "eval_episodes": 4,
+        "agent": "ppo", "source": (), "modules": (), "evaluation": (4, 0),
         "group": ray_executor.of_one_unit(group, unit, backend.to_dict), "start": None,
         "versions": backend.versions(),
     }  # fmt: skip
@@ -212,5 +212,5 @@ def test_running_out_of_memory_in_a_worker_reaches_the_driver(
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(InputError, match=r"pip install 'purejaxpg\[ray\]'"):
+    with pytest.raises(InputError, match="pip install 'ray"):
         ray_executor.Ray(specs.from_dict(tiny_sweep.TINY, "tiny"), None, {})

@@ -4,9 +4,10 @@ import sys
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from purejaxpg import FaultError, InputError
-from purejaxpg.report import export
+from purejaxpg.report import analysis, charts, export, writer
 from purejaxpg.sweep.ledger import Outcome, Run
 from purejaxpg.sweep.store import Store
 
@@ -66,6 +67,48 @@ def test_curves_are_the_stores_leg_after_leg(halved_in_part, tmp_path):
             np.testing.assert_array_equal(found, arrays[leg["unit"]][name][leg["row"]])
 
 
+def evaluated(path):
+    """A run of four updates in two legs, evaluated after the second and the last."""
+    rows = {
+        "one": ({"episode/return_sum": [[2.0, 4.0]], "episode/count": [[1, 1]]}, [[np.nan, 7.0]]),
+        "two": ({"episode/return_sum": [[6.0, 8.0]], "episode/count": [[1, 1]]}, [[np.nan, 9.0]]),
+    }
+    facts = {"steps_per_update": 10, "steps_before": 5, "env_steps": 20}
+    with Store.open(path, {"agent": "ppo"}) as store:
+        for index, (unit, (arrays, returns)) in enumerate(rows.items()):
+            start = 2 * index
+            leg = Run(
+                "r", {}, 0, {}, start=start, stop=start + 2, total=4, parent="r" if index else None
+            )
+            store.ledger.plan({unit: [leg]}, index)
+            arrays = {name: np.array(values, np.float32) for name, values in arrays.items()}
+            arrays |= {"evaluated/return": np.array(returns, np.float32)}
+            arrays |= {"evaluation/return": np.full((1, 4), 9.0, np.float32)}
+            store.commit(unit, arrays, None, [Outcome("r", "done", 9.0, 9.0)], facts)
+    return path
+
+
+def test_evaluations_within_training_are_exported_and_drawn(tmp_path):
+    path = evaluated(tmp_path / "out")
+    rows = read(export.write(path, tmp_path / "curves.csv", curves=True))
+    assert [row["evaluated/return"] for row in rows] == ["nan", "7.0", "nan", "9.0"]
+    with Store.read(path) as store:
+        data = analysis.of_store(store)
+    (drawn,) = data.sections[0].curves.evaluated
+    assert drawn.steps.tolist() == [25, 45] and drawn.centre.tolist() == [7, 9]
+    figure = charts.curves(data.sections[0].curves, data.unit)
+    (dashed,) = [t for t in figure["data"] if t.get("line", {}).get("dash") == "dash"]
+    solid = next(t for t in figure["data"] if t["y"] == [2, 4, 6, 8])
+    assert (dashed["x"], dashed["y"]) == ([25, 45], [7, 9])
+    assert dashed["line"]["color"] == solid["line"]["color"] and solid["x"] == [10, 20, 30, 40]
+    writer.write(path, Console(quiet=True))
+    rows = read(path / "report" / "curves.csv")
+    points = {(row["returns"], row["env_steps"]): float(row["iqm"]) for row in rows}
+    assert points["evaluation", "25.0"] == 7 and points["training", "10.0"] == 2
+    assert len(points) == 6
+    assert "dashed: of evaluations" in (path / "report" / "index.html").read_text("utf-8")
+
+
 def test_default_files_stand_beside_the_ledger(halved_in_part):
     assert export.write(halved_in_part, None, curves=False) == halved_in_part / "export.csv"
     assert export.write(halved_in_part, None, curves=True) == halved_in_part / "export-curves.csv"
@@ -114,7 +157,7 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
     out = synthetic(tmp_path / "s", {})
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     pytest.importorskip("pandas")
-    with pytest.raises(InputError, match=r"pip install 'purejaxpg\[analysis\]'"):
+    with pytest.raises(InputError, match=r"A Parquet file needs .* 'pyarrow<27"):
         export.write(out, tmp_path / "x.parquet", curves=False)
     assert not list(tmp_path.glob("*x.parquet*"))
 
@@ -123,8 +166,18 @@ def test_errors_are_sentences(tmp_path):
     with pytest.raises(InputError, match="not a result directory"):
         export.write(tmp_path, None, curves=False)
     out = synthetic(tmp_path / "s", {})
-    with pytest.raises(FaultError, match="does not exist"):
-        export.write(out, tmp_path / "nowhere" / "x.csv", curves=False)
+    with pytest.raises(InputError, match=r"must end in \.csv or \.parquet, but is '.*x\.xlsx'"):
+        export.write(out, tmp_path / "x.xlsx", curves=False)
+    (tmp_path / "file").touch()
+    with pytest.raises(FaultError, match=r"Cannot write .*x\.csv"):
+        export.write(out, tmp_path / "file" / "x.csv", curves=False)
+
+
+def test_missing_folders_are_made(tmp_path):
+    out = synthetic(tmp_path / "s", {})
+    path = tmp_path / "new" / "folder" / "x.csv"
+    assert export.write(out, path, curves=False) == path
+    assert path.is_file()
 
 
 def test_needs_neither_jax_nor_xarray():

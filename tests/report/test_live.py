@@ -23,7 +23,7 @@ from purejaxpg.sweep import store as stores
 
 TRAINER: Any = types.SimpleNamespace(Config=stand_in.Config)
 SPEC: Any = types.SimpleNamespace(
-    name="study", agent_name="none", agent=TRAINER, num_configs=6, seeds=(0, 1)
+    name="study", agent_name="none", agent=TRAINER, num_configs=6, seeds=(0, 1), conditions=[{}]
 )
 
 

@@ -84,7 +84,7 @@ def check(text):
     places = [value for _, name, value in found.attributes if name == "data-chart"]
     assert places == [str(index) for index in range(len(data["figures"]))]
     for figure in data["figures"]:
-        if "lines" not in figure:
+        if "data" in figure:
             graph_objects.Figure(painted(figure))  # refuses what plotly does not know
     return found
 
@@ -109,7 +109,9 @@ def refuse(constant):
 
 def rendered(path, *texts):
     with Store.read(path) as store:
-        return page.render(analysis.of_store(store), path.name, *texts)
+        data = analysis.of_store(store)
+        metrics = analysis.metrics_of(store, data)
+        return page.render(data, path.name, *texts, metrics=metrics)
 
 
 def written(path):
@@ -178,8 +180,8 @@ def test_an_unconfirmed_winner_is_called_one(small):
     path, text = small
     words = words_of(check(text))
     assert "not confirmed" in words and "The best of 12 looks better than it is" in words
-    assert "--confirm 16" in words and f"--out {path}" in words
-    assert "What matters" in words and "needs several environments" in words
+    assert "--confirm 32" in words and f"--out {path}" in words
+    assert "What matters" in words and "Sensitivity" not in words  # it needs several environments
 
 
 def test_the_command_is_seen_from_where_the_report_is_made(small, monkeypatch):
@@ -210,6 +212,71 @@ def test_several_environments_are_compared(sweeps):
     names = {value for _, name, value in found.attributes if name == "data-of"}
     assert names == set(synthetic_sweep.SPANS)
     assert [column["name"] for column in data_of(found)["columns"][:2]] == ["rank", "environment"]
+
+
+def test_every_metric_has_a_chart_with_single_seeds(small):
+    path, text = small
+    data = data_of(check(text))
+    tiles = {figure["name"]: figure["rows"] for figure in data["figures"] if "rows" in figure}
+    assert list(tiles) == ["episode/count", "episode/return", "loss/value"]
+    with Store.read(path) as store:
+        ranked = ranking.rank(store)
+        legs = {leg["run_id"]: leg for leg in store.ledger.legs()}
+        arrays = {unit["name"]: store.arrays(unit["name"]) for unit in store.ledger.units()}
+    assert all(list(map(int, rows)) == list(range(len(ranked))) for rows in tiles.values())
+    grid, centre, runs = tiles["loss/value"]["3"]
+    assert len(data["grids"][grid]) == len(centre) == 60 and len(runs) == 8
+    leg = legs[ranked[3].run_ids[5]]
+    loss = arrays[leg["unit"]]["loss/value"][leg["row"]]
+    # 200 updates in 60 bins: the first holds three, the last the last three.
+    assert runs[5][0] == pytest.approx(loss[:3].mean(), rel=1e-3)
+    assert runs[5][-1] == pytest.approx(loss[-3:].mean(), rel=1e-3, abs=1e-6)
+    np.testing.assert_allclose(np.sort(np.array(runs)[:, 9])[2:6].mean(), centre[9], rtol=2e-3)
+
+
+@pytest.mark.parametrize("kind", ["small_grid", "halving", "environments"])
+def test_a_hyperparameter_matters_or_not_and_the_page_says_one_of_both(kind, sweeps):
+    path, text = sweeps(kind)
+    words = words_of(check(text))
+    says = re.findall(r"(?:What matters \(share|Not distinguishable from no effect:).*?\. ", words)
+    with Store.read(path) as store:
+        sections = analysis.of_store(store).sections
+    for section in sections:
+        axes = section.effects.axes
+        clear = [axis.name for axis in axes if axis.low > 0]
+        assert [axis.name for axis in axes if axis.clear] == clear
+    # In the card of each environment and in the chapter about effects, word by word the same.
+    assert len(says) % 2 == 0 and sorted(says[: len(says) // 2]) == sorted(says[len(says) // 2 :])
+    own = says[: len({s.split(" (")[0].split(":")[0] for s in says})]
+    names = [name for axis in sections[0].effects.axes for name in [axis.name]]
+    assert all(sum(name in s for s in own) == 1 for name in names)
+
+
+def test_a_fork_is_confirmed_by_an_option_and_not_by_a_command_that_fails(tmp_path):
+    with Store.open(tmp_path / "out", {"agent": "./mine.py"}, 'agent = "./mine.py"') as store:
+        runs = [Run(str(i), {"env": "A"}, 0, {"gamma": i / 2}) for i in range(2)]
+        store.ledger.plan({"unit": runs})
+        store.commit("unit", {}, None, [Outcome(r.run_id, "done", 1.0, 1.0) for r in runs], {})
+    words = words_of(check(rendered(tmp_path / "out")))
+    assert "add --confirm 32 to the command of this sweep." in words and "SPEC.toml" not in words
+
+
+def test_pairs_without_a_share_are_not_shown(small):
+    with Store.read(small[0]) as store:
+        section = analysis.of_store(store).sections[0]
+    assert all(pair.share >= 0.005 for pair in section.effects.pairs)
+    assert ("Pairs that explain most" in small[1]) == bool(section.effects.pairs)
+    assert ": 0% of the variance" not in small[1] and ": <1% of the variance" not in small[1]
+
+
+def test_an_axis_is_wide_enough_for_its_ticks():
+    same = charts.Row("a", 500.0, 500.0, 500.0), charts.Row("b", 500.0 - 5e-7, 500.0 - 9e-7, 500.0)
+    figure = charts.forest(same)
+    low, high = figure["layout"]["xaxis"]["range"]
+    assert low <= 495.1 and high >= 504.9
+    assert not any("error_x" in trace for trace in figure["data"])  # no bar for [500, 500]
+    assert analysis.readable(0.0, 0.0) == (-1.0, 1.0)
+    assert analysis.readable(-1500.0, -100.0) == pytest.approx((-1570.0, -30.0))
 
 
 def key(cell):
@@ -415,6 +482,11 @@ def test_ten_thousand_runs_stay_small(tmp_path):
     assert len(text.encode()) - len(PLOTLY.encode()) < 2_500_000
     found = data_of(check(text))
     assert len(found["rows"]) == 10_000
+    tiles = [figure for figure in found["figures"] if "rows" in figure]
+    assert [tile["name"] for tile in tiles] == ["episode/count", "episode/return"]
+    assert [list(tile["rows"]) for tile in tiles] == [[str(row) for row in range(100)]] * 2
+    words = " ".join(text.split())
+    assert "Of the first 100 of 10,000 configurations; <code>purejaxpg export DIR" in words
     assert max(len(figure.get("lines", ())) for figure in found["figures"]) <= 600
     with (target / "table.csv").open(newline="") as file:
         assert sum(1 for _ in csv.DictReader(file)) == 10_000
@@ -555,6 +627,37 @@ async function use() {
   state.hover = chart.querySelectorAll(".hoverlayer text").length;
   box([2, 5]);
   state.boxed = column().join(" ");
+  box(null);
+  const form = document.querySelector(".curve-tools").elements, tiles = all(".metric");
+  const set = (input, value) => {
+    input.value = value;
+    ["input", "change"].forEach((kind) => input.dispatchEvent(new Event(kind)));
+  };
+  const names = (node) => node.data.map((trace) => trace.name).filter(Boolean).join(" ");
+  set(form.ranks, "2-4, 11");
+  state.ranks = tiles.map((tile) => names(tile).split(" ").sort().join(" ")).join("; ");
+  const drawn = { data: chart.data.filter((trace) => trace.visible !== false) };
+  state.curves = names(drawn).split(" ").sort().join(" ");
+  const before = tiles[2].data.at(-1).y;
+  const wobble = (y) => y.slice(1).reduce((sum, value, i) => sum + Math.abs(value - y[i]), 0);
+  set(form.smooth, "9");
+  const after = tiles[2].data.at(-1).y;
+  state.middle = Math.abs(after[30] - before.slice(26, 35).reduce((a, b) => a + b) / 9) < 1e-9;
+  state.smoother = wobble(after) < wobble(before) && after.length === before.length;
+  const thin = () => chart.data.filter((trace) => trace.line.width === 1).length;
+  const others = thin();
+  form.single.click();
+  state.single = tiles.map((tile) => tile.data.length).join(" ");
+  state.onchart = thin() - others;
+  form.single.click();
+  set(form.steps, "100k-0.2M");
+  state.range = tiles[0].layout.xaxis.range.join(" ") + " " + chart.layout.xaxis.range.join(" ");
+  set(form.steps, "");
+  set(form.ranks, "1");
+  const ranks = all(".ranking tbody [data-row]");
+  ranks[0].click();
+  ranks[3].dispatchEvent(new MouseEvent("click", { bubbles: true, shiftKey: true }));
+  state.between = [...coloured].sort().join(" ");
 }
 use().catch((error) => { state.error = error.message; }).finally(() => { state.used = "true"; });
 """
@@ -586,6 +689,12 @@ def test_a_reader_sorts_filters_and_picks_curves(small, tmp_path):
     assert (state["before"], state["picked"], state["hidden"]) == ("10", "11", "8")
     assert all(f"{n} {short(v)}" in state["legend"] for n, v in ranked[8].swept.items())
     assert state["pressed"] == "false false" and int(state["hover"]) > 0
+    # Ranks are picked by number, in the learning curves and in every metric.
+    assert state["ranks"] == "; ".join(["#11 #2 #3 #4"] * 3) and state["curves"] == "#11 #2 #3 #4"
+    assert (state["middle"], state["smoother"]) == ("true", "true")
+    assert state["single"] == "36 36 36" and state["onchart"] == "32"  # 4 lines and 8 runs of each
+    assert state["range"] == "100000 200000 100000 200000"
+    assert state["between"] == "1 2 3"
 
 
 RELOADS = """

@@ -1,3 +1,4 @@
+import pathlib
 import re
 import shutil
 
@@ -9,11 +10,14 @@ from jax import random
 from PIL import Image
 
 import purejaxpg.agents
-from purejaxpg import FaultError, InputError, evaluate, trainers
+from purejaxpg import FaultError, InputError, contract, evaluate, report, trainers
+from purejaxpg.agents import ppo_rnn
 from purejaxpg.report import playback
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep.ledger import Outcome, Run
 from purejaxpg.sweep.store import Store
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +59,59 @@ def test_every_checkpoint_is_the_policy_that_was_scored(halved):
             np.testing.assert_allclose(value, stored, rtol=1e-5, err_msg=f"{run['run_id']} {name}")
     scores = {tuple(arrays[run["unit"]]["evaluation/return"][run["row"]]) for run in runs}
     assert len(scores) > len(runs) // 2  # they are not all alike
+
+
+def test_a_policy_is_loaded_in_three_lines(halved):
+    """It acts as the agent does, alone, compiled, mapped, and on observations of any shape."""
+    with Store.read(halved) as store:
+        best, other = playback.find(store, playback.BEST), store.ledger.runs()[0]
+        expected = playback.load(store, best, None, pytest.fail)
+    trained = report.trained(halved)
+    assert trained.run == best and report.trained(halved, other["run_id"]).run == other
+    obs, key = random.normal(random.key(3), (6, 4)), random.key(1)
+    want = trained.agent.policy(key, expected.state, obs, expected.config)
+    act = jax.jit(trained.policy, static_argnames="greedy")
+    for policy in (trained.policy, act):
+        np.testing.assert_array_equal(policy(key, obs), want)
+        np.testing.assert_array_equal(policy(key, np.asarray(obs).reshape(6, 2, 2)), want)
+    greedy = act(key, obs, greedy=True)
+    assert greedy.shape == (6,)
+    for i in range(6):
+        assert act(random.key(i), obs[i][None], greedy=True)[0] == greedy[i]
+    several = jax.vmap(trained.policy, (0, None))(random.split(key, 50), obs)
+    assert several.shape == (50, 6) and len(np.unique(several)) == 2
+
+
+def test_a_policy_with_a_memory_is_given_it_and_returns_it(halved):
+    """The observations of one episode, with the agent's own policy beside it."""
+    config = ppo_rnn.Config(env="MemoryChain-bsuite", hidden=(4,), memory_size=3, num_envs=2)
+    state = ppo_rnn.init(random.key(0), config)
+    trained = playback.Trained({}, ppo_rnn, state, config)
+    act = jax.jit(trained.policy)
+    memory = trained.initial_memory(5)
+    expected = ppo_rnn.initial_memory(state, config, 5)
+    for key in random.split(random.key(1), 3):
+        obs = random.normal(key, (5, *contract.environment(config).obs_shape))
+        action, memory = act(key, obs, memory)
+        wanted, expected = ppo_rnn.policy(key, state, obs, expected, config)
+        np.testing.assert_array_equal(action, wanted)
+        jax.tree.map(np.testing.assert_array_equal, memory, expected)
+    with pytest.raises(InputError, match=r"start with memory = trained\.initial_memory\(n\)"):
+        trained.policy(key, obs)
+    with pytest.raises(InputError, match="has no memory, but is given one"):
+        report.trained(halved).policy(key, np.zeros((5, 4)), memory)
+
+
+def test_the_examples_of_the_documentation_run(halved, capsys):
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    short, long = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(short.strip().splitlines()) == 4  # an empty line apart, three
+    for source in (short, long):
+        assert "results/study" in source
+        names = {"key": random.key(0), "obs": np.zeros((3, 4))}
+        exec(compile(source.replace("results/study", str(halved)), "results.md", "exec"), names)
+        assert names.get("action", np.zeros(3)).shape == (3,)
+    assert capsys.readouterr().out == "[1. 1. 1. 1.]\n"
 
 
 def test_what_is_said_is_what_was_played(halved):
@@ -153,8 +210,9 @@ def test_the_recorded_episode_is_one_of_the_environment(halved):
 def test_bad_pictures_are_refused_before_anything_is_computed(halved, tmp_path):
     with pytest.raises(InputError, match=r"must end in \.gif"):
         play(halved, gif=tmp_path / "a.png")
-    with pytest.raises(FaultError, match="no directory"):
-        play(halved, gif=tmp_path / "nowhere" / "a.gif")
+    (tmp_path / "file").touch()
+    with pytest.raises(FaultError, match=r"Cannot write .*a\.gif"):
+        play(halved, gif=tmp_path / "file" / "a.gif")
     with pytest.raises(InputError, match="E cannot be drawn by gymnax; these can: CartPole-v1"):
         play(planned(tmp_path / "s", [("done", 1.0, 4)]), gif=tmp_path / "a.gif")
 
@@ -175,6 +233,13 @@ def test_a_file_is_executed_only_if_the_caller_names_it(fork, monkeypatch):
         play(fork / "sweep", agent=fork / "nowhere.py")
     said = play(fork / "sweep", agent=file)
     assert mark.exists() and len(said) == 2
+
+
+def test_the_policy_of_a_fork_needs_its_file(fork):
+    with pytest.raises(InputError, match="executed only if you name it"):
+        report.trained(fork / "sweep")
+    trained = report.trained(fork / "sweep", agent=fork / "mine.py")
+    assert trained.policy(random.key(0), np.zeros((2, 4))).shape == (2,)
 
 
 def test_a_changed_built_in_agent_is_noted(halved):

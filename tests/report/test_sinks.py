@@ -247,6 +247,7 @@ def test_points_are_means_over_bins(monkeypatch: pytest.MonkeyPatch) -> None:
             "episode/length_sum": np.array([[9, 9, 9], [0, 2, 0]], np.int32),
             "episode/count": np.array([[1, 1, 1], [0, 1, 0]], np.int32),
             "loss/x": np.array([[9, 9, 9], [1, 2, 3]], np.float32),
+            "evaluated/return": np.array([[9, 9, 9], [6, 8, np.nan]], np.float32),
             "evaluation/return": np.zeros((2, 128)),
         },
         "b": {
@@ -254,6 +255,7 @@ def test_points_are_means_over_bins(monkeypatch: pytest.MonkeyPatch) -> None:
             "episode/length_sum": np.array([[0, 0, 3, 3]], np.int32),
             "episode/count": np.array([[0, 0, 2, 2]], np.int32),
             "loss/x": np.array([[4, 6, inf, -inf]], np.float32),
+            "evaluated/return": np.array([[np.nan, np.nan, np.nan, 7]], np.float32),
             "evaluation/return": np.zeros((1, 128)),
         },
     }
@@ -265,11 +267,13 @@ def test_points_are_means_over_bins(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second, third = sinks.points_of(chain, arrays.__getitem__, facts)
     assert first == (
         27,
-        {"episode/return": 5, "episode/length": 2, "episode/count": 0.5, "loss/x": 1.5},
+        {"episode/return": 5, "episode/length": 2, "episode/count": 0.5, "loss/x": 1.5}
+        | {"evaluated/return": 8},  # the last one: an evaluation is not averaged
     )
     assert second == (57, {"episode/count": 0, "loss/x": pytest.approx(13 / 3)})
     assert third[0] == 77 and np.isnan(third[1].pop("loss/x"))
-    assert third[1] == {"episode/return": 9, "episode/length": 1.5, "episode/count": 2}
+    episodes = {"episode/return": 9, "episode/length": 1.5, "episode/count": 2}
+    assert third[1] == episodes | {"evaluated/return": 7}
 
 
 def test_hyperparameters_are_numbers_and_texts() -> None:

@@ -112,6 +112,60 @@ def test_ties_are_broken_by_mean_then_planned_order(tmp_path):
     assert [c.swept["learning_rate"] for c in ranked] == [0.00030000000001, 1e-3, 1e-4]
 
 
+def tied(path, levels, confirmed=()):
+    """Write configurations of equal scores whose training returns were at these levels."""
+    runs = [
+        Run(f"{i}-{s}", {"env": "A"}, s, {"learning_rate": i}) for i in range(3) for s in range(2)
+    ]
+    again = [Run(f"c{i}", {"env": "A"}, 9, {"learning_rate": i}, "confirm") for i in confirmed]
+    with Store.open(path, {"agent": "ppo"}) as store:
+        store.ledger.plan({"unit": runs})
+        sums = np.repeat(np.repeat(np.array(levels, np.float32), 2)[:, None], 5, axis=1)
+        arrays = {"episode/count": np.ones_like(sums), "episode/return_sum": sums}
+        commit(store, "unit", 0, [(run.run_id, "done", 7.0) for run in runs], **arrays)
+        if again:
+            store.ledger.plan({"again": again}, 1)
+            commit(store, "again", 1, [(run.run_id, "done", 7.0) for run in again])
+    return path
+
+
+def test_equal_scores_and_means_are_ordered_by_the_area_under_the_curve(tmp_path):
+    path = tied(tmp_path / "out", [1.0, 3.0, 2.0])
+    with Store.read(path) as store:
+        assert [c.swept["learning_rate"] for c in ranking.rank(store)] == [1, 2, 0]
+        assert [c.rank for c in analysis.of_store(store).ranked] == [1, 2, 3]
+    target, text = run_report(path)
+    assert "Ties are broken by the area under the training curve (AUC)." in " ".join(text.split())
+    page = " ".join((target / "index.html").read_text().split())
+    assert "3 configurations share its score and its mean. The area under" in page
+    assert [float(row["learning_rate"]) for row in read_csv(target)] == [1, 2, 0]
+
+
+def test_of_tied_configurations_those_that_were_confirmed_stay_first(tmp_path):
+    """The search does not know the curves, so it confirmed the first that it had planned."""
+    with Store.read(tied(tmp_path / "out", [1.0, 2.0, 3.0], confirmed=[0])) as store:
+        data = analysis.of_store(store)
+    assert [c.swept["learning_rate"] for c in data.ranked] == [0, 2, 1]
+    assert data.sections[0].role("winner").tuned is data.ranked[0]
+
+
+def test_without_ties_nobody_asks_for_areas(sweep):
+    with Store.read(sweep) as store:
+        ranking.rank_runs(
+            ranking.with_conditions(store.ledger.runs(), {}), areas=lambda: pytest.fail("asked")
+        )
+
+
+@pytest.mark.parametrize("seeds", [1, 3, 7, 8])
+def test_intervals_over_few_seeds_come_with_a_caveat(seeds, tmp_path):
+    scores = [[float(10 * i + s) for s in range(seeds)] for i in range(3)]
+    target, text = run_report(make_store(tmp_path / "out", RATES, scores))
+    caveat = f"{seeds} seeds are few: their intervals are too narrow."
+    assert (caveat in " ".join(text.split())) == (1 < seeds < 8)
+    page = " ".join((target / "index.html").read_text().split())
+    assert page.count(caveat) == (2 if 1 < seeds < 8 else 0)  # in the card and in the notes
+
+
 def test_everything_diverged_still_gives_a_report(tmp_path):
     scores = [[(np.nan,)] * 4] * 3
     target, text = run_report(make_store(tmp_path / "out", RATES, scores))
@@ -476,6 +530,26 @@ def test_the_legs_of_a_run_make_one_curve(halved):
     assert found["0.01"].best == 60.0 and found["0.01"].area == pytest.approx(510 / 9)
 
 
+def test_metrics_of_a_run_are_those_of_its_legs_without_what_is_not_finite(tmp_path):
+    with Store.open(tmp_path / "out", {"agent": "ppo"}) as store:
+        for index, (start, stop) in enumerate([(0, 2), (2, 4)]):
+            run = Run("a", {"env": "A"}, 0, {}, "tune", start, stop, 4, "a" if start else None)
+            store.ledger.plan({f"u{index}": [run]}, index)
+            arrays = {
+                "loss/own": np.array([[1.0 + start, np.nan]]),
+                "episode/count": np.ones((1, 2)),
+                "episode/length_sum": np.array([[7.0, 9.0 + start]]),
+            }
+            commit(store, f"u{index}", index, [("a", "done", 1.0)], **arrays)
+        found = curves.metrics_of_runs(store, ["a", "of another sweep"])
+    assert list(found) == ["episode/count", "episode/length", "loss/own"]
+    np.testing.assert_array_equal(found["loss/own"]["a"].returns, [1.0, np.nan, 3.0, np.nan])
+    np.testing.assert_array_equal(found["episode/length"]["a"].returns, [7.0, 9.0, 7.0, 11.0])
+    np.testing.assert_array_equal(found["loss/own"]["a"].steps, [5, 15, 25, 35])
+    _, (means,) = curves.bin_means(np.array([[1.0, np.nan, 4.0, 8.0]]), 10, bins=2)
+    np.testing.assert_array_equal(means, [1.0, 6.0])
+
+
 def test_the_cost_of_a_run_is_that_of_its_legs(halved):
     target, _ = run_report(halved)
     rows = {float(row["learning_rate"]): row for row in read_csv(target)}
@@ -552,6 +626,9 @@ def test_a_population_shows_how_its_best_member_came_to_be(tmp_path):
     assert schedule.values["learning_rate"] == values
     assert [len(c.scores) for c in data.ranked] == [1] * 6
     assert not data.sections[0].effects.axes
+    # `--confirm` refuses populations, so nothing may advise it.
+    assert data.command == "" and not any("again" in note for note in data.notes)
+    assert "quote the best members of several populations" in data.notes[-1]
 
 
 # ----------------------------------------------------------------------------------------- faults

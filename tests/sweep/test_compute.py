@@ -21,11 +21,14 @@ import pytest
 import quick
 from flax import struct
 from jax import random
+from tiny_sweep import TINY
 
 from purejaxpg import FaultError, InputError, contract, evaluate, prng
 from purejaxpg import config as configs
 from purejaxpg.sweep import compute, memory
 from purejaxpg.sweep import plan as plans
+from purejaxpg.sweep import search as searches
+from purejaxpg.sweep import spec as specs
 
 
 @configs.dataclass
@@ -95,7 +98,11 @@ def policy(
 
 TOY = sys.modules[__name__]
 SPEC: Any = types.SimpleNamespace(
-    agent=TOY, eval_episodes=3, rows_per_device=None, given=contract.Given()
+    agent=TOY,
+    eval_episodes=3,
+    rows_per_device=None,
+    given=contract.Given(),
+    search=specs.Search(),
 )
 
 
@@ -200,6 +207,28 @@ def test_the_backend_cuts_rounds_and_refuses_what_could_not_be_scored() -> None:
     long = run(0, env_params={"max_steps_in_episode": 10**6})
     with pytest.raises(InputError, match="max_steps_in_episode"):
         backend.groups(0, plans.Round((plans.Leg(long, 0, 7),)), {})
+
+
+@pytest.mark.fast
+def test_all_rungs_of_halving_have_one_program_on_all_devices() -> None:
+    axis = {"learning_rate": [1e-3 * 1.5**i for i in range(9)]}
+    config = {**TINY["config"], "total_timesteps": 9 * 16}
+    changed = {"sweep": axis, "seeds": 2, "rows_per_device": None, "config": config}
+    spec = specs.from_dict({**TINY, **changed, "halving": {"rungs": 3, "eta": 3}}, "tiny")
+    two = jax.devices()[:1] * 2
+    backend, rounds = compute.Backend(spec, two), searches.rehearse(searches.rounds(spec, 4))
+    groups = [group for i, each in enumerate(rounds) for group in backend.groups(i, each, {})]
+    assert [group.num_legs for group in groups] == [18, 6, 2, 8]
+    assert len({group.program for group in groups}) == 1
+    assert all(backend.used(group) == two for group in groups)
+    # Sizes that are stored are kept, as those of a group that did not fit.
+    again = compute.Backend(spec, two)
+    sizes = {plans.unit_name(0, 0, 0): 2}
+    groups = [group for i, each in enumerate(rounds) for group in again.groups(i, each, sizes)]
+    assert {group.rows for group in groups} == {2}
+    plain = compute.Backend(specs.from_dict({**TINY, **changed}, "tiny"), two)
+    (only,) = plain.groups(0, searches.rehearse(searches.rounds(plain.spec))[0], {})
+    assert only.rows == 9 and plain.used(only) == two
 
 
 def test_a_signature_holds_static_fields_and_names_of_parameters() -> None:
@@ -366,7 +395,7 @@ def test_states_are_cut_picked_and_joined(
     assert joined.drawn.sharding == programs.sharding
     template = backend.template(unit(run(0), run(1)))
     assert template.params["w"].shape == (2, 2, 2) and template.drawn.shape == (2,)
-    assert backend.metric_names(unit(run(0))) == [
+    assert backend.metric_names(unit(run(0)), False) == [
         "episode/count", "episode/length_sum", "episode/return_sum", "loss/policy", "policy/drawn"
     ]  # fmt: skip
 
@@ -451,9 +480,7 @@ def test_an_agent_is_refused_before_anything_is_compiled() -> None:
     without.__file__, without.policy = "without.py", policy
     without.init = lambda key, config: {"w": jnp.zeros(2)}
     without.update = update
-    spec: Any = types.SimpleNamespace(
-        agent=without, eval_episodes=3, rows_per_device=None, given=contract.Given()
-    )
+    spec: Any = types.SimpleNamespace(**{**vars(SPEC), "agent": without})
     backend = compute.Backend(spec, jax.devices()[:1])
     with pytest.raises(InputError, match="agent 'without' must have the attribute params"):
         backend.compile(group(unit(run(0))))

@@ -1,11 +1,13 @@
 """The engine on real, tiny training: storing, resuming, grouping, devices, compilations."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import sys
 import types
+from collections.abc import Sequence
 from typing import Any
 
 import forked
@@ -13,13 +15,16 @@ import jax
 import numpy as np
 import pytest
 import quick
+import stand_in
+import tiny_sweep
 from jax import random
 from tiny_sweep import TINY, contents, run, swept
 
 from purejaxpg import FaultError, InputError, evaluate
 from purejaxpg.agents import ppo
 from purejaxpg.report import curves
-from purejaxpg.sweep import compute, memory
+from purejaxpg.sweep import compute, engine, memory
+from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import progress as progresses
 from purejaxpg.sweep import search as searches
 from purejaxpg.sweep import spec as specs
@@ -294,6 +299,31 @@ def rounds_of(out: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
 HALVING = {**TINY, "halving": {"rungs": 2, "eta": 2}, "search": {}}
 
 
+def test_all_rungs_run_the_programs_of_the_first(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The size of the units is recorded with each."""
+    rates = [1e-3 * 1.3**i for i in range(8)]
+    spec = specs.from_dict(
+        {**HALVING, "seeds": 1, "rows_per_device": None, "sweep": {"learning_rate": rates},
+         "halving": {"rungs": 3, "eta": 2}}, "tiny",
+    )  # fmt: skip
+    built: list[int] = []
+
+    def build(spec: specs.Spec, group: plans.Group, used: Sequence[Any]) -> compute.Programs:
+        built.append(group.rows)
+        return tiny_sweep.build(spec, group, used)
+
+    monkeypatch.setattr(compute, "build", build)
+    run(spec, tmp_path / "halved")
+    assert built == [2]
+    with stores.Store.read(tmp_path / "halved") as store:
+        units = store.ledger.units()
+    assert {unit["round"] for unit in units} == {0, 1, 2}
+    assert [unit["rows"] for unit in units] == [2, 2, 2, 2, 2, 2, 2]
+    assert {unit["facts"]["rows_per_device"] for unit in units} == {2}
+
+
 def test_a_rung_is_a_prefix_of_the_same_run(plain: Plain, tmp_path: pathlib.Path) -> None:
     """Runs that reach the last rung have the metrics and the score of the plain sweep, bitwise."""
     run(specs.from_dict(HALVING, "tiny"), tmp_path / "halved")
@@ -421,3 +451,82 @@ def test_only_the_programs_of_the_last_groups_stay_in_memory(
         held.append(len(backend.compiled))
     assert held == [1, 2, 3, 3, 3, 3, 3, 3]
     assert built == [0, 1, 2, 3, 1]  # 1 was the one not used for longest when 3 came
+
+
+# ------------------------------------------------------------------- evaluations within training
+
+
+def evaluated(every: int) -> specs.Spec:
+    return specs.from_dict({**TINY, "eval_every": every}, "tiny")
+
+
+def test_evaluations_within_training_change_nothing_else(
+    plain: Plain, tmp_path: pathlib.Path
+) -> None:
+    """And are those that a search would make after the same update."""
+    run(evaluated(2), tmp_path / "out")
+    run(specs.from_dict(HALVING, "tiny"), tmp_path / "halved")
+    wholes, halved = rounds_of(plain.out), rounds_of(tmp_path / "halved")
+    for run_id, (leg,) in rounds_of(tmp_path / "out").items():
+        (whole,) = wholes[run_id]
+        added = leg["arrays"].keys() - whole["arrays"].keys()
+        names = ("return", "greedy_return", "length", "finished")
+        assert added == {f"evaluated/{name}" for name in names}
+        assert all(np.array_equal(x, leg["arrays"][name]) for name, x in whole["arrays"].items())
+        returns = leg["arrays"]["evaluated/return"]
+        assert np.isnan(returns).tolist() == [True, False, True, False]
+        scores = np.float32([halved[run_id][0]["score"], whole["score"]])
+        assert returns[[1, 3]].tolist() == pytest.approx(scores.tolist(), rel=1e-6)
+
+
+class Evaluating(stand_in.Backend):
+    eval_every = 5
+
+
+class Stopping(stand_in.Silent):
+    """Stops a sweep after `left` segments, and notes from which updates it resumed."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+        self.resumed_at: list[int] = []
+
+    def advance(self, *_: Any) -> None:
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+    def resumed(self, batch: Any) -> None:
+        self.resumed_at.append(batch.updates)
+
+
+def evaluate_stand_in(out: pathlib.Path, kind: str, left: int = 0) -> Stopping:
+    """Run a search of the stand-in with a snapshot after every segment."""
+    progress: Any = Stopping(left)
+    with stores.Store.open(out, {"kind": kind}, "") as store:
+        rounds: Any = searches.rounds(stand_in.spec(kind))  # type: ignore[arg-type]
+        backend: Any = Evaluating()
+        with contextlib.suppress(KeyboardInterrupt):
+            engine.run(rounds, store, backend, progress, 0.0)
+    return progress
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("kind", ["plain", "halving"])
+def test_evaluations_within_training_are_resumed(tmp_path: pathlib.Path, kind: str) -> None:
+    """Stopped after each number of segments; 24 updates of which every fifth is evaluated."""
+    segments = -evaluate_stand_in(tmp_path / "whole", kind).left
+    whole, seen = contents(tmp_path / "whole"), set()
+    for left in range(1, segments):
+        evaluate_stand_in(tmp_path / str(left), kind, left)
+        seen |= set(evaluate_stand_in(tmp_path / str(left), kind).resumed_at)
+        again = contents(tmp_path / str(left))
+        assert again.keys() == whole.keys()
+        for unit, arrays in whole.items():
+            assert arrays.keys() == again[unit].keys()
+            for name, array in arrays.items():
+                assert np.array_equal(array, again[unit][name], equal_nan=True), (left, unit, name)
+    first = whole["round0-group0-unit0"]["evaluated/return"]
+    last = first.shape[1]
+    due = {*range(5, last + 1, 5), last}
+    assert set(np.flatnonzero(~np.isnan(first[0])) + 1) == due
+    assert seen >= due - {last}  # from snapshots just after an evaluation, too

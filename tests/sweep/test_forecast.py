@@ -2,6 +2,7 @@
 
 import pathlib
 import tomllib
+import types
 from typing import Any
 
 import jax
@@ -45,15 +46,35 @@ def test_a_plan_of_a_search_has_its_rounds() -> None:
 
 
 def test_a_plan_measures_memory_and_time() -> None:
-    text = said(make(), quick=False)
+    text = said(make(eval_every=3), quick=False)
     assert "Memory: " in text and " rows a device would fit" in text
     assert "A row's update costs " in text
     assert "Time: about " in text and "s of it compiling" in text
+    assert "Evaluations after every 3 updates take " in text
+
+
+def test_evaluations_within_training_are_counted() -> None:
+    """20 updates of 1 s in two batches, each evaluated after the 6th, the 12th and the 18th."""
+    group: Any = types.SimpleNamespace(start=0, stop=20, steps=20, program="one", units=(1, 2))
+    seen = forecast.Measurement(2, 1, 4.0, 0.0, 1.0, 5.0, 0, 0)
+    lines: list[str] = []
+    seconds = forecast.report_time([group], {"one": seen}, 1, 6, lines.append)  # type: ignore[dict-item]
+    assert seconds == 4.0 + 2 * (20 * 1.0 + 5.0 + 3 * 5.0)
+    assert lines[1] == "Evaluations after every 6 updates take 30 s of that (36%)."
+    assert forecast.report_time([group], {"one": seen}, 1, 0, lines.append) == 54.0  # type: ignore[dict-item]
+    assert len(lines) == 3
+
+
+def test_a_plan_of_a_run_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forecast.memory, "limit", lambda _: 1000)
+    message = r"tiny cannot run here: 2 rows need .* free, and a unit cannot be smaller; use fewer"
+    with pytest.raises(InputError, match=message):
+        said(make(), quick=False)
 
 
 def test_the_planned_disk_space_is_used(tmp_path: pathlib.Path) -> None:
     """Arrays and states to the byte; manifests and orbax's own files come on top."""
-    spec = make()
+    spec = make(eval_every=3)
     backend = compute.Backend(spec, jax.devices()[:1])
     (round_,) = forecast.searches.rehearse(forecast.searches.rounds(spec))
     planned = [(0, group) for group in backend.groups(0, round_, {})]

@@ -43,6 +43,24 @@ def test_rows_share_the_work_evenly(legs: int, devices: int, rows: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("legs", "devices", "most", "overhead", "rows"),
+    [
+        (252, 2, 16, 1.0, 14),  # 126, 42 and 14 rows a device: no padding in any rung
+        (512, 2, 16, 1.0, 15),
+        (9, 1, 16, 0.0, 1),  # without an overhead, the size of the last rung
+        (9, 1, 16, 1e9, 9),  # with nothing else, as few batches as possible
+        (1000, 1, 2**31, 180.0, 167),
+        (1, 8, 16, 1.0, 1),
+    ],
+)
+def test_one_size_of_a_unit_serves_all_rungs(
+    legs: int, devices: int, most: int, overhead: float, rows: int
+) -> None:
+    """Of three rungs, each a third of the one before."""
+    assert plans.halved_rows(legs, devices, most, 3, 3.0, overhead) == rows
+
+
+@pytest.mark.parametrize(
     ("config", "rows"),
     [
         (ppo.Config(), 8),

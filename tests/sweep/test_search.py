@@ -274,6 +274,25 @@ def test_optuna_goes_where_the_scores_are_better() -> None:
     assert sum(leg.run.config.gamma == 0.99 for leg in rounds[-1].legs) > 4
 
 
+def test_the_batch_of_optuna_is_at_most_a_quarter_of_the_samples() -> None:
+    pytest.importorskip("optuna")
+    for samples, sizes in ((12, [3] * 4), (3, [1] * 3), (100, [16] * 6 + [4])):
+        spec = make(search={"method": "optuna", "samples": samples}, seeds=1)
+        first, *others = play(spec, rate)
+        assert [len(round_.legs) for round_ in (first, *others)] == sizes
+        (note,) = first.notes
+        assert note.startswith(f"Note: optuna draws the first {sizes[0]} of {samples} config")
+        assert not any(round_.notes for round_ in others)
+        # Results of other batches belong to another sweep; those of the default do not.
+        assert spec.identity["search"].get("batch", 16) == sizes[0]
+    spec = make(search={"method": "optuna", "samples": 8, "batch": 8}, seeds=1)
+    (only,) = play(spec, rate)
+    assert only.notes == (
+        "Note: optuna draws all 8 configurations at random, because it learns from whole batches, "
+        "and [search] batch is 8.",
+    )
+
+
 def test_optuna_asks_the_same_after_the_same_results() -> None:
     pytest.importorskip("optuna")
     spec = make(search={"method": "optuna", "samples": 12, "batch": 4}, seeds=2)
@@ -292,7 +311,7 @@ def test_a_space_smaller_than_the_samples_is_refused() -> None:
 def test_without_optuna_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
     spec = make(search={"method": "optuna", "samples": 3})
-    with pytest.raises(InputError, match=r"purejaxpg\[optuna\]"):
+    with pytest.raises(InputError, match=r"pip install 'optuna<6"):
         play(spec, rate)
 
 
