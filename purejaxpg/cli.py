@@ -185,6 +185,7 @@ def add_sweep_commands(add: Any) -> None:
     option("spec", type=Path, metavar="SPEC.toml", help="a sweep file")
     option("--devices", type=int, metavar="N", help="use N devices (all)")
     option("--confirm", type=int, default=0, metavar="N", help="as for sweep")
+    option("--out", type=Path, metavar="DIR", help="result directory (results/SPEC)")
     option("--eval-every", type=int, metavar="N", help="as for sweep")
     option("--quick", action="store_true", help="do not compile or time anything")
     option("--tune", action="store_true", help="write the best size of a unit into SPEC.toml")
@@ -393,10 +394,13 @@ def plan(arguments: argparse.Namespace) -> None:
         )
         pipeline = pipeline.having(options.keys)
         specs, seconds = stages.plan(pipeline, arguments.confirm), 0.0
+        out = arguments.out or Path("results") / arguments.spec.stem
         for stage, spec in zip(pipeline.stages, specs, strict=True):
             say(f"{stage.title}.")
             confirm = arguments.confirm if pipeline.confirms(stage) else 0
-            seconds += forecast.plan(spec, devices, confirm, say, arguments.quick)
+            known = spec.given.digest or "given" not in stage.raw
+            spec, own = stored(spec, out / stage.name) if known else (spec, None)
+            seconds += forecast.plan(spec, devices, confirm, say, arguments.quick, own)
         if seconds:
             say(f"All {pipeline.kind}: about {duration(seconds)}.")
         return
@@ -404,7 +408,19 @@ def plan(arguments: argparse.Namespace) -> None:
     if arguments.tune:
         forecast.tune(spec, arguments.spec, devices, say)
     else:
-        forecast.plan(spec, devices, arguments.confirm, say, arguments.quick)
+        spec, out = stored(spec, arguments.out or Path("results") / spec.name)
+        forecast.plan(spec, devices, arguments.confirm, say, arguments.quick, out)
+
+
+def stored(spec: Any, out: Path) -> tuple[Any, Path | None]:
+    """Return a sweep as it has grown, with its result directory; None without results of it."""
+    from purejaxpg.sweep import growth
+
+    try:
+        return growth.continued(spec, out), out
+    except InputError as error:
+        say(f"Note: {error}")
+        return spec, None
 
 
 def sweep(arguments: argparse.Namespace) -> int:

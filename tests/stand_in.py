@@ -55,6 +55,7 @@ class Spec:
     num_configs: int = 6
     given: contract.Given = contract.NOTHING
     robust: specs.Robust | None = None
+    before: tuple["Spec", ...] = ()
 
     @property
     def axes(self) -> dict[str, space.Axis]:

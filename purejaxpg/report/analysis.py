@@ -21,6 +21,7 @@ from purejaxpg.report import curves as training
 from purejaxpg.report import ranking
 from purejaxpg.report.ranking import Configuration
 from purejaxpg.sweep import frozen, search, stages
+from purejaxpg.sweep import store as stores
 from purejaxpg.sweep.store import Store
 from purejaxpg.text import count, short
 
@@ -355,6 +356,11 @@ class Analysis:
     notes: list[str]
 
     @property
+    def single(self) -> bool:
+        """Whether there is only one run, which has nothing to be compared with."""
+        return len(self.runs) == 1
+
+    @property
     def ranked(self) -> list[Configuration]:
         """All configurations of the tuning stage."""
         return [c for section in self.sections for c in section.ranked]
@@ -570,10 +576,11 @@ def _notes(
     if missing == total:
         return ["No run is finished yet."]
     number = f"{episodes} " if episodes else ""
+    over = "IQM over seeds of the ", ", with a 95% bootstrap interval over seeds"
+    over = ("", "") if total == 1 else over
     notes = [
-        f"Final return: IQM over seeds of the mean of {number}stochastic evaluation episodes "
-        "after the last update, with a 95% bootstrap interval over seeds"
-        + ("; greedy: the same with greedy actions." if _greedy(ranked) else ".")
+        f"Final return: {over[0]}mean of {number}stochastic evaluation episodes after the last "
+        f"update{over[1]}" + ("; greedy: the same with greedy actions." if _greedy(ranked) else ".")
     ]
     if cut:
         notes.append(
@@ -825,11 +832,11 @@ def _effects(
     legs: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]], identity: Mapping[str, Any]
 ) -> Effects:
     """Return the effects of the hyperparameters, from the first legs, which all runs share."""
-    first = [
-        leg
-        for leg in legs
-        if leg["start"] == 0 and leg["status"] != "pending" and leg["stage"] == ranking.TUNE
-    ]
+    first = [leg for leg in legs if leg["start"] == 0]
+    if stores.GROWN in identity:  # if runs became longer, they share their ends
+        first = list({leg["run_id"]: leg for leg in legs}.values())
+    tuned = [leg for leg in first if leg["stage"] == ranking.TUNE]
+    first = [leg for leg in tuned if leg["status"] != "pending"]
     filled = ranking.filled_scores(first)
     groups = ranking.grouped(first, ranking.swept_key)
     scores = [np.array([filled[leg["run_id"]] for leg in group]) for group in groups.values()]

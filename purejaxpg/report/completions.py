@@ -155,7 +155,7 @@ def _divergence(row: Row) -> float:
 
 
 def keep(store: Store, spec: specs.Spec, say: Callable[[str], object], quiet: bool = False) -> None:
-    """Write samples and frontiers of a finished sweep, unless they are there.
+    """Write samples and frontiers of a finished sweep, unless they are there; again if it grew.
 
     A mistake in a trainer's `samples` or `frontier` costs these, and not the report.
 
@@ -168,7 +168,8 @@ def keep(store: Store, spec: specs.Spec, say: Callable[[str], object], quiet: bo
     Raises:
         FaultError: a checkpoint is damaged, or the file cannot be written.
     """
-    if not contract.writes_text(spec.agent) or read(store.path) is not None:
+    kept = read(store.path)
+    if not contract.writes_text(spec.agent) or (kept and kept.get("grown", 0) == len(spec.before)):
         return
     runs = {run["run_id"]: run for run in store.ledger.runs()}
     best = [c.run_ids for c in ranking.rank(store) if c.rank is not None][:SHOWN]
@@ -210,7 +211,8 @@ def _written(
         for t in (load(firsts) if hasattr(spec.agent, "samples") else ())
     ]
     frontiers = [contract.frontier(t.agent, key, t) for t in load(of_items)]
-    return {"samples": samples, "frontiers": [f for f in frontiers if f is not None]}
+    found = [frontier for frontier in frontiers if frontier is not None]
+    return {"samples": samples, "frontiers": found, "grown": len(spec.before)}
 
 
 def read(root: Path) -> dict[str, Any] | None:

@@ -222,10 +222,10 @@ def _of_evaluations(returns: np.ndarray, before: float, per_update: float) -> Cu
 
 def chains(legs: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Return by run the legs that led to its last one, following parents through the rounds."""
-    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}  # by run and last update
     for leg in legs:
-        before = found.get((leg["parent"], leg["round"] - 1), []) if leg["start"] else []
-        found[leg["run_id"], leg["round"]] = [*before, leg]
+        before = found.get((leg["parent"], leg["start"]), []) if leg["start"] else []
+        found[leg["run_id"], leg["stop"]] = [*before, leg]
     return {run_id: chain for (run_id, _), chain in found.items()}
 
 

@@ -69,8 +69,8 @@ def render(
     title: str,
     written: completions.Texts = completions.NOTHING,
     now: Now | None = None,
-    robust: Sequence[tables.Table] = (),
     metrics: Mapping[str, analysis.Metrics] = NONE,
+    robust: Sequence[tables.Table] = (),
 ) -> str:
     """Return the page.
 

@@ -81,7 +81,8 @@ def page_text(directory: Path, now: page.Now, unfinished: analysis.Unfinished) -
     with Store.read(directory) as store:
         data = analysis.of_store(store, unfinished)
         written = completions.of_store(store, data.ranked, data.confirmed)
-        return page.render(data, _title_of(store.path), written, now, robust=_robust_tables(data))
+        metrics, robust = analysis.metrics_of(store, data), _robust_tables(data)
+        return page.render(data, _title_of(store.path), written, now, metrics, robust)
 
 
 def write_stages(directory: str | os.PathLike[str], now: page.Now | None = None) -> Path:

@@ -116,6 +116,10 @@ class Backend:
         self.kept |= {group.signature: group.rows for group in planned}
         return planned
 
+    def family(self, config: Any) -> str:
+        """Return what the programs of a run and of a longer one have in common."""
+        return signature(config, length=False)
+
     def rows(self, config: Any, num_legs: int) -> int:
         """Return the rows of a unit for a group of `num_legs` legs with the sizes of `config`."""
         if self.spec.rows_per_device:
@@ -134,7 +138,8 @@ class Backend:
         Their number follows from that of all units, so resuming does not change it. A rung of
         halving may have fewer units than the one before, and runs the same programs on all devices.
         """
-        return self.devices[: None if self.spec.search.halving else len(group.units)]
+        fewest = max(len(group.units), group.devices)
+        return self.devices[: None if self.spec.search.halving else fewest]
 
     def compile(self, group: plans.Group) -> Programs:
         """Compile the programs of a group, or reuse those of an earlier round.
@@ -316,11 +321,16 @@ def refuse_too_large(programs: Programs, limit: int) -> None:
         raise memory.OutOfMemory(f"{programs.rows} rows need {numbers}", fits)
 
 
-def signature(config: Any) -> str:
-    """Return the static fields and the names in env_params, which determine the program."""
+def signature(config: Any, length: bool = True) -> str:
+    """Return the static fields and the names in env_params, which determine the program.
+
+    Without `length`, leave out the field that decides how long a run is.
+    """
     hints = configs.field_types(type(config))
     values = configs.to_dict(config)
     static = {name: values[name] for name, hint in hints.items() if hint not in configs.TRACED}
+    if not length:
+        static.pop(contract.length(config)[0], None)
     return json.dumps([static, sorted(values.get(contract.ENV_PARAMS, ()))], sort_keys=True)
 
 
@@ -412,6 +422,17 @@ def trace(
         training.trace(inputs, states, diverged_at, one, one),
         scoring.trace(inputs, states, one),
     )
+
+
+def text_of(spec: specs.Spec, run: plans.Run) -> str:
+    """Return the programs of `init` and `update` for a run, lowered to StableHLO."""
+    unit = plans.Unit("", (plans.Leg(run, 0, 1),))
+    inputs = jax.eval_shape(lambda x: x, inputs_of(spec.given, [unit], 1))
+    start = functools.partial(start_rows, spec.agent)
+    states = jax.eval_shape(start, inputs)
+    update = jax.jit(functools.partial(update_rows, spec.agent))
+    lowered = jax.jit(start).lower(inputs), update.lower(inputs, states, np.int32(1))
+    return "\n".join(program.as_text() for program in lowered)
 
 
 def inputs_of(given: contract.Given, units: Sequence[plans.Unit], rows: int) -> Inputs:

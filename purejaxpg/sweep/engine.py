@@ -83,10 +83,12 @@ def unfinished(rounds: searches.Rounds, store: stores.Store) -> bool:
     """Return whether any unit of `rounds` is uncommitted or damaged, or a state can be released."""
     if store.ledger.pending() or store.damaged():
         return True
-    planned_rounds = {unit["round"] for unit in store.ledger.units()}
+    known = {(leg["round"], leg["run_id"]) for leg in store.ledger.legs(planned=True)}
     all_rounds = searches.played(rounds, lambda index, _: results(store, index))
-    more = any(index == len(planned_rounds) for index, _ in enumerate(all_rounds))
-    return more or any(store.superseded(index) for index in planned_rounds)
+    # A ledger that was rebuilt may lack units of any round.
+    legs = ((index, leg) for index, round_ in enumerate(all_rounds) for leg in round_.legs)
+    more = any((index, leg.run.run_id) not in known for index, leg in legs)
+    return more or any(store.superseded(index) for index in {index for index, _ in known})
 
 
 def results(store: stores.Store, index: int) -> searches.Results:
@@ -117,9 +119,9 @@ def run_round(work: Work, known: Sequence[plans.Round]) -> None:
     If memory runs out, the group is planned again with fewer rows.
     """
     index, round_ = len(known) - 1, known[-1]
-    sizes = {unit["name"]: unit["size"] for unit in work.store.ledger.units()}
+    sizes = dict[str, int]()
     while True:
-        groups = work.backend.groups(index, round_, sizes)
+        groups = cut(work.backend, known, work.store.ledger, sizes)
         every_unit = [unit for group in groups for unit in group.units]
         plan = {unit.name: planned(work.backend, unit, round_.stage) for unit in every_unit}
         padded = {unit.name: group.rows for group in groups for unit in group.units}
@@ -141,6 +143,47 @@ def run_round(work: Work, known: Sequence[plans.Round]) -> None:
             # Nothing needs the states of the previous round any more, unless a run ended there.
             work.store.release(work.store.superseded(index - 1))
             return
+
+
+def cut(
+    backend: "compute.Backend",
+    known: Sequence[plans.Round],
+    ledger: ledgers.Ledger,
+    sizes: Mapping[str, int],
+) -> list[plans.Group]:
+    """Cut the last of the `known` rounds into groups and units, as large as those in the ledger.
+
+    If the sweep grew, units of new runs are as large as those of the old ones, and several devices
+    compute them if several computed those, since both decide on the bits of a run. `sizes` are rows
+    of units that are to be smaller.
+    """
+    index, round_ = len(known) - 1, known[-1]
+    stored = {unit["name"]: unit["size"] for unit in ledger.units()} | dict(sizes)
+    groups = backend.groups(index, round_, stored)
+    if not round_.grown:
+        return groups
+    before = units_before(backend, known, ledger)
+    found = {group.index: before.get(backend.family(group.config)) for group in groups}
+    like = {number: unit for number, unit in found.items() if unit}
+    rows = {plans.unit_name(index, number, 0): unit["size"] for number, unit in like.items()}
+    several = [n for n, unit in like.items() if (unit["facts"] or {}).get("devices", 1) > 1]
+    return [
+        dataclasses.replace(group, devices=2 if group.index in several else 1)
+        for group in backend.groups(index, round_, rows | stored)
+    ]
+
+
+def units_before(
+    backend: "compute.Backend", known: Sequence[plans.Round], ledger: ledgers.Ledger
+) -> dict[str, dict[str, Any]]:
+    """Return a unit of the rounds before the last of the `known` ones, by `Backend.family`."""
+    configs = {leg.run.run_id: leg.run.config for each in known[:-1] for leg in each.legs}
+    units = {unit["name"]: unit for unit in ledger.units()}
+    return {
+        backend.family(configs[leg["run_id"]]): units[leg["unit"]]
+        for leg in ledger.legs(planned=True)
+        if leg["row"] == 0 and leg["run_id"] in configs
+    }
 
 
 def bring_back(work: Work, known: Sequence[plans.Round]) -> None:
@@ -406,7 +449,8 @@ def shapes(work: Work, group: plans.Group, unit: plans.Unit, updates: int) -> di
 
 def inherited(work: Work, units: Sequence[plans.Unit]) -> list[dict[str, Any]]:
     """Return the states and diverged_at that the legs of each unit continue from."""
-    legs = {(leg["run_id"], leg["stop"]): leg for leg in work.store.ledger.legs()}
+    planned_legs = work.store.ledger.legs(planned=True)
+    legs = {(leg["run_id"], leg["stop"]): leg for leg in planned_legs}
     loaded: dict[str, Any] = {}
     trees = []
     for unit in units:

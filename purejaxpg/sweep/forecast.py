@@ -18,10 +18,12 @@ import numpy as np
 
 from purejaxpg import InputError, contract, disk, hidden
 from purejaxpg.fused import paths as loop_paths
-from purejaxpg.sweep import compute, memory, snapshots
+from purejaxpg.sweep import compute, engine, memory, snapshots
+from purejaxpg.sweep import ledger as ledgers
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import search as searches
 from purejaxpg.sweep import spec as specs
+from purejaxpg.sweep import store as stores
 from purejaxpg.text import count, duration, engineering, percent
 
 MEASURED = 4  # programs that are compiled and timed; others are estimated from these
@@ -117,7 +119,12 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def plan(
-    spec: specs.Spec, devices: Sequence[jax.Device], confirm: int, say: Say, quick: bool = False
+    spec: specs.Spec,
+    devices: Sequence[jax.Device],
+    confirm: int,
+    say: Say,
+    quick: bool = False,
+    out: Path | None = None,
 ) -> float:
     """Print the forecast of a sweep and return its seconds; 0 if nothing was timed.
 
@@ -127,22 +134,19 @@ def plan(
         confirm: seeds of a confirmation; 0: none.
         say: prints a line.
         quick: do not compile or time anything.
+        out: a result directory; what it has of the sweep is left out.
     """
     rounds = searches.rehearse(searches.rounds(spec, confirm))
     backend = compute.Backend(spec, devices)
     warning = hidden.note(spec.agent, spec.agent_name, rounds[0].legs[0].run.config)
     notes = [note for round_ in rounds for note in round_.notes] + [warning] * bool(warning)
-    legs = [leg for round_ in rounds for leg in round_.legs]
-    runs = len({leg.run.run_id for leg in legs})
-    steps = sum(leg.steps for leg in legs)
+    steps = sum(leg.steps for round_ in rounds for leg in round_.legs)
     kind, unit = devices[0].device_kind, contract.unit(spec.agent)
-    say(f"{spec.name}: {spec.agent_name}, {runs} runs in {len(rounds)} round(s), "
-        f"{engineering(steps)} {unit}, on {len(devices)} x {kind}.")  # fmt: skip
-    planned = [
-        (index, group)
-        for index, round_ in enumerate(rounds)
-        for group in backend.groups(index, round_, {})
-    ]
+    say(f"{spec.name}: {spec.agent_name}, {plans.count_runs(rounds)} runs in {len(rounds)} "
+        f"round(s), {engineering(steps)} {unit}, on {len(devices)} x {kind}.")  # fmt: skip
+    planned = missing(spec, backend, rounds, out, say)
+    if not planned:
+        return 0.0
     groups = [group for _, group in planned]
     for line in [compilations(groups), *notes]:
         say(line)
@@ -153,6 +157,46 @@ def plan(
         return 0.0
     measured = measurements(backend, groups, say)
     return report_time(groups, measured, backend.slots, spec.eval_every, say)
+
+
+def missing(
+    spec: specs.Spec,
+    backend: compute.Backend,
+    rounds: Sequence[plans.Round],
+    out: Path | None,
+    say: Say,
+) -> list[tuple[int, plans.Group]]:
+    """Return the groups of all rounds, without the units that are finished in `out`.
+
+    Each group comes with the index of its round. What is finished is printed, if there is anything.
+    """
+    if out is None or not (out / ledgers.LEDGER).is_file():
+        every = [
+            (i, group) for i, each in enumerate(rounds) for group in backend.groups(i, each, {})
+        ]
+        return every
+    with stores.Store.read(out) as store:
+        stored, ledger = store.ledger.identity, store.ledger
+        done = {unit["name"] for unit in ledger.units() if unit["done"]}
+        every = [
+            (index, group)
+            for index in range(len(rounds))
+            for group in engine.cut(backend, rounds[: index + 1], ledger, {})
+        ]
+    if stored != spec.identity:
+        say(f"The sweep in {out} grows: {stores.changes(stored, spec.identity)}.")
+    left, legs = list[tuple[int, plans.Group]](), list[tuple[plans.Leg, ...]]()
+    for index, group in every:
+        units = tuple(unit for unit in group.units if unit.name not in done)
+        if units:
+            left.append((index, dataclasses.replace(group, units=units)))
+            legs += [()] * (index + 1 - len(legs))
+            legs[index] += tuple(leg for unit in units for leg in unit.legs)
+    lacking = plans.count_runs([plans.Round(each) for each in legs])
+    finished = plans.count_runs(rounds) - lacking
+    then = f"; {lacking} are missing, and what follows is for these" if left else " and lacks none"
+    say(f"{out} has {count(finished, 'finished run')}{then}.")
+    return left
 
 
 def size_of(backend: compute.Backend, group: plans.Group) -> str:
@@ -215,7 +259,7 @@ def most_at_once(states: Mapping[int, float], runs: Mapping[int, set[str]]) -> f
     for index in sorted(states):
         held += states[index]
         most = max(most, held)
-        if index and runs[index - 1] <= runs[index]:
+        if index - 1 in runs and runs[index - 1] <= runs[index]:
             held -= states[index - 1]
     return most
 

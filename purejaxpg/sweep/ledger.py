@@ -166,6 +166,17 @@ class Ledger:
         """Return the recorded notes, oldest first."""
         return [row["text"] for row in self.query("SELECT text FROM notes ORDER BY number")]
 
+    def grow(self, identity: Mapping[str, Any], spec_text: str, note: str) -> None:
+        """Replace the identity of a sweep that grows, and the text of its file; record a note."""
+        text = disk.json_text(identity)
+        changed = {"identity": text, "identity_sha256": disk.sha256(text), "spec": spec_text}
+        with self.transaction() as connection:
+            connection.executemany(
+                "UPDATE meta SET value = ? WHERE key = ?",
+                [(value, key) for key, value in changed.items()],
+            )
+            connection.execute("INSERT INTO notes (text) VALUES (?)", (note,))
+
     # --------------------------------------------------------------------------------- committing
 
     def commit(
@@ -302,8 +313,13 @@ class Ledger:
                 leg["status"] = "stopped"
         return list(latest.values())
 
-    def legs(self) -> list[dict[str, Any]]:
+    def legs(self, planned: bool = False) -> list[dict[str, Any]]:
         """Return every leg of every run in planned order.
+
+        A run that a longer one continued, because the sweep grew, is a part of the longer one.
+
+        Args:
+            planned: it is a run of its own, as it was planned.
 
         Returns:
             Dicts with ``run_id, unit, row, round, stage, start, stop, total, parent, config, seed,
@@ -314,7 +330,8 @@ class Ledger:
             "SELECT l.* FROM legs l JOIN units u ON l.unit = u.name "
             "ORDER BY u.round, u.position, l.row"
         )
-        return [_leg_dict(row) for row in rows]
+        legs = [_leg_dict(row) for row in rows]
+        return legs if planned else _joined(legs)
 
     def units(self) -> list[dict[str, Any]]:
         """Return every planned unit in planned order.
@@ -520,6 +537,26 @@ def _leg_dict(row: sqlite3.Row) -> dict[str, Any]:
         if run["status"] != "pending" and run[score] is None:
             run[score] = math.nan
     return run
+
+
+def _joined(legs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give the legs of a run that a longer one continued the longer one's id and length.
+
+    The longer run names the shorter one as its parent. (The parent of a population's member has
+    the same length.)
+    """
+    totals = {leg["run_id"]: leg["total"] for leg in legs}
+    longer = {
+        leg["parent"]: (leg["run_id"], leg["total"])
+        for leg in legs
+        if totals.get(leg["parent"], leg["total"]) < leg["total"]
+    }
+    for leg in legs if longer else ():
+        for key in ("run_id", "parent"):
+            while leg[key] in longer:
+                leg[key], total = longer[leg[key]]
+                leg["total"] = max(leg["total"], total)
+    return legs
 
 
 def _schema(connection: sqlite3.Connection) -> list[tuple[Any, ...]]:

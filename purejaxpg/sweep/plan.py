@@ -57,6 +57,7 @@ class Round:
     legs: tuple[Leg, ...]
     stage: str = "tune"  # or "confirm"
     notes: tuple[str, ...] = ()  # printed when it begins
+    grown: bool = False  # its units are as large as those of the same programs before
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,6 +76,7 @@ class Group:
     signature: str  # of the compiled program
     rows: int  # of a unit, padding included
     units: tuple[Unit, ...]
+    devices: int = 1  # at least so many compute it, even if it has fewer units
 
     @property
     def program(self) -> tuple[str, int]:
@@ -184,6 +186,16 @@ def groups(
         )
         planned.append(Group(number, program, size, units))
     return planned
+
+
+def count_runs(rounds: Sequence[Round]) -> int:
+    """Return the number of runs; one that continues another counts for both."""
+    ids, continued = set[str](), set[str]()
+    for round_ in rounds:
+        own = {leg.run.run_id for leg in round_.legs}
+        ids |= own
+        continued |= {leg.parent for leg in round_.legs if leg.parent} - own
+    return len(ids - continued)
 
 
 def padded(items: Sequence[T], count: int) -> list[T]:

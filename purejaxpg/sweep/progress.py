@@ -100,14 +100,14 @@ class Progress:
         self.programs = {i: {group.program for group in own} for i, own in enumerate(groups)}
         legs = [leg for round_ in rounds for leg in round_.legs]
         self.total_steps = self.all_steps = sum(leg.steps for leg in legs)
-        self.run_steps = self.total_steps / len({leg.run.run_id for leg in legs})
+        self.run_steps = self.total_steps / plans.count_runs(rounds)
         self.bar.update(self.task, total=self.total_steps)
         sides = " x ".join(
             [count(spec.num_configs, "configuration")]
             + [count(len(spec.conditions), "condition")] * (len(spec.conditions) > 1)
             + [count(len(spec.seeds), "seed")]
         )
-        runs = count(len({leg.run.run_id for leg in legs}), "run")
+        runs = count(plans.count_runs(rounds), "run")
         several = f" in {len(rounds)} rounds" if len(rounds) > 1 else ""
         self.whole_unit = contract.unit(spec.agent)
         self.unit = self.whole_unit.split()[-1]

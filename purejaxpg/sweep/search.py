@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from purejaxpg import InputError, contract, extras, stats
+from purejaxpg import config as configs
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import space
 from purejaxpg.sweep import spec as specs
@@ -56,10 +57,40 @@ def rounds(spec: specs.Spec, confirm: int = 0) -> Rounds:
     elif spec.search.halving is not None:
         tried = yield from halving_rounds(spec, spec.search.halving)
     else:
-        results = yield plans.Round(tuple(whole(run) for run in spec.runs))
-        tried = ranked(spec, spec.runs, results)
+        tried = yield from grown_rounds(spec)
     if confirm:
         yield confirmation(spec, tried, confirm)
+
+
+def grown_rounds(spec: specs.Spec) -> Generator[plans.Round, Results, list[Standing]]:
+    """Yield the runs of a sweep, those that it had before it grew first, and return the ranking.
+
+    A round has what is missing after the one before: new runs, and the end of those that became
+    longer.
+    """
+    known: dict[str, Result] = {}
+    finished: dict[str, plans.Run] = {}
+    for each in (*spec.before, spec):
+        legs = [rest(run, finished.get(growth_key(run)) if finished else None) for run in each.runs]
+        missing = tuple(leg for leg in legs if leg.stop > leg.start)
+        known |= yield plans.Round(missing, grown=bool(finished))
+        if each is not spec:
+            finished |= {growth_key(run): run for run in each.runs}
+    return ranked(spec, spec.runs, known)
+
+
+def growth_key(run: plans.Run) -> str:
+    """Return a text that a run has in common with a longer one."""
+    values = configs.to_dict(run.config)
+    values.pop(contract.length(run.config)[0], None)
+    return json.dumps([values, run.seed], sort_keys=True)
+
+
+def rest(run: plans.Run, before: plans.Run | None) -> plans.Leg:
+    """Return what is missing of a run if a run `before`, perhaps shorter, is finished."""
+    if before is None:
+        return whole(run)
+    return plans.Leg(run, before.config.num_updates, run.config.num_updates, before.run_id)
 
 
 def played(rounds: Rounds, results: Callable[[int, plans.Round], Results]) -> Iterator[plans.Round]:

@@ -194,13 +194,14 @@ def _results(
 ) -> Path:
     """Compute the missing results of a sweep, called `title`, and return its directory."""
     from purejaxpg.report import completions, sinks
-    from purejaxpg.sweep import compute, engine, frozen, xla
+    from purejaxpg.sweep import compute, engine, frozen, growth, xla
     from purejaxpg.sweep import progress as progresses
     from purejaxpg.sweep import search as searches
     from purejaxpg.sweep import store as stores
 
     say = functools.partial(console.print, highlight=False, soft_wrap=True, markup=False)
     out = options.out or Path("results") / spec.name
+    asked, spec = spec, growth.continued(spec, out)
     logs = sinks.Logs(options.logs, spec.name, say)
     with stores.Store.open(out, dict(spec.identity), spec.text) as store:
         frozen.keep(store.path, spec.given)
@@ -209,7 +210,8 @@ def _results(
             progress = progresses.Progress(console, options.quiet, log, title)
             if xla.stores_choices(devices[0]):
                 use_cache(store.path / PROGRAMS)
-            backend = (make_backend or compute.Backend)(spec, devices)
+            # Other processes know the sweep file alone.
+            backend = (make_backend or compute.Backend)(asked, devices)
             _compute(spec, options, store, backend, progress, then)
         else:
             say(f"{title}: already finished." if title else f"Already finished: {out}")
@@ -236,11 +238,18 @@ def report_together(directories: Sequence[Path], out: Path, console: Any) -> Non
 
 
 def report_stages(out: Path, console: Any) -> None:
-    """Write the page of a pipeline or of several agents, and say where it is."""
+    """Write the page of a pipeline, or the comparison of several agents, and say where it is."""
     from purejaxpg.report import writer
     from purejaxpg.sweep import stages
 
-    written, kind = writer.write_stages(out), "agents" if stages.of_agents(out) else "stages"
+    if stages.of_agents(out):
+        try:
+            report_together(stages.directories(out), out, console)
+            return
+        except InputError as error:  # of language models, for example
+            console.print(f"Note: {error}", highlight=False, soft_wrap=True, markup=False)
+    written = writer.write_stages(out)
+    kind = "agents" if stages.of_agents(out) else "stages"
     console.print(f"All {kind}: {written}", highlight=False, soft_wrap=True, markup=False)
 
 

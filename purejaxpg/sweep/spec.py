@@ -127,6 +127,7 @@ class Spec:
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the table [config]
     source: str = ""  # hash of the agent's file and of the modules beside it
     given: contract.Given = contract.NOTHING  # frozen arrays for all runs
+    before: "tuple[Spec, ...]" = ()  # what a sweep that grew was at first, and after each growth
 
     @property
     def num_configs(self) -> int:
@@ -251,6 +252,19 @@ def from_dict(
     _refuse_repeated(spec)
     _refuse_equal(spec)
     return dataclasses.replace(spec, identity=_identity(spec, raw, swept))
+
+
+def earlier(spec: Spec, state: Mapping[str, Any]) -> Spec:
+    """Return what a sweep was before it grew; `state` holds what its identity had instead."""
+    samples = state.get("search", {}).get("samples", 0)
+    before = dataclasses.replace(
+        spec,
+        axes=_axes(spec.agent, state["sweep"]),
+        seeds=tuple(state["seeds"]),
+        fixed=state["config"],
+        search=dataclasses.replace(spec.search, samples=samples),
+    )
+    return dataclasses.replace(before, runs=tuple(_runs(before)))
 
 
 def _given(

@@ -357,16 +357,21 @@ def prepare(pipeline: Pipeline, out: Path) -> None:
 def refuse_changed(pipeline: Pipeline, stage: Stage, spec: specs.Spec, out: Path) -> None:
     """Raise an InputError if a stage has results of another sweep; nothing is ever mixed.
 
-    Given arrays that are not known yet are not compared.
+    Given arrays that are not known yet are not compared. The sweep of an agent may have grown.
     """
+    from purejaxpg.sweep import growth
+
     if not (out / stage.name / ledgers.LEDGER).is_file():
         return
     with disk.faults("read", out / stage.name):
         stored = ledgers.identity_at_rest(out / stage.name)
+    if pipeline.kind == AGENTS:
+        with _named(stage):
+            spec = growth.continued(spec, out / stage.name)
     unknown = "given" in stage.raw and not spec.given.digest
     wanted = {**spec.identity, **({"given": stored.get("given")} if unknown else {})}
     changed = stores.difference(stored, wanted)
-    if changed is None:
+    if changed is None or stores.grows(stored, wanted):
         return
     key, old, new = changed
     what = f"another {key} (it was {old}, and is {new})"

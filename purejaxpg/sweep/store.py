@@ -33,6 +33,8 @@ from purejaxpg.sweep import ledger as ledgers
 
 REPAIR = "`purejaxpg fsck DIR --repair` rebuilds it from the records of its units"
 STAGES = "stages.json"  # in a directory of stages or agents: their names in order
+GROWS = ("seeds", "sweep", "config", "search")  # keys of an identity whose values may grow
+GROWN = "grown"  # key of an identity: what these values were before each growth, oldest first
 MEMBER = "metric."  # a bare metric name could clash with a parameter of np.savez
 
 
@@ -78,11 +80,19 @@ class Store:
             locked = _take(lock, root, create=not exists)
             if not (root / ledgers.LEDGER).is_file():
                 _create(root, wanted, spec_text)
-            _refuse_other_sweep(root, ledgers.identity_at_rest(root), wanted)
+            stored = ledgers.identity_at_rest(root)
+            if not grows(stored, wanted):
+                refuse_other_sweep(root, differences(stored, wanted))
             if not locked:
                 _take(lock, root, create=True)
             store = cls(root, ledgers.Ledger(root, writable=True), lock.pop_all())
-        return store._checked()
+        store._checked()
+        try:
+            store._grow(stored, wanted, spec_text)
+        except BaseException:
+            store.close()
+            raise
+        return store
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "Store":
@@ -149,6 +159,15 @@ class Store:
         arrays_sha256 = self._write_arrays(unit, arrays)
         checkpoint_sha256 = None if state is None else save(self._checkpoint_path(unit), state)
         self.ledger.commit(unit, arrays_sha256, checkpoint_sha256, facts_text, outcomes)
+
+    def _grow(self, stored: dict[str, Any], wanted: dict[str, Any], spec_text: str) -> None:
+        """Make the sweep the one that is wanted, if it grows; complete an interrupted growth."""
+        if stored != wanted:
+            note = f"The sweep grew: {changes(stored, wanted)}."
+            self.ledger.grow(wanted, spec_text, note)
+        about = {"identity": self.ledger.identity, "spec": self.ledger.spec_text}
+        if GROWN in wanted and disk.read_intact(self.path / "identity.json") != about:
+            self.write_texts()
 
     def write_texts(self) -> None:
         """Write ``identity.json`` and ``spec.toml`` again from the ledger."""
@@ -357,11 +376,9 @@ def _refuse_foreign(root: Path) -> None:
         )
 
 
-def _refuse_other_sweep(root: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Refuse a directory whose identity differs, naming the first field that does."""
-    changed = difference(stored, wanted)
-    if changed is not None:
-        key, old, new = changed
+def refuse_other_sweep(root: Path, changes: Iterable[tuple[str, str, str]]) -> None:
+    """Raise an InputError that names the first of the `differences` of a directory, if any."""
+    for key, old, new in changes:
         raise InputError(
             f"The output directory {root} belongs to a different sweep: its {key} is "
             f"{old} and this one's is {new}; choose another with --out."
@@ -370,11 +387,37 @@ def _refuse_other_sweep(root: Path, stored: dict[str, Any], wanted: dict[str, An
 
 def difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, str, str] | None:
     """Return the first key in which two identities differ, with both values as text, or None."""
+    return next(differences(stored, wanted), None)
+
+
+def differences(
+    stored: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> Iterator[tuple[str, str, str]]:
+    """Yield the keys in which two identities differ, in order, with both values as text."""
     theirs, ours = dict(_dotted(stored)), dict(_dotted(wanted))
     for key in sorted(theirs.keys() | ours.keys()):
         if (key in theirs) != (key in ours) or theirs.get(key) != ours.get(key):
-            return key, _shown(theirs, key), _shown(ours, key)
-    return None
+            yield key, _shown(theirs, key), _shown(ours, key)
+
+
+def growing(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of an identity that may grow."""
+    return {key: identity[key] for key in GROWS if key in identity}
+
+
+def changes(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Say what is added to a sweep that grows."""
+    added = differences(growing(stored), growing(wanted))
+    return "; ".join(f"{key} from {old} to {new}" for key, old, new in added)
+
+
+def grows(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Return whether a sweep is what a stored one becomes when it grows, by their identities."""
+    *first, last = wanted.get(GROWN) or [None]
+    theirs, ours = (
+        {k: v for k, v in i.items() if k not in (*GROWS, GROWN)} for i in (stored, wanted)
+    )
+    return first == stored.get(GROWN, []) and last == growing(stored) and theirs == ours
 
 
 def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -522,6 +522,32 @@ def test_values_are_put_into_classes():
     assert whole.binned and not whole.log
 
 
+@pytest.mark.parametrize("status", ["done", "diverged", "pending"])
+def test_a_single_run_has_a_page_without_ranks(tmp_path, status):
+    path, leg = tmp_path / "out", Run("r", {"env": NASTY, "gamma": 0.5}, 7, {}, stop=4, total=4)
+    rows = {"episode/return_sum": [[1, 2, 3, 4]], "episode/count": [[1, 1, 1, 1]]}
+    rows |= {"evaluated/return": [[np.nan, 8, np.nan, 9]], "evaluation/return": [[9, 9]]}
+    arrays = {name: np.array(values, np.float32) for name, values in rows.items()}
+    with Store.open(path, {"agent": "ppo"}) as store:
+        store.ledger.plan({"unit": [leg]})
+        if status != "pending":
+            outcome = Outcome("r", status, 9.0, 8.5, 3 if status == "diverged" else None)
+            facts = {"steps_per_update": 10, "wall_s": 2.0, "env_steps": 40}
+            store.commit("unit", arrays, None, [outcome], facts)
+        unfinished = {"unit": (arrays, {"steps_per_update": 10, "unit": "steps"})}
+        data = analysis.of_store(store, unfinished)
+    text = page.render(data, "out")
+    found = check(text)
+    words = words_of(found)
+    assert " seed 7 " in words and "gamma 0.5" in words
+    assert not re.search(r"Ranking|Answer|configuration\b|winner|IQM", words)
+    assert ("final return, mean of" in words) == (status != "pending")
+    assert ("The run diverged : after update 3" in words) == (status == "diverged")
+    assert ("not finished" in words) == (status == "pending")
+    drawn = [trace["y"] for figure in data_of(found)["figures"] for trace in figure["data"]]
+    assert [1, 2, 3, 4] in drawn and [8, 9] in drawn
+
+
 # ----------------------------------------------------------------------------------------- browser
 
 CHROMIUM = next(

@@ -536,6 +536,15 @@ def test_the_commands_take_the_directory_of_several_agents(
     assert cli.main(["export", str(both / "two")]) == 0
 
 
+def test_agents_that_play_an_environment_are_compared(
+    both: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[list[pathlib.Path]] = []
+    monkeypatch.setattr(session, "report_together", lambda found, out, _: compared.append(found))
+    assert cli.main(["report", str(both)]) == 0
+    assert compared == [[both / "one", both / "two"]]
+
+
 def test_an_agent_added_later_is_computed_beside_the_finished_ones(
     both: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
