@@ -555,7 +555,7 @@ def _command(store: Store, identity: Mapping[str, Any]) -> str:
 def _again(store: Store, command: str) -> str:
     """Return the end of a sentence, about the command that confirms the winner."""
     if ranking.is_population(store.ledger.identity):
-        return ": quote the best members of several populations, which are several seeds."
+        return ": train several populations, a seed each, and quote the best member of each."
     if command:
         return ": run the winner again on fresh seeds before quoting its number."
     if stages.after(store.path):

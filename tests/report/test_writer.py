@@ -628,7 +628,7 @@ def test_a_population_shows_how_its_best_member_came_to_be(tmp_path):
     assert not data.sections[0].effects.axes
     # `--confirm` refuses populations, so nothing may advise it.
     assert data.command == "" and not any("again" in note for note in data.notes)
-    assert "quote the best members of several populations" in data.notes[-1]
+    assert "quote the best member of each" in data.notes[-1]
 
 
 # ----------------------------------------------------------------------------------------- faults
