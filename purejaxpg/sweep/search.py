@@ -35,6 +35,22 @@ class Result(NamedTuple):
     diverged: bool
 
 
+class Standing(NamedTuple):
+    """The configurations that are compared with each other.
+
+    Attributes:
+        conditions: those under which each of them was trained; several only for [robust].
+        best: their hyperparameters, best first.
+    """
+
+    conditions: list[dict[str, Any]]
+    best: list[dict[str, Any]]
+
+    def first(self, count: int) -> set[str]:
+        """Return the keys of the best `count` configurations under all conditions."""
+        return {key_of({**best, **more}) for best in self.best[:count] for more in self.conditions}
+
+
 Results = Mapping[str, Result]  # by run id
 Rounds = Generator[plans.Round, Results, None]
 
@@ -119,22 +135,6 @@ def rehearse(rounds: Rounds) -> list[plans.Round]:
 def whole(run: plans.Run) -> plans.Leg:
     """Return a run as one leg."""
     return plans.Leg(run, 0, run.config.num_updates)
-
-
-class Standing(NamedTuple):
-    """The configurations that are compared with each other.
-
-    Attributes:
-        conditions: those under which each of them was trained; several only for [robust].
-        best: their hyperparameters, best first.
-    """
-
-    conditions: list[dict[str, Any]]
-    best: list[dict[str, Any]]
-
-    def first(self, count: int) -> set[str]:
-        """Return the keys of the best `count` configurations under all conditions."""
-        return {key_of({**best, **more}) for best in self.best[:count] for more in self.conditions}
 
 
 def key_of(swept: Mapping[str, Any]) -> str:
