@@ -43,11 +43,12 @@ def test_every_sweep_example_is_a_valid_sweep() -> None:
     shown = [text for page in PAGES for text in blocks(page, "toml")]
     plain = [raw for raw in map(tomllib.loads, shown) if not raw.keys() & {"given", *PARTS}]
     read = [specs.from_dict({"agent": "ppo", **raw}, "study") for raw in plain]
-    assert len(read) == 4
+    assert len(read) == 5
     assert [len(spec.runs) for spec in read[:2]] == [4 * 2 * 8] * 2
-    rounds = searches.rehearse(searches.rounds(read[2]))
+    rounds = searches.rehearse(searches.rounds(read[3]))
     assert [len(round_.legs) for round_ in rounds] == [64, 22, 8]
-    assert read[3].search.pbt is not None and read[3].search.pbt.population == 16
+    assert read[2].robust == specs.Robust(("env_params.gravity",), "worst")
+    assert read[4].search.pbt is not None and read[4].search.pbt.population == 16
 
 
 @pytest.mark.fast
