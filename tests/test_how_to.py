@@ -72,7 +72,9 @@ def test_the_diff_of_a_page_applies_and_its_fork_trains(
     assert watched and np.isfinite(watched).all()
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
     if page.stem == "exploration-bonus":
-        assert state.visits.sum() == SMALL["total_timesteps"]
+        # DeepSea shows no state where an episode ends.
+        seen = SMALL["total_timesteps"] - metrics["episode/count"].sum()
+        assert metrics["episode/count"].sum() == 2 and state.visits.sum() == seen
     if page.stem == "memory":
         memory = agent.initial_memory(state, config, 3)
         obs = np.ones((3, *state.obs.shape[1:]), np.float32)
@@ -89,7 +91,7 @@ def test_the_sweep_file_of_a_page_is_valid(page: pathlib.Path, tmp_path: pathlib
     assert fork(page, tmp_path).stem == path.stem
     several = stages.read(path)
     planned = stages.plan(several) if several is not None else [specs.load(path)]
-    rows = re.findall(r"^\| [\w.]+ \|.*\[", page.read_text("utf-8"), re.MULTILINE)
+    rows = re.findall(r"^\| \S+ \|.*\[", page.read_text("utf-8"), re.MULTILINE)
     assert sum(len(spec.runs) // len(spec.seeds) for spec in planned) == len(rows)
 
 
