@@ -379,6 +379,12 @@ def is_condition(name: str) -> bool:
     return name.partition(".")[0] in (ENV, *TABLES)
 
 
+def apart(swept: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the hyperparameters and the conditions among the swept fields of a run."""
+    conditions = {name: value for name, value in swept.items() if is_condition(name)}
+    return {name: v for name, v in swept.items() if name not in conditions}, conditions
+
+
 def environment_name(config: Any) -> str:
     """Return the `env` of a configuration, or of its plain values; "" if there is none."""
     return str(_field(config, ENV, ""))

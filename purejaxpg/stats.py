@@ -24,6 +24,7 @@ _BLOCK = 1 << 22  # resampled values in memory at a time: 32 MB
 # How far below the worst score a diverged run counts, as a share of that score: too little to be
 # visible, and enough to survive the mean of a million runs in float64.
 _BELOW = 1e-9
+_OVER: dict[str, Callable[..., Any]] = {"mean": np.mean, "worst": np.min}  # conditions
 
 
 def iqm(x: ArrayLike, axis: int = -1) -> Any:
@@ -94,6 +95,69 @@ def bootstrap_ci(
     ]
     low, high = _ends(np.concatenate(parts, axis=-1), confidence)
     return low[()], high[()]
+
+
+def robust(scores: Sequence[ArrayLike], by: str) -> float:
+    """Return the score of a configuration over several conditions.
+
+    mean: R = 1/C sum_c IQM(x_c)        worst: R = min_c IQM(x_c)
+
+    The worst of several noisy scores is too low on average, so compare it at equal numbers of runs.
+
+    Args:
+        scores: of its runs in each condition, arrays ``[n_c]``, diverged ones filled in.
+        by: ``"mean"`` or ``"worst"``.
+
+    Returns:
+        The score; -inf if that of a condition is.
+
+    Source: Agarwal et al. 2021 for the IQM; the worst of a set of environments as in Nilim and El
+        Ghaoui 2005, Robust Control of Markov Decision Processes with Uncertain Transition Matrices.
+    """
+    return float(_OVER[by](np.stack([iqm(part) for part in _strata(list(scores))])))
+
+
+def robust_ci(
+    scores: Sequence[ArrayLike], by: str, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Return the 95% percentile bootstrap interval of ``robust``.
+
+    Conditions are strata: a resample draws as many runs of each condition as there are.
+
+    Args:
+        scores: as for ``robust``, finite.
+        by: ``"mean"`` or ``"worst"``.
+        resamples: number of resamples.
+        seed: the only source of randomness.
+
+    Returns:
+        The lower and the upper end.
+
+    Source: Agarwal et al. 2021, stratified bootstrap.
+    """
+    generator = np.random.default_rng(seed)
+    drawn = [iqm(_again(part, resamples, generator)) for part in _strata(list(scores))]
+    low, high = _ends(_OVER[by](np.stack(drawn), axis=0), 0.95)
+    return float(low), float(high)
+
+
+def unit_scaled(scores: Sequence[ArrayLike]) -> list[Floats]:
+    """Return the scores of one condition's configurations on a scale that conditions share.
+
+    0 is the 5th and 1 the 95th percentile of the configurations' interquartile means, as in
+    ``percentile_normalized``.
+
+    Args:
+        scores: of the runs of each configuration, arrays ``[n_h]``.
+
+    Returns:
+        Arrays of the same shapes; unchanged if a score is not finite.
+    """
+    parts = _strata(list(scores))
+    if not np.isfinite(np.concatenate(parts)).all():
+        return parts
+    low, high = np.quantile([iqm(part) for part in parts], [0.05, 0.95])
+    return [(part - low) / (high - low if high > low else np.inf) for part in parts]
 
 
 def worst_filled(scores: ArrayLike, diverged: ArrayLike) -> Floats:

@@ -54,6 +54,7 @@ class Spec:
     seeds: tuple[int, ...] = (0, 1)
     num_configs: int = 6
     given: contract.Given = contract.NOTHING
+    robust: specs.Robust | None = None
     before: tuple["Spec", ...] = ()
 
     @property

@@ -14,7 +14,9 @@ from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import stages
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+HOW_TO = sorted((ROOT / "docs" / "how-to").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *HOW_TO]
+EXAMPLES = [page for page in PAGES if page not in HOW_TO]  # test_how_to.py has the sweeps of those
 MARKDOWN = sorted({*PAGES, *ROOT.glob("*.md"), *ROOT.glob("benchmarks/*.md")})
 PARTS = ("stage", "agents")  # tables of a sweep file that is several sweeps
 COMMAND = re.compile(r"(?:^|`|uv run )(purejaxpg [a-z]+ [^`#\n]*)", re.MULTILINE)
@@ -40,20 +42,21 @@ def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.fast
 def test_every_sweep_example_is_a_valid_sweep() -> None:
-    shown = [text for page in PAGES for text in blocks(page, "toml")]
+    shown = [text for page in EXAMPLES for text in blocks(page, "toml")]
     plain = [raw for raw in map(tomllib.loads, shown) if not raw.keys() & {"given", *PARTS}]
     read = [specs.from_dict({"agent": "ppo", **raw}, "study") for raw in plain]
-    assert len(read) == 4
+    assert len(read) == 5
     assert [len(spec.runs) for spec in read[:2]] == [4 * 2 * 8] * 2
-    rounds = searches.rehearse(searches.rounds(read[2]))
+    rounds = searches.rehearse(searches.rounds(read[3]))
     assert [len(round_.legs) for round_ in rounds] == [64, 22, 8]
-    assert read[3].search.pbt is not None and read[3].search.pbt.population == 16
+    assert read[2].robust == specs.Robust(("env_params.gravity",), "worst")
+    assert read[4].search.pbt is not None and read[4].search.pbt.population == 16
 
 
 @pytest.mark.fast
 def test_every_example_with_given_arrays_or_stages_has_known_keys(tmp_path: pathlib.Path) -> None:
     """Their trainers are given what no test has trained, so only the words can be checked."""
-    shown = [text for page in PAGES for text in blocks(page, "toml")]
+    shown = [text for page in EXAMPLES for text in blocks(page, "toml")]
     given = [raw for raw in map(tomllib.loads, shown) if "given" in raw]
     assert len(given) == 2 and all(raw.keys() <= set(specs.KEYS) for raw in given)
     (staged,) = (text for text in shown if "[[stage]]" in text)
@@ -66,7 +69,7 @@ def test_every_example_with_given_arrays_or_stages_has_known_keys(tmp_path: path
 
 @pytest.mark.fast
 def test_the_example_of_several_agents_is_valid(tmp_path: pathlib.Path) -> None:
-    (shown,) = (t for page in PAGES for t in blocks(page, "toml") if "[agents." in t)
+    (shown,) = (t for page in EXAMPLES for t in blocks(page, "toml") if "[agents." in t)
     (tmp_path / "study.toml").write_text(shown, encoding="utf-8")
     shutil.copyfile(trainers.path_of("a2c"), tmp_path / "mine.py")
     pipeline = stages.read(tmp_path / "study.toml")

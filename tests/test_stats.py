@@ -190,6 +190,37 @@ def test_no_finite_score_at_all():
     assert stats.worst_filled([], []).shape == (0,)
 
 
+# ------------------------------------------------------------------------------------- conditions
+
+
+def test_the_score_over_conditions_by_hand():
+    # Eight runs: the IQM is that of the middle four. Two runs: their mean.
+    scores = [[100.0, 3, 4, 5, 6, -50, 2, 7], [1.0, 2.0]]
+    assert stats.robust(scores, "mean") == (4.5 + 1.5) / 2
+    assert stats.robust(scores, "worst") == 1.5
+    assert stats.robust([[1.0], [-np.inf]], "mean") == stats.robust([[1.0], [-np.inf]], "worst")
+
+
+@pytest.mark.parametrize(("by", "over"), [("mean", np.mean), ("worst", np.min)])
+def test_the_interval_over_conditions_agrees_with_all_resamples(by, over):
+    """Conditions are strata: each keeps its number of runs."""
+    scores = [[1.0, 2.0, 6.0], [0.0, 4.0]]
+    drawn = [[np.mean(d) for d in itertools.product(x, repeat=len(x))] for x in scores]
+    exact = [over(pair) for pair in itertools.product(*drawn)]  # 27 x 4, equally likely
+    found = stats.robust_ci(scores, by, resamples=40_000)
+    expected = np.quantile(exact, [0.025, 0.975])
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+def test_scores_of_a_condition_are_scaled_by_its_configurations():
+    scores = [[10.0, 20.0], [30.0, 30.0], [50.0]]  # IQMs 15, 30, 50
+    low, high = np.quantile([15.0, 30, 50], [0.05, 0.95])
+    for own, found in zip(scores, stats.unit_scaled(scores), strict=True):
+        np.testing.assert_allclose(found, (np.array(own) - low) / (high - low))
+    np.testing.assert_array_equal(stats.unit_scaled([[3.0], [3.0]]), [[0.0], [0.0]])
+    np.testing.assert_array_equal(stats.unit_scaled([[3.0], [-np.inf]]), [[3.0], [-np.inf]])
+
+
 # ------------------------------------------------------------------------------------- comparisons
 
 

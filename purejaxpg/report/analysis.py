@@ -345,6 +345,8 @@ class Analysis:
     runs: list[dict[str, Any]]
     training: dict[str, training.Curve]
     sections: list[Section]
+    robust: list[ranking.Robust]  # of the tuning stage; empty without [robust]
+    robust_fresh: list[ranking.Robust]  # of the runs on fresh seeds
     cross: Cross | None
     profile: Profile | None
     overall: list[Improvement]  # averaged over environments
@@ -423,11 +425,11 @@ def of_store(store: Store, unfinished: Unfinished = training.NONE) -> Analysis:
     curves = training.of_runs(store, legs, arrays, facts)
     population = ranking.is_population(identity)
     ranked, confirmed = _ranked(runs, curves, population)
-    by_environment = ranking.sections(confirmed)
     tune = [run for run in runs if run["stage"] == ranking.TUNE]
     sections, command = [], _command(store, identity)
+    fresh, robust = ranking.sections(confirmed), ranking.robust(ranked, identity)
     for name, own in ranking.sections(ranked).items():
-        roles = _roles(own, by_environment.get(name, []))
+        roles = _roles(_in_order(own, robust), fresh.get(name, []))
         own_legs = [leg for leg in legs if ranking.section_of(leg) == name]
         section = _section(name, own, roles, own_legs, curves, identity, tune)
         mine = [run for run in runs if ranking.section_of(run) == name]
@@ -439,6 +441,8 @@ def of_store(store: Store, unfinished: Unfinished = training.NONE) -> Analysis:
         runs=runs,
         training=curves,
         sections=sections,
+        robust=robust,
+        robust_fresh=ranking.robust(confirmed, identity),
         cross=None if population else _cross(sections),
         profile=None if population else _profile(sections),
         overall=_overall(sections),
@@ -447,8 +451,7 @@ def of_store(store: Store, unfinished: Unfinished = training.NONE) -> Analysis:
         unit=_unit(store, facts),
         facts=_facts(store),
         notes=_notes(ranked, bool(confirmed), _again(store, command), episodes, cut)
-        + _chosen(identity)
-        + store.ledger.notes(),
+        + (_chosen(identity) + store.ledger.notes()),
     )
 
 
@@ -686,6 +689,15 @@ def _roles(tuned: Sequence[Configuration], confirmed: Sequence[Configuration]) -
         role = "runner-up" if order.get(c.key) else "winner" if c.key in order else "default"
         roles.append(Confirmed(role, c, places.get(c.key)))
     return roles if roles and roles[0].role == "winner" else []  # the winner may be pending
+
+
+def _in_order(
+    own: Sequence[Configuration], robust: Iterable[ranking.Robust]
+) -> Sequence[Configuration]:
+    """Return the configurations of a condition in the order in which a sweep confirms them."""
+    chosen = (each for over in robust for c in over.ranked for each in over.parts[c.key])
+    ids = {id(c) for c in own}
+    return [c for c in chosen if id(c) in ids] or own
 
 
 def _compared(ranked: Sequence[Configuration]) -> list[Configuration]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from purejaxpg.report import analysis, charts, completions, ranking
+from purejaxpg.report import analysis, charts, completions, ranking, tables
 from purejaxpg.report.analysis import Analysis, Confirmed, Section
 from purejaxpg.report.charts import Figure, Row
 from purejaxpg.report.ranking import Configuration
@@ -70,6 +70,7 @@ def render(
     written: completions.Texts = completions.NOTHING,
     now: Now | None = None,
     metrics: Mapping[str, analysis.Metrics] = NONE,
+    robust: Sequence[tables.Table] = (),
 ) -> str:
     """Return the page.
 
@@ -79,6 +80,7 @@ def render(
         written: further scores, samples and frontier, as those of language models.
         now: how far the sweep is; None: it does not run. The page of a running sweep loads itself
             again when there is a new one.
+        robust: the rankings over conditions.
         metrics: the training metrics of each environment.
 
     Returns:
@@ -87,7 +89,7 @@ def render(
     table, drawn = _table(data), _Charts()
     text = _environment().get_template("page.html.j2").render(
         data=data, title=title, now=now, chart=drawn.add, charts=charts, figures=drawn.figures,
-        table=table,
+        table=table, robust=robust,
         sections=[_of_section(section, data, table, metrics) for section in data.sections],
         many=len(data.sections) > 1, percent=percent,
         **_parts(), **_of_sweep(data), **_of_texts(written),

@@ -203,10 +203,14 @@ def find(store: Store, name: str) -> dict[str, Any]:
 def best_configuration(store: Store) -> list[dict[str, Any]]:
     """Return the healthy runs of the best configuration that was trained to its end.
 
+    They are those of the first condition; [robust] decides which configuration is the best.
+
     Raises:
         InputError: there is none in the first condition.
     """
     runs, ranked = {run["run_id"]: run for run in store.ledger.runs()}, ranking.rank(store)
+    for over in ranking.robust(ranked, store.ledger.identity)[:1]:
+        ranked = [over.parts[c.key][0] for c in over.ranked]
     for configuration in ranked:
         own = [runs[run_id] for run_id in configuration.run_ids]
         whole = [run for run in own if run["status"] == "done" and math.isfinite(run["score"])]

@@ -91,6 +91,31 @@ class Configuration:
         return json.dumps(self.swept, sort_keys=True)
 
 
+@dataclass(frozen=True)
+class Robust:
+    """Configurations ranked over several conditions, as the table [robust] of a sweep asks.
+
+    Attributes:
+        by: ``"mean"`` or ``"worst"`` of the interquartile means of the conditions.
+        place: what the conditions have in common, such as the environment; may be empty.
+        conditions: their names, without what they have in common.
+        ranked: best first; ``iqm``, ``low`` and ``high`` belong to the score over all conditions,
+            ``scores`` to all runs. A configuration without a run in each condition has no rank.
+        parts: by key, each configuration within the conditions.
+    """
+
+    by: str
+    place: str
+    conditions: tuple[str, ...]
+    ranked: list[Configuration]
+    parts: dict[str, list[Configuration]]
+
+    @property
+    def title(self) -> str:
+        """What is ranked, such as "CartPole-v1: worst over gravity 9.8, gravity 20"."""
+        return f"{self.place}{': ' * bool(self.place)}{self.by} over {', '.join(self.conditions)}"
+
+
 def rank(store: Store, stage: str = TUNE) -> list[Configuration]:
     """Rank the configurations of a sweep, best first.
 
@@ -222,6 +247,81 @@ def fields(ranked: Iterable[Configuration]) -> list[str]:
 def condition_fields(ranked: Iterable[Configuration]) -> list[str]:
     """Return ``env`` and the names of all its swept parameters, in order of appearance."""
     return list(dict.fromkeys(name for c in ranked for name in c.condition))
+
+
+def robust(ranked: Iterable[Configuration], identity: Mapping[str, Any]) -> list[Robust]:
+    """Rank configurations over conditions, if their sweep has a table [robust].
+
+    Args:
+        ranked: as ``rank`` gives them, of one stage.
+        identity: of their sweep.
+
+    Returns:
+        A ranking for each combination of the conditions that are not ranked over; scores of several
+        environments are scaled as in ``stats.unit_scaled``.
+    """
+    table = identity.get("robust")
+    if not table:
+        return []
+
+    def rest(c: Configuration) -> str:
+        values = [c.condition[name] for name in c.condition if name not in table["over"]]
+        return json.dumps(values)
+
+    groups = grouped(ranked, rest)
+    return [_over(table["by"], table["over"], own) for own in groups.values()]
+
+
+def _over(by: str, over: Sequence[str], ranked: Sequence[Configuration]) -> Robust:
+    """Rank the configurations of one group over its conditions."""
+    by_section = sections(ranked)
+    parts = grouped(ranked, lambda c: c.key)
+    scores = {id(c): np.array(c.scores) for c in ranked}
+    if contract.ENV in over:
+        for own in (list(filter(lambda c: c.scores, each)) for each in by_section.values()):
+            scaled = stats.unit_scaled([c.scores for c in own]) if own else []
+            scores |= {id(c): part for c, part in zip(own, scaled, strict=True)}
+    merged = [
+        _merged(by, own, [scores[id(c)] for c in own], len(by_section)) for own in parts.values()
+    ]
+    merged.sort(key=lambda c: (-c.rung, -c.iqm, -c.mean) if c.rank else (math.inf,))
+    placed = [replace(c, rank=c.rank and place + 1) for place, c in enumerate(merged)]
+    names = [_condition_name(each[0].condition, over) for each in by_section.values()]
+    shared = {name: v for name, v in ranked[0].condition.items() if name not in over}
+    return Robust(by, _condition_name(shared, list(shared)), tuple(names), placed, parts)
+
+
+def _condition_name(condition: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Return some of the fields of a condition, such as "CartPole-v1, gravity 20"."""
+    values = {name: value for name, value in condition.items() if name in names}
+    words = [str(values.pop(contract.ENV))] if values.get(contract.ENV) else []
+    return ", ".join([*words, *(f"{n.partition('.')[2]} {short(v)}" for n, v in values.items())])
+
+
+def _merged(
+    by: str, own: Sequence[Configuration], scores: Sequence[np.ndarray], conditions: int
+) -> Configuration:
+    """Return one configuration over its conditions; its rank is 1, or None if one is missing."""
+    known = len(own) == conditions and all(c.scores for c in own)
+    value = mean = low = high = float("nan")
+    if known:
+        value, mean = stats.robust(scores, by), float(np.mean(np.concatenate(scores)))
+        several = max(map(len, scores)) > 1 and np.isfinite(np.concatenate(scores)).all()
+        low, high = stats.robust_ci(scores, by) if several else (value, value)
+    return replace(
+        own[0],
+        rank=1 if known else None,
+        scores=tuple(np.concatenate(scores).tolist()),
+        iqm=value,
+        low=low,
+        high=high,
+        mean=mean,
+        diverged=sum(c.diverged for c in own),
+        planned=sum(c.planned for c in own),
+        run_ids=tuple(run_id for c in own for run_id in c.run_ids),
+        reached=min(c.reached for c in own),
+        rung=min(c.rung for c in own),
+    )
 
 
 # ---------------------------------------------------------------------------------------- details

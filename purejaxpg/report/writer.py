@@ -54,8 +54,9 @@ def write(directory: str | os.PathLike[str], console: "Console") -> Path:
             written = completions.of_store(store, data.ranked, data.confirmed)
             _print_further(written, console)
             _write_tables(data, written, target)
-            metrics = analysis.metrics_of(store, data)
-            text = page.render(data, _title_of(store.path), written, metrics=metrics)
+            metrics, robust = analysis.metrics_of(store, data), _robust_tables(data)
+            title = _title_of(store.path)
+            text = page.render(data, title, written, metrics=metrics, robust=robust)
             disk.write_text(target / "index.html", text)
             drawn = figures.write(data, target) + _write_completions(written, target)
     line = f"Wrote index.html, table.csv and {count(len(drawn), 'figure')} to {target}"
@@ -81,7 +82,8 @@ def page_text(directory: Path, now: page.Now, unfinished: analysis.Unfinished) -
         data = analysis.of_store(store, unfinished)
         written = completions.of_store(store, data.ranked, data.confirmed)
         metrics = analysis.metrics_of(store, data, unfinished)
-        return page.render(data, _title_of(store.path), written, now, metrics)
+        robust = _robust_tables(data)
+        return page.render(data, _title_of(store.path), written, now, metrics, robust)
 
 
 def write_stages(directory: str | os.PathLike[str], now: page.Now | None = None) -> Path:
@@ -323,8 +325,8 @@ def _write_figure(figure: "Figure | None", folder: Path) -> list[Path]:
 
 
 def _tables(data: Analysis) -> list[tables.Table]:
-    """Return the tables of each environment: the confirmed configurations, then the ranking."""
-    found = []
+    """Return the tables over conditions, then those of each: configurations confirmed, ranking."""
+    found = _robust_tables(data)
     for section in data.sections:
         confirmed = [each.configuration for each in section.confirmed]
         fields, decimals = ranking.fields(section.ranked), _decimals([*section.ranked, *confirmed])
@@ -345,6 +347,25 @@ def _tables(data: Analysis) -> list[tables.Table]:
         title = _title(section.environment, section.ranked)
         note = _more(section.ranked)
         found.append(tables.Table(title, ["rank", *headers], rows, note, best_first=True))
+    return found
+
+
+def _robust_tables(data: Analysis) -> list[tables.Table]:
+    """Return the rankings over conditions, those on fresh seeds first."""
+    found = []
+    stages = [(over, " on fresh seeds") for over in data.robust_fresh]
+    for over, stage in stages + [(over, "") for over in data.robust]:
+        fields = ranking.fields(over.ranked)
+        decimals = _decimals([*over.ranked, *(c for own in over.parts.values() for c in own)])
+        rows = []
+        for c in over.ranked[:SHOWN]:
+            *cells, diverged = _cells(str(c.rank or "-"), c, fields, decimals, False)
+            parts = [f"{p.iqm:.{decimals}f}" if p.scores else "-" for p in over.parts[c.key]]
+            rows.append([*cells, *parts, diverged])
+        score = f"{over.by} of IQMs"
+        headers = ["rank", *fields, score, "95% CI", "mean", *over.conditions, "diverged"]
+        title, note = f"{over.title}{stage}", _more(over.ranked).replace("table", "robust")
+        found.append(tables.Table(title, headers, rows, note, best_first=True))
     return found
 
 
@@ -372,6 +393,7 @@ def _write_tables(data: Analysis, written: completions.Texts, target: Path) -> N
         for role, row in zip(roles, _configuration_rows(data, fresh, fields), strict=True)
     ]
     _write_csv(target / "confirmed.csv", confirmed)
+    _write_csv(target / "robust.csv", _robust_rows(data))
     _write_csv(target / "importance.csv", _importance_rows(data))
     _write_csv(target / "curves.csv", _curve_rows(data))
 
@@ -420,6 +442,21 @@ def _configuration_rows(
             | {"env_steps": int(steps), "device_seconds": seconds}
         )
     return rows
+
+
+def _robust_rows(data: Analysis) -> list[dict[str, Any]]:
+    """Return every configuration over conditions, of both stages."""
+    names = {"score": "iqm", "ci95_low": "low", "ci95_high": "high"}
+    stages = [(ranking.TUNE, over) for over in data.robust]
+    stages += [(ranking.CONFIRM, over) for over in data.robust_fresh]
+    return [
+        {"stage": stage, "over": over.title, "rank": "" if c.rank is None else c.rank}
+        | c.swept
+        | _read(c, {**names, **_RUNS})
+        | {f"final_iqm {p.environment}": p.iqm for p in over.parts[c.key]}
+        for stage, over in stages
+        for c in over.ranked
+    ]
 
 
 def _run_rows(data: Analysis, fields: Sequence[str]) -> list[dict[str, Any]]:

@@ -309,8 +309,7 @@ class Progress:
 
 def labels_of(run: plans.Run) -> tuple[str, str]:
     """Return the names of a run's condition and of its configuration."""
-    swept = {name: value for name, value in run.swept.items() if not contract.is_condition(name)}
-    return contract.section(run.config), label(swept)
+    return contract.section(run.config), label(contract.apart(run.swept)[0])
 
 
 def steps_of(units: Sequence[plans.Unit]) -> int:

@@ -35,6 +35,22 @@ class Result(NamedTuple):
     diverged: bool
 
 
+class Standing(NamedTuple):
+    """The configurations that are compared with each other.
+
+    Attributes:
+        conditions: those under which each of them was trained; several only for [robust].
+        best: their hyperparameters, best first.
+    """
+
+    conditions: list[dict[str, Any]]
+    best: list[dict[str, Any]]
+
+    def first(self, count: int) -> set[str]:
+        """Return the keys of the best `count` configurations under all conditions."""
+        return {key_of({**best, **more}) for best in self.best[:count] for more in self.conditions}
+
+
 Results = Mapping[str, Result]  # by run id
 Rounds = Generator[plans.Round, Results, None]
 
@@ -62,9 +78,7 @@ def rounds(spec: specs.Spec, confirm: int = 0) -> Rounds:
         yield confirmation(spec, tried, confirm)
 
 
-def grown_rounds(
-    spec: specs.Spec,
-) -> Generator[plans.Round, Results, list[list[plans.Run]]]:
+def grown_rounds(spec: specs.Spec) -> Generator[plans.Round, Results, list[Standing]]:
     """Yield the runs of a sweep, those that it had before it grew first, and return the ranking.
 
     A round has what is missing after the one before: new runs, and the end of those that became
@@ -78,7 +92,7 @@ def grown_rounds(
         known |= yield plans.Round(missing, grown=bool(finished))
         if each is not spec:
             finished |= {growth_key(run): run for run in each.runs}
-    return ranked(spec.runs, known)
+    return ranked(spec, spec.runs, known)
 
 
 def growth_key(run: plans.Run) -> str:
@@ -123,28 +137,52 @@ def whole(run: plans.Run) -> plans.Leg:
     return plans.Leg(run, 0, run.config.num_updates)
 
 
-def config_key(run: plans.Run) -> str:
-    """Return a text of all swept fields, which identifies a configuration in its condition."""
-    return json.dumps(dict(run.swept), sort_keys=True)
+def key_of(swept: Mapping[str, Any]) -> str:
+    """Return a text of swept fields, which identifies them."""
+    return json.dumps(dict(swept), sort_keys=True)
 
 
-def ranked(runs: Iterable[plans.Run], results: Results) -> list[list[plans.Run]]:
-    """Rank configurations -> one run of each, best first, in one list per condition."""
+def ranked(spec: specs.Spec, runs: Iterable[plans.Run], results: Results) -> list[Standing]:
+    """Rank configurations: within each condition, or over those that [robust] names."""
+    over = spec.robust.over if spec.robust is not None else ()
+    groups: dict[str, list[plans.Run]] = {}
+    for run in runs:
+        groups.setdefault(contract.section(run.config, over), []).append(run)
+    return [_ranked(spec.robust, members, results) for members in groups.values()]
+
+
+def _ranked(robust: specs.Robust | None, runs: Sequence[plans.Run], results: Results) -> Standing:
+    """Rank the configurations that are compared with each other; ties keep their order."""
+    found, worth = [contract.apart(run.swept) for run in runs], worths(robust, runs, results)
+    best = {key_of(hyperparameters): hyperparameters for hyperparameters, _ in found}
+    conditions = {key_of(condition): condition for _, condition in found}
+    order = sorted(best, key=lambda key: worth[key], reverse=True)
+    return Standing(list(conditions.values()), [best[key] for key in order])
+
+
+def worths(
+    robust: specs.Robust | None, runs: Iterable[plans.Run], results: Results
+) -> dict[str, tuple[float, float]]:
+    """Return score and mean of each configuration, by the key of its hyperparameters.
+
+    Environments have scales of their own, so scores are scaled before they are compared over them.
+    """
     sections: dict[str, list[plans.Run]] = {}
     for run in runs:
         sections.setdefault(contract.section(run.config), []).append(run)
-    return [_ranked(members, results) for members in sections.values()]
-
-
-def _ranked(runs: Sequence[plans.Run], results: Results) -> list[plans.Run]:
-    """Rank the configurations of one condition; ties keep their order."""
-    scores: dict[str, list[float]] = {}
-    first: dict[str, plans.Run] = {}
-    for run, score in zip(runs, filled_scores(runs, results).tolist(), strict=True):
-        scores.setdefault(config_key(run), []).append(score)
-        first.setdefault(config_key(run), run)
-    worth = {key: (stats.iqm(values), np.mean(values)) for key, values in scores.items()}
-    return [first[key] for key in sorted(first, key=lambda key: worth[key], reverse=True)]
+    parts: dict[str, list[Any]] = {}
+    for members in sections.values():
+        own: dict[str, Any] = {}
+        for run, score in zip(members, filled_scores(members, results).tolist(), strict=True):
+            own.setdefault(key_of(contract.apart(run.swept)[0]), []).append(score)
+        if robust is not None and contract.ENV in robust.over:
+            own = dict(zip(own, stats.unit_scaled(list(own.values())), strict=True))
+        for key, scores in own.items():
+            parts.setdefault(key, []).append(scores)
+    by = robust.by if robust is not None else "mean"
+    return {
+        key: (stats.robust(x, by), float(np.mean(np.concatenate(x)))) for key, x in parts.items()
+    }
 
 
 def filled_scores(runs: Iterable[plans.Run], results: Results) -> np.ndarray:
@@ -158,9 +196,9 @@ def filled_scores(runs: Iterable[plans.Run], results: Results) -> np.ndarray:
 
 def halving_rounds(
     spec: specs.Spec, halving: specs.Halving
-) -> Generator[plans.Round, Results, list[list[plans.Run]]]:
+) -> Generator[plans.Round, Results, list[Standing]]:
     """Yield a round per rung and return the ranking of the last one."""
-    runs, tried = list(spec.runs), list[list[plans.Run]]()
+    runs, tried = list(spec.runs), list[Standing]()
     for rung in range(halving.rungs):
         left = halving.rungs - 1 - rung
         legs = [
@@ -174,12 +212,10 @@ def halving_rounds(
         ]
         refuse_empty(legs)
         results = yield plans.Round(tuple(legs))
-        tried = ranked(runs, results)
-        best = [
-            run for section in tried for run in section[: math.ceil(len(section) / halving.eta)]
-        ]
-        survivors = set(map(config_key, best))
-        runs = [run for run in runs if config_key(run) in survivors]
+        tried = ranked(spec, runs, results)
+        best = [standing.first(math.ceil(len(standing.best) / halving.eta)) for standing in tried]
+        survivors = set().union(*best)
+        runs = [run for run in runs if key_of(run.swept) in survivors]
     return tried
 
 
@@ -203,7 +239,7 @@ def updates_at(run: plans.Run, halving: specs.Halving, left: int) -> int:
 # ----------------------------------------------------------------------------------------- optuna
 
 
-def optuna_rounds(spec: specs.Spec) -> Generator[plans.Round, Results, list[list[plans.Run]]]:
+def optuna_rounds(spec: specs.Spec) -> Generator[plans.Round, Results, list[Standing]]:
     """Yield a round per batch of optuna's suggestions and return the ranking of all of them.
 
     Each batch gets a new study, made from the results so far, so optuna keeps no state.
@@ -214,13 +250,14 @@ def optuna_rounds(spec: specs.Spec) -> Generator[plans.Round, Results, list[list
     while len(tried) < search.samples:
         count = min(search.batch, search.samples - len(tried))
         suggested = suggestions(spec, tried, known, count)
-        fresh = [spec.make_run(swept, seed) for swept in suggested for seed in spec.seeds]
+        every = [swept for values in suggested for swept in spec.under_each(values)]
+        fresh = [spec.make_run(swept, seed) for swept in every for seed in spec.seeds]
         legs = tuple(whole(run) for run in fresh)
         results = yield plans.Round(legs, notes=() if tried else (drawn_at_random(search),))
         known |= results
         for run in fresh:
-            tried.setdefault(config_key(run), []).append(run)
-    return ranked([run for runs in tried.values() for run in runs], known)
+            tried.setdefault(key_of(contract.apart(run.swept)[0]), []).append(run)
+    return ranked(spec, [run for runs in tried.values() for run in runs], known)
 
 
 def drawn_at_random(search: specs.Search) -> str:
@@ -239,37 +276,37 @@ def drawn_at_random(search: specs.Search) -> str:
 def suggestions(
     spec: specs.Spec, tried: Mapping[str, Sequence[plans.Run]], results: Results, count: int
 ) -> list[dict[str, Any]]:
-    """Ask optuna for up to `count` new configurations, as swept values by field name.
+    """Ask optuna for up to `count` new configurations, as hyperparameters by field name.
 
-    It is told the `results` of the runs that were `tried`, by `config_key`.
+    It is told the `results` of the runs that were `tried`, by the key of their hyperparameters.
 
     Raises:
         InputError: all configurations were tried.
     """
     optuna = extras.load("optuna", "optuna", "[search] method 'optuna'")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    spaces = {name: distribution(optuna, axis) for name, axis in spec.axes.items()}
+    axes = contract.apart(spec.axes)[0]
+    spaces = {name: distribution(optuna, axis) for name, axis in axes.items()}
     study = optuna.create_study(
         direction="maximize",
         sampler=optuna.samplers.TPESampler(
             seed=spec.search.seed + len(tried), n_startup_trials=spec.search.batch
         ),
     )
-    filled = filled_scores((run for runs in tried.values() for run in runs), results)
-    scores = iter(np.where(np.isfinite(filled), filled, -1e30).tolist())
+    worth = worths(spec.robust, (run for runs in tried.values() for run in runs), results)
     for runs in tried.values():
-        value = float(stats.iqm([next(scores) for _ in runs]))
-        params = {name: choice(spec.axes[name], value) for name, value in runs[0].swept.items()}
+        swept = contract.apart(runs[0].swept)[0]
+        value = max(worth[key_of(swept)][0], -1e30)  # not -inf, if all runs diverged
+        params = {name: choice(axes[name], value) for name, value in swept.items()}
         study.add_trial(optuna.trial.create_trial(params=params, distributions=spaces, value=value))
     suggested: dict[str, dict[str, Any]] = {}
     for _ in range(20 * count):  # a small space may hold fewer configurations
         if len(suggested) == count:
             break
         params = study.ask(spaces).params
-        swept = {name: chosen(axis, params[name]) for name, axis in spec.axes.items()}
-        key = json.dumps(swept, sort_keys=True)
-        if key not in tried:
-            suggested[key] = swept
+        swept = {name: chosen(axis, params[name]) for name, axis in axes.items()}
+        if key_of(swept) not in tried:
+            suggested[key_of(swept)] = swept
     if not suggested:
         raise InputError(
             f"[search] samples must be at most {len(tried)}, the number of configurations, "
@@ -374,20 +411,19 @@ def perturbed(axis: space.Axis, value: Any, pbt: specs.Pbt, generator: np.random
 # ----------------------------------------------------------------------------------- confirmation
 
 
-def confirmation(
-    spec: specs.Spec, tried: Sequence[Sequence[plans.Run]], num_seeds: int
-) -> plans.Round:
+def confirmation(spec: specs.Spec, tried: Sequence[Standing], num_seeds: int) -> plans.Round:
     """Return the round that runs winner, runners-up and default on unused seeds."""
     fresh, legs, notes = fresh_seeds(spec, num_seeds), [], list[str]()
-    for section in tried:
-        candidates = [run.swept for run in section[: 1 + RUNNERS_UP]]
-        default = spec.default_values(section[0].swept)
+    each = ((standing, where) for standing in tried for where in standing.conditions)
+    for standing, condition in each:
+        candidates = [{**best, **condition} for best in standing.best[: 1 + RUNNERS_UP]]
+        default = spec.default_values(condition)
         try:
             spec.make_run(default, fresh[0])
             candidates.append(default)
         except InputError as error:  # the user did not ask for the default
             notes.append(f"Note: the default is not confirmed because it is invalid here: {error}")
-        distinct = {json.dumps(dict(c), sort_keys=True): c for c in candidates}
+        distinct = {key_of(candidate): candidate for candidate in candidates}
         legs += [whole(spec.make_run(c, seed)) for c in distinct.values() for seed in fresh]
     return plans.Round(tuple(legs), stage="confirm", notes=tuple(notes))
 

@@ -15,6 +15,8 @@ For a search, `space.py` lists the distributions of an axis, and `search.py` imp
     samples = 64
     [halving]  # stop the worse configurations early
     [pbt]  # or let a population adapt its hyperparameters
+    [robust]  # rank over conditions instead of within each
+    by = "worst"
 
 A trainer that is given frozen arrays finds them through a table, which `sources.py` reads::
 
@@ -41,7 +43,7 @@ from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import space
 
 METHODS = ("grid", "random", "sobol", "lhs", "optuna")
-TABLES = ("config", "sweep", "given", "search", "halving", "pbt")
+TABLES = ("config", "sweep", "given", "search", "halving", "pbt", "robust")
 KEYS = ("agent", "seeds", "eval_episodes", "eval_every", "rows_per_device", *TABLES)
 
 # (trainer, its first configuration, seeds, [given]) -> an instance of the trainer's `Given`, and
@@ -89,6 +91,14 @@ class Pbt:
 
 
 @dataclasses.dataclass(frozen=True)
+class Robust:
+    """The table [robust]: a configuration is ranked by its scores under several conditions."""
+
+    over: tuple[str, ...] = ()  # conditions in [sweep]; empty: all of them
+    by: str = "mean"  # or "worst"
+
+
+@dataclasses.dataclass(frozen=True)
 class Search(Method):
     """The tables [search], [halving] and [pbt] of a sweep file; None for an absent table."""
 
@@ -113,6 +123,7 @@ class Spec:
     axes: Mapping[str, space.Axis] = dataclasses.field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     search: Search = Search()
+    robust: Robust | None = None
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the table [config]
     source: str = ""  # hash of the agent's file and of the modules beside it
     # The agent's file and all local files that it and its environments need, by name on the import
@@ -135,6 +146,11 @@ class Spec:
         lists = {n: axis.values for n, axis in self.axes.items() if contract.is_condition(n)}
         product = itertools.product(*lists.values())
         return [dict(zip(lists, values, strict=True)) for values in product]
+
+    def under_each(self, hyperparameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the swept fields of a configuration under each condition."""
+        both = ({**hyperparameters, **condition} for condition in self.conditions)
+        return [{name: values[name] for name in self.axes} for values in both]
 
     def environments(self) -> set[Any]:
         """Return the environments of the runs, or the fixed one if no run is known beforehand."""
@@ -218,19 +234,19 @@ def from_dict(
     both = ", ".join(sorted(set(flat(fixed)) & set(swept)))
     configs.require(not both, f"{both} must be in [config] or in [sweep], not in both.")
     axes = _axes(agent, swept)
-    rows = raw.get("rows_per_device")
-    _positive("rows_per_device", 1 if rows is None else rows)
+    robust = _robust(raw, axes)
     spec = Spec(
         name=name,
         agent_name=agent_name,
         agent=agent,
         eval_episodes=_positive("eval_episodes", raw.get("eval_episodes", 128)),
-        eval_every=_positive("eval_every", raw["eval_every"]) if "eval_every" in raw else 0,
-        rows_per_device=rows,
+        eval_every=_optional("eval_every", raw) or 0,
+        rows_per_device=_optional("rows_per_device", raw),
         text=text,
         axes=axes,
         seeds=tuple(_seeds(raw.get("seeds", 1))),
-        search=_search(agent, raw, axes),
+        search=_search(agent, raw, axes, robust),
+        robust=robust,
         fixed=fixed,
         source=trainers.digest(source),
     )
@@ -325,6 +341,8 @@ def _identity(
         "rows_per_device": spec.rows_per_device,
         **{n: raw[n] for n in ("eval_every", "search", "halving", "pbt") if n in raw},
     }
+    if spec.robust is not None:
+        plain["robust"] = dataclasses.asdict(spec.robust)
     if spec.search.batch != Method.batch:  # a quarter of the samples
         plain["search"] = {**plain["search"], "batch": spec.search.batch}
     if within := _searched_within(spec):
@@ -353,8 +371,7 @@ def _runs(spec: Spec) -> Iterable[plans.Run]:
         chosen = space.sample(drawn, search.method, search.samples, search.seed)
         if search.pbt is None:  # lists of values may give a configuration twice
             chosen = list({repr(values): values for values in chosen}.values())
-        both = ({**values, **more} for values in chosen for more in spec.conditions)
-        chosen = [{name: values[name] for name in names} for values in both]
+        chosen = [both for values in chosen for both in spec.under_each(values)]
     for swept in chosen:
         for seed in spec.seeds if search.pbt is None else spec.seeds[:1]:
             yield spec.make_run(swept, seed)
@@ -390,8 +407,30 @@ def _axes(agent: types.ModuleType, swept: Mapping[str, Any]) -> dict[str, space.
     return axes
 
 
+def _robust(raw: Mapping[str, Any], axes: Mapping[str, space.Axis]) -> Robust | None:
+    """Check the table [robust]."""
+    if "robust" not in raw:
+        return None
+    robust = configs.build(Robust, table(raw, "robust"), "key in [robust] named", "[robust] ")
+    configs.require(
+        robust.by in ("mean", "worst"),
+        f"[robust] by must be 'mean' or 'worst', but is {robust.by!r}.",
+    )
+    several = [n for n, axis in axes.items() if contract.is_condition(n) and len(axis.values) > 1]
+    for name in robust.over or ("",):
+        configs.require(
+            name in several or (not name and bool(several)),
+            "[robust] over must name parameters of the environment that have several values in "
+            f"[sweep] ({', '.join(several) or 'there are none'}), but is {list(robust.over)}.",
+        )
+    return dataclasses.replace(robust, over=robust.over or tuple(several))
+
+
 def _search(
-    agent: types.ModuleType, raw: Mapping[str, Any], axes: Mapping[str, space.Axis]
+    agent: types.ModuleType,
+    raw: Mapping[str, Any],
+    axes: Mapping[str, space.Axis],
+    robust: Robust | None,
 ) -> Search:
     """Check the tables [search], [halving] and [pbt]."""
     tables: dict[str, Any] = {
@@ -405,7 +444,7 @@ def _search(
         f"[search] method must be one of {', '.join(map(repr, METHODS))}, "
         f"but is {search.method!r}.",
     )
-    _check_conditions(search, axes)
+    _check_conditions(search, axes, robust)
     if search.pbt is not None:
         search = _check_pbt(agent, search, search.pbt, axes)
     if search.method == "optuna" and "batch" not in raw["search"]:
@@ -449,9 +488,12 @@ def _check_search(search: Search, axes: Mapping[str, space.Axis]) -> None:
         )
 
 
-def _check_conditions(search: Search, axes: Mapping[str, space.Axis]) -> None:
+def _check_conditions(
+    search: Search, axes: Mapping[str, space.Axis], robust: Robust | None
+) -> None:
     """Refuse a search that would choose among environments or their parameters."""
     chooser = "[pbt]" if search.pbt is not None else "[search] method 'optuna'"
+    over = robust.over if robust is not None and search.pbt is None else ()
     for axis in (axis for axis in axes.values() if contract.is_condition(axis.name)):
         configs.require(
             axis.kind == "list",
@@ -459,7 +501,7 @@ def _check_conditions(search: Search, axes: Mapping[str, space.Axis]) -> None:
             "configurations are compared, so it cannot be drawn from a distribution.",
         )
         configs.require(
-            search.pbt is None and search.method != "optuna",
+            axis.name in over or (search.pbt is None and search.method != "optuna"),
             f"[sweep] {axis.name} must be one value, in [config], for {chooser}, which would "
             "otherwise choose among conditions.",
         )
@@ -553,6 +595,10 @@ def _positive(name: str, value: Any) -> int:
     valid = type(value) is int and value > 0
     configs.require(valid, f"{name} must be a whole number, 1 or more, but is {value!r}.")
     return value
+
+
+def _optional(name: str, raw: Mapping[str, Any]) -> int | None:
+    return None if raw.get(name) is None else _positive(name, raw[name])
 
 
 def table(raw: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import synthetic_sweep
 from rich.console import Console
 
 from purejaxpg import FaultError, InputError, stats
-from purejaxpg.report import analysis, curves, ranking, writer
+from purejaxpg.report import analysis, curves, playback, ranking, writer
 from purejaxpg.sweep.ledger import Outcome, Run
 from purejaxpg.sweep.store import Store
 
@@ -221,6 +221,49 @@ def test_each_parameter_of_an_environment_is_ranked_by_itself(tmp_path):
     assert data.cross is not None and data.cross.settings == 3
     page = (target / "index.html").read_text(encoding="utf-8")
     assert "2 conditions" in " ".join(page.split("<nav")[0].split())
+
+
+@pytest.mark.parametrize(("by", "best"), [("worst", 1e-3), ("mean", 1e-4)])
+def test_configurations_are_ranked_over_conditions(by, best, tmp_path):
+    configurations = [
+        {"learning_rate": rate, "env_params.gravity": gravity}
+        for rate in (1e-3, 1e-4, 1e-5) for gravity in (9.8, 20.0)
+    ]  # fmt: skip
+    scores = [[80.0, 90.0], [100.0] * 2, [70.0] * 2, [500.0] * 2, [60.0, (np.nan,)], [480.0] * 2]
+    identity = {"robust": {"over": ["env_params.gravity"], "by": by}}
+    target, text = run_report(make_store(tmp_path / "out", configurations, scores, None, True, 4,
+                                         identity))  # fmt: skip
+    title = f"CartPole-v1: {by} over gravity 9.8, gravity 20"
+    assert text.index(title) < text.index("CartPole-v1, gravity 9.8: 3 configurations")
+    page = (target / "index.html").read_text(encoding="utf-8")
+    assert f"<h3>{title}</h3>" in page and f"### {title}" in (target / "table.md").read_text()
+    with (target / "robust.csv").open(newline="") as file:
+        rows = {float(row["learning_rate"]): row for row in csv.DictReader(file)}
+    assert next(iter(rows)) == best and rows[best]["rank"] == "1"
+    expected = {1e-3: (85.0, 92.5), 1e-4: (70.0, 285.0), 1e-5: (60.0, 270.0)}
+    for rate, (worst, mean) in expected.items():
+        assert float(rows[rate]["score"]) == pytest.approx(worst if by == "worst" else mean)
+    low, high = stats.robust_ci([[80.0, 90.0], [100.0, 100.0]], by)
+    assert (float(rows[1e-3]["ci95_low"]), float(rows[1e-3]["ci95_high"])) == (low, high)
+    assert rows[1e-5]["diverged"] == "1" and rows[1e-3]["runs_done"] == "4"
+    assert float(rows[1e-3]["final_iqm CartPole-v1, gravity 20"]) == 100.0
+    with Store.read(tmp_path / "out") as store:
+        (chosen, *_) = playback.best_configuration(store)
+    assert chosen["swept"] == {"learning_rate": best, "env_params.gravity": 9.8}
+
+
+def test_a_configuration_that_lacks_a_condition_has_no_rank_over_them(tmp_path):
+    configurations = [
+        {"learning_rate": rate, "env": env} for env in ("A-v0", "B-v0") for rate in (1e-3, 1e-4)
+    ]
+    identity = {"robust": {"over": ["env"], "by": "mean"}}
+    path = make_store(tmp_path / "out", configurations, [[1.0], [2.0], [30.0], [40.0]], 3, True, 1,
+                      identity)  # fmt: skip
+    _, text = run_report(path)
+    with Store.read(path) as store:
+        (over,) = ranking.robust(ranking.rank(store), identity)
+    assert over.title == "mean over A-v0, B-v0" and over.title in text
+    assert [(c.swept["learning_rate"], c.rank) for c in over.ranked] == [(1e-3, 1), (1e-4, None)]
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,74 @@ def test_winner_and_default_are_confirmed_in_every_condition(name: str) -> None:
     assert found == [each for each in expected for _ in range(2)]
 
 
+def fragile(name: str) -> Score:
+    """The largest rate is best in the second condition and worst in the first."""
+    levels = {1e-4: (10.0, 20.0), 1e-3: (30.0, 40.0), 1e-2: (0.0, 100.0)}
+    other = (0.0, 0.0)
+    return lambda run: levels.get(rate(run), other)[run.swept[name] == CONDITIONS[name][1]]
+
+
+@pytest.mark.parametrize(("by", "best"), [("worst", 1e-3), ("mean", 1e-2)])
+def test_robust_halving_keeps_the_best_over_conditions(by: str, best: float) -> None:
+    name = "env_params.gravity"
+    spec = conditional(name, halving={"rungs": 2, "eta": 3}, robust={"over": [name], "by": by})
+    first, last = play(spec, fragile(name))
+    assert (len(first.legs), len(last.legs)) == (3 * 2 * 2, 2 * 2)
+    kept = {(leg.run.swept[name], rate(leg.run)) for leg in last.legs}
+    assert kept == {(value, best) for value in CONDITIONS[name]}
+
+
+def test_a_diverged_run_is_the_worst_of_its_condition_when_ranked_over_several() -> None:
+    name = "env_params.gravity"
+    spec = conditional(name, halving={"rungs": 2, "eta": 3}, robust={"by": "worst"})
+    broken = [rate(run) == 1e-3 and run.swept[name] == 20 for run in spec.runs]
+    ids = {run.run_id for run, bad in zip(spec.runs, broken, strict=True) if bad}
+    _, last = play(spec, fragile(name), bad=lambda run: run.run_id in ids)
+    # Its worst condition is now the second, filled with 20: still the best worst score, by 1e-9.
+    assert {rate(leg.run) for leg in last.legs} == {1e-3}
+    worth = searches.worths(spec.robust, spec.runs, results(
+        plans.Round(tuple(map(searches.whole, spec.runs))), fragile(name),
+        lambda run: run.run_id in ids))  # fmt: skip
+    assert sorted(round(score, 6) for score, _ in worth.values()) == [0.0, 10.0, 20.0]
+
+
+def test_the_robust_winner_is_confirmed_in_every_condition() -> None:
+    name = "env_params.gravity"
+    *_, confirmed = play(conditional(name, robust={"by": "worst"}), fragile(name), confirm=1)
+    default = specs.trainers.load(TINY["agent"]).Config().learning_rate
+    expected = [(value, x) for value in CONDITIONS[name] for x in (1e-3, 1e-4, 1e-2, default)]
+    assert [(leg.run.swept[name], rate(leg.run)) for leg in confirmed.legs] == expected
+
+
+def test_environments_are_ranked_over_on_a_common_scale() -> None:
+    """Else the environment with the largest returns would decide alone."""
+    levels = {1e-4: (0.0, 300.0), 1e-3: (0.8, 295.0), 1e-2: (1.0, 200.0)}
+    spec = conditional("env", robust={"over": ["env"]})
+
+    def score(run: plans.Run) -> float:
+        return levels[rate(run)][run.config.env == "CartPole-v1"]
+
+    found = results(plans.Round(tuple(map(searches.whole, spec.runs))), score)
+    ((_, best),) = searches.ranked(spec, spec.runs, found)
+    assert [each["learning_rate"] for each in best] == [1e-3, 1e-4, 1e-2]
+    raw = sorted(levels, key=lambda x: -sum(levels[x]))
+    assert raw == [1e-4, 1e-3, 1e-2]
+
+
+def test_optuna_is_told_one_score_over_the_conditions() -> None:
+    pytest.importorskip("optuna")
+    gravity = {"env_params.gravity": [9.8, 20]}
+    search = {"method": "optuna", "samples": 8, "batch": 4}
+    spec = make(sweep={**RATES, **gravity}, search=search, robust={"by": "worst"}, seeds=1)
+    first, second = play(spec, rate)
+    assert (len(first.legs), len(second.legs)) == (8, 8)
+    for round_ in (first, second):
+        own = {}
+        for leg in round_.legs:
+            own.setdefault(rate(leg.run), []).append(leg.run.swept["env_params.gravity"])
+        assert list(own.values()) == [[9.8, 20]] * 4
+
+
 @pytest.mark.parametrize("method", ["random", "sobol", "lhs"])
 def test_a_sampler_draws_the_same_configurations_for_every_condition(method: str) -> None:
     search = {"method": method, "samples": 4}
@@ -443,6 +511,14 @@ def test_a_rehearsal_has_the_rounds_of_the_search() -> None:
         ),
         (
             {**PBT, "sweep": {**RATES, "env_params.gravity": [9.8, 20]}},
+            r"gravity must be one value, in \[config\], for \[pbt\]",
+        ),
+        ({"robust": {"by": "median"}}, "by must be 'mean' or 'worst', but is 'median'"),
+        ({"robust": {"buy": "mean"}}, "did you mean 'by'"),
+        ({"robust": {"over": ["gamma"]}}, r"several values in \[sweep\] .there are none., but is"),
+        ({"robust": {}}, r"over must name parameters .*there are none"),
+        (
+            {**PBT, "robust": {}, "sweep": {"env_params.gravity": [9.8, 20]}},
             r"gravity must be one value, in \[config\], for \[pbt\]",
         ),
         (
