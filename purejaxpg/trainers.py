@@ -117,9 +117,11 @@ def execute(path: Path, name: str) -> types.ModuleType:
     sys.modules.update(dict.fromkeys(aliases, module))
     try:
         spec.loader.exec_module(module)
-    except InputError:
-        raise
     except Exception as error:
+        for alias in aliases:
+            sys.modules.pop(alias, None)  # nobody may import the half of it that ran
+        if isinstance(error, InputError):
+            raise
         why = f"agent {name!r} cannot be imported: "
         lines = tracebacks.explain(error, why)
         raise CodeError(lines or f"{why}{type(error).__name__}: {error}.") from error

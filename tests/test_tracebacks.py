@@ -66,6 +66,7 @@ def test_an_error_of_an_import_shows_the_line(
     first, second, third, _ = capsys.readouterr().err.splitlines()
     assert (first, second) == ("broken.py, line 2", "    def f(:")
     assert "cannot be imported: SyntaxError: " in third
+    assert not {"missing", "broken"} & set(sys.modules)
     monkeypatch.setenv(tracebacks.WHOLE, "1")
     assert cli.main(["train", "missing.py"]) == 2
     assert capsys.readouterr().err.startswith("Traceback")
