@@ -125,6 +125,9 @@ class Backend:
     def facts(self, programs: Any, group: plans.Group) -> dict[str, Any]:
         return {"compile_s": 0.0, "steps_before": 0}
 
+    def can_save(self, config: Config) -> bool:
+        return True
+
     def versions(self) -> dict[str, str]:
         return {}
 

@@ -281,6 +281,10 @@ class Backend:
             **self.versions(),
         }
 
+    def can_save(self, config: Any) -> bool:
+        """Return whether states of runs of this configuration can be stored."""
+        return not contract.on_host(config)
+
     def versions(self) -> dict[str, str]:
         """Return the versions of everything the numbers depend on."""
         return versions()

@@ -422,7 +422,7 @@ def stacked(parts: Sequence[np.ndarray], rows: int) -> np.ndarray:
 
 def snapshot(work: Work, batch: plans.Batch) -> None:
     """Write a snapshot of a batch, unless its environment is one that cannot be stored."""
-    if contract.on_host(batch.group.config):
+    if not work.backend.can_save(batch.group.config):
         return
     began, metrics = time.monotonic(), batch.metrics
     trees = [
