@@ -106,7 +106,9 @@ def test_evaluations_within_training_are_exported_and_drawn(tmp_path):
     points = {(row["returns"], row["env_steps"]): float(row["iqm"]) for row in rows}
     assert points["evaluation", "25.0"] == 7 and points["training", "10.0"] == 2
     assert len(points) == 6
-    assert "dashed: of evaluations" in (path / "report" / "index.html").read_text("utf-8")
+    assert "of evaluations within training (dashed)" in (path / "report" / "index.html").read_text(
+        "utf-8"
+    )
 
 
 def test_default_files_stand_beside_the_ledger(halved_in_part):
