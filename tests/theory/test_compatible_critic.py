@@ -62,9 +62,9 @@ def exact_gradient() -> jax.Array:
 def test_a_compatible_critic_gives_the_exact_gradient() -> None:
     critic = score() @ fitted(score())
     np.testing.assert_allclose(gradient(critic), exact_gradient(), atol=EXACT)
-    # It is far from Q, and from the advantage.
+    # It is not the advantage itself.
     value = jnp.sum(jax.nn.softmax(logits(PARAMS))[None] * action_value(), -1, keepdims=True)
-    assert float(jnp.abs(critic[None] - (action_value() - value)).max()) > 0.5
+    assert float(jnp.abs(critic[None] - (action_value() - value)).max()) > 0.1
 
 
 def test_other_features_give_another_gradient() -> None:
