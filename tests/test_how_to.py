@@ -1,5 +1,6 @@
 """The forks in docs/how-to/: each diff applies to the agent as it is now, and the fork trains."""
 
+import dataclasses
 import pathlib
 import re
 import tomllib
@@ -11,7 +12,7 @@ import pytest
 from jax import random
 
 from purejaxpg import config as configs
-from purejaxpg import contract, trainers
+from purejaxpg import contract, evaluate, trainers
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import stages
 
@@ -94,6 +95,32 @@ def test_the_sweep_file_of_a_page_is_valid(page: pathlib.Path, tmp_path: pathlib
     planned = stages.plan(several) if several is not None else [specs.load(path)]
     rows = re.findall(r"^\| \S+ \|.*\[", page.read_text("utf-8"), re.MULTILINE)
     assert sum(len(spec.runs) // len(spec.seeds) for spec in planned) == len(rows)
+
+
+@pytest.mark.parametrize("name", ["choose-a-budget", "trustworthy-statistics"])
+def test_the_output_of_a_page_is_what_its_code_prints(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "docs" / "how-to" / f"{name}.md").read_text("utf-8")
+    (shown,) = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.DOTALL)
+    code, output = shown
+    exec(compile(code, f"{name}.md", "exec"), {})
+    assert capsys.readouterr().out == output
+
+
+def test_the_environment_of_a_page_trains(tmp_path: pathlib.Path) -> None:
+    page = ROOT / "docs" / "how-to" / "custom-environment.md"
+    (tmp_path / "corridor.py").write_text(block(page, "python"), encoding="utf-8")
+    (tmp_path / "corridor.toml").write_text(block(page, "toml"), encoding="utf-8")
+    spec = specs.load(tmp_path / "corridor.toml")
+    assert len(spec.runs) == 2 * 3 * 8
+    agent = trainers.load("ppo")
+    key = random.key(0)
+    config = dataclasses.replace(spec.runs[0].config, hidden=(4,), total_timesteps=512)
+    state, metrics = agent.train(key, config)
+    assert metrics["episode/count"].sum() > 0
+    scores = evaluate.score(key, agent, state, config, 16)
+    assert ((scores["evaluation/return"] <= 0.93) & (scores["evaluation/length"] <= 50)).all()
 
 
 def test_a_diff_that_no_longer_applies_is_noticed() -> None:

@@ -9,6 +9,7 @@ import tomllib
 import pytest
 
 from purejaxpg import cli, trainers
+from purejaxpg.envs import libraries
 from purejaxpg.sweep import search as searches
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import stages
@@ -17,8 +18,13 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDERS = [ROOT / "docs" / name for name in ("", "course", "algorithms", "how-to", "reference")]
 SITE = [page for folder in FOLDERS for page in sorted(folder.glob("*.md"))]
 PAGES = [ROOT / "README.md", *SITE]
+GUIDES = [page for page in PAGES if page.parent in (ROOT, ROOT / "docs")]
 # test_how_to.py has the sweeps of those that show a fork.
-EXAMPLES = [page for page in PAGES if "```diff" not in page.read_text(encoding="utf-8")]
+OTHERS = [
+    page
+    for page in PAGES
+    if page not in GUIDES and "```diff" not in page.read_text(encoding="utf-8")
+]
 MARKDOWN = sorted({*PAGES, *ROOT.glob("*.md"), *ROOT.glob("benchmarks/*.md")})
 PARTS = ("stage", "agents")  # tables of a sweep file that is several sweeps
 COMMAND = re.compile(r"(?:^|`|uv run )(purejaxpg [a-z]+ [^`#\n]*)", re.MULTILINE)
@@ -44,7 +50,7 @@ def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.fast
 def test_every_sweep_example_is_a_valid_sweep() -> None:
-    shown = [text for page in EXAMPLES for text in blocks(page, "toml")]
+    shown = [text for page in GUIDES for text in blocks(page, "toml")]
     plain = [raw for raw in map(tomllib.loads, shown) if not raw.keys() & {"given", *PARTS}]
     read = [specs.from_dict({"agent": "ppo", **raw}, "study") for raw in plain]
     assert len(read) == 5
@@ -56,9 +62,27 @@ def test_every_sweep_example_is_a_valid_sweep() -> None:
 
 
 @pytest.mark.fast
+@pytest.mark.parametrize("page", OTHERS, ids=lambda page: page.stem)
+def test_every_sweep_file_beside_the_guides_is_valid(
+    page: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    for source in blocks(page, "python"):
+        (tmp_path / "corridor.py").write_text(source, encoding="utf-8")  # what a sweep file names
+    path = tmp_path / "study.toml"
+    for shown in blocks(page, "toml"):
+        # Other libraries are not installed where tests run: CartPole takes their place.
+        shown = re.sub(rf'"({"|".join(libraries.EXAMPLES)}):[^"]*"', '"CartPole-v1"', shown)
+        shown = re.sub(r"^env_kwargs.*\n", "", shown, flags=re.MULTILINE)
+        path.write_text(shown, encoding="utf-8")
+        several = stages.read(path)
+        planned = stages.plan(several) if several is not None else [specs.load(path)]
+        assert all(spec.runs for spec in planned)
+
+
+@pytest.mark.fast
 def test_every_example_with_given_arrays_or_stages_has_known_keys(tmp_path: pathlib.Path) -> None:
     """Their trainers are given what no test has trained, so only the words can be checked."""
-    shown = [text for page in EXAMPLES for text in blocks(page, "toml")]
+    shown = [text for page in GUIDES for text in blocks(page, "toml")]
     given = [raw for raw in map(tomllib.loads, shown) if "given" in raw]
     assert len(given) == 2 and all(raw.keys() <= set(specs.KEYS) for raw in given)
     (staged,) = (text for text in shown if "[[stage]]" in text)
@@ -71,7 +95,7 @@ def test_every_example_with_given_arrays_or_stages_has_known_keys(tmp_path: path
 
 @pytest.mark.fast
 def test_the_example_of_several_agents_is_valid(tmp_path: pathlib.Path) -> None:
-    (shown,) = (t for page in EXAMPLES for t in blocks(page, "toml") if "[agents." in t)
+    (shown,) = (t for page in GUIDES for t in blocks(page, "toml") if "[agents." in t)
     (tmp_path / "study.toml").write_text(shown, encoding="utf-8")
     shutil.copyfile(trainers.path_of("a2c"), tmp_path / "mine.py")
     pipeline = stages.read(tmp_path / "study.toml")
