@@ -178,7 +178,7 @@ def test_the_natural_gradient_of_a_softmax_is_the_advantage() -> None:
 
 
 @pytest.mark.parametrize("rate", [0.01, 1.0])
-def test_a_natural_step_multiplies_the_policy_by_the_exponential_advantage(rate: float) -> None:
+def test_a_natural_step_multiplies_by_the_exponential_advantage(rate: float) -> None:
     # Agarwal et al. 2019, arXiv:1908.00261v5, lemma 5.1; for steps of any length.
     params = random_logits()
     new = tabular(params + rate * natural_direction(params))
@@ -228,7 +228,7 @@ def trust_region_step(params: jax.Array, _: None) -> tuple[jax.Array, tuple[jax.
     return new_params, (before.objective, evaluate(new_params)[1], fraction)
 
 
-def test_with_exact_advantages_the_return_never_falls_and_reaches_the_optimum() -> None:
+def test_with_exact_advantages_the_return_rises_to_the_optimum() -> None:
     moves, reward, start = decision_process()
     value = jnp.zeros(STATES)
     for _ in range(200):

@@ -175,7 +175,7 @@ def test_the_policy_gradient_theorem() -> None:
     np.testing.assert_allclose(actual, exact_gradient(), atol=EXACT)
 
 
-def test_of_a_tabular_softmax_it_is_visits_times_probability_times_advantage() -> None:
+def test_a_table_moves_by_visits_times_probability_times_advantage() -> None:
     value, action_value = tiny_mdp.values(MDP, LOGITS)
     advantage = action_value - value[:-1, :, None]
     reached, policy = tiny_mdp.occupancy(MDP, LOGITS), jax.nn.softmax(jnp.asarray(LOGITS))
@@ -329,7 +329,7 @@ def score_moments(
 
 
 @pytest.mark.parametrize("state", range(3))
-def test_score_of_a_choice_has_mean_zero_and_the_fisher_matrix_as_covariance(state: int) -> None:
+def test_moments_of_the_score_of_a_choice(state: int) -> None:
     def log_prob(logits: jax.Array) -> jax.Array:
         return distributions.categorical(jnp.stack([logits, logits])).log_prob(jnp.arange(2))
 
@@ -342,7 +342,7 @@ def test_score_of_a_choice_has_mean_zero_and_the_fisher_matrix_as_covariance(sta
     np.testing.assert_allclose(curvature, fisher, atol=1e-15)
 
 
-def test_score_of_a_gaussian_has_mean_zero_and_the_fisher_matrix_as_covariance() -> None:
+def test_moments_of_the_score_of_a_gaussian() -> None:
     # Five nodes of Gauss and Hermite are exact up to degree nine; a product of scores has four.
     node, weight = np.polynomial.hermite_e.hermegauss(5)
     mu, log_std = 0.7, -0.4
@@ -388,7 +388,7 @@ def gradients(mdp: tiny_mdp.Mdp, baseline: bool) -> jax.Array:
     return trajectory_gradient(DISCOUNT * (target - value if baseline else target))
 
 
-def test_a_constant_in_every_reward_changes_nothing_once_the_value_is_subtracted() -> None:
+def test_a_constant_in_every_reward_is_removed_by_the_value() -> None:
     # Every episode has the same length; with a choice of when to end, a constant would matter.
     raised = dataclasses.replace(MDP, reward=MDP.reward + 3.0)
     np.testing.assert_allclose(exact_gradient(raised.reward), exact_gradient(), atol=EXACT)

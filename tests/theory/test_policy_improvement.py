@@ -84,7 +84,7 @@ def test_the_greedy_policy_is_no_worse() -> None:
 # --- the surrogate -------------------------------------------------------------------------------
 
 
-def test_the_surrogate_has_the_value_and_the_gradient_of_the_objective() -> None:
+def test_the_surrogate_is_right_to_first_order() -> None:
     def objective(logits: jax.Array) -> jax.Array:
         return tiny_mdp.objective(MDP, logits)
 
@@ -123,7 +123,7 @@ def test_the_surrogate_alone_promises_too_much() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_error_of_the_surrogate_falls_with_the_square_of_the_step(seed: int) -> None:
+def test_the_error_falls_with_the_square_of_the_step(seed: int) -> None:
     far, near = (
         abs(float(tiny_mdp.objective(MDP, new) - surrogate(jnp.asarray(new))))
         for new in (new_logits(1e-2, seed), new_logits(1e-3, seed))
