@@ -104,6 +104,24 @@ def test_under_a_curved_change_of_parameters_only_short_steps_agree() -> None:
     assert near < 0.02 * far
 
 
+def test_no_step_of_the_same_length_gains_more() -> None:
+    source = np.random.default_rng(5)
+    root, gradient = source.normal(size=(4, 4)), source.normal(size=4)
+    metric = root @ root.T
+
+    def scaled(direction: np.ndarray) -> np.ndarray:
+        image = jnp.asarray(metric @ direction)
+        return np.asarray(trust_region.step_to_boundary(jnp.asarray(direction), image, 0.3))
+
+    natural = scaled(np.linalg.solve(metric, gradient))
+    assert natural @ metric @ natural == pytest.approx(2 * 0.3, rel=1e-12)
+    best = gradient @ natural
+    assert best == pytest.approx(np.sqrt(0.6 * gradient @ np.linalg.solve(metric, gradient)))
+    others = [gradient @ scaled(x) for x in source.normal(size=(200, 4))]
+    assert max(others) < best
+    assert gradient @ scaled(gradient) < 0.9 * best
+
+
 # --- the closed form of a tabular softmax policy -------------------------------------------------
 
 STATES, CHOICES = 5, 3

@@ -185,6 +185,15 @@ def test_a_table_moves_by_visits_times_probability_times_advantage() -> None:
     assert float(jnp.abs(with_q - exact_gradient()).max()) > 0.1
 
 
+def test_an_action_has_no_part_in_earlier_rewards() -> None:
+    score = jax.jacfwd(lambda x: tiny_mdp.log_prob(MDP, x, BATCH))(jnp.asarray(LOGITS))
+    weighted = probability()[None] * BATCH.reward  # [T, N]
+    product = jnp.einsum("kn,tnsa->ktsa", weighted, score)
+    for k, t in np.ndindex(MDP.horizon, MDP.horizon):
+        largest = float(jnp.abs(product[k, t]).max())
+        assert (largest < 1e-14) if k < t else (largest > 1e-4)
+
+
 # --- bias ----------------------------------------------------------------------------------------
 
 
@@ -313,6 +322,21 @@ def test_a_shorter_trace_of_the_exact_value_reduces_the_variance() -> None:
     )
     assert shorter < middle < longest
     assert longest == pytest.approx(PINNED["reward-to-go less V"], abs=5e-4)
+
+
+def test_the_errors_of_the_exact_value_are_uncorrelated() -> None:
+    def product(table: jax.Array, earlier: int, later: int) -> float:
+        delta = gae(table, 0.0)
+        return float(jnp.sum(probability() * delta[earlier] * delta[later]))
+
+    pairs = [(e, k) for k in range(MDP.horizon) for e in range(k)]
+    assert max(abs(product(exact_value(), *pair)) for pair in pairs) < 1e-14
+    assert max(abs(product(arbitrary_value(), *pair)) for pair in pairs) > 0.05
+    # So the variances of an advantage add up, with the squares of its weights.
+    size = 0.7
+    parts = [(MDP.gamma * size) ** (2 * k) * product(exact_value(), k, k) for k in range(4)]
+    whole = jnp.sum(probability() * jnp.square(gae(exact_value(), size)[0]))
+    assert float(whole) == pytest.approx(sum(parts), rel=1e-12)
 
 
 # --- identities of the score ---------------------------------------------------------------------

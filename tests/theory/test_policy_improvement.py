@@ -183,6 +183,17 @@ def test_the_variance_of_a_product_of_ratios_grows_with_every_factor() -> None:
 
 # --- what clipping does not do -------------------------------------------------------------------
 
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_clipped_objective_is_never_above_the_surrogate(size: float) -> None:
+    new, old = (tiny_mdp.log_prob(MDP, jnp.asarray(x), BATCH) for x in (new_logits(size), OLD))
+    along = advantage()[TIME[:, None], BATCH.state, BATCH.action]
+    clipped = -losses.ppo_clip(new, old, along, 0.2)
+    difference = ratio(new_logits(size)) * along - clipped
+    assert float(difference.min()) >= 0.0
+    assert (float(difference.max()) > 0.1) is (size >= 1.0)
+
+
 FEATURES = np.random.default_rng(3).normal(size=(3, 2, 2))  # [S, A, K]: fewer parameters than rows
 
 
