@@ -91,6 +91,22 @@ def test_any_other_baseline_costs_its_squared_distance() -> None:
         assert float(excess) == pytest.approx(float(expected), rel=1e-12)
 
 
+@pytest.mark.parametrize("p", [0.1, 0.4, 0.8])
+def test_of_two_actions_it_weights_them_the_other_way_round_and_leaves_no_variance(
+    p: float,
+) -> None:
+    prob, value = jnp.array([p, 1.0 - p]), jnp.array([2.0, -1.0])
+    score = jnp.eye(2) - jnp.stack([prob, prob])  # ∇log π of each action: [2, 2]
+    best = losses.optimal_baseline(prob * jnp.sum(jnp.square(score), -1), value)
+    assert float(best) == pytest.approx(float(prob[::-1] @ value), rel=1e-12)
+    estimate = score * (value - best)[:, None]
+    np.testing.assert_allclose(estimate[0], estimate[1], atol=1e-14)
+    of_value = score * (value - prob @ value)[:, None]
+    spread = jnp.square(of_value - (prob @ of_value)[None])
+    expected = 2.0 * 3.0**2 * p * (1.0 - p) * (1.0 - 2.0 * p) ** 2
+    assert float(prob @ spread.sum(-1)) == pytest.approx(expected, rel=1e-12)
+
+
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_estimated_from_the_batch_it_serves_it_is_biased(size: int) -> None:
     # All 4^size batches of actions, each with its probability.

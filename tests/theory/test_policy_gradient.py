@@ -175,6 +175,16 @@ def test_the_policy_gradient_theorem() -> None:
     np.testing.assert_allclose(actual, exact_gradient(), atol=EXACT)
 
 
+def test_of_a_tabular_softmax_it_is_visits_times_probability_times_advantage() -> None:
+    value, action_value = tiny_mdp.values(MDP, LOGITS)
+    advantage = action_value - value[:-1, :, None]
+    reached, policy = tiny_mdp.occupancy(MDP, LOGITS), jax.nn.softmax(jnp.asarray(LOGITS))
+    rows = jnp.einsum("ts,sa,tsa->sa", reached, policy, advantage)
+    np.testing.assert_allclose(rows, exact_gradient(), atol=EXACT)
+    with_q = jnp.einsum("ts,sa,tsa->sa", reached, policy, action_value)
+    assert float(jnp.abs(with_q - exact_gradient()).max()) > 0.1
+
+
 # --- bias ----------------------------------------------------------------------------------------
 
 
@@ -256,6 +266,23 @@ def test_with_the_exact_value_gae_has_the_mean_of_the_advantage(gae_lambda: floa
         mean = jnp.sum(chosen * estimate[t]) / jnp.sum(chosen)
         advantage = action_value[t, state, action] - value[t, state]
         assert float(mean) == pytest.approx(float(advantage), abs=1e-12)
+
+
+@pytest.mark.parametrize("gae_lambda", [0.0, 0.5, 0.9, 1.0])
+def test_the_bias_of_a_wrong_value_is_that_of_its_bootstraps(gae_lambda: float) -> None:
+    # E[Â_t | s_t, a_t] − A_t = −e(s_t) + (1 − λ) Σ_{k≥1} λ^{k−1} γ^k E[e(s_{t+k}) | s_t, a_t],
+    # e = V_wrong − V. The first term is a baseline; only the rest reaches the gradient.
+    error = along(arbitrary_value() - exact_value())
+    difference = gae(arbitrary_value(), gae_lambda) - gae(exact_value(), gae_lambda)
+    weight = probability()
+    for t, state, action in np.ndindex(4, 3, 2):
+        chosen = weight * ((BATCH.state[t] == state) & (BATCH.action[t] == action))
+        later = [
+            (1.0 - gae_lambda) * gae_lambda ** (k - 1) * MDP.gamma**k * error[t + k]
+            for k in range(1, MDP.horizon - t)
+        ]
+        expected = jnp.sum(chosen * (sum(later, jnp.zeros_like(error[t])) - error[t]))
+        assert float(jnp.sum(chosen * difference[t])) == pytest.approx(float(expected), abs=1e-12)
 
 
 # --- variance: for this process and this policy, because no such order is a theorem --------------
