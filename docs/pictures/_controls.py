@@ -237,18 +237,18 @@ def fragment_of(name: str, module: Any) -> str:
     )
 
 
-def page(name: str, module: Any) -> str:
-    """Return a whole page with one picture, which needs no other file."""
+def page_of(title: str, fragments: str) -> str:
+    """Return a whole page of pictures, which needs no other file."""
     from plotly.offline import get_plotlyjs
 
     style = (STATIC / "pictures.css").read_text(encoding="utf-8")
     script = (STATIC / "pictures.js").read_text(encoding="utf-8")
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>:root {{ color-scheme: light dark }} {style}</style></head><body>"
-        f"{fragment_of(name, module)}<script>{get_plotlyjs()}</script><script>{script}</script>"
-        "</body></html>\n"
+        f"<style>:root {{ color-scheme: light dark; font-family: system-ui, sans-serif }} {style}"
+        f"</style></head><body>{fragments}<script>{get_plotlyjs()}</script>"
+        f"<script>{script}</script></body></html>\n"
     )
 
 
@@ -257,4 +257,4 @@ def main(module: Any) -> None:
     name = pathlib.Path(module.__file__).stem
     if len(sys.argv) != 2:
         sys.exit(f"usage: python docs/pictures/{name}.py PAGE.html")
-    pathlib.Path(sys.argv[1]).write_text(page(name, module), encoding="utf-8")
+    pathlib.Path(sys.argv[1]).write_text(page_of(name, fragment_of(name, module)), encoding="utf-8")

@@ -104,12 +104,8 @@ def figure() -> go.Figure:
     bias, of_one = map(np.asarray, measured())
     variance = of_one[:, :, None] / BATCHES[:, None]
     bias = np.broadcast_to(bias[:, :, None], variance.shape)
-    lines = {
-        "Squared bias {:.2g},": bias,
-        "variance {:.2g},": variance,
-        "sum {:.2g}.": bias + variance,
-    }
     total = bias + variance
+    lines = {"Squared bias {:.2g},": bias, "variance {:.2g},": variance, "sum {:.2g}.": total}
     best = total.argmin(-1)
     state, every = ("kind", "error", "batch"), ("kind", "error", "batch", "gae_lambda")
     states: dict[str, _controls.State] = {}

@@ -13,9 +13,9 @@ from purejaxpg.kernels import distributions, trust_region
 
 ALT = (
     "Contours of the expected reward over the mean and the deviation of a normal policy, with the "
-    "paths of natural and of plain gradient steps, and around the place of each the policies within "
-    "a bounded divergence. Natural steps all have nearly the same divergence, and hardly notice "
-    "how the policy is parameterised. Plain steps depend on it: each choice gives another path."
+    "paths of natural and of plain gradient steps, and around each of the two places the policies "
+    "within a bounded divergence. Natural steps all have nearly the same divergence, and hardly "
+    "notice how the policy is parameterised. Plain steps do: each choice gives another path."
 )
 
 START, BEST = (-2.0, 1.0), 1.0  # mean and deviation at first; the action with the largest reward
@@ -130,7 +130,7 @@ def figure() -> go.Figure:
         states[f"data.{first + 3}.y"] = (run, kl)
         words = ("Natural: reward {:.2f}.", "Plain: reward {:.2f}.")[method]
         states[f"says.{method}"] = (every, _controls.texts(words, found["reward"][:, :, method]))
-    step = np.minimum(np.arange(STEPS + 1) + 1, STEPS)
+    step = np.maximum(np.arange(STEPS + 1), 1)
     states["data.9.x"] = (("step",), np.stack([step, step], -1))
     upto = found["kl"].max((2, 3))
     states["data.9.y"] = (run, np.stack([0.0 * upto, 1.1 * upto], -1))
@@ -149,10 +149,8 @@ def drawn(contours: np.ndarray) -> go.Figure:
     grey = [[0, _controls.GREY], [1, _controls.GREY]]
     shown = {"x": MEANS.round(3).tolist(), "y": LOG_STDS.round(3).tolist()}
     shown["z"] = contours.round(3).tolist()
-    reward = go.Contour(
-        contours=lines, colorscale=grey, showscale=False, line_width=1, **shown, **hover
-    )
-    traces = [reward]
+    look = {"contours": lines, "colorscale": grey, "showscale": False, "line_width": 1}
+    traces = [go.Contour(**look, **shown, **hover)]
     for name, colour, symbol in (
         ("natural", _controls.BLUE, "circle"),
         ("plain", _controls.ORANGE, "square"),
@@ -161,11 +159,12 @@ def drawn(contours: np.ndarray) -> go.Figure:
         line = {"color": colour, "width": 2}
         mark = {"color": colour, "symbol": symbol, "size": 5}
         place = {"color": colour, "symbol": symbol, "size": 13}
+        area = {"fill": "toself", "fillcolor": f"{colour}40"}
         kl = {"xaxis": "x2", "yaxis": "y2", "hovertemplate": "step %{x}: %{y:.3g} nats"}
         traces += [
             go.Scatter(name=name, mode="lines+markers", line=line, marker=mark, hoverinfo="skip"),
             go.Scatter(mode="markers", marker=place, **shared),
-            go.Scatter(mode="lines", line={**line, "dash": "dot"}, fill="toself", **shared),
+            go.Scatter(mode="lines", line={**line, "dash": "dot"}, **area, **shared),
             go.Scatter(
                 name=name, x=list(range(1, STEPS + 1)), mode="lines+markers", line=line,
                 marker=mark, showlegend=False, **kl,
