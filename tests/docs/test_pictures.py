@@ -264,7 +264,7 @@ def test_each_control_changes_the_data_from_the_keyboard(tmp_path):
 
 
 def check_control(page, name, tag):
-    """A key moves the control that has the focus, its picture changes, and another key undoes it."""
+    """A key moves the focused control and changes its picture; another key undoes that."""
     number = NAMES.index(name.split("-")[1])
     value = f"document.getElementById('{name}').value"
     before, at = page.value(DATA), int(page.value(value))
