@@ -677,23 +677,6 @@ def _check_actions(trainer: types.ModuleType, action: Any, count: int, config: A
         raise _broken(trainer, "policy", f"one array of actions {shape}{memory}", action)
 
 
-def restarted(memory: Any, initial: Any, done: Any) -> Any:
-    """Return the memory with that of a new episode where one has ended.
-
-    Args:
-        memory: leaves [n, ...].
-        initial: as `initial_memory` returns it.
-        done: [n] bool.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    def select(new: Any, old: Any) -> Any:
-        return jnp.where(done.reshape(-1, *[1] * (old.ndim - 1)), new, old)
-
-    return jax.tree.map(select, initial, memory)
-
-
 def _described(memory: Any) -> str:
     """Return the shapes and types of a memory's arrays in its structure."""
     import jax

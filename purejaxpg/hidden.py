@@ -87,16 +87,12 @@ def _traced(trainer: types.ModuleType, config: Any) -> tuple[Any, list[bool], An
     """
     key, count = random.key(0), getattr(config, contract.NUM_ENVS)
     twice = dataclasses.replace(config, **{contract.NUM_ENVS: 2 * count})
-    init, step, act = (
-        functools.partial(function, trainer)
-        for function in (contract.started, contract.updated, contract.act)
-    )
-    state, larger = (jax.eval_shape(init, key, each) for each in (config, twice))
+    state, larger = (jax.eval_shape(trainer.init, key, each) for each in (config, twice))
     pairs = zip(jax.tree.leaves(state), jax.tree.leaves(larger), strict=True)
     per_env = [a.shape[:1] == (count,) and b.shape == (2 * count, *a.shape[1:]) for a, b in pairs]
     obs = jax.ShapeDtypeStruct((count, contract.environment(config).obs_size), jnp.float32)
-    update = jax.make_jaxpr(step)(key, state, config)
-    policy = jax.make_jaxpr(act)(key, state, obs, (), config)
+    update = jax.make_jaxpr(functools.partial(contract.updated, trainer))(key, state, config)
+    policy = jax.make_jaxpr(trainer.policy)(key, state, obs, config)
     return state, per_env, _inner(update), _inner(policy)
 
 

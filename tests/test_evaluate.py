@@ -338,7 +338,7 @@ def test_a_memory_goes_from_step_to_step() -> None:
 def test_a_memory_ends_with_its_episode() -> None:
     memory = {"a": jnp.arange(6.0).reshape(3, 2), "b": jnp.array([7, 8, 9])}
     initial = {"a": -jnp.ones((3, 2)), "b": jnp.array([1, 2, 3])}
-    after = contract.restarted(memory, initial, jnp.array([True, False, True]))
+    after = envs.restarted(memory, initial, jnp.array([True, False, True]))
     np.testing.assert_array_equal(after["a"], [[-1, -1], [2, 3], [-1, -1]])
     np.testing.assert_array_equal(after["b"], [1, 8, 3])
 
