@@ -145,7 +145,7 @@ def started(trainer: types.ModuleType, key: Any, config: Any, *given: Any) -> An
 
 def updated(
     trainer: types.ModuleType, key: Any, state: Any, config: Any, *given: Any
-) -> tuple[Any, Mapping[str, Any]]:
+) -> tuple[Any, dict[str, Any]]:
     """Return the next state of a run and its metrics, which the trainer's `update` returns.
 
     Raises:
@@ -159,7 +159,7 @@ def updated(
     after, metrics = returned
     check_metrics(trainer, metrics)
     _check_kept(trainer, state, after)
-    return after, metrics
+    return after, dict(metrics)
 
 
 def _check_kept(trainer: types.ModuleType, before: Any, after: Any) -> None:
@@ -182,7 +182,8 @@ def _check_kept(trainer: types.ModuleType, before: Any, after: Any) -> None:
                 f"update in {_file(trainer)} must return {wanted}, but {name} is {new} and was "
                 f"{old} before."
             )
-    if jax.tree.structure(before) != jax.tree.structure(after):
+    structures: list[Any] = [jax.tree.structure(state) for state in (before, after)]
+    if structures[0] != structures[1]:
         raise _broken(trainer, "update", wanted, (after, {}))
 
 
