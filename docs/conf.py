@@ -49,6 +49,7 @@ myst_links_external_new_tab = False
 # The optional libraries that this environment lacks: the modules that use them are described too.
 OPTIONAL = ("brax", "craftax", "jumanji", "mujoco_playground", "navix", "optuna", "ray", "wandb")
 autodoc_mock_imports = [name for name in OPTIONAL if importlib.util.find_spec(name) is None]
+napoleon_use_rtype = False  # what stands before a colon in "Returns" is a name, not a type
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
