@@ -16,6 +16,9 @@ PYTEST := -m pytest -q -n $(WORKERS) --max-worker-restart=0
 # tests last, which are the longest, and leave all workers but one without work.
 BY_FILE := --dist loadfile --no-loadscope-reorder
 
+# A warning, such as a link that leads nowhere, fails the build; all of them are shown first.
+SPHINX := -m sphinx -q -W --keep-going -b html -d docs/_build/doctrees
+
 BIN := $(VENV)/bin
 # -qq: warnings about the reader's own pip configuration are no concern of this project.
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install -c constraints.txt
@@ -23,7 +26,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install -c constrain
 .DEFAULT_GOAL := help
 # An interrupted recipe leaves no file that would pass for a finished one.
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev sweep test test-fast test-slow lint format wheel clean
+.PHONY: help setup setup-dev setup-docs sweep test test-fast test-slow lint format docs wheel clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -50,18 +53,23 @@ format: setup-dev ## rewrite the files in the project's format
 	@$(BIN)/ruff check --fix-only -q .
 	@$(BIN)/ruff format .
 
+docs: setup-docs ## build the site into docs/_build/html
+	@$(BIN)/python $(SPHINX) docs docs/_build/html
+	@echo 'Open docs/_build/html/index.html'
+
 wheel: setup-dev ## build the wheel into dist/
 	@$(BIN)/python -m hatchling build -t wheel -d dist
 
 setup: $(VENV)/.core ## make the environment
 setup-dev: $(VENV)/.dev ## make the environment, with all that tests and lint need
+setup-docs: $(VENV)/.docs ## make the environment, with all that the site needs
 
 clean: ## remove environments and caches; results are kept
-	rm -rf .venv .venv-* .jax_cache .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .venv-* .jax_cache .mypy_cache .pytest_cache .ruff_cache build dist docs/_build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Three stamps: the environment, the runtime packages, the development packages. A stamp is the
-# last thing that its recipe writes.
+# A stamp each for the environment, the runtime packages, what tests and lint need, and what the site
+# needs. A stamp is the last thing that its recipe writes.
 $(VENV)/.made:
 	@python='$(PYTHON)'; \
 	suits='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'; \
@@ -92,4 +100,9 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(VENV)/.made
 $(VENV)/.dev: $(VENV)/.core
 	@echo 'Installing what tests and lint need into $(VENV) (once, about half a minute)'
 	@start=$$(date +%s); $(PIP) -e '.[dev]' && echo "Installed in $$(($$(date +%s) - start)) s"
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.core
+	@echo 'Installing what the site needs into $(VENV) (once, about half a minute)'
+	@start=$$(date +%s); $(PIP) -e '.[docs]' && echo "Installed in $$(($$(date +%s) - start)) s"
 	@touch $@

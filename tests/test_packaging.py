@@ -185,8 +185,11 @@ def test_constraints_are_names_and_versions_only():
     assert not any("://" in line for line in CONSTRAINTS)
 
 
+TESTED = ("test", "dev", "docs")
+
+
 @pytest.mark.parametrize("python", PYTHONS)
-@pytest.mark.parametrize("requirement", requirements() + requirements("test", "dev"), ids=str)
+@pytest.mark.parametrize("requirement", requirements() + requirements(*TESTED), ids=str)
 def test_every_requirement_is_pinned_within_its_bounds(requirement, python):
     pinned = pins(python).get(canonicalize_name(requirement.name))
     assert pinned is not None, f"{requirement.name} is not in constraints.txt"

@@ -14,9 +14,11 @@ from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import stages
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-HOW_TO = sorted((ROOT / "docs" / "how-to").glob("*.md"))
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *HOW_TO]
-EXAMPLES = [page for page in PAGES if page not in HOW_TO]  # test_how_to.py has the sweeps of those
+FOLDERS = [ROOT / "docs" / name for name in ("", "course", "algorithms", "how-to", "reference")]
+SITE = [page for folder in FOLDERS for page in sorted(folder.glob("*.md"))]
+PAGES = [ROOT / "README.md", *SITE]
+# test_how_to.py has the sweeps of those that show a fork.
+EXAMPLES = [page for page in PAGES if "```diff" not in page.read_text(encoding="utf-8")]
 MARKDOWN = sorted({*PAGES, *ROOT.glob("*.md"), *ROOT.glob("benchmarks/*.md")})
 PARTS = ("stage", "agents")  # tables of a sweep file that is several sweeps
 COMMAND = re.compile(r"(?:^|`|uv run )(purejaxpg [a-z]+ [^`#\n]*)", re.MULTILINE)

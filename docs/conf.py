@@ -1,0 +1,49 @@
+"""How Sphinx builds the site: `make docs`."""
+
+import importlib.util
+import pathlib
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent
+# The checkout comes first, so that the site describes the files that it lies beside.
+sys.path[:0] = [str(ROOT), str(HERE / "_ext")]
+
+import purejaxpg  # noqa: E402
+
+project = "purejaxpg"
+copyright = "the authors of purejaxpg"
+version = release = purejaxpg.__version__
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_design",
+    "mathematics",
+    "picture",
+    "repository",
+]
+exclude_patterns = ["_build", "_ext"]
+html_theme = "sphinx_book_theme"
+html_title = f"purejaxpg {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_theme_options = {
+    "home_page_in_toc": False,
+    "show_navbar_depth": 1,
+    "show_toc_level": 2,
+    "use_download_button": False,
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
+}
+
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "fieldlist"]
+myst_heading_anchors = 4
+myst_links_external_new_tab = False
+
+# The optional libraries that this environment lacks: the modules that use them are described too.
+OPTIONAL = ("brax", "craftax", "jumanji", "mujoco_playground", "navix", "optuna", "ray", "wandb")
+autodoc_mock_imports = [name for name in OPTIONAL if importlib.util.find_spec(name) is None]
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
