@@ -245,9 +245,7 @@ def add_result_commands(add: Any) -> None:
         return option
 
     text = "write the report of a sweep again, or compare several sweeps on one page"
-    reporter = add(report, text)
-    add_import_option(reporter)
-    option = reporter.add_argument
+    option = add(report, text).add_argument
     option("directories", type=Path, nargs="+", metavar="DIR", help="a result directory")
     option("--out", type=Path, metavar="DIR", help="of the comparison (results/A-vs-B)")
 
@@ -464,7 +462,6 @@ def report(arguments: argparse.Namespace) -> None:
     """Write the tables and figures of a sweep, or of all its stages, again, or compare several."""
     from purejaxpg.sweep import stages
 
-    modules.import_all(arguments.imports)
     console, roots, out = session.make_console(), arguments.directories, arguments.out
     if len(roots) > 1:
         session.report_together(roots, out or Path("results") / versus(roots), console)

@@ -50,7 +50,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from purejaxpg import InputError, text, trees
+from purejaxpg import InputError, text, tracebacks, trees
 
 NAMES = ("Config", "check", "init", "update", "train")
 FIELDS = ("num_updates", "steps_per_update")
@@ -131,28 +131,97 @@ def unit(trainer: types.ModuleType) -> str:
     return str(getattr(trainer, "UNIT", default))
 
 
-def check_state(trainer: types.ModuleType, state: Any) -> None:
-    """Raise an InputError unless a state has `params`, which are watched for divergence."""
+def started(trainer: types.ModuleType, key: Any, config: Any, *given: Any) -> Any:
+    """Return the first state of a run, which is what the trainer's `init` returns.
+
+    Raises:
+        InputError: that is no state. A state has `params`, which are watched for divergence.
+    """
+    state = trainer.init(key, config, *given)
     if not hasattr(state, "params"):
-        raise InputError(f"The state of agent {name_of(trainer)!r} must have the attribute params.")
+        raise _broken(trainer, "init", "one value, the state, with the attribute params", state)
+    return state
+
+
+def updated(
+    trainer: types.ModuleType, key: Any, state: Any, config: Any, *given: Any
+) -> tuple[Any, dict[str, Any]]:
+    """Return the next state of a run and its metrics, which the trainer's `update` returns.
+
+    Raises:
+        InputError: it returns something else, a metric is no scalar, or the arrays of the state
+            have other shapes or types than before.
+    """
+    returned = trainer.update(key, state, config, *given)
+    pair = isinstance(returned, tuple) and len(returned) == 2
+    if not pair or not isinstance(returned[1], Mapping):
+        raise _broken(trainer, "update", "two values, the state and a dict of metrics", returned)
+    after, metrics = returned
+    check_metrics(trainer, metrics)
+    _check_kept(trainer, state, after)
+    return after, dict(metrics)
+
+
+def _check_kept(trainer: types.ModuleType, before: Any, after: Any) -> None:
+    """Raise an InputError unless a state has the arrays of the one before it."""
+    import jax
+    import jax.numpy as jnp
+
+    def kinds(state: Any) -> dict[str, str]:
+        leaves = jax.tree_util.tree_leaves_with_path(state)
+        named = ((f"state{jax.tree_util.keystr(path)}", leaf) for path, leaf in leaves)
+        numbers = bool | int | float
+        return {n: _kind(jnp.asarray(x) if isinstance(x, numbers) else x) for n, x in named}
+
+    wanted = "two values, a state with the arrays of the one before it and a dict of metrics"
+    had, has = kinds(before), kinds(after)
+    for name in {**had, **has}:
+        if had.get(name) != has.get(name):
+            old, new = had.get(name, "missing"), has.get(name, "missing")
+            raise InputError(
+                f"update in {_file(trainer)} must return {wanted}, but {name} is {new} and was "
+                f"{old} before."
+            )
+    structures: list[Any] = [jax.tree.structure(state) for state in (before, after)]
+    if structures[0] != structures[1]:
+        raise _broken(trainer, "update", wanted, (after, {}))
+
+
+def _broken(trainer: types.ModuleType, function: str, wanted: str, returned: Any) -> InputError:
+    """Return the error that a function of a trainer returns something else than `wanted`."""
+    several = returned if type(returned) in (tuple, list) else (returned,)
+    had = f"{text.count(len(several), 'value')} ({', '.join(map(_kind, several))})"
+    had = "nothing" if returned is None else had
+    return InputError(f"{function} in {_file(trainer)} must return {wanted}, but returns {had}.")
+
+
+def _file(trainer: types.ModuleType) -> str:
+    """Return the file of a trainer as the user knows it."""
+    return tracebacks.shown(str(trainer.__file__))
+
+
+def _kind(value: Any) -> str:
+    """Return the type and shape of an array, such as "float32[3]", or the type of another value."""
+    if isinstance(value, bool | int | float) or not hasattr(value, "dtype"):
+        return type(value).__name__
+    return f"{value.dtype}{list(value.shape)}"
 
 
 def check_metrics(trainer: types.ModuleType, metrics: Mapping[str, Any]) -> None:
-    """Raise an InputError unless the metrics of a batch of rows are scalars, each [rows].
+    """Raise an InputError unless the metrics of an update are scalars.
 
     Args:
         trainer: a module.
-        metrics: shapes of the metrics of `update` under vmap.
+        metrics: as `update` returns them.
     """
     name = name_of(trainer)
     for metric in CURVE:
         if metric not in metrics and any(other in metrics for other in CURVE):
             raise InputError(f"The metrics of agent {name!r} must hold {metric!r}.")
     for metric, value in metrics.items():
-        if len(value.shape) != 1:
+        if not isinstance(value, bool | int | float) and getattr(value, "shape", None) != ():
             raise InputError(
-                f"The metric {metric!r} of agent {name!r} must be a scalar, "
-                f"but has shape {list(value.shape[1:])}."
+                f"The metric {metric!r} of agent {name!r} must be a scalar, but is {_kind(value)}."
             )
 
 
@@ -580,15 +649,17 @@ def act(
         Actions, [n] or [n, A], and the memory after `obs`.
 
     Raises:
-        InputError: the policy returns a memory of another kind than it was given.
+        InputError: the policy returns no action for each observation, or a memory of another kind
+            than it was given.
     """
     if not has_memory(trainer):
-        return trainer.policy(key, state, obs, config, greedy), memory
+        action = trainer.policy(key, state, obs, config, greedy)
+        _check_actions(trainer, action, len(obs), config)
+        return action, memory
     acted = trainer.policy(key, state, obs, memory, config, greedy)
     if not isinstance(acted, tuple) or len(acted) != 2:
-        raise InputError(
-            f"policy of agent {name_of(trainer)!r} must return an action and its memory."
-        )
+        raise _broken(trainer, "policy", "two values, the actions and the memory", acted)
+    _check_actions(trainer, acted[0], len(obs), config)
     before, after = _described(memory), _described(acted[1])
     if before != after:
         raise InputError(
@@ -598,29 +669,20 @@ def act(
     return acted
 
 
-def restarted(memory: Any, initial: Any, done: Any) -> Any:
-    """Return the memory with that of a new episode where one has ended.
-
-    Args:
-        memory: leaves [n, ...].
-        initial: as `initial_memory` returns it.
-        done: [n] bool.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    def select(new: Any, old: Any) -> Any:
-        return jnp.where(done.reshape(-1, *[1] * (old.ndim - 1)), new, old)
-
-    return jax.tree.map(select, initial, memory)
+def _check_actions(trainer: types.ModuleType, action: Any, count: int, config: Any) -> None:
+    """Raise an InputError unless a policy returned an action for each of `count` observations."""
+    env = environment(config)
+    shape = [count] if env.discrete else [count, env.action_size]
+    if list(getattr(action, "shape", ())) != shape:
+        memory = " beside the memory" * has_memory(trainer)
+        raise _broken(trainer, "policy", f"one array of actions {shape}{memory}", action)
 
 
 def _described(memory: Any) -> str:
     """Return the shapes and types of a memory's arrays in its structure."""
     import jax
 
-    kinds = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", memory)
-    return str(kinds).replace("'", "")
+    return str(jax.tree.map(_kind, memory)).replace("'", "")
 
 
 # ------------------------------------------------------------------------------------------- score
@@ -642,12 +704,14 @@ def own_score(
     """Score one run with the trainer's `score`; the arguments are those of `evaluate.score_run`.
 
     Raises:
-        InputError: the scores lack `evaluation/return`.
+        InputError: the scores are no dict, or lack `evaluation/return`.
     """
-    scores = dict(trainer.score(key, state, config, num_episodes, *given))
+    scores = trainer.score(key, state, config, num_episodes, *given)
+    if not isinstance(scores, Mapping):
+        raise _broken(trainer, "score", f"one value, a dict of arrays with {RETURN!r}", scores)
     if RETURN not in scores:
         raise InputError(f"score of agent {name_of(trainer)!r} must return {RETURN!r}.")
-    return scores
+    return dict(scores)
 
 
 def writes_text(trainer: types.ModuleType) -> bool:

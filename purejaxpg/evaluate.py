@@ -92,7 +92,7 @@ def evaluate(
         chex.assert_shape([now.reward, now.done], (num_episodes,))
         played = running & (t < steps)
         total = total + jnp.where(played, now.reward, 0.0)
-        memory = contract.restarted(memory, initial, now.done)
+        memory = envs.restarted(memory, initial, now.done)
         running &= ~(played & now.done)
         return (obs, memory, env_state, total, length + jnp.int32(played), running), None
 

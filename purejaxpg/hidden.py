@@ -84,13 +84,18 @@ def _traced(trainer: types.ModuleType, config: Any) -> tuple[Any, list[bool], An
 
     The inputs of `update` and `policy` begin with a key and the leaves of the state.
     """
+
+    def step(key: jax.Array, state: Any, config: Any) -> Any:
+        after, _ = trainer.update(key, state, config)
+        return jax.tree.map(lambda _, new: new, state, after)  # raises if it is another structure
+
     key, count = random.key(0), getattr(config, contract.NUM_ENVS)
     twice = dataclasses.replace(config, **{contract.NUM_ENVS: 2 * count})
     state, larger = (jax.eval_shape(trainer.init, key, each) for each in (config, twice))
     pairs = zip(jax.tree.leaves(state), jax.tree.leaves(larger), strict=True)
     per_env = [a.shape[:1] == (count,) and b.shape == (2 * count, *a.shape[1:]) for a, b in pairs]
     obs = jax.ShapeDtypeStruct((count, contract.environment(config).obs_size), jnp.float32)
-    update = jax.make_jaxpr(trainer.update)(key, state, config)
+    update = jax.make_jaxpr(step)(key, state, config)
     policy = jax.make_jaxpr(trainer.policy)(key, state, obs, config)
     return state, per_env, _inner(update), _inner(policy)
 

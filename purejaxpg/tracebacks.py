@@ -46,12 +46,18 @@ def explain(error: BaseException, prefix: str = "") -> str | None:
     lines = []
     for frame in frames[-FRAMES:]:
         place = f", in {frame.name}" if frame.name else ""
-        lines += [f"{_shown(frame.filename)}, line {frame.lineno}{place}", f"    {frame.line}"]
+        lines += [f"{shown(frame.filename)}, line {frame.lineno}{place}", f"    {frame.line}"]
     message = error.msg if isinstance(error, SyntaxError) else str(error)
     first = next(iter(message.strip().splitlines()), "")
     lines.append(f"{prefix}{type(error).__name__}{': ' * bool(first)}{first}")
     hint = f"({WHOLE}=1 shows the whole traceback.)"
     return "\n".join([*(line[:WIDTH] for line in lines), hint])
+
+
+def shown(filename: str) -> str:
+    """Return a path relative to the current directory, if it is inside."""
+    path = Path(filename).resolve()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def wanted_whole() -> bool:
@@ -72,9 +78,3 @@ def _own_frames(error: BaseException) -> list[traceback.FrameSummary]:
 
 def _is_own(filename: str) -> bool:
     return os.path.isfile(filename) and is_local(Path(filename))
-
-
-def _shown(filename: str) -> str:
-    """Return a path relative to the current directory, if it is inside."""
-    path = Path(filename).resolve()
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

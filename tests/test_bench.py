@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from typing import Any
 
 import jax
@@ -601,6 +602,35 @@ def test_a_process_that_fails_is_a_line() -> None:
     assert run.why(-9, "") == ("killed by signal 9 (9: mostly for want of memory): it said nothing")
     assert run.why(1, "Traceback\n  x\nValueError: y\n") == "ValueError: y"
     assert run.why(2, "mine.py, line 1, in x\n    y\nValueError: y\n").startswith("mine.py, line 1")
+
+
+def test_an_agent_that_fails_is_bad_input_and_the_others_are_measured(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.py"
+    bad.write_text(pathlib.Path(str(ppo.__file__)).read_text("utf-8"), "utf-8")
+    complaint = "bad.py, line 3, in update\n    y\nValueError: y"
+
+    def answered(command: list[str], **_: Any) -> "subprocess.CompletedProcess[str]":
+        task = json.loads(command[command.index("--task") + 1])
+        if "bad.py" in str(task):
+            return subprocess.CompletedProcess(command, 2, "", complaint)
+        result = {**measured(1, 1.0), **task} if "case" in task else data_of()["roof"]
+        return subprocess.CompletedProcess(command, 0, json.dumps(result), "")
+
+    stand_in = types.SimpleNamespace(run=answered, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(run, "subprocess", stand_in)
+    agents = ["--agents", str(bad), "ppo", "--num-agents", "1", "--quick"]
+    assert cli.main(["bench", *agents, "--out", str(tmp_path / "out")]) == 2
+    printed, last = capsys.readouterr()
+    assert complaint in printed and printed.index("Speed") < printed.rindex(complaint)
+    assert last.startswith("1 of 2 cases could not be measured") and last.endswith("bad.py x 1.\n")
+    kept = json.loads((tmp_path / "out" / "bench.json").read_text())["results"].values()
+    assert [result.get("refused") for result in kept] == [True, None]
+    bad.write_text("x = 1\nimport nowhere_at_all\n", "utf-8")
+    assert cli.main(["bench", *agents, "--out", str(tmp_path / "new")]) == 2
+    assert "line 2, in <module>\n    import nowhere_at_all\n" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def words(out: pathlib.Path, *more: str) -> list[str]:

@@ -83,7 +83,7 @@ def remembering(follow: Any, start: Any, act: Any, sees: bool = False) -> types.
             action = act(state.obs, state.memory)[:, None]
             after = follow(key_memory, state.obs, action, state.memory)
             obs, env_state, now = envs.step(key_env, env, state.env_state, action, params)
-            memory = contract.restarted(after, start(config.num_envs), now.done)
+            memory = envs.restarted(after, start(config.num_envs), now.done)
             return State(obs, env_state, memory), now.reward
 
         state, rewards = lax.scan(step, state, random.split(key, 2))

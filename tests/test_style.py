@@ -59,7 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stats": {"root"},
     "text": set(),
     "trees": {"root"},
-    "contract": {*CORE, *SHARED, "text", "trees"},
+    "contract": {*CORE, *SHARED, "text", "tracebacks", "trees"},
     "hidden": {"contract", "envs", "trainers"},
     "signals": set(),
     "tracebacks": set(),

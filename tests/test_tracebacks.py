@@ -49,6 +49,40 @@ def test_an_error_in_a_fork_shows_its_own_lines_first(
     assert lines[0].startswith("fails_in_") and "PUREJAXPG_TRACEBACK=1" in lines[-1]
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong", "words"),
+    [
+        ("\n    return state\n", "\n    return state, 1\n", "init in mine.py must return one "),
+        ("return state, {**", "return {**", "update in mine.py must return two values, "),
+        ("distribution.sample(seed=key)\n", "2 * (obs,)\n", "policy in mine.py must return one "),
+    ],
+)
+def test_a_fork_that_returns_something_else_is_one_sentence(
+    tmp_path: pathlib.Path,
+    right: str,
+    wrong: str,
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = fork(tmp_path, "import math")
+    text = path.read_text("utf-8")
+    assert text.count(right) == 1
+    path.write_text(text.replace(right, wrong), "utf-8")
+    config = "config = {total_timesteps = 64, num_envs = 2, num_steps = 16, hidden = [4]}"
+    write(tmp_path / "s.toml", f'agent = "./mine.py"\nseeds = 1\n{config}\n')
+    for command in (
+        ["train", "mine.py", *FLAGS],
+        ["sweep", "s.toml", "--quiet"],
+        ["plan", "s.toml"],
+    ):
+        assert cli.main([*command, "--out", command[0]]) == 2
+        complaint = capsys.readouterr().err
+        assert complaint.startswith(words) and complaint.count("\n") == 1
+        assert ", but returns " in complaint
+
+
 @pytest.mark.fast
 def test_an_error_of_an_import_shows_the_line(
     tmp_path: pathlib.Path,

@@ -266,4 +266,4 @@ def check(cases: Iterable[Case]) -> None:
         try:
             case.sweep(shapes=True)
         except InputError as error:
-            raise InputError(f"{case.label}: {error}") from error
+            raise type(error)(f"{case.label}: {error}") from error

@@ -17,9 +17,11 @@ from purejaxpg import FaultError, InputError, disk, modules, trainers
 from purejaxpg.bench import cases as all_cases
 from purejaxpg.bench import show
 from purejaxpg.sweep import compute
+from purejaxpg.text import count
 
 FORMAT = 1
 LIMIT_S = 900.0  # of one process; a case that takes longer is reported as failed
+BAD_INPUT = 2  # exit status
 BUSY = 0.3  # load per core above which numbers mean little
 Say = Callable[[str], None]
 
@@ -101,6 +103,8 @@ class Processes:
     ) -> dict[str, Any]:
         """Return a process's answer, or {"error": the reason why there is none}.
 
+        With an error, "refused" tells whether the input was bad, such as an agent's own code.
+
         Args:
             task: as `child.run` reads it.
             cache: directory of compiled programs.
@@ -126,13 +130,14 @@ class Processes:
         except subprocess.TimeoutExpired:
             return {"error": f"took longer than {limit_s:.0f} s."}
         if answer.returncode != 0:
-            return {"error": why(answer.returncode, answer.stderr)}
+            error = why(answer.returncode, answer.stderr)
+            return {"error": error, "refused": answer.returncode == BAD_INPUT}
         return json.loads(answer.stdout.splitlines()[-1])
 
 
 def why(status: int, complaint: str) -> str:
     """Say why a process failed: in one line, unless it shows lines of a user's code."""
-    if status == 2:
+    if status == BAD_INPUT:
         return complaint.strip()
     lines = [line.strip() for line in complaint.splitlines() if line.strip()]
     last = lines[-1][:300] if lines else "it said nothing"
@@ -164,7 +169,8 @@ def run(
         imports: modules that the processes import first, as users name them.
 
     Raises:
-        InputError: the wanted cases cannot be trained, or `out` holds something else.
+        InputError: the wanted cases cannot be trained, or `out` holds something else. An agent that
+            fails only once it is compiled or trained does not keep the others from being measured.
         FaultError: not even the machine's roof can be measured.
     """
     began = time.monotonic()
@@ -183,13 +189,18 @@ def run(
             bench.data |= {"roof": roof, "machine": machine(load)}
             bench.write()
         cases = wanted(bench.data["roof"]["platform"] == "cpu")
-        measure(bench, processes, cases, minutes and began + 60 * minutes, say)
+        refused = measure(bench, processes, cases, minutes and began + 60 * minutes, say)
     finally:
         if bench.data["results"]:
             show.tables(bench.data, console)
             for path in show.figures(bench.data, out):
                 say(f"Figure: {path}")
             say(f"Numbers: {bench.path}")
+    if refused:
+        raise InputError(
+            f"{len(refused)} of {count(len(cases), 'case')} could not be measured, because the "
+            f"agent or its fields must be mended: {'; '.join(refused)}."
+        )
 
 
 def measure(
@@ -198,7 +209,7 @@ def measure(
     cases: Sequence[all_cases.Case],
     deadline: float | None,
     say: Say,
-) -> None:
+) -> list[str]:
     """Measure the cases that have not been measured.
 
     Args:
@@ -207,7 +218,11 @@ def measure(
         cases: all that are wanted.
         deadline: by `time.monotonic`; a case that has not ended by then is left. None: none is.
         say: prints a line of progress.
+
+    Returns:
+        The labels of those whose input was bad.
     """
+    refused: list[str] = []
     pending = [case for case in cases if not bench.done(case)]
     if not pending:
         say(f"All of {len(cases)} cases have been measured.")
@@ -222,9 +237,11 @@ def measure(
             result = one(processes, case, min(left(), LIMIT_S))
         if result is None or ("error" in result and left() <= 0):
             say(f"Time is up: {len(pending) - number + 1} case(s) are left to the same command.")
-            return
+            break
         bench.keep(case, result)
+        refused += [case.label] * result.get("refused", False)
         say(f"    {show.one_line(result)}")
+    return refused
 
 
 def one(processes: Processes, case: all_cases.Case, limit_s: float) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from purejaxpg import config as configs
 from purejaxpg import modules
 from purejaxpg.envs import gymnax, libraries, masked, parameters, tracing
 from purejaxpg.envs.gymnax import action_bounds, reset, step
-from purejaxpg.envs.interface import Env, EnvState, Step, episode_metrics, horizon
+from purejaxpg.envs.interface import Env, EnvState, Step, episode_metrics, horizon, restarted
 from purejaxpg.envs.parameters import param_dtype, params
 from purejaxpg.envs.tracing import changes_transitions
 
@@ -29,7 +29,7 @@ __all__ = [
     "Env", "EnvState", "Step", "action_bounds", "changes_transitions", "check", "episode_metrics",
     "from_config", "horizon", "is_foreign", "is_own",
     "make", "names", "param_dtype", "params", "register",
-    "require_bounded", "reset", "setup", "step", "to_bounds", "traced_types",
+    "require_bounded", "reset", "restarted", "setup", "step", "to_bounds", "traced_types",
 ]  # fmt: skip
 
 # Factory and time limit of each environment that is not gymnax's.

@@ -15,7 +15,7 @@ from jax import random
 
 from purejaxpg import FaultError, InputError, backend
 from purejaxpg import config as configs
-from purejaxpg.envs.interface import Env, EnvState, Step
+from purejaxpg.envs.interface import Env, EnvState, Step, restarted
 
 
 def names() -> list[str]:
@@ -108,7 +108,7 @@ def _step(
     )(random.split(key_step, action.shape[0]), state.inner, action, params)
     truncated = jax.vmap(env.inner.is_truncated, in_axes=(0, None))(stepped, params)
     terminated, truncated = _flag(terminated), _flag(truncated) | _over(env, state)
-    obs, inner = _restarted(key_reset, env, terminated | truncated, next_obs, stepped, params)
+    obs, inner = _reset_where(key_reset, env, terminated | truncated, next_obs, stepped, params)
     return _flatten(env, obs), _flatten(env, next_obs), inner, reward, terminated, truncated
 
 
@@ -125,7 +125,7 @@ def _step_as_wrapped(
     terminated, truncated = _flag(terminated), _flag(truncated)
     if env.added_limit:  # the wrapper resets on its own and knows nothing of this limit
         cut = _over(env, state) & ~(terminated | truncated)
-        obs, inner = _restarted(key_reset, env, cut, obs, inner, params)
+        obs, inner = _reset_where(key_reset, env, cut, obs, inner, params)
         truncated |= cut
     return _flatten(env, obs), next_obs, inner, reward, terminated, truncated
 
@@ -140,7 +140,7 @@ def _over(env: Env, state: EnvState) -> jax.Array | bool:
     return state.episode_length + 1 >= env.added_limit if env.added_limit else False
 
 
-def _restarted(
+def _reset_where(
     key: jax.Array, env: Env, done: jax.Array, obs: Any, state: Any, params: Any
 ) -> tuple[Any, Any]:
     """Return observations and states [N, ...], those of a reset where `done` [N].
@@ -148,14 +148,10 @@ def _restarted(
     On a GPU a condition costs more than the reset, which can be computed for many steps at once.
     """
 
-    def select(new: jax.Array, old: jax.Array) -> jax.Array:
-        column = done.reshape(-1, *[1] * (jnp.ndim(old) - 1))
-        return jnp.where(column, new, old).astype(old.dtype)
-
     def restart() -> tuple[Any, Any]:
         keys = random.split(key, done.size)
         fresh = jax.vmap(reset_of(env.inner), in_axes=(0, None))(keys, params)
-        return jax.tree.map(select, fresh, (obs, state))
+        return restarted((obs, state), fresh, done)
 
     if backend.on_gpu():
         return restart()

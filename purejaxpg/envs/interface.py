@@ -94,6 +94,22 @@ class Step:
         return self.terminated | self.truncated
 
 
+def restarted(now: Any, start: Any, done: jax.Array) -> Any:
+    """Return what N episodes have now, with that of a new episode where one has ended.
+
+    Args:
+        now: leaves [N, ...].
+        start: the same of new episodes.
+        done: [N] bool.
+    """
+
+    def select(new: jax.Array, old: jax.Array) -> jax.Array:
+        column = done.reshape(-1, *[1] * (jnp.ndim(old) - 1))
+        return jnp.where(column, new, old).astype(old.dtype)
+
+    return jax.tree.map(select, start, now)
+
+
 def horizon(env: Env, overrides: Mapping[str, Any]) -> int | None:
     """Return the number of steps within which every episode ends, if it is known.
 

@@ -235,6 +235,7 @@ def _of_sweep(data: Analysis) -> dict[str, Any]:
     failed = sum(run["status"] == "diverged" for run in runs)
     improvements = [each for section in data.sections for each in section.improvements]
     chosen = [section for section in data.sections if len(section.ranked) > 1 and section.winner]
+    winners = min(len(data.robust), len(chosen)) if data.robust else len(chosen)
     confirmed = any(section.confirmed for section in data.sections)
     of_agent = {"agent": "agent", "agent source": "agent_source"}
     facts = {name: str(data.identity.get(key, "")) for name, key in of_agent.items()}
@@ -242,7 +243,7 @@ def _of_sweep(data: Analysis) -> dict[str, Any]:
         "planned": sum(c.planned for c in data.ranked),
         "again": sum(c.configuration.planned for s in data.sections for c in s.confirmed),
         "confirmed": confirmed,
-        "to_confirm": 0 if data.population or confirmed or not data.command else len(chosen),
+        "to_confirm": 0 if data.population or confirmed or not data.command else winners,
         "profile": data.profile and charts.profile(data.profile),
         "improvement": _improvement_figure(data, improvements) if improvements else None,
         "common": _common(data),
@@ -337,6 +338,7 @@ def _of_section(
         "name": section.environment,
         "shown": shown,
         "confirmed": confirmed,
+        "wins": shown is not None and _wins(shown, data),
         "over_default": _over_default(section),
         "best": _best_again(section),
         "certain": [axis for axis in section.effects.axes if axis.clear],
@@ -361,6 +363,12 @@ def _tiles(
         if any(np.isfinite(curve.returns).any() for curve in known.values()):
             tiles.append((name, charts.metric(name, unit, known, grids.place)))
     return tiles
+
+
+def _wins(shown: Configuration, data: Analysis) -> bool:
+    """Return whether a configuration, the best in its condition, is what a sweep would confirm."""
+    chosen = [over.parts[over.ranked[0].key] for over in data.robust if over.ranked[0].rank]
+    return not data.robust or any(shown is each for own in chosen for each in own)
 
 
 def _over_default(section: Section) -> analysis.Improvement | None:

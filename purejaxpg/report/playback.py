@@ -428,7 +428,7 @@ def _episode(
         key_action, key_env = random.split(key)
         action, memory = contract.act(agent, key_action, state, obs, memory, config, greedy)
         later, env_later, now = envs.step(key_env, env, env_state, action, params)
-        memory = contract.restarted(memory, initial, now.done)
+        memory = envs.restarted(memory, initial, now.done)
         played = env_state.inner, obs, now.next_obs, now.reward, now.done
         return (later, memory, env_later), played
 

@@ -412,7 +412,6 @@ def trace(
     )
     inputs = inputs_of(spec.given, group.units[:1] * mesh.size, group.rows)
     states = jax.eval_shape(start, inputs)
-    contract.check_state(agent, states)
     diverged_at, one = np.zeros(len(inputs.seeds), np.int32), np.int32(1)
     # Shardings are explicit because XLA would otherwise replicate unused arguments.
     spread = Inputs(over, over, over, everywhere)
@@ -454,7 +453,7 @@ def run_keys(seeds: jax.Array, data: Any) -> jax.Array:
 def start_rows(agent: types.ModuleType, inputs: Inputs) -> Any:
     """Initialise each row -> states [rows, ...]."""
     given, axes = inputs.given()
-    init = jax.vmap(agent.init, (0, 0, *axes))
+    init = jax.vmap(functools.partial(contract.started, agent), (0, 0, *axes))
     return init(run_keys(inputs.seeds, 0), inputs.configs, *given)
 
 
@@ -463,7 +462,7 @@ def update_rows(
 ) -> tuple[Any, dict[str, jax.Array]]:
     """Do update u [] int32, from 1, of each row -> states [rows, ...], metrics [rows]."""
     given, axes = inputs.given()
-    update = jax.vmap(agent.update, (0, 0, 0, *axes))
+    update = jax.vmap(functools.partial(contract.updated, agent), (0, 0, 0, *axes))
     return update(run_keys(inputs.seeds, u), states, inputs.configs, *given)
 
 
@@ -484,7 +483,6 @@ def segment_rows(
     # Inlined, so that it is traced once for both the shapes and the loop.
     update = jax.jit(functools.partial(update_rows, agent), inline=True)
     shapes = jax.eval_shape(update, inputs, states, first)[1]
-    contract.check_metrics(agent, shapes)
     metrics = {name: jnp.zeros((len(inputs.seeds), length)) for name in shapes}
 
     def step(i: jax.Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -7,10 +7,9 @@ import html.parser
 import itertools
 import json
 import re
-import shutil
-import subprocess
 import time
 
+import browser
 import numpy as np
 import pytest
 import synthetic_sweep
@@ -555,30 +554,12 @@ def test_a_single_run_has_a_page_without_ranks(tmp_path, status):
 
 # ----------------------------------------------------------------------------------------- browser
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--enable-logging=stderr",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the page with")
 
-
-def opened(path, tmp_path):
-    """The document that a browser makes of a page, and what it logs."""
-    profile = f"--user-data-dir={tmp_path / 'profile'}"
-    command = [CHROMIUM, *FLAGS, profile, "--virtual-time-budget=9000", "--dump-dom", path.as_uri()]
-    found = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-    return found.stdout, [line for line in found.stderr.splitlines() if "CONSOLE" in line]
-
-
-@needs_browser
+@browser.needed
 def test_a_browser_runs_nothing_that_comes_from_results(tmp_path):
     path, own = tmp_path / "index.html", nasty(tmp_path / "out")
     path.write_text(with_script(rendered(own, written(own)), READ))
-    document, logged = opened(path, tmp_path)
+    document, logged = browser.opened(path, tmp_path)
     assert "<title>out · sweep report</title>" in document and logged == []
     # The frontier is drawn and says where a point is from; one configuration's samples are open.
     state = dict(re.findall(r'data-(\w+)="([^"]*)"', re.search(r"<html[^>]*>", document).group(0)))
@@ -694,12 +675,12 @@ use().catch((error) => { state.error = error.message; }).finally(() => { state.u
 """
 
 
-@needs_browser
+@browser.needed
 def test_a_reader_sorts_filters_and_picks_curves(small, tmp_path):
     path, text = small
     use = tmp_path / "use.html"
     use.write_text(with_script(text, f"window.addEventListener('load', () => {{{USE}}});"))
-    document, logged = opened(use, tmp_path)
+    document, logged = browser.opened(use, tmp_path)
     head = re.search(r"<html[^>]*>", document).group(0)
     state = dict(re.findall(r'data-(\w+)="([^"]*)"', head))
     assert "error" not in state and logged == []
@@ -740,7 +721,7 @@ window.addEventListener("load", () => {
 """
 
 
-@needs_browser
+@browser.needed
 @pytest.mark.parametrize("kind", ["running", "silent", "finished"])
 def test_only_the_page_of_a_running_sweep_loads_itself_again(small, tmp_path, kind):
     """At the same place; and not if it was not written for long."""
@@ -751,7 +732,7 @@ def test_only_the_page_of_a_running_sweep_loads_itself_again(small, tmp_path, ki
     text = page.render(data, "out", now=None if kind == "finished" else now)
     path = tmp_path / "index.html"
     path.write_text(with_script(text, RELOADS))
-    document, logged = opened(path, tmp_path)
+    document, logged = browser.opened(path, tmp_path)
     state = dict(re.findall(r'data-(\w+)="([^"]*)"', re.search(r"<html[^>]*>", document).group(0)))
     assert logged == [] and "error" not in state
     assert state["loads"] == ("2" if kind == "running" else "1")

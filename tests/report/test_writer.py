@@ -239,6 +239,14 @@ def test_configurations_are_ranked_over_conditions(by, best, tmp_path):
     assert f"<h3>{title}</h3>" in page and f"### {title}" in (target / "table.md").read_text()
     with (target / "robust.csv").open(newline="") as file:
         rows = {float(row["learning_rate"]): row for row in csv.DictReader(file)}
+    cards = [" ".join(card.split("</article>")[0].split()) for card in page.split("<article")[1:]]
+    assert ["best in this condition" in card for card in cards] == [True, True]
+    assert "winner of" not in page and "clear winner" not in page
+    # At gravity 9.8 the best is that of the worst case, at gravity 20 that of the mean.
+    also = [True, False] if by == "worst" else [False, True]
+    assert ["also the winner" in card for card in cards] == also
+    assert ["not the winner" in card for card in cards] == [not won for won in also]
+    assert "Run the winner again on fresh seeds" in page
     assert next(iter(rows)) == best and rows[best]["rank"] == "1"
     expected = {1e-3: (85.0, 92.5), 1e-4: (70.0, 285.0), 1e-5: (60.0, 270.0)}
     for rate, (worst, mean) in expected.items():

@@ -460,35 +460,67 @@ def test_errors_of_jax_become_ours(text: str, kind: Any, words: str) -> None:
     assert getattr(caught.value, "fits", 4) == 4
 
 
-def test_an_agent_that_breaks_the_contract_is_named() -> None:
-    with pytest.raises(InputError, match=r"state of agent 'test_compute' must have .* params"):
-        contract.check_state(TOY, {"w": 1})
-    contract.check_state(TOY, types.SimpleNamespace(params=1))
+def test_an_agent_whose_metrics_break_the_contract_is_named() -> None:
     _, metrics = jax.eval_shape(lambda k, c: update(k, init(k, c), c), random.key(0), Config())
-    rows = {name: jax.ShapeDtypeStruct((2, *x.shape), jnp.float32) for name, x in metrics.items()}
-    contract.check_metrics(TOY, rows)
-    contract.check_metrics(TOY, {k: v for k, v in rows.items() if not k.startswith("episode/")})
+    contract.check_metrics(TOY, {**metrics, "x": 0.5})
+    contract.check_metrics(TOY, {k: v for k, v in metrics.items() if not k.startswith("episode/")})
     for name in contract.CURVE:
         with pytest.raises(InputError, match=f"must hold '{name}'"):
-            contract.check_metrics(TOY, {k: v for k, v in rows.items() if k != name})
-    vector = jax.ShapeDtypeStruct((2, 3), jnp.float32)
-    with pytest.raises(InputError, match=r"'x' of agent .* must be a scalar, .* shape \[3\]"):
-        contract.check_metrics(TOY, {**rows, "x": vector})
+            contract.check_metrics(TOY, {k: v for k, v in metrics.items() if k != name})
+    vector = jax.ShapeDtypeStruct((3,), jnp.float32)
+    with pytest.raises(InputError, match=r"'x' of agent .* must be a scalar, .* float32\[3\]"):
+        contract.check_metrics(TOY, {**metrics, "x": vector})
+    with pytest.raises(InputError, match=r"'x' of agent .* must be a scalar, but is str"):
+        contract.check_metrics(TOY, {**metrics, "x": "good"})
 
 
-def test_an_agent_is_refused_before_anything_is_compiled() -> None:
-    without: Any = types.ModuleType("without")
-    without.__file__, without.policy = "without.py", policy
-    without.init = lambda key, config: {"w": jnp.zeros(2)}
-    without.update = update
-    spec: Any = types.SimpleNamespace(**{**vars(SPEC), "agent": without})
-    backend = compute.Backend(spec, jax.devices()[:1])
-    with pytest.raises(InputError, match="agent 'without' must have the attribute params"):
-        backend.compile(group(unit(run(0))))
-    without.init = init
-    without.update = lambda key, state, config: (state, {"episode/count": jnp.float32(0)})
-    with pytest.raises(InputError, match="metrics of agent 'without' must hold 'episode/return"):
-        backend.compile(group(unit(run(0))))
+STATE = "init in .*toy.py must return one value, the state, with the attribute params, but returns"
+PAIR = "update in .*toy.py must return two values, the state and a dict of metrics, but returns"
+KEPT = "update in .*toy.py must return two values, a state with the arrays of the one before it"
+ACTIONS = r"policy in .*toy.py must return one array of actions \[3\], but returns"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("init", lambda state: {"w": jnp.zeros(2)}, rf"{STATE} 1 value \(dict\)"),
+        ("init", lambda state: (state, 1), rf"{STATE} 2 values \(State, int\)"),
+        ("update", lambda pair: pair[0], rf"{PAIR} 1 value \(State\)"),
+        ("update", lambda pair: None, f"{PAIR} nothing"),
+        ("update", lambda pair: pair[::-1], rf"{PAIR} 2 values \(dict, State\)"),
+        ("update", lambda pair: (*pair, pair[0].drawn), rf"{PAIR} 3 values \(State, dict, \w+\["),
+        (
+            "update",
+            lambda pair: (pair[0].replace(updates=pair[0].updates * 0.5), pair[1]),
+            rf"{KEPT} .*, but state.updates is float32\[\] and was int32\[\] before",
+        ),
+        (
+            "update",
+            lambda pair: (pair[0].replace(drawn=None), pair[1]),
+            rf"{KEPT} .*, but state.drawn is missing and was ",
+        ),
+        ("update", lambda pair: (vars(pair[0]), pair[1]), KEPT),
+        ("policy", lambda action: (action, 0), rf"{ACTIONS} 2 values \(int32\[3\], int\)"),
+        ("policy", lambda action: None, f"{ACTIONS} nothing"),
+        ("policy", lambda action: action[:, None], rf"{ACTIONS} 1 value \(int32\[3, 1\]\)"),
+    ],
+)
+def test_a_function_that_returns_something_else_is_named_before_anything_is_compiled(
+    name: str, change: Any, words: str
+) -> None:
+    agent: Any = types.ModuleType("toy")
+    agent.__file__, agent.init, agent.update, agent.policy = "toy.py", init, update, policy
+    right = getattr(agent, name)
+    setattr(agent, name, lambda *arguments: change(right(*arguments)))
+    spec: Any = types.SimpleNamespace(**{**vars(SPEC), "agent": agent})
+    with pytest.raises(InputError, match=words):
+        compute.Backend(spec, jax.devices()[:1]).compile(group(unit(run(0))))
+
+
+def test_a_state_may_keep_a_number_of_python() -> None:
+    agent: Any = types.ModuleType("toy")
+    agent.__file__, agent.update = "toy.py", lambda key, state, config: ({"steps": 0}, {})
+    assert contract.updated(agent, None, {"steps": jnp.int32(1)}, None) == ({"steps": 0}, {})
 
 
 def test_versions_include_a_hash_of_every_file_of_the_package() -> None:

@@ -118,6 +118,7 @@ def test_a_sweep_keeps_its_code_and_goes_on_with_the_same_program_only(
     assert run("eval", str(out), "--agent", "stored") == 2
     assert "holds no copy of its agent" in capsys.readouterr().err
     assert fsck.check(out) == []
+    assert run("report", str(out)) == run("export", str(out)) == 0  # which need none
 
 
 def test_a_directory_of_an_earlier_version_continues(

@@ -1,0 +1,294 @@
+"""The pictures of the documentation: their numbers are the kernels', and their controls work."""
+
+import functools
+import itertools
+import math
+import pathlib
+import sys
+
+import browser
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from purejaxpg.kernels import distributions, losses
+
+FOLDER = pathlib.Path(__file__).resolve().parents[2] / "docs" / "pictures"
+sys.path.append(str(FOLDER))
+import _controls  # noqa: E402
+
+NAMES = _controls.names()
+LARGEST = 400_000  # bytes of JSON
+
+
+@functools.cache
+def made(name):
+    """The module of a picture and its figure."""
+    module = _controls.load(name)
+    return module, module.figure()
+
+
+def shown(name, **positions):
+    """What a picture shows with its controls at some positions, the others where they start."""
+    figure = made(name)[1]
+    labels = [control["label"] for control in figure.layout.meta["controls"]]
+    at = [control["start"] for control in figure.layout.meta["controls"]]
+    for label, position in positions.items():
+        (number,) = (i for i, text in enumerate(labels) if text.startswith(label))
+        at[number] = position
+    return _controls.state_at(figure, at)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_picture_has_a_sentence_controls_and_few_bytes(name):
+    module, figure = made(name)
+    assert module.ALT.endswith(".") and 60 < len(module.ALT) < 420
+    assert len(figure.to_json()) < LARGEST
+    controls, states = figure.layout.meta["controls"], figure.layout.meta["states"]
+    assert controls and all(len(control["options"]) > 1 for control in controls)
+    assert {number for state in states for number in state["by"]} == set(range(len(controls)))
+    start = _controls.state_at(figure, [control["start"] for control in controls])
+    sentences = [path for path in start if path.startswith("says.")]
+    assert sentences == [f"says.{i}" for i in range(len(sentences))]
+    assert " ".join(start[path] for path in sentences).endswith(".")
+    for path, value in start.items():
+        if path.startswith("data."):
+            _, trace, *names = path.split(".")
+            found = functools.reduce(lambda part, each: part[each], names, figure.data[int(trace)])
+            assert list(found) == list(value)
+
+
+def test_colours_can_be_seen_on_light_and_on_dark_pages():
+    def luminance(colour):
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return float(np.dot([0.2126, 0.7152, 0.0722], linear))
+
+    for colour in _controls.COLOURS:
+        own = luminance(colour) + 0.05
+        assert 1.05 / own >= 3.0 and own / (luminance("#121212") + 0.05) >= 3.0, colour
+
+
+def test_values_without_an_entry_for_each_option_are_refused():
+    controls = {"a": _controls.slider("A", (1.0, 2.0), 1.0)}
+    figure = _controls.figure([], 100)
+    with pytest.raises(ValueError, match=r"data\.0\.y has values \(3,\), .* \(2,\) options"):
+        _controls.attach(figure, controls, {"data.0.y": (("a",), [1, 2, 3])})
+    with pytest.raises(ValueError, match="there is no picture 'none'; there are advantage, "):
+        _controls.load("none")
+
+
+# ------------------------------------------------------------------- the numbers are the kernels'
+
+
+def test_ppo_clip():
+    module, _ = made("ppo_clip")
+    for a, e, r in itertools.product((0, 5), (0, 3), range(len(module.RATIOS))):
+        advantage, clip_eps, ratio = module.ADVANTAGES[a], module.EPSILONS[e], module.RATIOS[r]
+        found = shown("ppo_clip", Advantage=a, Clip=e, Ratio=r)
+        kernel = lambda x: -losses.ppo_clip(x, jnp.zeros(()), jnp.array(advantage), clip_eps)  # noqa: B023, E731
+        value, slope = jax.value_and_grad(kernel)(jnp.log(ratio))
+        assert [*found["data.2.y"], *found["data.5.y"]] == pytest.approx(
+            [float(value), float(slope)], 1e-3
+        )
+        silent = ratio > 1 + clip_eps if advantage > 0 else ratio < 1 - clip_eps
+        assert found["data.5.y"][0] == pytest.approx(0.0 if silent else advantage * ratio, 1e-3)
+        assert ("silent" in found["says.1"]) == silent
+        assert found["layout.shapes.0.x1"] == pytest.approx(1 + clip_eps)
+
+
+def test_policy_update():
+    module, _ = made("policy_update")
+    kernel = lambda logits, reward: distributions.expectation(  # noqa: E731
+        distributions.categorical(logits), reward
+    )
+    logits, reward = jnp.log(module.START), jnp.array([0.0, module.REWARDS[4], 0.0, 0.0])
+    for update in range(3):
+        found = shown("policy_update", Action=1, Its=4, Gradient=0, Updates=update)
+        assert found["data.0.y"] == pytest.approx(jax.nn.softmax(logits).tolist(), abs=1e-4)
+        assert found["data.4.y"] == pytest.approx([float(kernel(logits, reward))], abs=1e-4)
+        logits = logits + module.LEARNING_RATE * jax.grad(kernel)(logits, reward)
+    # Punishment takes probability away, with each kind of gradient.
+    for kind in range(3):
+        last = shown("policy_update", Action=0, Its=1, Gradient=kind, Updates=module.UPDATES)
+        assert last["data.0.y"][0] < 0.5 * module.START[0]
+
+
+def test_advantage():
+    module, _ = made("advantage")
+    place, reward, terminated = module.corridor()
+    probability = np.asarray(module.measured()[0])
+    for k, state in ((0, 0), (3, 2), (8, 4)):
+        # A linear equation instead of sweeps: V = Σ π (r + γ V').
+        moves = np.zeros((module.STATES, module.STATES))
+        for s, a in np.ndindex(*reward.shape):
+            moves[s, place[s, a]] += probability[k, s, a] * ~terminated[s, a]
+        mean = (probability[k] * reward).sum(1)
+        value = np.linalg.solve(np.eye(module.STATES) - module.GAMMA * moves, mean)
+        q = reward[state] + module.GAMMA * ~terminated[state] * value[place[state]]
+        found = shown("advantage", State=state, Greediness=k)
+        assert found["data.2.y"] == pytest.approx([value[state]] * 2, abs=1e-3)
+        above, below = ([y or 0.0 for y in found[path]] for path in ("data.0.y", "data.1.y"))
+        assert np.add(above, below) == pytest.approx(q - value[state], abs=1e-3)
+        weighted = (
+            np.array([y or 0.0 for path in ("data.3.y", "data.4.y") for y in found[path]])
+            .reshape(2, -1)
+            .sum(0)
+        )
+        assert weighted == pytest.approx(probability[k, state] * (q - value[state]), abs=1e-3)
+        assert abs(weighted.sum()) < 1e-4
+
+
+def test_gae():
+    module, _ = made("gae")
+    found = shown("gae", Critic=0, Trajectories=0)  # an exact critic
+    assert max(found["data.0.y"]) < 1e-6 and found["data.3.x"] == [0.0]
+    found = shown("gae", Critic=5)  # any critic, at λ = 1
+    assert found["data.0.y"][-1] < 1e-6 < found["data.0.y"][0]
+
+    # One walk after the other, by the recursion over time.
+    value, q = jax.jit(module.true_values)()
+    critic = np.asarray(jax.jit(module.critics)(value))[0, 2]
+    right = 1 / (1 + math.exp(-module.LOGIT))
+    weights, gradients = [], []
+    for action, place in zip(*(x.T for x in module.walks()), strict=True):
+        advantage, following = 0.0, 0.0
+        for t in reversed(range(module.STEPS)):
+            reward = math.sin(0.9 * (place[t + 1] - 8)) + 0.25 * (place[t + 1] - 8)
+            error = reward + module.GAMMA * following - critic[t, place[t]]
+            advantage = error + module.GAMMA * 0.5 * advantage
+            following = critic[t, place[t]]
+        weights.append(np.prod(np.where(action == 1, right, 1 - right)))
+        gradients.append(advantage * (action[0] - right))
+    mean = np.dot(weights, gradients)
+    truth = right * (1 - right) * float(q[1] - q[0])
+    variance = np.dot(weights, np.square(np.array(gradients) - mean))
+    found = shown("gae", Critic=2, The=0, Trajectories=1)
+    half = module.LAMBDAS.tolist().index(0.5)
+    assert found["data.0.y"][half] == pytest.approx((mean - truth) ** 2, 1e-2)
+    assert found["data.1.y"][half] == pytest.approx(variance / module.BATCHES[1], 1e-2)
+    # More data do not mend a bias.
+    best = [shown("gae", Critic=4, Trajectories=batch)["data.3.x"][0] for batch in range(5)]
+    assert best == sorted(best) and best[0] < best[-1]
+
+
+def test_trust_region():
+    module, _ = made("trust_region")
+
+    def divergence(old, new):
+        """Of normal distributions at mean and log σ [2]."""
+        (m, s), (n, u) = old, new
+        return u - s + (math.exp(2 * s) + (m - n) ** 2) / (2 * math.exp(2 * u)) - 0.5
+
+    for size, max_kl in enumerate(module.SIZES):
+        found = shown("trust_region", Parameters=0, Divergence=size, Steps=0)
+        path = np.stack([found["data.1.x"], found["data.1.y"]], -1)
+        assert path[0].tolist() == [module.START[0], 0.0]
+        # F is diag(1 / σ², 2) in mean and log σ, and the gradient −2 (μ − best, σ²).
+        natural = np.array([-2 * (path[0][0] - module.BEST), -1.0])
+        step = natural * math.sqrt(2 * max_kl / (natural[0] ** 2 + 2 * natural[1] ** 2))
+        assert path[1] - path[0] == pytest.approx(step, rel=1e-2)
+        assert found["data.4.y"][0] == pytest.approx(divergence(path[0], path[1]), rel=2e-2)
+        around = zip(found["data.3.x"], found["data.3.y"], strict=True)
+        assert [divergence(path[0], each) for each in around] == pytest.approx([max_kl] * 28, 2e-2)
+    # The natural path hardly depends on the parameters if steps are small; the plain one does.
+    ends = [
+        [(found["data.1.x"][-1], found["data.5.x"][-1]) for found in [shown("trust_region", **at)]]
+        for at in ({"Parameters": p, "Divergence": 0} for p in range(3))
+    ]
+    (natural, plain), *others = (end for (end,) in ends)
+    assert all(abs(other[0] - natural) < 0.02 for other in others)
+    assert abs(others[1][1] - plain) > 0.1
+
+
+def test_tanh_gaussian():
+    module, _ = made("tanh_gaussian")
+    at = module.actions()
+    for m, s in ((4, 5), (6, 3), (4, 9)):
+        found = shown("tanh_gaussian", Mean=m, Deviation=s)
+        mean, std = module.MEANS[m], module.DEVIATIONS[s]
+        x = np.arctanh(at)
+        normal = np.exp(-0.5 * ((x - mean) / std) ** 2) / (std * math.sqrt(2 * math.pi))
+        assert found["data.0.y"] == pytest.approx(normal / (1 - at**2), rel=1e-2, abs=1e-4)
+        inside = np.linspace(-12.0, 12.0, 4001)
+        weight = np.exp(-0.5 * inside**2) / math.sqrt(2 * math.pi) * (inside[1] - inside[0])
+        action = mean + std * inside
+        jacobian = 2.0 * (math.log(2.0) - action - np.logaddexp(0.0, -2.0 * action))
+        entropy = weight @ jacobian + 0.5 * math.log(2 * math.pi * math.e * std**2)
+        assert found["data.4.y"] == pytest.approx([entropy], abs=0.06)
+        assert found["data.1.x"] == pytest.approx([math.tanh(mean)] * 2, abs=1e-3)
+
+
+# ---------------------------------------------------------------------------------------- browser
+
+RIGHT, LEFT, DOWN, UP, TAB = (
+    ("ArrowRight", 39),
+    ("ArrowLeft", 37),
+    ("ArrowDown", 40),
+    ("ArrowUp", 38),
+    ("Tab", 9),
+)
+DATA = """[...document.querySelectorAll('.picture-plot')].map((plot) => JSON.stringify(
+  plot.data.map((trace) => [trace.x, trace.y, trace.z, trace.text, trace.base, trace.visible])))"""
+
+
+@browser.needed
+def test_each_control_changes_the_data_from_the_keyboard(tmp_path):
+    """One page holds all pictures; the keys Tab and arrows reach everything."""
+    path = tmp_path / "all.html"
+    pictures = [_controls.fragment_of(name, made(name)[0]) for name in NAMES]
+    path.write_text(_controls.page_of("all", "".join(pictures)), encoding="utf-8")
+    with browser.session(tmp_path) as page:
+        page.screen(375, 800)
+        page.open(path)
+        assert page.value("document.documentElement.scrollWidth") <= 375
+        reached = []
+        while True:
+            page.press(*TAB)
+            focus = page.value("[document.activeElement.id, document.activeElement.tagName]")
+            if focus[1] == "BUTTON":
+                continue
+            if focus[1] not in ("INPUT", "SELECT"):
+                break
+            reached.append(focus[0])
+            check_control(page, *focus)
+        wanted = [
+            f"picture-{name}-{i}"
+            for name in NAMES
+            for i in range(len(made(name)[1].layout.meta["controls"]))
+        ]
+        assert reached == wanted
+        check_button(page)
+        assert page.log == []
+
+
+def check_control(page, name, tag):
+    """A key moves the focused control and changes its picture; another key undoes that."""
+    number = NAMES.index(name.split("-")[1])
+    value = f"document.getElementById('{name}').value"
+    before, at = page.value(DATA), int(page.value(value))
+    last = int(page.value(f"document.getElementById('{name}').{LAST[tag]}"))
+    keys = {"INPUT": (LEFT, RIGHT), "SELECT": (UP, DOWN)}[tag]
+    page.press(*keys[at < last])
+    after = page.value(DATA)
+    assert int(page.value(value)) == (at + 1 if at < last else at - 1), name
+    changed = [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
+    assert changed == [number], name
+    page.press(*keys[at >= last])
+    assert page.value(DATA) == before, name
+
+
+LAST = {"INPUT": "max", "SELECT": "options.length - 1"}
+
+
+def check_button(page):
+    """The button plays a control through all positions, and stops at its end."""
+    page.value("document.querySelector('.picture-plays button').click()")
+    ended = """new Promise((done) => {
+      const range = document.querySelector('.picture-plays input');
+      const look = () => (range.value === range.max ? done(range.nextSibling.textContent)
+        : setTimeout(look, 100));
+      look();
+    })"""
+    assert page.value(ended) == "Play"
