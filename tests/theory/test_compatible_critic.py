@@ -73,7 +73,7 @@ def test_other_features_give_another_gradient() -> None:
     assert float(jnp.abs(error).max()) > 0.05
 
 
-def test_a_compatible_critic_fitted_to_other_weights_gives_another_gradient() -> None:
+def test_a_fit_to_other_weights_gives_another_gradient() -> None:
     # The fit and the gradient must weight the steps alike.
     critic = score() @ fitted(score(), discounted=False)
     assert float(jnp.abs(gradient(critic) - exact_gradient()).max()) > 1e-3

@@ -104,6 +104,24 @@ def test_under_a_curved_change_of_parameters_only_short_steps_agree() -> None:
     assert near < 0.02 * far
 
 
+def test_no_step_of_the_same_length_gains_more() -> None:
+    source = np.random.default_rng(5)
+    root, gradient = source.normal(size=(4, 4)), source.normal(size=4)
+    metric = root @ root.T
+
+    def scaled(direction: np.ndarray) -> np.ndarray:
+        image = jnp.asarray(metric @ direction)
+        return np.asarray(trust_region.step_to_boundary(jnp.asarray(direction), image, 0.3))
+
+    natural = scaled(np.linalg.solve(metric, gradient))
+    assert natural @ metric @ natural == pytest.approx(2 * 0.3, rel=1e-12)
+    best = gradient @ natural
+    assert best == pytest.approx(np.sqrt(0.6 * gradient @ np.linalg.solve(metric, gradient)))
+    others = [gradient @ scaled(x) for x in source.normal(size=(200, 4))]
+    assert max(others) < best
+    assert gradient @ scaled(gradient) < 0.9 * best
+
+
 # --- the closed form of a tabular softmax policy -------------------------------------------------
 
 STATES, CHOICES = 5, 3
@@ -178,7 +196,7 @@ def test_the_natural_gradient_of_a_softmax_is_the_advantage() -> None:
 
 
 @pytest.mark.parametrize("rate", [0.01, 1.0])
-def test_a_natural_step_multiplies_the_policy_by_the_exponential_advantage(rate: float) -> None:
+def test_a_natural_step_multiplies_by_the_exponential_advantage(rate: float) -> None:
     # Agarwal et al. 2019, arXiv:1908.00261v5, lemma 5.1; for steps of any length.
     params = random_logits()
     new = tabular(params + rate * natural_direction(params))
@@ -228,7 +246,7 @@ def trust_region_step(params: jax.Array, _: None) -> tuple[jax.Array, tuple[jax.
     return new_params, (before.objective, evaluate(new_params)[1], fraction)
 
 
-def test_with_exact_advantages_the_return_never_falls_and_reaches_the_optimum() -> None:
+def test_with_exact_advantages_the_return_rises_to_the_optimum() -> None:
     moves, reward, start = decision_process()
     value = jnp.zeros(STATES)
     for _ in range(200):

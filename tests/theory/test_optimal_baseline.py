@@ -92,7 +92,7 @@ def test_any_other_baseline_costs_its_squared_distance() -> None:
 
 
 @pytest.mark.parametrize("p", [0.1, 0.4, 0.8])
-def test_of_two_actions_it_weights_them_the_other_way_round_and_leaves_no_variance(
+def test_of_two_actions_it_leaves_no_variance(
     p: float,
 ) -> None:
     prob, value = jnp.array([p, 1.0 - p]), jnp.array([2.0, -1.0])

@@ -175,7 +175,7 @@ def test_the_policy_gradient_theorem() -> None:
     np.testing.assert_allclose(actual, exact_gradient(), atol=EXACT)
 
 
-def test_of_a_tabular_softmax_it_is_visits_times_probability_times_advantage() -> None:
+def test_a_table_moves_by_visits_times_probability_times_advantage() -> None:
     value, action_value = tiny_mdp.values(MDP, LOGITS)
     advantage = action_value - value[:-1, :, None]
     reached, policy = tiny_mdp.occupancy(MDP, LOGITS), jax.nn.softmax(jnp.asarray(LOGITS))
@@ -183,6 +183,15 @@ def test_of_a_tabular_softmax_it_is_visits_times_probability_times_advantage() -
     np.testing.assert_allclose(rows, exact_gradient(), atol=EXACT)
     with_q = jnp.einsum("ts,sa,tsa->sa", reached, policy, action_value)
     assert float(jnp.abs(with_q - exact_gradient()).max()) > 0.1
+
+
+def test_an_action_has_no_part_in_earlier_rewards() -> None:
+    score = jax.jacfwd(lambda x: tiny_mdp.log_prob(MDP, x, BATCH))(jnp.asarray(LOGITS))
+    weighted = probability()[None] * BATCH.reward  # [T, N]
+    product = jnp.einsum("kn,tnsa->ktsa", weighted, score)
+    for k, t in np.ndindex(MDP.horizon, MDP.horizon):
+        largest = float(jnp.abs(product[k, t]).max())
+        assert (largest < 1e-14) if k < t else (largest > 1e-4)
 
 
 # --- bias ----------------------------------------------------------------------------------------
@@ -315,6 +324,21 @@ def test_a_shorter_trace_of_the_exact_value_reduces_the_variance() -> None:
     assert longest == pytest.approx(PINNED["reward-to-go less V"], abs=5e-4)
 
 
+def test_the_errors_of_the_exact_value_are_uncorrelated() -> None:
+    def product(table: jax.Array, earlier: int, later: int) -> float:
+        delta = gae(table, 0.0)
+        return float(jnp.sum(probability() * delta[earlier] * delta[later]))
+
+    pairs = [(e, k) for k in range(MDP.horizon) for e in range(k)]
+    assert max(abs(product(exact_value(), *pair)) for pair in pairs) < 1e-14
+    assert max(abs(product(arbitrary_value(), *pair)) for pair in pairs) > 0.05
+    # So the variances of an advantage add up, with the squares of its weights.
+    size = 0.7
+    parts = [(MDP.gamma * size) ** (2 * k) * product(exact_value(), k, k) for k in range(4)]
+    whole = jnp.sum(probability() * jnp.square(gae(exact_value(), size)[0]))
+    assert float(whole) == pytest.approx(sum(parts), rel=1e-12)
+
+
 # --- identities of the score ---------------------------------------------------------------------
 
 
@@ -329,7 +353,7 @@ def score_moments(
 
 
 @pytest.mark.parametrize("state", range(3))
-def test_score_of_a_choice_has_mean_zero_and_the_fisher_matrix_as_covariance(state: int) -> None:
+def test_moments_of_the_score_of_a_choice(state: int) -> None:
     def log_prob(logits: jax.Array) -> jax.Array:
         return distributions.categorical(jnp.stack([logits, logits])).log_prob(jnp.arange(2))
 
@@ -342,7 +366,7 @@ def test_score_of_a_choice_has_mean_zero_and_the_fisher_matrix_as_covariance(sta
     np.testing.assert_allclose(curvature, fisher, atol=1e-15)
 
 
-def test_score_of_a_gaussian_has_mean_zero_and_the_fisher_matrix_as_covariance() -> None:
+def test_moments_of_the_score_of_a_gaussian() -> None:
     # Five nodes of Gauss and Hermite are exact up to degree nine; a product of scores has four.
     node, weight = np.polynomial.hermite_e.hermegauss(5)
     mu, log_std = 0.7, -0.4
@@ -388,7 +412,7 @@ def gradients(mdp: tiny_mdp.Mdp, baseline: bool) -> jax.Array:
     return trajectory_gradient(DISCOUNT * (target - value if baseline else target))
 
 
-def test_a_constant_in_every_reward_changes_nothing_once_the_value_is_subtracted() -> None:
+def test_a_constant_in_every_reward_is_removed_by_the_value() -> None:
     # Every episode has the same length; with a choice of when to end, a constant would matter.
     raised = dataclasses.replace(MDP, reward=MDP.reward + 3.0)
     np.testing.assert_allclose(exact_gradient(raised.reward), exact_gradient(), atol=EXACT)

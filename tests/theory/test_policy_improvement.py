@@ -84,7 +84,7 @@ def test_the_greedy_policy_is_no_worse() -> None:
 # --- the surrogate -------------------------------------------------------------------------------
 
 
-def test_the_surrogate_has_the_value_and_the_gradient_of_the_objective() -> None:
+def test_the_surrogate_is_right_to_first_order() -> None:
     def objective(logits: jax.Array) -> jax.Array:
         return tiny_mdp.objective(MDP, logits)
 
@@ -123,7 +123,7 @@ def test_the_surrogate_alone_promises_too_much() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_error_of_the_surrogate_falls_with_the_square_of_the_step(seed: int) -> None:
+def test_the_error_falls_with_the_square_of_the_step(seed: int) -> None:
     far, near = (
         abs(float(tiny_mdp.objective(MDP, new) - surrogate(jnp.asarray(new))))
         for new in (new_logits(1e-2, seed), new_logits(1e-3, seed))
@@ -182,6 +182,17 @@ def test_the_variance_of_a_product_of_ratios_grows_with_every_factor() -> None:
 
 
 # --- what clipping does not do -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_clipped_objective_is_never_above_the_surrogate(size: float) -> None:
+    new, old = (tiny_mdp.log_prob(MDP, jnp.asarray(x), BATCH) for x in (new_logits(size), OLD))
+    along = advantage()[TIME[:, None], BATCH.state, BATCH.action]
+    clipped = -losses.ppo_clip(new, old, along, 0.2)
+    difference = ratio(new_logits(size)) * along - clipped
+    assert float(difference.min()) >= 0.0
+    assert (float(difference.max()) > 0.1) is (size >= 1.0)
+
 
 FEATURES = np.random.default_rng(3).normal(size=(3, 2, 2))  # [S, A, K]: fewer parameters than rows
 
