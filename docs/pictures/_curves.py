@@ -89,9 +89,7 @@ def drawn(traces: list[go.Scatter], legend: bool) -> go.Figure:
     return _controls.figure(traces, 360, showlegend=legend, **titles)
 
 
-def attached(
-    figure: go.Figure, envs: list[str], states: dict[str, _controls.State]
-) -> go.Figure:
+def attached(figure: go.Figure, envs: list[str], states: dict[str, _controls.State]) -> go.Figure:
     """Give the figure its controls: the environment, if there are several, and a point."""
     shares = [f"{100 * i / (POINTS - 1):.0f}% of the run" for i in range(POINTS)]
     point = _controls.Control("Read off at", shares, POINTS - 1)
