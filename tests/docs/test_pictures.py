@@ -220,6 +220,33 @@ def test_tanh_gaussian():
         assert found["data.1.x"] == pytest.approx([math.tanh(mean)] * 2, abs=1e-3)
 
 
+def test_objective_kl():
+    module, _ = made("objective_kl")
+    for distance in range(len(module.DISTANCES)):
+        found = shown("objective_kl", Distance=distance)
+        bias = dict(zip(module.NAMES, found["data.0.x"], strict=True))
+        assert bias["k1 in reward"] < 1e-6 and bias["k1 in loss"] == pytest.approx(1.0, abs=1e-6)
+        assert bias["k2 in loss"] == pytest.approx(bias["k3 × ratio in loss"], rel=1e-3)
+        assert found["says.0"] == "No bias: k1 in reward."
+    near, far = (shown("objective_kl", Distance=i)["data.0.x"] for i in (0, -1))
+    k2, k3 = (module.NAMES.index(f"{k} in loss") for k in ("k2", "k3"))
+    assert abs(near[k3] - near[k2]) < 0.02 < abs(far[k3] - far[k2])
+
+
+def test_timeline():
+    module, _ = made("timeline")
+    methods = module.METHODS
+    assert [m.year for m in methods] == sorted(m.year for m in methods)
+    for place, method in enumerate(methods):
+        assert all(module.PLACES[parent] < place for parent in method.parents)
+    found = shown("timeline", Method=module.PLACES["natural policy gradient"])
+    names = [methods[int(place)].name for place in found["data.3.y"]]
+    assert names == [
+        *("natural policy gradient", "policy gradient theorem", "natural gradient"),
+        *("REINFORCE", "actor-critic"),
+    ]
+
+
 # ---------------------------------------------------------------------------------------- browser
 
 RIGHT, LEFT, DOWN, UP, TAB = (
