@@ -227,6 +227,29 @@ def test_tanh_gaussian():
         assert found["data.1.x"] == pytest.approx([math.tanh(mean)] * 2, abs=1e-3)
 
 
+def test_frontier():
+    module, _ = made("frontier")
+    for beta, value in enumerate(module.BETAS):
+        found = shown("frontier", β=beta)
+        for m, stage in enumerate(module.METHODS):
+            (row,) = (
+                row for row in module.rows("frontier")
+                if row["stage"] == stage and float(row["value"]) == value
+            )  # fmt: skip
+            point = [*found[f"data.{2 * m + 2}.x"], *found[f"data.{2 * m + 2}.y"]]
+            assert point == pytest.approx([float(row["kl"]), float(row["return"])], rel=1e-3)
+        alone = shown("frontier", β=beta, Method=5)
+        assert alone["data.2.x"] == [] and alone["data.10.x"] == found["data.10.x"]
+        assert "DPO" in alone["says.1"] and "PPO," not in alone["says.1"]
+    # The line is the one that the table compares runs with, which takes the mean over seeds.
+    kl, reward = module.closed_form()
+    for row in module.rows("frontier"):
+        own = np.interp([float(row[f"kl{end}"]) for end in (" low", " high")], kl, reward)
+        assert own[0] - 0.15 < float(row["best possible"]) < own[1] + 0.15
+    ends = [shown("frontier", β=beta)["data.11.x"][0] for beta in range(4)]
+    assert ends == sorted(ends, reverse=True)
+
+
 def test_learning_sweep():
     module, _ = made("learning_sweep")
     data = module.read()
