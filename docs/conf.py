@@ -20,8 +20,10 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_design",
     "chapters",
+    "docstrings",
     "mathematics",
     "picture",
+    "reference",
     "repository",
 ]
 exclude_patterns = ["_build", "_ext"]
@@ -31,8 +33,9 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_theme_options = {
-    "home_page_in_toc": False,
-    "show_navbar_depth": 1,
+    # Of the pages inside a section, only those of the section that the reader is in are listed.
+    "collapse_navbar": True,
+    "max_navbar_depth": 3,
     "show_toc_level": 2,
     "use_download_button": False,
     "pygments_light_style": "a11y-high-contrast-light",
@@ -46,5 +49,8 @@ myst_links_external_new_tab = False
 # The optional libraries that this environment lacks: the modules that use them are described too.
 OPTIONAL = ("brax", "craftax", "jumanji", "mujoco_playground", "navix", "optuna", "ray", "wandb")
 autodoc_mock_imports = [name for name in OPTIONAL if importlib.util.find_spec(name) is None]
+napoleon_use_rtype = False  # what stands before a colon in "Returns" is a name, not a type
 autodoc_member_order = "bysource"
-autodoc_typehints = "description"
+autodoc_preserve_defaults = True
+python_use_unqualified_type_names = True
+maximum_signature_line_length = 80

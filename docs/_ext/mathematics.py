@@ -7,7 +7,7 @@ from sphinx.application import Sphinx
 from sphinx.config import Config
 
 # One file with its glyphs as paths: no fonts to load, and MathML for screen readers beside them.
-SCRIPT = "tex-svg.js"
+SCRIPT = "tex-svg-full.js"
 
 
 def script() -> str:

@@ -6,17 +6,19 @@ site it leads to a page with the text of that file. The role `theory-test` links
 """
 
 import ast
+import functools
 import html
 import os
 import pathlib
-from collections.abc import Iterator
+import string
 from typing import Any
 from urllib.parse import quote
 
 from docutils import nodes
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
-from pygments.lexers import get_lexer_for_filename
+from pygments.lexers import TextLexer, get_lexer_for_filename
+from pygments.util import ClassNotFound
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
@@ -32,6 +34,7 @@ SHOWN = {
     "project/changelog": "CHANGELOG.md",
     "project/log": "benchmarks/LOG.md",
 }
+TEMPLATE = string.Template((DOCS / "_ext" / "source.html").read_text(encoding="utf-8"))
 PAGE_OF = {path: page for page, path in SHOWN.items()} | {"docs": "index"}
 TEXT = {".py", ".toml", ".sh", ".yaml", ".csv", ".js", ".css", ".j2", ".json", ".cff", ""}
 
@@ -98,11 +101,11 @@ class TheoryTest(SphinxRole):
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         """Return the link; the build fails if there is no such test."""
-        name, _, function = self.text.partition("::")
+        name, _, function = "".join(self.text.split()).partition("::")  # may go over two lines
         path = ROOT / name
         if not name.startswith("tests/") or not path.is_file():
             return self.fault(f"there is no file {name!r} of tests")
-        if function not in definitions(path.read_text(encoding="utf-8")):
+        if function not in definitions(path):
             return self.fault(f"{name} has no test {function!r}")
         address = link(self.env, path, function)
         text = nodes.literal("", function)
@@ -114,8 +117,9 @@ class TheoryTest(SphinxRole):
         return [self.inliner.problematic(self.rawtext, self.rawtext, report)], [report]
 
 
-def definitions(source: str) -> dict[str, int]:
-    """Return the first line of each function and class, by qualified name."""
+@functools.cache
+def definitions(path: pathlib.Path) -> dict[str, int]:
+    """Return the first line of each function and class in a file, by qualified name."""
     found: dict[str, int] = {}
 
     def visit(node: ast.AST, prefix: str) -> None:
@@ -125,7 +129,7 @@ def definitions(source: str) -> dict[str, int]:
                 found[prefix + child.name] = first
                 visit(child, f"{prefix}{child.name}.")
 
-    visit(ast.parse(source), "")
+    visit(ast.parse(path.read_text(encoding="utf-8")), "")
     return found
 
 
@@ -138,21 +142,32 @@ def add_source_links(app: Sphinx, doctree: nodes.document) -> None:
         base = ROOT / str(signature.get("module", "")).replace(".", "/")
         paths = [p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()]
         name = signature.get("fullname", "")
-        if paths and name in definitions(paths[0].read_text(encoding="utf-8")):
+        if paths and name in definitions(paths[0]):
             address = link(app.env, paths[0], name)
             text = nodes.inline("", "[source]", classes=["viewcode-link"])
             signature += nodes.reference("", "", text, internal=True, refuri=address)
 
 
-def pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Make the pages of all files that something links to, and of those in linked folders."""
+def write_pages(app: Sphinx, exception: Exception | None) -> None:
+    """Write the pages of all files that something links to, and of those in linked folders."""
+    if exception is not None or app.builder.format != "html":
+        return
     paths = set().union(*linked(app.env).values())
     for folder in [path for path in paths if path.is_dir()]:
         paths |= {path for path in folder.iterdir() if is_listed(path)}
     for path in sorted(paths):
-        title = path.relative_to(ROOT).as_posix()
-        body = listing(path) if path.is_dir() else code(path)
-        yield source_page(path), {"title": title, "body": f"<h1>{title}</h1>{body}"}, "page.html"
+        page = pathlib.Path(app.outdir, f"{source_page(path)}.html")
+        if path.is_dir() or not page.is_file() or page.stat().st_mtime < path.stat().st_mtime:
+            page.parent.mkdir(parents=True, exist_ok=True)
+            page.write_text(shown(path), encoding="utf-8")
+
+
+def shown(path: pathlib.Path) -> str:
+    """Return the page of a file or folder."""
+    title = path.relative_to(ROOT).as_posix()
+    body = listing(path) if path.is_dir() else code(path)
+    root = "../" * (title.count("/") + 1)
+    return TEMPLATE.substitute(title=title, root=root, body=body)
 
 
 def is_listed(path: pathlib.Path) -> bool:
@@ -162,25 +177,23 @@ def is_listed(path: pathlib.Path) -> bool:
 
 def listing(folder: pathlib.Path) -> str:
     """Return a list of the files in a folder."""
-    names = sorted(path.name for path in folder.iterdir() if is_listed(path))
-    rows = (
-        f'<li><a href="{quote(f"{folder.name}/{n}")}.html">{html.escape(n)}</a></li>' for n in names
-    )
-    return f"<ul>{''.join(rows)}</ul>"
+    rows = ""
+    for name in sorted(path.name for path in folder.iterdir() if is_listed(path)):
+        address = quote(f"{folder.name}/{name}")
+        rows += f'<li><a href="{address}.html">{html.escape(name)}</a></li>'
+    return f"<ul>{rows}</ul>"
 
 
 def code(path: pathlib.Path) -> str:
-    """Return the text of a file in colours; functions, classes and lines are places to link to."""
+    """Return the text of a file in colours; its functions and classes can be linked to."""
     text = path.read_text(encoding="utf-8")
     try:
         lexer = get_lexer_for_filename(path.name, stripnl=False)
-    except LookupError:
-        return f"<pre>{html.escape(text)}</pre>"
-    formatter = HtmlFormatter(nowrap=True, linenos=False)
-    lines = highlight(text, lexer, formatter).splitlines()
-    names = definitions(text) if path.suffix == ".py" else {}
-    for name, number in names.items():
-        lines[number - 1] = f'<span id="{name}" class="source-place"></span>{lines[number - 1]}'
+    except ClassNotFound:
+        lexer = TextLexer(stripnl=False)
+    lines = highlight(text, lexer, HtmlFormatter(nowrap=True)).splitlines()
+    for name, number in (definitions(path) if path.suffix == ".py" else {}).items():
+        lines[number - 1] = f'<span id="{name}" class="source-place">{lines[number - 1]}</span>'
     return f'<div class="highlight"><pre>{chr(10).join(lines)}\n</pre></div>'
 
 
@@ -199,7 +212,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_transform(RepositoryLinks)
     app.add_role("theory-test", TheoryTest())
     app.connect("doctree-read", add_source_links)
-    app.connect("html-collect-pages", pages)
+    app.connect("build-finished", write_pages)
     app.connect("env-purge-doc", purge)
     app.connect("env-merge-info", merge)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

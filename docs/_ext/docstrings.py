@@ -1,0 +1,110 @@
+"""Docstrings of the package as reStructuredText.
+
+They are written to be read in an editor: equations are indented, names have single backquotes, and
+characters such as `|` and `*` mean themselves. Napoleon then makes fields of their sections.
+"""
+
+import re
+from typing import Any
+
+from sphinx.application import Sphinx
+
+from purejaxpg import config as configs
+
+SECTION = re.compile(r"(Args|Returns|Raises|Yields|References|Attributes|Example|Examples):$")
+ITEM = re.compile(r"\s*([-*]|\d+\.) ")
+# Code in backquotes, bold words, and otherwise a character that reStructuredText would read.
+MARKUP = re.compile(r"(``.+?``)|`([^`]+)`|(\*\*\w[^*]*\*\*)|([*|`\\]|(?<=\w)_(?!\w))")
+
+
+def escaped(line: str) -> str:
+    """Return a line in which only code and bold words are markup."""
+
+    def replaced(match: re.Match[str]) -> str:
+        code, quoted, bold, character = match.groups()
+        if quoted:  # a letter right behind code would not end it
+            code = f"``{quoted}``" + ("\\ " if line[match.end() :][:1].isalpha() else "")
+        return code or bold or f"\\{character}"
+
+    return MARKUP.sub(replaced, line)
+
+
+def indent(line: str) -> int:
+    """Return the number of spaces before a line's text."""
+    return len(line) - len(line.lstrip())
+
+
+def paragraphs(lines: list[str]) -> list[list[str]]:
+    """Return the blocks between empty lines. A list that follows text is a block of its own."""
+    found: list[list[str]] = [[]]
+    for line in lines:
+        begins_list = ITEM.match(line) and found[-1] and not ITEM.match(found[-1][0])
+        section = SECTION.match(line) is not None
+        if not line.strip() or begins_list or section:
+            found.append([])
+        if line.strip():
+            found[-1].append(line)
+    return [block for block in found if block]
+
+
+def converted(lines: list[str]) -> list[str]:
+    """Return a docstring as reStructuredText.
+
+    An indented block is shown as it is, unless it belongs to a section, to a list or to a `::`.
+    """
+    found: list[str] = []
+    inside, literal = False, False  # a section such as Args; what follows a `::`
+    for block in paragraphs(lines):
+        first = block[0]
+        starts = SECTION.match(first) is not None
+        inside = starts or (inside and indent(first) > 0)
+        shown = indent(first) >= 4 and not inside
+        doctest = first.lstrip().startswith(">>>")
+        if shown and not literal and not doctest:
+            found += ["::", ""]
+        found += block if shown or doctest else [escaped(line) for line in block]
+        literal = shown if shown and literal else block[-1].endswith("::")
+        found.append("")
+    return found
+
+
+def process(app: Sphinx, what: str, name: str, item: Any, options: Any, lines: list[str]) -> None:
+    """Convert a docstring. A field of a class has what the class, or a comment, says of it."""
+    if what in ("class", "exception"):
+        told.update({f"{name}.{field}": text for field, text in fields(item, lines).items()})
+    if what == "attribute" and not any(lines):
+        lines[:] = told.get(name, [])
+    lines[:] = converted(lines)
+
+
+# What is known of fields, by full name, from the classes that were read.
+told: dict[str, list[str]] = {}
+
+
+def fields(cls: type, lines: list[str]) -> dict[str, list[str]]:
+    """Take what a class says of its fields out of its docstring, and read the comments after them.
+
+    Args:
+        cls: the class.
+        lines: its docstring, without the section Attributes afterwards.
+    """
+    found = {name: [text] for name, text in configs.field_help(cls).items()}
+    if "Attributes:" not in lines:
+        return found
+    first = lines.index("Attributes:")
+    rest = lines[first + 1 :]
+    stop = next((i for i, line in enumerate(rest) if line.strip() and not indent(line)), len(rest))
+    del lines[first : first + 1 + stop]
+    name = ""
+    for line in filter(None, rest[:stop]):
+        if indent(line) == 4:
+            name, _, line = line.strip().partition(": ")
+            found[name] = []
+        found[name].append(line.strip())
+    return found
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Connect to Sphinx, before napoleon."""
+    app.connect("autodoc-process-docstring", process, priority=100)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
