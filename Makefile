@@ -17,7 +17,7 @@ PYTEST := -m pytest -q -n $(WORKERS) --max-worker-restart=0
 BY_FILE := --dist loadfile --no-loadscope-reorder
 
 # A warning, such as a link that leads nowhere, fails the build; all of them are shown first.
-SPHINX := -m sphinx -q -W --keep-going -b html -d docs/_build/doctrees
+SPHINX := -m sphinx -q -W --keep-going -j auto -b html -d docs/_build/doctrees
 
 BIN := $(VENV)/bin
 # -qq: warnings about the reader's own pip configuration are no concern of this project.

@@ -4,7 +4,11 @@ They are written to be read in an editor: equations are indented, names have sin
 characters such as `|` and `*` mean themselves. Napoleon then makes fields of their sections.
 """
 
+import dataclasses
+import functools
+import inspect
 import re
+import sys
 from typing import Any
 
 from sphinx.application import Sphinx
@@ -13,18 +17,20 @@ from purejaxpg import config as configs
 
 SECTION = re.compile(r"(Args|Returns|Raises|Yields|References|Attributes|Example|Examples):$")
 ITEM = re.compile(r"\s*([-*]|\d+\.) ")
-# Code in backquotes, bold words, and otherwise a character that reStructuredText would read.
-MARKUP = re.compile(r"(``.+?``)|`([^`]+)`|(\*\*\w[^*]*\*\*)|([*|`\\]|(?<=\w)_(?!\w))")
+# Code in backquotes, words in stars, and otherwise a character that reStructuredText would read.
+MARKUP = re.compile(
+    r"(``.+?``)|`([^`]+)`|((?<!\w)(?:\*\w+\*|\*\*\w[^*]*\*\*)(?!\w))|([*|`\\]|(?<=\w)_(?!\w))"
+)
 
 
 def escaped(line: str) -> str:
-    """Return a line in which only code and bold words are markup."""
+    """Return a line in which only code and stressed words are markup."""
 
     def replaced(match: re.Match[str]) -> str:
-        code, quoted, bold, character = match.groups()
+        code, quoted, stressed, character = match.groups()
         if quoted:  # a letter right behind code would not end it
             code = f"``{quoted}``" + ("\\ " if line[match.end() :][:1].isalpha() else "")
-        return code or bold or f"\\{character}"
+        return code or stressed or f"\\{character}"
 
     return MARKUP.sub(replaced, line)
 
@@ -71,24 +77,27 @@ def converted(lines: list[str]) -> list[str]:
 def process(app: Sphinx, what: str, name: str, item: Any, options: Any, lines: list[str]) -> None:
     """Convert a docstring. A field of a class has what the class, or a comment, says of it."""
     if what in ("class", "exception"):
-        told.update({f"{name}.{field}": text for field, text in fields(item, lines).items()})
+        take_fields(lines)
     if what == "attribute" and not any(lines):
-        lines[:] = told.get(name, [])
+        owner, _, field = name.rpartition(".")
+        lines[:] = fields(owner).get(field, [])
     lines[:] = converted(lines)
 
 
-# What is known of fields, by full name, from the classes that were read.
-told: dict[str, list[str]] = {}
+@functools.cache
+def fields(name: str) -> dict[str, list[str]]:
+    """Return what a class, given its full name, says of its fields."""
+    module, _, cls = name.rpartition(".")
+    found = getattr(sys.modules.get(module), cls, None)
+    if not isinstance(found, type):
+        return {}
+    comments = {field: [text] for field, text in configs.field_help(found).items()}
+    return comments | take_fields((inspect.getdoc(found) or "").splitlines())
 
 
-def fields(cls: type, lines: list[str]) -> dict[str, list[str]]:
-    """Take what a class says of its fields out of its docstring, and read the comments after them.
-
-    Args:
-        cls: the class.
-        lines: its docstring, without the section Attributes afterwards.
-    """
-    found = {name: [text] for name, text in configs.field_help(cls).items()}
+def take_fields(lines: list[str]) -> dict[str, list[str]]:
+    """Take the section Attributes out of a docstring -> what it says, by name."""
+    found: dict[str, list[str]] = {}
     if "Attributes:" not in lines:
         return found
     first = lines.index("Attributes:")
@@ -96,7 +105,7 @@ def fields(cls: type, lines: list[str]) -> dict[str, list[str]]:
     stop = next((i for i, line in enumerate(rest) if line.strip() and not indent(line)), len(rest))
     del lines[first : first + 1 + stop]
     name = ""
-    for line in filter(None, rest[:stop]):
+    for line in filter(str.strip, rest[:stop]):
         if indent(line) == 4:
             name, _, line = line.strip().partition(": ")
             found[name] = []
@@ -104,7 +113,15 @@ def fields(cls: type, lines: list[str]) -> dict[str, list[str]]:
     return found
 
 
+def without_signature(
+    app: Sphinx, what: str, name: str, item: Any, options: Any, signature: str, returned: str
+) -> tuple[str, None] | None:
+    """Leave out the signature of a dataclass, whose fields follow one by one."""
+    return ("", None) if what == "class" and dataclasses.is_dataclass(item) else None
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect to Sphinx, before napoleon."""
     app.connect("autodoc-process-docstring", process, priority=100)
+    app.connect("autodoc-process-signature", without_signature)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
