@@ -101,7 +101,7 @@ class TheoryTest(SphinxRole):
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         """Return the link; the build fails if there is no such test."""
-        name, _, function = self.text.partition("::")
+        name, _, function = "".join(self.text.split()).partition("::")  # may go over two lines
         path = ROOT / name
         if not name.startswith("tests/") or not path.is_file():
             return self.fault(f"there is no file {name!r} of tests")
