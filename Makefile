@@ -26,7 +26,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install -c constrain
 .DEFAULT_GOAL := help
 # An interrupted recipe leaves no file that would pass for a finished one.
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev setup-docs sweep test test-fast test-slow lint format docs wheel clean
+.PHONY: help setup setup-dev setup-docs sweep test test-docs test-fast test-slow lint format docs wheel clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -43,6 +43,9 @@ test-fast: setup-dev ## run the part marked `fast`
 
 test-slow: setup-dev ## run the slow tests: learning curves, long faults
 	@$(BIN)/python $(PYTEST) -m slow --durations=5 $(TESTS)
+
+test-docs: setup-dev docs ## build the site, then check what is on it
+	@$(BIN)/python -m pytest -q -m site tests/docs
 
 lint: setup-dev ## check style, format and types
 	@$(BIN)/ruff check .

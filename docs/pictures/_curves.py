@@ -1,0 +1,108 @@
+"""Learning curves of an agent, from the sweeps that are kept in experiments/curves."""
+
+import csv
+import functools
+import pathlib
+import tomllib
+
+import _controls
+import numpy as np
+import plotly.graph_objects as go
+
+EXPERIMENTS = pathlib.Path(__file__).resolve().parents[2] / "experiments"
+COLUMNS = ("env_steps", "iqm", "ci95_low", "ci95_high")
+POINTS = 40  # of a line, evenly over the kept ones, so that the controls have as many positions
+# Agents whose curves say most beside those of another one on the same task and steps.
+BESIDE = {"ppo_rnn": "ppo"}
+
+
+@functools.cache
+def curves(agent: str) -> dict[str, np.ndarray]:
+    """Return the kept curves of an agent [POINTS, 4], by environment."""
+    found = {}
+    for path in sorted((EXPERIMENTS / "curves").glob("*_*.csv")):
+        study = EXPERIMENTS / f"{path.stem}.toml"
+        spec = tomllib.loads(study.read_text(encoding="utf-8")) if study.exists() else {}
+        if spec.get("agent") == agent:
+            with path.open(encoding="utf-8") as file:
+                rows = [[float(row[name]) for name in COLUMNS] for row in csv.DictReader(file)]
+            at = np.linspace(0, len(rows) - 1, POINTS).round().astype(int)
+            found[spec["config"]["env"]] = np.array(rows)[at]
+    return found
+
+
+def sentence(env: str, point: np.ndarray) -> str:
+    """Return what a point of a curve says."""
+    steps, middle, low, high = point
+    text = f"{env}, {steps:,.0f} steps: return {middle:.4g}, 95% interval [{low:.4g}, {high:.4g}]."
+    return _controls.written(text)
+
+
+def band(curve: np.ndarray) -> np.ndarray:
+    """Return the outline of a curve's interval -> x and y [2, 2 * POINTS]."""
+    steps, _, low, high = curve.T
+    return np.stack([np.append(steps, steps[::-1]), np.append(low, high[::-1])])
+
+
+def shade(colour: str) -> go.Scatter:
+    """Return the trace of an interval, without its data."""
+    style = {"fill": "toself", "fillcolor": colour, "line": {"width": 0}, "mode": "lines"}
+    return go.Scatter(**style, opacity=0.25, showlegend=False, hoverinfo="skip")
+
+
+def lines_of(
+    name: str, colour: str, line: np.ndarray, at: int
+) -> tuple[list[go.Scatter], dict[str, _controls.State]]:
+    """Return the traces of an agent, the first of which is `data.at`, and what they show."""
+    outline = np.array([band(curve) for curve in line])
+    values = {
+        f"data.{at}.x": outline[:, 0], f"data.{at}.y": outline[:, 1],
+        f"data.{at + 1}.x": line[..., 0], f"data.{at + 1}.y": line[..., 1],
+    }  # fmt: skip
+    traces = [shade(colour), go.Scatter(name=name, line={"color": colour, "width": 3})]
+    return traces, {path: (("env",), value) for path, value in values.items()}
+
+
+def figure(agent: str) -> go.Figure:
+    """Return the figure: return over steps, an environment at a time, and a point to read off."""
+    agents = [agent, BESIDE[agent]] if agent in BESIDE else [agent]
+    kept = [curves(name) for name in agents]
+    envs = [env for env in kept[0] if all(env in each for each in kept)]
+    traces: list[go.Scatter] = []
+    states: dict[str, _controls.State] = {}
+    for name, each, colour in zip(agents, kept, _controls.COLOURS, strict=False):
+        line = np.array([each[env] for env in envs])
+        more, shown = lines_of(name, colour, line, len(traces))
+        traces, states = traces + more, states | shown
+    mark = {"color": _controls.GREY, "size": 12}
+    own, point = np.array([kept[0][env] for env in envs]), f"data.{len(traces)}"
+    traces.append(go.Scatter(mode="markers", marker=mark, showlegend=False, hoverinfo="skip"))
+    both = ("env", "point")
+    states |= {f"{point}.x": (both, own[..., :1]), f"{point}.y": (both, own[..., 1:2])}
+    says = [[sentence(e, p) for p in line] for e, line in zip(envs, own, strict=True)]
+    return attached(drawn(traces, len(agents) > 1), envs, states | {"says.0": (both, says)})
+
+
+def drawn(traces: list[go.Scatter], legend: bool) -> go.Figure:
+    """Return the figure without what the controls change."""
+    titles = {"xaxis": {"title": "environment steps"}, "yaxis": {"title": "return"}}
+    return _controls.figure(traces, 360, showlegend=legend, **titles)
+
+
+def attached(figure: go.Figure, envs: list[str], states: dict[str, _controls.State]) -> go.Figure:
+    """Give the figure its controls: the environment, if there are several, and a point."""
+    shares = [f"{100 * i / (POINTS - 1):.0f}% of the run" for i in range(POINTS)]
+    point = _controls.Control("Read off at", shares, POINTS - 1)
+    if len(envs) > 1:
+        env = _controls.choice("Environment", envs)
+        return _controls.attach(figure, {"env": env, "point": point}, states)
+    alone = {path: (names[1:], values[0]) for path, (names, values) in states.items()}
+    return _controls.attach(figure, {"point": point}, alone)
+
+
+def alt(name: str) -> str:
+    """Return the sentence under the curves of an agent, with its name as the page writes it."""
+    return (
+        f"Learning curves of {name}: the interquartile mean over the seeds of the return of "
+        "training episodes, over environment steps, with its 95% interval as a band."
+    )
