@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import pathlib
+import select
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -34,6 +35,11 @@ def opened(path: pathlib.Path, tmp_path: pathlib.Path) -> tuple[str, list[str]]:
     return found.stdout, [line for line in found.stderr.splitlines() if "CONSOLE" in line]
 
 
+# Codes of keys on a keyboard, which decide what a control does with them.
+KEYS = {"ArrowRight": 39, "ArrowLeft": 37, "ArrowDown": 40, "ArrowUp": 38, "Tab": 9}
+PATIENCE = 120  # seconds for one answer
+
+
 class Session:
     """A page of a running browser, driven through Chromium's own protocol over two pipes."""
 
@@ -51,6 +57,7 @@ class Session:
     def message(self) -> dict[str, Any]:
         """Return the next message; they end with a zero byte."""
         while b"\0" not in self.unread:
+            assert select.select([self.answers], [], [], PATIENCE)[0], "the browser is silent"
             more = os.read(self.answers.fileno(), 1 << 20)
             assert more, "the browser is gone"
             self.unread += more
@@ -82,9 +89,9 @@ class Session:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def press(self, key: str, code: int) -> None:
-        """Press and release a key, as a keyboard does."""
-        arguments = {"key": key, "code": key, "windowsVirtualKeyCode": code}
+    def press(self, key: str) -> None:
+        """Press and release a key of `KEYS`, as a keyboard does."""
+        arguments = {"key": key, "code": key, "windowsVirtualKeyCode": KEYS[key]}
         self.call("Input.dispatchKeyEvent", type="rawKeyDown", **arguments)
         self.call("Input.dispatchKeyEvent", type="keyUp", **arguments)
 

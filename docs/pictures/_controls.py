@@ -128,7 +128,8 @@ def attach(
 
 def written(text: str) -> str:
     """Return a text whose numbers have a minus sign, which is read aloud, and no hyphen."""
-    return re.sub(r"-(?=\d)", "−", text)
+    without_minus_zero = re.sub(r"-(0(?:\.0+)?)(?!\d|\.\d)", r"\1", text)
+    return re.sub(r"-(?=\d)", "−", without_minus_zero)
 
 
 def texts(form: str, *values: Any) -> Any:

@@ -19,7 +19,7 @@ ALT = (
 )
 
 START, BEST = (-2.0, 1.0), 1.0  # mean and deviation at first; the action with the largest reward
-SIZES, STEPS = (0.003, 0.01, 0.03, 0.1), 20  # bounds on the divergence of a step, in nats
+SIZES, STEPS = (0.003, 0.01, 0.03, 0.1), 14  # bounds on the divergence of a step, in nats
 POINTS, CG_ITERATIONS = 28, 4  # of a contour; of conjugate gradient
 MEANS, LOG_STDS = np.linspace(-3.0, 2.4, 28), np.linspace(-2.2, 1.0, 26)
 # Nodes with which a mean over actions is exact for a reward of degree two.

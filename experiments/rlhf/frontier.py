@@ -2,7 +2,7 @@
 
     python experiments/rlhf/frontier.py results/frontier
 
-writes frontier.csv, and copies frontier.png, which the sweep has drawn.
+writes frontier.csv and frontier_best.csv, and copies frontier.png, which the sweep has drawn.
 """
 
 import shutil
@@ -39,9 +39,25 @@ def table(directory: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def best(directory: Path, points: int = 60) -> list[dict[str, float]]:
+    """Return the best possible reward at each divergence, as the mean of the seeds.
+
+    All stages share their references, seed by seed, so any of them has the lines.
+    """
+    lines = results.frontiers(directory, "dpo").values()
+    ends = max(kl[0] for kl, _ in lines), min(kl[-1] for kl, _ in lines)
+    over = np.geomspace(*ends, points)
+    mean = np.mean([np.interp(over, *line) for line in lines], 0)
+    return [
+        {"kl": float(f"{kl:.4g}"), "best possible": round(float(reward), 3)}
+        for kl, reward in zip(over, mean, strict=True)
+    ]
+
+
 def main() -> None:
     arguments = results.arguments(__doc__)
     results.write(arguments.out / "frontier.csv", table(arguments.directory))
+    results.write(arguments.out / "frontier_best.csv", best(arguments.directory))
     shutil.copyfile(arguments.directory / "frontier.png", arguments.out / "frontier.png")
 
 

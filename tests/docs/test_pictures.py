@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from purejaxpg import cli
 from purejaxpg.kernels import distributions, losses
 
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / "docs" / "pictures"
@@ -77,6 +78,12 @@ def test_values_without_an_entry_for_each_option_are_refused():
         _controls.attach(figure, controls, {"data.0.y": (("a",), [1, 2, 3])})
     with pytest.raises(ValueError, match="there is no picture 'none'; there are advantage, "):
         _controls.load("none")
+
+
+def test_numbers_are_written_with_a_minus_sign():
+    found = _controls.texts("{:.2f} of {:.3f}.", np.array([-0.25, 0.001]), np.array([-1e-9, 2.0]))
+    assert found == ["−0.25 of 0.000.", "0.00 of 2.000."]
+    assert _controls.slider("β", (-0.05, 1.0), 1.0) == _controls.Control("β", ["−0.05", "1"], 1)
 
 
 # ------------------------------------------------------------------- the numbers are the kernels'
@@ -220,6 +227,64 @@ def test_tanh_gaussian():
         assert found["data.1.x"] == pytest.approx([math.tanh(mean)] * 2, abs=1e-3)
 
 
+def test_frontier():
+    module, _ = made("frontier")
+    for beta, value in enumerate(module.BETAS):
+        found = shown("frontier", β=beta)
+        for m, stage in enumerate(module.METHODS):
+            (row,) = (
+                row for row in module.rows("frontier")
+                if row["stage"] == stage and float(row["value"]) == value
+            )  # fmt: skip
+            point = [*found[f"data.{2 * m + 2}.x"], *found[f"data.{2 * m + 2}.y"]]
+            assert point == pytest.approx([float(row["kl"]), float(row["return"])], rel=1e-3)
+        alone = shown("frontier", β=beta, Method=5)
+        assert alone["data.2.x"] == [] and alone["data.10.x"] == found["data.10.x"]
+        assert "DPO" in alone["says.1"] and "PPO," not in alone["says.1"]
+    # The line is the one that the table compares runs with, which takes the mean over seeds.
+    kl, reward = module.closed_form()
+    for row in module.rows("frontier"):
+        own = np.interp([float(row[f"kl{end}"]) for end in (" low", " high")], kl, reward)
+        assert own[0] - 0.15 < float(row["best possible"]) < own[1] + 0.15
+    ends = [shown("frontier", β=beta)["data.11.x"][0] for beta in range(4)]
+    assert ends == sorted(ends, reverse=True)
+
+
+def test_learning_sweep():
+    module, _ = made("learning_sweep")
+    data = module.read()
+    assert module.DATA.stat().st_size < 200_000
+    returns, torque = data["returns"], data["torque"]
+    assert torque.shape == (*data["score"].shape, len(module.VELOCITIES), len(module.ANGLES))
+    assert np.abs(torque).max() <= module.TORQUE
+    found = shown("learning_sweep", Learning=2, Seed=1)
+    assert found["data.4.y"] == pytest.approx(returns[2, 1].tolist(), rel=1e-3)
+    assert np.array(found["data.5.z"]) == pytest.approx(torque[2, 1], rel=1e-3)
+    middle = np.sort(returns[2], 0)[1:3].mean(0)  # of four
+    assert found["data.3.y"] == pytest.approx(middle.tolist(), rel=1e-3)
+
+    class Trained:
+        def policy(self, key, obs, greedy):
+            assert np.allclose(obs[:, 0] ** 2 + obs[:, 1] ** 2, 1.0) and greedy
+            return jnp.asarray(obs[:, 2:] / 4.0)
+
+    torque = module.policy_of(Trained())
+    assert torque[:, 0] == pytest.approx(module.VELOCITIES / 4.0)
+    assert (torque == torque[:, :1]).all()
+
+
+@pytest.mark.slow
+def test_the_data_of_the_learning_sweep_can_be_made_again(tmp_path):
+    module, _ = made("learning_sweep")
+    text = (FOLDER.parents[1] / "experiments" / "learning_rates.toml").read_text(encoding="utf-8")
+    text = text.replace("300_000", "8_192").replace("seeds = 4", "seeds = 2")
+    (tmp_path / "small.toml").write_text(text, encoding="utf-8")
+    assert cli.main(["sweep", str(tmp_path / "small.toml"), "--out", str(tmp_path / "out")]) == 0
+    found, kept = module.stored(tmp_path / "out"), module.read()
+    assert found.keys() == kept.keys() and found["learning_rate"] == kept["learning_rate"].tolist()
+    assert np.shape(found["torque"]) == (7, 2, *kept["torque"].shape[2:])
+
+
 def test_objective_kl():
     module, _ = made("objective_kl")
     for distance in range(len(module.DISTANCES)):
@@ -249,15 +314,8 @@ def test_timeline():
 
 # ---------------------------------------------------------------------------------------- browser
 
-RIGHT, LEFT, DOWN, UP, TAB = (
-    ("ArrowRight", 39),
-    ("ArrowLeft", 37),
-    ("ArrowDown", 40),
-    ("ArrowUp", 38),
-    ("Tab", 9),
-)
-DATA = """[...document.querySelectorAll('.picture-plot')].map((plot) => JSON.stringify(
-  plot.data.map((trace) => [trace.x, trace.y, trace.z, trace.text, trace.base, trace.visible])))"""
+DATA = """JSON.stringify(document.querySelector('#picture-{} .picture-plot').data.map((trace) =>
+  [trace.x, trace.y, trace.z, trace.text, trace.base]))"""
 
 
 @browser.needed
@@ -272,7 +330,7 @@ def test_each_control_changes_the_data_from_the_keyboard(tmp_path):
         assert page.value("document.documentElement.scrollWidth") <= 375
         reached = []
         while True:
-            page.press(*TAB)
+            page.press("Tab")
             focus = page.value("[document.activeElement.id, document.activeElement.tagName]")
             if focus[1] == "BUTTON":
                 continue
@@ -292,20 +350,20 @@ def test_each_control_changes_the_data_from_the_keyboard(tmp_path):
 
 def check_control(page, name, tag):
     """A key moves the focused control and changes its picture; another key undoes that."""
-    number = NAMES.index(name.split("-")[1])
-    value = f"document.getElementById('{name}').value"
-    before, at = page.value(DATA), int(page.value(value))
-    last = int(page.value(f"document.getElementById('{name}').{LAST[tag]}"))
-    keys = {"INPUT": (LEFT, RIGHT), "SELECT": (UP, DOWN)}[tag]
-    page.press(*keys[at < last])
-    after = page.value(DATA)
-    assert int(page.value(value)) == (at + 1 if at < last else at - 1), name
-    changed = [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
-    assert changed == [number], name
-    page.press(*keys[at >= last])
-    assert page.value(DATA) == before, name
+    data, value = (
+        DATA.format(name.split("-")[1]),
+        f"Number(document.getElementById('{name}').value)",
+    )
+    before, at = page.value(data), page.value(value)
+    last = page.value(f"document.getElementById('{name}').{LAST[tag]}")
+    step, keys = (1, MOVES[tag]) if at < int(last) else (-1, MOVES[tag][::-1])
+    page.press(keys[0])
+    assert page.value(value) == at + step and page.value(data) != before, name
+    page.press(keys[1])
+    assert page.value(data) == before, name
 
 
+MOVES = {"INPUT": ("ArrowRight", "ArrowLeft"), "SELECT": ("ArrowDown", "ArrowUp")}
 LAST = {"INPUT": "max", "SELECT": "options.length - 1"}
 
 
