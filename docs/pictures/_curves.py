@@ -65,9 +65,10 @@ def lines_of(
 
 def figure(agent: str) -> go.Figure:
     """Return the figure: return over steps, an environment at a time, and a point to read off."""
-    agents = [agent, BESIDE[agent]] if agent in BESIDE else [agent]
+    envs = list(curves(agent))
+    other = BESIDE.get(agent, agent)
+    agents = [agent, *({other} - {agent})] if all(env in curves(other) for env in envs) else [agent]
     kept = [curves(name) for name in agents]
-    envs = [env for env in kept[0] if all(env in each for each in kept)]
     traces: list[go.Scatter] = []
     states: dict[str, _controls.State] = {}
     for name, each, colour in zip(agents, kept, _controls.COLOURS, strict=False):
