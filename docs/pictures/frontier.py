@@ -115,8 +115,8 @@ def drawn(kl: np.ndarray, reward: np.ndarray) -> go.Figure:
     return _controls.figure(
         traces,
         520,
-        xaxis={"title": "KL from the reference, in nats", "range": [0, 20]},
-        yaxis={"title": "gold reward", "range": [0, 6]},
+        xaxis={"title": "KL from the reference, in nats", "range": [0, 33]},
+        yaxis={"title": "gold reward", "range": [0, 7]},
     )
 
 

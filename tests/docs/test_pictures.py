@@ -246,8 +246,12 @@ def test_frontier():
     for row in module.rows("frontier"):
         own = np.interp([float(row[f"kl{end}"]) for end in (" low", " high")], kl, reward)
         assert own[0] - 0.15 < float(row["best possible"]) < own[1] + 0.15
-    ends = [shown("frontier", β=beta)["data.11.x"][0] for beta in range(4)]
-    assert ends == sorted(ends, reverse=True)
+    # The star is what no other point of the line is better than, at the price β.
+    for beta, value in enumerate(module.BETAS):
+        found = shown("frontier", β=beta)
+        (star_kl,), (star_reward,) = found["data.11.x"], found["data.11.y"]
+        assert 0.0 < star_kl <= kl[-1]
+        assert (reward - value * kl).max() <= star_reward - value * star_kl + 1e-3
 
 
 def test_learning_sweep():
