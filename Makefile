@@ -17,7 +17,7 @@ PYTEST := -m pytest -q -n $(WORKERS) --max-worker-restart=0
 BY_FILE := --dist loadfile --no-loadscope-reorder
 
 # A warning, such as a link that leads nowhere, fails the build; all of them are shown first.
-SPHINX := -m sphinx -q -W --keep-going -b html -d docs/_build/doctrees
+SPHINX := -m sphinx -q -W --keep-going -j auto -b html -d docs/_build/doctrees
 
 BIN := $(VENV)/bin
 # -qq: warnings about the reader's own pip configuration are no concern of this project.
@@ -26,7 +26,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install -c constrain
 .DEFAULT_GOAL := help
 # An interrupted recipe leaves no file that would pass for a finished one.
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev setup-docs sweep test test-fast test-slow lint format docs wheel clean
+.PHONY: help setup setup-dev setup-docs sweep test test-docs test-fast test-slow lint format docs wheel clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -43,6 +43,9 @@ test-fast: setup-dev ## run the part marked `fast`
 
 test-slow: setup-dev ## run the slow tests: learning curves, long faults
 	@$(BIN)/python $(PYTEST) -m slow --durations=5 $(TESTS)
+
+test-docs: setup-dev docs ## build the site, then check what is on it
+	@$(BIN)/python -m pytest -q -m site tests/docs
 
 lint: setup-dev ## check style, format and types
 	@$(BIN)/ruff check .

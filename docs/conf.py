@@ -32,11 +32,14 @@ html_title = f"purejaxpg {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
+smartquotes = False  # they would make a dash of the two hyphens before an option
+toc_object_entries_show_parents = "hide"
 html_theme_options = {
     # Of the pages inside a section, only those of the section that the reader is in are listed.
     "collapse_navbar": True,
     "max_navbar_depth": 3,
     "show_toc_level": 2,
+    "navbar_persistent": [],  # the search has its place in the sidebar
     "use_download_button": False,
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
@@ -51,6 +54,7 @@ OPTIONAL = ("brax", "craftax", "jumanji", "mujoco_playground", "navix", "optuna"
 autodoc_mock_imports = [name for name in OPTIONAL if importlib.util.find_spec(name) is None]
 napoleon_use_rtype = False  # what stands before a colon in "Returns" is a name, not a type
 autodoc_member_order = "bysource"
+autodoc_default_options = {"exclude-members": "replace"}  # of every dataclass of flax
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 80

@@ -4,6 +4,9 @@ They are written to be read in an editor: equations are indented, names have sin
 characters such as `|` and `*` mean themselves. Napoleon then makes fields of their sections.
 """
 
+import dataclasses
+import functools
+import inspect
 import re
 from typing import Any
 
@@ -13,18 +16,20 @@ from purejaxpg import config as configs
 
 SECTION = re.compile(r"(Args|Returns|Raises|Yields|References|Attributes|Example|Examples):$")
 ITEM = re.compile(r"\s*([-*]|\d+\.) ")
-# Code in backquotes, bold words, and otherwise a character that reStructuredText would read.
-MARKUP = re.compile(r"(``.+?``)|`([^`]+)`|(\*\*\w[^*]*\*\*)|([*|`\\]|(?<=\w)_(?!\w))")
+# Code in backquotes, words in stars, and otherwise a character that reStructuredText would read.
+MARKUP = re.compile(
+    r"(``.+?``)|`([^`]+)`|((?<!\w)(?:\*\w+\*|\*\*\w[^*]*\*\*)(?!\w))|([*|`\\]|(?<=\w)_(?!\w))"
+)
 
 
 def escaped(line: str) -> str:
-    """Return a line in which only code and bold words are markup."""
+    """Return a line in which only code and stressed words are markup."""
 
     def replaced(match: re.Match[str]) -> str:
-        code, quoted, bold, character = match.groups()
+        code, quoted, stressed, character = match.groups()
         if quoted:  # a letter right behind code would not end it
             code = f"``{quoted}``" + ("\\ " if line[match.end() :][:1].isalpha() else "")
-        return code or bold or f"\\{character}"
+        return code or stressed or f"\\{character}"
 
     return MARKUP.sub(replaced, line)
 
@@ -69,42 +74,75 @@ def converted(lines: list[str]) -> list[str]:
 
 
 def process(app: Sphinx, what: str, name: str, item: Any, options: Any, lines: list[str]) -> None:
-    """Convert a docstring. A field of a class has what the class, or a comment, says of it."""
-    if what in ("class", "exception"):
-        told.update({f"{name}.{field}": text for field, text in fields(item, lines).items()})
-    if what == "attribute" and not any(lines):
-        lines[:] = told.get(name, [])
-    lines[:] = converted(lines)
+    """Convert a docstring, and add a table of the fields if it is a dataclass's."""
+    table: list[str] = []
+    if what in ("class", "exception") and dataclasses.is_dataclass(item):
+        table = table_of(item, fields(item, take_section(lines)))
+    lines[:] = converted(lines) + table
 
 
-# What is known of fields, by full name, from the classes that were read.
-told: dict[str, list[str]] = {}
+def table_of(cls: type, said: dict[str, str]) -> list[str]:
+    """Return a table of a dataclass's own fields: name, type, default, meaning."""
+    rows = [("Field", "Type", "Default", "")]
+    for field in dataclasses.fields(cls):
+        if field.name in vars(cls).get("__annotations__", {}):
+            kind = (
+                field.type if isinstance(field.type, str) else inspect.formatannotation(field.type)
+            )
+            default = "" if field.default is dataclasses.MISSING else f"``{field.default!r}``"
+            rows.append(
+                (f"``{field.name}``", f"``{kind}``", default, escaped(said.get(field.name, "")))
+            )
+    if len(rows) == 1:
+        return []
+    lines = [".. list-table::", "   :header-rows: 1", "   :class: fields", ""]
+    for row in rows:
+        lines += [f"   {'*' if i == 0 else ' '} - {cell}".rstrip() for i, cell in enumerate(row)]
+    return [*lines, ""]
 
 
-def fields(cls: type, lines: list[str]) -> dict[str, list[str]]:
-    """Take what a class says of its fields out of its docstring, and read the comments after them.
+def fields(cls: type, section: list[str]) -> dict[str, str]:
+    """Return what a class says of its fields, in comments after them or in its docstring."""
+    found = dict(configs.field_help(cls))
+    name = ""
+    for line in filter(str.strip, section):
+        if indent(line) == 4:
+            name, _, line = line.strip().partition(": ")
+            found[name] = line
+        else:
+            found[name] = f"{found[name]} {line.strip()}"
+    return found
 
-    Args:
-        cls: the class.
-        lines: its docstring, without the section Attributes afterwards.
-    """
-    found = {name: [text] for name, text in configs.field_help(cls).items()}
+
+def take_section(lines: list[str]) -> list[str]:
+    """Take the section Attributes out of a docstring and return its lines."""
     if "Attributes:" not in lines:
-        return found
+        return []
     first = lines.index("Attributes:")
     rest = lines[first + 1 :]
     stop = next((i for i, line in enumerate(rest) if line.strip() and not indent(line)), len(rest))
     del lines[first : first + 1 + stop]
-    name = ""
-    for line in filter(None, rest[:stop]):
-        if indent(line) == 4:
-            name, _, line = line.strip().partition(": ")
-            found[name] = []
-        found[name].append(line.strip())
-    return found
+    return rest[:stop]
+
+
+def is_left_out(app: Sphinx, what: str, name: str, item: Any, skip: bool, options: Any) -> Any:
+    """Leave out the fields of classes, which are in the table."""
+    kinds = (property, functools.cached_property, classmethod, staticmethod)
+    if what == "class" and not callable(item) and not isinstance(item, kinds):
+        return True
+    return None
+
+
+def without_signature(
+    app: Sphinx, what: str, name: str, item: Any, options: Any, signature: str, returned: str
+) -> tuple[str, None] | None:
+    """Leave out the signature of a dataclass, whose fields are in the table."""
+    return ("", None) if what == "class" and dataclasses.is_dataclass(item) else None
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect to Sphinx, before napoleon."""
     app.connect("autodoc-process-docstring", process, priority=100)
+    app.connect("autodoc-skip-member", is_left_out)
+    app.connect("autodoc-process-signature", without_signature)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,158 @@
+"""The site: code in its pages, and, once it is built, its links and what they load."""
+
+import ast
+import html.parser
+import importlib
+import pathlib
+import re
+import sys
+import urllib.parse
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+BUILT = DOCS / "_build" / "html"
+PAGES = [path for path in sorted(DOCS.rglob("*.md")) if "_build" not in path.parts]
+# What a page loads by itself, as (element, attribute); a hyperlink is followed by the reader only.
+LOADS = {("script", "src"), ("img", "src"), ("iframe", "src"), ("source", "src"), ("link", "href")}
+
+
+def python_blocks(page):
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def missing_names(source):
+    """Names that a program takes from modules of the package and that these do not have."""
+    tree = ast.parse(source)
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("purejaxpg"):
+            module = importlib.import_module(node.module)
+            found += [f"{node.module}.{name.name}" for name in node.names if not has(module, name)]
+    return found
+
+
+def has(module, name):
+    try:
+        return hasattr(module, name.name) or importlib.import_module(
+            f"{module.__name__}.{name.name}"
+        )
+    except ImportError:
+        return False
+
+
+@pytest.mark.fast
+def test_the_python_of_every_page_is_valid_and_its_imports_exist():
+    programs = [(page, block) for page in PAGES for block in python_blocks(page)]
+    assert programs
+    for page, block in programs:
+        compile(block, page.name, "exec")
+        assert missing_names(block) == [], page.name
+
+
+def test_a_wrong_import_is_noticed():
+    assert missing_names("from purejaxpg.kernels import losses, lossses") == [
+        "purejaxpg.kernels.lossses"
+    ]
+
+
+# --- of the extensions --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def extensions(monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS / "_ext"))
+    yield importlib.import_module
+    for path in (DOCS / "_ext").glob("*.py"):
+        sys.modules.pop(path.stem, None)
+
+
+@pytest.mark.site
+def test_a_docstring_keeps_its_equations_code_and_characters(extensions):
+    lines = ["One *x*.", "", "    a|b = c_", "", "Of `f(a)`s, a|b and c_ * d:", "1. one", "2. two"]
+    assert extensions("docstrings").converted(lines) == [
+        *("One *x*.", "", "::", "", "    a|b = c_", ""),
+        *(r"Of ``f(a)``\ s, a\|b and c\_ \* d:", "", "1. one", "2. two", ""),
+    ]
+
+
+@pytest.mark.site
+def test_every_module_has_a_page(extensions):
+    modules = extensions("reference").modules()
+    assert {"purejaxpg.kernels.losses", "purejaxpg.agents.ppo", "purejaxpg.contract"} <= {*modules}
+    for name in modules:
+        assert (BUILT / "reference" / "api" / f"{name}.html").is_file(), name
+
+
+# --- of the pages that were built ---------------------------------------------------------------
+
+
+class Page(html.parser.HTMLParser):
+    """What a page links to, loads, and names."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.links, self.loads, self.names = [], [], set()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        for name, value in attrs:
+            if name == "id" or (tag == "a" and name == "name"):
+                self.names.add(value)
+            if (tag, name) == ("a", "href"):
+                self.links.append(value)
+            if (tag, name) in LOADS:
+                self.loads.append(value)
+
+
+@pytest.fixture(scope="module")
+def built():
+    pages = {path: Page(path) for path in BUILT.rglob("*.html") if "_static" not in path.parts}
+    assert len(pages) > 100, "build the site first: make docs"
+    return pages
+
+
+def is_remote(address):
+    return bool(re.match(r"(https?:)?//", address))
+
+
+def target(page, address):
+    """The file that a link of a page leads to, and the place in it."""
+    parts = urllib.parse.urlsplit(address)
+    path = urllib.parse.unquote(parts.path)
+    return (page.parent / path).resolve() if path else page, urllib.parse.unquote(parts.fragment)
+
+
+@pytest.mark.site
+def test_every_link_within_the_site_leads_somewhere(built):
+    wrong = []
+    for page, content in built.items():
+        for address in {link for link in content.links if link and "://" not in link}:
+            path, place = target(page, address)
+            known = built[path].names if path in built else set()
+            if not path.exists() or (place and path in built and place not in known):
+                wrong.append(f"{page.relative_to(BUILT)}: {address}")
+    assert not wrong, "\n".join(wrong[:40])
+
+
+@pytest.mark.site
+def test_nothing_is_loaded_from_elsewhere(built):
+    loads = {(page, load) for page, content in built.items() for load in content.loads}
+    assert len(loads) > 1000
+    assert [f"{page}: {load}" for page, load in loads if is_remote(load)] == []
+    for sheet in (BUILT / "_static").rglob("*.css"):
+        text = sheet.read_text(encoding="utf-8")
+        found = re.findall(r"(?:url\(|@import )[\"']?([^\"')]+)", text)
+        assert not any(is_remote(address) for address in found), sheet
+
+
+@pytest.mark.site
+def test_what_is_loaded_exists(built):
+    wrong = {
+        load
+        for page, content in built.items()
+        for load in content.loads
+        if not load.startswith("data:") and not target(page, load)[0].exists()
+    }
+    assert wrong == set()
