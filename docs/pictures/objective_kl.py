@@ -82,7 +82,7 @@ def drawn() -> go.Figure:
         bargap=0.35,
         xaxis={"anchor": "y", "title": "relative bias"},
         yaxis={"domain": [0.6, 1], "autorange": "reversed"},
-        xaxis2={"anchor": "y2", "title": "relative variance, one completion"},
+        xaxis2={"anchor": "y2", "title": "relative variance"},
         yaxis2={"domain": [0, 0.42], "autorange": "reversed"},
         **wide,
     )
