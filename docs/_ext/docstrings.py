@@ -15,6 +15,7 @@ from sphinx.application import Sphinx
 from purejaxpg import config as configs
 
 SECTION = re.compile(r"(Args|Returns|Raises|Yields|References|Attributes|Example|Examples):$")
+MODULE = re.compile(r"(?:\w+\.)+(?=\w)")  # in front of the name of a type
 ITEM = re.compile(r"\s*([-*]|\d+\.) ")
 # Code in backquotes, words in stars, and otherwise a character that reStructuredText would read.
 MARKUP = re.compile(
@@ -82,17 +83,15 @@ def process(app: Sphinx, what: str, name: str, item: Any, options: Any, lines: l
 
 
 def table_of(cls: type, said: dict[str, str]) -> list[str]:
-    """Return a table of a dataclass's own fields: name, type, default, meaning."""
-    rows = [("Field", "Type", "Default", "")]
+    """Return a table of a dataclass's own fields: name, meaning, default, type."""
+    rows = [("Field", "Meaning", "Default", "Type")]
     for field in dataclasses.fields(cls):
         if field.name in vars(cls).get("__annotations__", {}):
-            kind = (
-                field.type if isinstance(field.type, str) else inspect.formatannotation(field.type)
-            )
+            written = field.type if isinstance(field.type, str) else None
+            kind = MODULE.sub("", written or inspect.formatannotation(field.type))
             default = "" if field.default is dataclasses.MISSING else f"``{field.default!r}``"
-            rows.append(
-                (f"``{field.name}``", f"``{kind}``", default, escaped(said.get(field.name, "")))
-            )
+            meaning = escaped(said.get(field.name, ""))
+            rows.append((f"``{field.name}``", meaning, default, f"``{kind}``"))
     if len(rows) == 1:
         return []
     lines = [".. list-table::", "   :header-rows: 1", "   :class: fields", ""]
