@@ -12,7 +12,7 @@ sys.path[:0] = [str(ROOT), str(HERE / "_ext")]
 import purejaxpg  # noqa: E402
 
 project = "purejaxpg"
-copyright = "the authors of purejaxpg"
+author = copyright = "the authors of purejaxpg"
 version = release = purejaxpg.__version__
 extensions = [
     "myst_parser",
