@@ -5,8 +5,7 @@ import sys
 
 import pytest
 
-pytest.importorskip("sphinx", reason="the site is built with the extra `docs`")
-pytest.importorskip("myst_parser", reason="the site is built with the extra `docs`")
+pytestmark = pytest.mark.site
 
 DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs"
 CONF = """
