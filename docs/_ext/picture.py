@@ -1,5 +1,6 @@
 """The directive `picture`: an interactive figure of docs/pictures in a page."""
 
+import functools
 import hashlib
 import pathlib
 import sys
@@ -15,11 +16,12 @@ DOCS = pathlib.Path(__file__).resolve().parent.parent
 PICTURES = DOCS / "pictures"
 PLOTLY = pathlib.Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 # What a figure is made from: it is computed anew when one of these files changes.
-SOURCES = ("docs/pictures/**/*", "purejaxpg/**/*.py", "experiments/**/*.csv")
+SOURCES = ("docs/pictures/**/*", "purejaxpg/**/*.py", "experiments/**/*.csv", "experiments/*.toml")
 # pictures.js needs plotly, so the order counts; both wait until the page is read.
 SCRIPTS = ("plotly.min.js", "pictures.js")
 
 
+@functools.cache
 def digest(root: pathlib.Path) -> str:
     """Return a hash of all files that a figure may depend on."""
     found = hashlib.sha256()

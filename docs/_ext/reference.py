@@ -7,7 +7,10 @@ import pathlib
 from typing import Any
 from unittest import mock
 
+from docstrings import escaped
 from docutils import nodes
+from docutils.parsers.rst import Parser
+from docutils.utils import new_document
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -79,23 +82,14 @@ class Modules(SphinxDirective):
         lines += [f"   {name.rpartition('.')[2]} </{PAGES}/{name}>" for name in names]
         lines += [""]
         for name in names:
-            lines += [f":doc:`{name} </{PAGES}/{name}>`", f"   {self.said(found[name])}"]
+            lines += [f":doc:`{name} </{PAGES}/{name}>`", f"   {escaped(summary(found[name]))}"]
         source = self.env.doc2path(self.env.docname)
         for path in found.values():
             self.env.note_dependency(str(path))
         return self.parse(lines, str(source))
 
-    def said(self, path: pathlib.Path) -> str:
-        """Return what a module says of itself, as reStructuredText."""
-        from docstrings import escaped
-
-        return escaped(summary(path))
-
     def parse(self, lines: list[str], source: str) -> list[nodes.Node]:
         """Return the nodes of some reStructuredText."""
-        from docutils.parsers.rst import Parser
-        from docutils.utils import new_document
-
         document = new_document(source, self.state.document.settings)
         Parser().parse("\n".join(lines), document)
         return document.children
