@@ -35,7 +35,7 @@ METHODS = (
            "The return times the score is an unbiased gradient."),
     Method(1998, "natural gradient", REGION, "Amari, Neural Computation 10",
            "Steps are measured by the Fisher information, not by the size of the parameters."),
-    Method(1999, "policy gradient theorem", ON, "Sutton et al., NIPS 12",
+    Method(2000, "policy gradient theorem", ON, "Sutton et al., NIPS 12",
            "The gradient needs values of actions, and no derivative of the states visited.",
            ("REINFORCE", "actor-critic")),
     Method(2001, "natural policy gradient", REGION, "Kakade, NIPS 14",

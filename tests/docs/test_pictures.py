@@ -4,6 +4,7 @@ import functools
 import itertools
 import math
 import pathlib
+import re
 import sys
 
 import browser
@@ -314,6 +315,16 @@ def test_timeline():
         *("natural policy gradient", "policy gradient theorem", "natural gradient"),
         *("REINFORCE", "actor-critic"),
     ]
+
+
+def test_timeline_and_the_chapter_have_the_same_years():
+    chapter = (FOLDER.parent / "course" / "17-timeline.md").read_text(encoding="utf-8")
+    found = re.findall(r"^\| (\d{4}) \| .*\[arXiv:([\d.]+)\]", chapter, re.MULTILINE)
+    years = {paper: int(year) for year, paper in found}
+    methods = {m.paper.partition("arXiv:")[2]: m.year for m in made("timeline")[0].METHODS}
+    both = methods.keys() & years.keys()
+    assert len(both) > 15
+    assert {paper: methods[paper] for paper in both} == {paper: years[paper] for paper in both}
 
 
 # ---------------------------------------------------------------------------------------- browser
