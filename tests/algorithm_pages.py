@@ -7,6 +7,10 @@ import re
 import tomllib
 from typing import Any
 
+import pytest
+
+from purejaxpg import InputError
+
 PAGES = pathlib.Path(__file__).resolve().parents[1] / "docs" / "algorithms"
 NUMBERED = re.compile(r"^\d+\. ", re.MULTILINE)
 
@@ -60,6 +64,24 @@ def require_settings(page: str, common: str, config: Any) -> None:
     for field, value in defaults.items():
         text = (own.get(field) or shared[field])[0]
         assert is_default(text, value), f"{page}.{field} is {value!r}, not {text}"
+
+
+def require_refusals(page: str, common: str, module: Any, config: Any, least: int) -> None:
+    """Require that `check` refuses what is outside the ranges of a page, of which some are numbers.
+
+    Args:
+        page: of the module; its ranges and those of `common` are read.
+        common: the page with what is common.
+        module: it has `check`.
+        config: that passes it.
+        least: this many ranges must be in numbers.
+    """
+    found = ranges(page, common, config)
+    assert sum(bool(outside(text)) for text in found.values()) >= least
+    for field, text in found.items():
+        for number in outside(text):
+            with pytest.raises(InputError, match=field):
+                module.check(dataclasses.replace(config, **{field: number}))
 
 
 def ranges(page: str, common: str, config: Any) -> dict[str, str]:

@@ -239,7 +239,8 @@ def measure(
             say(f"Time is up: {len(pending) - number + 1} case(s) are left to the same command.")
             break
         bench.keep(case, result)
-        refused += [case.label] * result.get("refused", False)
+        if result.get("refused"):
+            refused.append(case.label)
         say(f"    {show.one_line(result)}")
     return refused
 

@@ -8,10 +8,9 @@ from typing import Any
 
 import jax
 import pytest
-from algorithm_pages import NUMBERED, PAGES, outside, ranges, require_settings, rows, sections
+from algorithm_pages import NUMBERED, PAGES, require_refusals, require_settings, rows, sections
 
 import purejaxpg.rlhf
-from purejaxpg import InputError
 from purejaxpg.rlhf import comparison, sft, tasks, transformer
 
 MODULES = {
@@ -72,13 +71,7 @@ class TestPages:
     def test_what_is_outside_a_range_is_refused(self, name: str) -> None:
         module = TRAINERS[name]
         config = module.Config(**MORE[name] if name == "constitution" else {})
-        found = ranges(f"rlhf-{name}", "rlhf-common", config)
-        assert sum(bool(outside(text)) for text in found.values()) >= 5
-        for field, text in found.items():
-            for number in outside(text):
-                changed = dataclasses.replace(config, **{field: number})
-                with pytest.raises(InputError, match=field):
-                    module.check(changed)
+        require_refusals(f"rlhf-{name}", "rlhf-common", module, config, least=5)
 
     def test_it_has_every_metric(self, name: str) -> None:
         own, common = rows(f"rlhf-{name}", "Metrics").keys(), rows("rlhf-common", "Metrics").keys()
