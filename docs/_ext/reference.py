@@ -83,7 +83,7 @@ class Modules(SphinxDirective):
         lines += [""]
         for name in names:
             lines += [f":doc:`{name} </{PAGES}/{name}>`", f"   {escaped(summary(found[name]))}"]
-            inner = [each.rpartition(".")[2] for each in children(name, list(found))]
+            inner = [each.removeprefix(f"{name}.") for each in found if each.startswith(f"{name}.")]
             links = [f":doc:`{each} </{PAGES}/{name}.{each}>`" for each in inner]
             lines += ["", f"   {', '.join(links)}", ""] if links else []
         source = self.env.doc2path(self.env.docname)

@@ -3,6 +3,7 @@
 import ast
 import html.parser
 import importlib
+import itertools
 import pathlib
 import re
 import sys
@@ -181,12 +182,13 @@ def test_two_clicks_lead_from_the_front_page_to_every_page(built):
 
 
 @pytest.mark.site
-def test_pages_have_a_title_an_outline_and_texts_for_pictures(built):
-    for page, content in built.items():
-        levels = content.headings
-        assert content.silent == [], page
-        assert levels.count(1) == (page.relative_to(BUILT).parts[0] != "source"), page
-        assert all(b <= a + 1 for a, b in zip(levels, levels[1:], strict=False)), page
+def test_pages_have_one_title_an_outline_and_texts_for_pictures(built):
+    outlines = {page: content.headings for page, content in built.items() if content.headings}
+    assert len(outlines) > 200
+    for page, levels in outlines.items():
+        assert levels[0] == 1 and levels.count(1) == 1, page
+        assert all(b <= a + 1 for a, b in itertools.pairwise(levels)), page
+    assert {page: content.silent for page, content in built.items() if content.silent} == {}
 
 
 NARROW = (
