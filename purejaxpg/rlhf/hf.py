@@ -5,7 +5,6 @@ that `load` and transformers read. `families` says which settings and which name
 """
 
 import dataclasses
-import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,8 @@ from purejaxpg.rlhf import families, generate, gguf, safetensors, tokenizer, tra
 
 CONFIG = "config.json"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+_generate = jax.jit(generate.generate, static_argnames=("length", "top_k", "top_p", "greedy"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +92,9 @@ def save(folder: str | Path, checkpoint: Checkpoint) -> None:
         FaultError: the disk is full, for example.
     """
     folder, model = Path(folder), checkpoint.model
+    configs.require(model.adapter is None, "A model with an adapter must be merged first.")
     described = families.architecture_of(checkpoint.config, CONFIG)
-    plain = dataclasses.replace(model.architecture, suppressed=())
+    plain = dataclasses.replace(model.architecture, suppressed=(), remat=False)
     configs.require(
         described == plain,
         f"A model must have the architecture that its config describes, {described}, but has "
@@ -242,9 +244,8 @@ def complete(
     prompt_ids = pad(encoded, tokens.pad_id)
     total = prompt_ids.shape[1] + length
     check_length(checkpoint, total, "The longest prompt with its completion")
-    sample = functools.partial(
-        generate.generate, length=length, eos_id=tokens.eos_id, pad_id=tokens.pad_id,
+    completion = _generate(
+        key, checkpoint.model, prompt_ids, length, eos_id=tokens.eos_id, pad_id=tokens.pad_id,
         temperature=temperature, top_p=top_p, greedy=greedy,
     )  # fmt: skip
-    ids = jax.jit(sample)(key, checkpoint.model, prompt_ids).ids
-    return [tokens.decode(row) for row in np.asarray(ids)]
+    return [tokens.decode(ids) for ids in np.asarray(completion.ids)]

