@@ -60,6 +60,7 @@ CONTROL, USER_DEFINED = 3, 4  # types of tokens
 class Stored:
     """A tensor in a GGUF file."""
 
+    path: Path
     tensor: Any  # `gguf.ReaderTensor`
     heads: int = 0  # whose rows are in llama.cpp's order; 0: none are
 
@@ -69,9 +70,19 @@ class Stored:
         return tuple(int(length) for length in self.tensor.shape[::-1])
 
     def array(self) -> np.ndarray:
-        """Return the values as float32."""
-        package = load_package()
-        values = package.dequantize(self.tensor.data, self.tensor.tensor_type)
+        """Return the values as float32.
+
+        Raises:
+            InputError: they are quantised in a way that the package cannot undo.
+        """
+        kind = self.tensor.tensor_type
+        try:
+            values = load_package().dequantize(self.tensor.data, kind)
+        except NotImplementedError as error:
+            raise InputError(
+                f"{self.path}: tensor {self.tensor.name!r} must be of a type that the package gguf "
+                f"can turn into numbers, but is {kind.name}."
+            ) from error
         values = np.asarray(values, np.float32).reshape(self.shape)
         if not self.heads:
             return values
@@ -126,7 +137,7 @@ def read(
     try:
         reader = package.GGUFReader(str(path))
         known = {name: field.contents() for name, field in reader.fields.items()}
-    except (ValueError, IndexError, KeyError, OSError) as error:
+    except (ValueError, LookupError, ArithmeticError, OSError) as error:
         raise InputError(f"{path} must be a whole GGUF file: {error}.") from error
     family = known.get("general.architecture")
     configs.require(
@@ -138,7 +149,7 @@ def read(
     tensors = {}
     for name, tensor in names.items():
         heads = config[PERMUTED[part]] if (part := _part(name)) in PERMUTED else 0
-        tensors[_renamed(name)] = Stored(tensor, heads if family == "llama" else 0)
+        tensors[_renamed(name)] = Stored(path, tensor, heads if family == "llama" else 0)
     return config, tensors, _tokenizer(path, known, config)
 
 
@@ -166,7 +177,7 @@ def _config(
         "tie_word_embeddings": "output.weight" not in names,
     }
     if "token_embd.weight" in names:
-        config["vocab_size"] = Stored(names["token_embd.weight"]).shape[0]
+        config["vocab_size"] = Stored(path, names["token_embd.weight"]).shape[0]
     for name in ("eos", "bos", "padding"):
         token = known.get(f"tokenizer.ggml.{name}_token_id")
         config |= {} if token is None else {f"{name.replace('padding', 'pad')}_token_id": token}

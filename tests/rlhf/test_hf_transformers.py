@@ -4,12 +4,16 @@ test_hf.py compares with the numbers that it left in tests/golden/hf; here is ev
 the way back: transformers reads what `hf.save` has written.
 """
 
+import pathlib
+
 import jax
 import numpy as np
 import pytest
+from jax import random
 from rlhf import test_gguf, test_hf
 
-from purejaxpg.rlhf import hf
+from purejaxpg.rlhf import families, hf, transformer
+from purejaxpg.rlhf import tokenizer as tokenizers
 
 pytestmark = pytest.mark.slow
 transformers = pytest.importorskip("transformers")
@@ -42,7 +46,7 @@ def test_everything_agrees(family, tied, dtype, tmp_path):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    here = test_hf.pathlib.Path("here")
+    here = pathlib.Path("here")
     return tokenizers.make(test_hf.byte_level(), {}, test_hf.small(), test_hf.TEMPLATE, here)
 
 
@@ -67,8 +71,8 @@ def test_transformers_reads_what_is_saved(family, tokenizer, tmp_path):
 
 
 def test_transformers_reads_the_tokenizer_that_is_saved(tokenizer, tmp_path):
-    architecture = test_hf.families.architecture_of(test_hf.small(), "here")
-    model = test_hf.transformer.init(random.key(0), architecture)
+    architecture = families.architecture_of(test_hf.small(), "here")
+    model = transformer.init(random.key(0), architecture)
     hf.save(tmp_path, hf.Checkpoint(model, tokenizer, test_hf.small()))
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     text = "hi, Ünder\n 12 <|end|>hi"
