@@ -104,7 +104,7 @@ class Tokenizer:
                 add_generation_prompt=reply,
                 **{name: token or "" for name, token in self.special().items()},
             )
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             raise InputError(f"The chat template must take the conversation: {error}.") from error
 
 
@@ -152,26 +152,20 @@ def make(
     backend.no_padding()
     backend.no_truncation()
 
-    def of(name: str) -> int | None:
-        token = settings.get(name)
-        token = token.get("content") if isinstance(token, Mapping) else token
-        value = ids.get(f"{name}_id") if token is None else backend.token_to_id(token)
-        value = value[0] if isinstance(value, list) and value else value
-        known = isinstance(value, int) and backend.id_to_token(value) is not None
+    eos_id, eos = _declared(backend, "eos_token", settings, ids)
+    bos_id, bos = _declared(backend, "bos_token", settings, ids)
+    for name, found, said in (("eos_token", eos_id, eos), ("bos_token", bos_id, bos)):
         configs.require(
-            known or (token is None and value is None),
-            f"{source}: {name} must be a token of the vocabulary, but is "
-            f"{value if token is None else token!r}.",
+            found is not None or said is None,
+            f"{source}: {name} must be a token of the vocabulary, but is {said!r}.",
         )
-        return value
-
-    eos_id, bos_id = of("eos_token"), of("bos_token")
     if eos_id is None:
         raise InputError(
             f"{source} must name the token that ends a completion: eos_token in {SETTINGS}, or "
             "eos_token_id in config.json."
         )
-    pad_id = _padding(backend, of("pad_token"), (eos_id, bos_id), source)
+    declared, _ = _declared(backend, "pad_token", settings, ids)
+    pad_id = _padding(backend, declared, (eos_id, bos_id), source)
     return Tokenizer(backend, eos_id, pad_id, bos_id, settings, template)
 
 
@@ -233,6 +227,20 @@ def _backend(folder: Path) -> Any:
     backend = byte_level("gpt-2", model)
     backend.add_special_tokens([t for t in OF_GPT2 if backend.token_to_id(t) is not None])
     return backend
+
+
+def _declared(
+    backend: Any, name: str, settings: Mapping[str, Any], ids: Mapping[str, Any]
+) -> tuple[int | None, Any]:
+    """Return the id of a special token, None if the vocabulary lacks it, and what files say."""
+    said = settings.get(name)
+    said = said.get("content") if isinstance(said, Mapping) else said
+    if isinstance(said, str):
+        return backend.token_to_id(said), said
+    said = ids.get(f"{name}_id")
+    said = said[0] if isinstance(said, list) and said else said
+    is_id = type(said) is int and said >= 0 and backend.id_to_token(said) is not None
+    return said if is_id else None, said
 
 
 def _padding(backend: Any, declared: int | None, taken: Sequence[int | None], source: Path) -> int:

@@ -506,6 +506,9 @@ def test_a_tokenizer_without_an_end_is_refused():
     with pytest.raises(InputError, match=r"eos_token must be a token of the vocabulary, .* 999"):
         tokenizers.make(byte_level(), {}, {"eos_token_id": [999, 1]}, None, here)
     assert tokenizers.make(byte_level(), {}, {"eos_token_id": [1, 999]}, None, here).eos_id == 1
+    unset = {"eos_token_id": 1, "pad_token_id": -1, "bos_token_id": None}  # as of the first Llama
+    tokenizer = tokenizers.make(byte_level(), {}, unset, None, here)
+    assert tokenizer.bos_id is None and tokenizer.pad_id == tokenizer.backend.token_to_id("ÿ")
 
 
 def test_an_old_gpt2_folder_has_a_vocabulary_and_merges(tmp_path):
