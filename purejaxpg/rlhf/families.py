@@ -60,9 +60,14 @@ class Source:
 
 def sources(architecture: transformer.Architecture) -> dict[str, Source]:
     """Return the tensors that make each parameter of a model, by the parameter's path."""
-    shapes = jax.eval_shape(lambda key: transformer.init(key, architecture), random.key(0)).params
-    flat = traverse_util.flatten_dict(shapes, sep="/")
-    return {name: _source(name, leaf.shape, architecture) for name, leaf in flat.items()}
+    one = dataclasses.replace(architecture, num_layers=1)  # tracing 30 would take seconds
+    shapes = jax.eval_shape(lambda key: transformer.init(key, one), random.key(0)).params
+    found = {}
+    for name, leaf in traverse_util.flatten_dict(shapes, sep="/").items():
+        for layer in range(architecture.num_layers if name.startswith("layer_0/") else 1):
+            own = name.replace("layer_0/", f"layer_{layer}/")
+            found[own] = _source(own, leaf.shape, architecture)
+    return found
 
 
 def _source(name: str, shape: tuple[int, ...], a: transformer.Architecture) -> Source:
@@ -217,6 +222,6 @@ def _rope(fields: Fields) -> tuple[float, transformer.RopeScaling]:
     names = ("factor", "low_freq_factor", "high_freq_factor")
     for name in (*names, "original_max_position_embeddings"):
         configs.require(name in table, f"{fields.where}: rope_type 'llama3' needs {name}.")
-    factors = [fields.number(name, 1.0, table) for name in names]
+    factor, low, high = (fields.number(name, 1.0, table) for name in names)
     original = fields.number("original_max_position_embeddings", 1.0, table)
-    return theta, transformer.RopeScaling(*factors, original_context=int(original))
+    return theta, transformer.RopeScaling(factor, low, high, int(original))

@@ -146,7 +146,7 @@ def read(
     )
     names = {tensor.name: tensor for tensor in reader.tensors}
     config = _config(path, str(family), known, names)
-    tensors = {}
+    tensors: dict[str, safetensors.Tensor] = {}
     for name, tensor in names.items():
         heads = config[PERMUTED[part]] if (part := _part(name)) in PERMUTED else 0
         tensors[_renamed(name)] = Stored(path, tensor, heads if family == "llama" else 0)
@@ -228,4 +228,6 @@ def _tokenizer(
             single=f"{token} $A", special_tokens=[(token, begin)]
         )
     template = known.get("tokenizer.chat_template")
-    return tokenizer.make(backend, {}, config, template, path)
+    unknown = known.get("tokenizer.ggml.unknown_token_id")
+    settings = {} if unknown is None else {"unk_token": listed[unknown]}
+    return tokenizer.make(backend, settings, config, template, path)

@@ -121,7 +121,7 @@ def tensors_of(model: transformer.Model) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _folder(folder: Path) -> tuple[dict[str, Any], Mapping[str, safetensors.Tensor]]:
+def _folder(folder: Path) -> tuple[dict[str, Any], dict[str, safetensors.Tensor]]:
     """Return what a folder's config.json says, and its tensors."""
     packaged = ", ".join(gguf.PACKAGES)
     configs.require(
@@ -129,7 +129,7 @@ def _folder(folder: Path) -> tuple[dict[str, Any], Mapping[str, safetensors.Tens
         f"There is no folder {folder}: a model is a folder with {CONFIG}, a .gguf file, or one of "
         f"{packaged}.",
     )
-    return safetensors.read_json(folder / CONFIG), safetensors.read(folder)
+    return safetensors.read_json(folder / CONFIG), dict(safetensors.read(folder))
 
 
 def _model(
@@ -139,7 +139,7 @@ def _model(
     known = ", ".join(DTYPES)
     configs.require(dtype in DTYPES, f"dtype must be one of {known}, but is {dtype!r}.")
     configs.require(
-        dtype != "float64" or bool(jax.config.jax_enable_x64),
+        dtype != "float64" or jax.dtypes.canonicalize_dtype(float) == np.float64,
         "dtype 'float64' needs jax in 64 bits: set JAX_ENABLE_X64=1.",
     )
     architecture = families.architecture_of(config, str(path))

@@ -7,6 +7,7 @@ model is no argument of the mapped function: each product x W is one matrix prod
 adapters, and W is in memory once. Hu et al. 2021, arXiv:2106.09685, section 4.1.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -69,7 +70,7 @@ def attach(
     """
     flat = traverse_util.flatten_dict(adapter)
     scaled = {path: x * scale if path[-1] == "b" else x for path, x in flat.items()}
-    return model.replace(adapter=traverse_util.unflatten_dict(scaled))
+    return dataclasses.replace(model, adapter=traverse_util.unflatten_dict(scaled))
 
 
 def merge(model: transformer.Model) -> transformer.Model:
@@ -85,7 +86,7 @@ def merge(model: transformer.Model) -> transformer.Model:
         kernel = params[*path, "kernel"]
         change = adapter[*path, "a"] @ adapter[*path, "b"]
         params[*path, "kernel"] = (kernel + change).astype(kernel.dtype)
-    return model.replace(params=traverse_util.unflatten_dict(params), adapter=None)
+    return dataclasses.replace(model, params=traverse_util.unflatten_dict(params), adapter=None)
 
 
 def _kernels(model: transformer.Model) -> dict[tuple[str, str], Any]:

@@ -85,7 +85,7 @@ def read(folder: Path) -> dict[str, Stored]:
     configs.require(
         index.is_file(), f"{folder} must have {SINGLE} or {INDEX}, but has {_listed(folder)}."
     )
-    placed = read_json(index).get("weight_map")
+    placed: Any = read_json(index).get("weight_map")
     configs.require(
         isinstance(placed, dict) and all(isinstance(name, str) for name in placed.values()),
         f"{index} must have 'weight_map', which gives the file of each tensor.",

@@ -141,7 +141,7 @@ def make(
 
     Args:
         backend: `tokenizers.Tokenizer`.
-        settings: of tokenizer_config.json: `eos_token`, `bos_token`, `pad_token`.
+        settings: of tokenizer_config.json: `eos_token`, `bos_token`, `pad_token`, `unk_token`.
         ids: `eos_token_id` and so on, an id or a list, where the settings name no token.
         template: of conversations.
         source: for messages.
@@ -165,8 +165,15 @@ def make(
             "eos_token_id in config.json."
         )
     declared, _ = _declared(backend, "pad_token", settings, ids)
-    pad_id = _padding(backend, declared, (eos_id, bos_id), source)
-    return Tokenizer(backend, eos_id, pad_id, bos_id, settings, template)
+    unknown, _ = _declared(backend, "unk_token", settings, ids)
+    never_in_text = [backend.token_to_id(token) for token in NEVER_IN_TEXT]
+    free = [i for i in (declared, *never_in_text, unknown) if i not in (None, eos_id, bos_id)]
+    configs.require(
+        bool(free),
+        f"{source}: pad_token must differ from the tokens that begin and end a text; the "
+        "vocabulary has no other token that no text has.",
+    )
+    return Tokenizer(backend, eos_id, free[0], bos_id, settings, template)
 
 
 def write(folder: Path, tokenizer: Tokenizer) -> None:
@@ -233,7 +240,7 @@ def _declared(
     backend: Any, name: str, settings: Mapping[str, Any], ids: Mapping[str, Any]
 ) -> tuple[int | None, Any]:
     """Return the id of a special token, None if the vocabulary lacks it, and what files say."""
-    said = settings.get(name)
+    said: Any = settings.get(name)
     said = said.get("content") if isinstance(said, Mapping) else said
     if isinstance(said, str):
         return backend.token_to_id(said), said
@@ -241,22 +248,6 @@ def _declared(
     said = said[0] if isinstance(said, list) and said else said
     is_id = type(said) is int and said >= 0 and backend.id_to_token(said) is not None
     return said if is_id else None, said
-
-
-def _padding(backend: Any, declared: int | None, taken: Sequence[int | None], source: Path) -> int:
-    """Return an id for padding that no text has and that neither ends nor begins one."""
-    if declared is not None and declared not in taken:
-        return declared
-    unknown = getattr(backend.model, "unk_token", None)
-    names = [*NEVER_IN_TEXT, *([unknown] if unknown else [])]
-    found = [backend.token_to_id(name) for name in names]
-    free = [i for i in found if i is not None and i not in taken]
-    configs.require(
-        bool(free),
-        f"{source}: pad_token must differ from the tokens that begin and end a text; the "
-        "vocabulary has no token that could take its place.",
-    )
-    return int(free[0])
 
 
 def _optional(path: Path) -> dict[str, Any]:

@@ -52,20 +52,19 @@ def whole(model, ids, segments):
     return logits, [*layers[:-1], seen["final_norm"]["__call__"][0]]
 
 
-def test_logits_and_hidden_states_are_those_of_transformers(name, dtype):
-    golden, model = expected(name), hf.load_model(GOLDEN / name, dtype)
-    mask = golden["mask"]  # the prompts are padded on the left
-    logits, hidden = whole(model, golden["ids"], mask.astype(np.int32))
-    assert str(logits.dtype) == dtype and model.dtype == dtype
-    assert np.abs(golden["logits"][mask]).max() > 1.0
-    np.testing.assert_allclose(logits[mask], golden["logits"][mask], rtol=0, atol=BITS[dtype])
-    for ours, theirs in zip(hidden, golden["hidden"][1:], strict=True):
-        np.testing.assert_allclose(ours[mask], theirs[mask], rtol=0, atol=BITS[dtype])
+def nll(params, model, ids, mask):
+    """Return the mean negative log-probability of the tokens after the first, and `whole`."""
+    logits, hidden = whole(model.replace(params=params), ids, jnp.asarray(mask, jnp.int32))
+    log_prob = tokens.log_probs(logits[:, :-1], ids[:, 1:])
+    return -jnp.mean(log_prob, where=mask[:, :-1]), (logits, hidden)
 
 
-def nll(params, architecture, ids, mask):
-    logits = transformer.Model(params, architecture)(ids, mask.astype(np.int32))[:, :-1]
-    return -tokens.log_probs(logits, ids[:, 1:])[mask[:, :-1]].mean()
+def computed(model, ids, mask):
+    """Return logits, hidden states, and the gradient of each tensor of the model's file."""
+    gradient, (logits, hidden) = jax.jit(jax.grad(nll, has_aux=True))(
+        model.params, model, jnp.asarray(ids), jnp.asarray(mask)
+    )
+    return logits, hidden, hf.tensors_of(model.replace(params=gradient))
 
 
 def projections(gradient):
@@ -74,16 +73,20 @@ def projections(gradient):
     return np.array([flat @ np.cos(1.0 + 0.7 * index), flat @ np.cos(2.0 + 1.9 * index)])
 
 
-def test_gradients_are_those_of_transformers(name, dtype):
+def test_logits_hidden_states_and_gradients_are_those_of_transformers(name, dtype):
     golden, model = expected(name), hf.load_model(GOLDEN / name, dtype)
-    gradient = jax.grad(nll)(model.params, model.architecture, golden["ids"], golden["mask"])
-    found = hf.tensors_of(model.replace(params=gradient))
+    mask = golden["mask"]  # the prompts are padded on the left
+    logits, hidden, gradients = computed(model, golden["ids"], mask)
+    assert str(logits.dtype) == dtype and model.dtype == dtype
+    near = functools.partial(np.testing.assert_allclose, rtol=0, atol=BITS[dtype])
+    assert np.abs(golden["logits"][mask]).max() > 1.0
+    near(logits[mask], golden["logits"][mask])
+    for ours, theirs in zip(hidden, golden["hidden"][1:], strict=True):
+        near(ours[mask], theirs[mask])
     wanted = {k.removeprefix("gradient/"): v for k, v in golden.items() if "gradient/" in k}
-    assert found.keys() == wanted.keys()
+    assert gradients.keys() == wanted.keys()
     for tensor, projected in wanted.items():
-        np.testing.assert_allclose(
-            projections(found[tensor]), projected, rtol=0, atol=BITS[dtype], err_msg=tensor
-        )
+        near(projections(gradients[tensor]), projected, err_msg=tensor)
 
 
 def test_a_cache_gives_the_logits_of_the_whole_sequence(name, dtype):
@@ -111,7 +114,7 @@ def test_the_most_probable_tokens_are_those_of_transformers(name):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_near(name, dtype):
     golden, model = expected(name), hf.load_model(GOLDEN / name, dtype)
-    logits, hidden = whole(model, golden["ids"], golden["mask"].astype(np.int32))
+    logits, hidden = jax.jit(whole)(model, golden["ids"], golden["mask"].astype(np.int32))
     assert logits.dtype == jnp.float32 and {str(h.dtype) for h in hidden} == {dtype}
     error = np.abs(logits - golden["logits"])[golden["mask"]].max()
     assert 0 < error < (0.3 if dtype == "bfloat16" else 0.05)
@@ -330,7 +333,7 @@ WRONG = {
     ),
     "shape": (
         lambda f: changed(f, intermediate_size=13),
-        r"'model.layers.0.mlp.*' must have the shape \[13, 8\] .*, but has \[12, 8\]",
+        r"'model.layers.0.mlp.*' must have the shape \[8, 13\] .*, but has \[8, 12\]",
     ),
     "missing": (
         lambda f: rewritten(f, lambda arrays: arrays.pop(NORM)),
@@ -492,9 +495,9 @@ def test_padding_of_its_own_is_kept_and_padding_has_to_be_possible():
     package = extras.load("tokenizers", "lm", "This test")
     model = package.models.WordLevel({"<|begin|>": 0, "<|end|>": 1, "a": 2}, unk_token="<|end|>")
     with pytest.raises(InputError, match="here: pad_token must differ from the tokens that begin"):
-        tokenizers.make(package.Tokenizer(model), {}, config, None, here)
-    model = package.models.WordLevel({"<|begin|>": 0, "<|end|>": 1, "<?>": 2}, unk_token="<?>")
-    assert tokenizers.make(package.Tokenizer(model), {}, config, None, here).pad_id == 2
+        tokenizers.make(package.Tokenizer(model), {"unk_token": "<|end|>"}, config, None, here)
+    unknown = {"unk_token": "a"}
+    assert tokenizers.make(package.Tokenizer(model), unknown, config, None, here).pad_id == 2
 
 
 def test_a_tokenizer_without_an_end_is_refused():
@@ -515,7 +518,8 @@ def test_an_old_gpt2_folder_has_a_vocabulary_and_merges(tmp_path):
     byte_level(["<|endoftext|>"]).model.save(str(tmp_path))
     tokenizer = tokenizers.read(tmp_path, {"eos_token_id": 0, "bos_token_id": 0})
     assert tokenizer.encode("hi<|endoftext|>") == [257, 0]
-    assert tokenizer.decode([257, 0]) == "hi" and tokenizer.pad_id == tokenizer.encode("ÿ")[0] != 0
+    assert tokenizer.decode([257, 0]) == "hi"
+    assert tokenizer.pad_id == tokenizer.backend.token_to_id("ÿ") not in (0, None)
 
 
 def test_files_beside_the_tokenizer_are_read(folder):
