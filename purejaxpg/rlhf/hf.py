@@ -57,6 +57,7 @@ def load(source: str | Path, dtype: str = "float32") -> Checkpoint:
         config, tensors, tokens = gguf.read(path)
     else:
         config, tensors = _folder(path)
+        families.architecture_of(config, str(path))  # what is wrong with it is the first to say
         tokens = tokenizer.read(path, config)
     model = _model(path, config, tensors, dtype)
     configs.require(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import pathlib
 import re
 
 import jax
@@ -13,6 +14,7 @@ from rlhf import test_hf
 from purejaxpg import InputError, extras
 from purejaxpg.rlhf import families, gguf, hf, transformer
 
+ROOT = pathlib.Path(__file__).parent.parent.parent
 LAYOUT = {
     "llama": {"num_attention_heads": 4, "num_key_value_heads": 2},
     "qwen2": {"num_attention_heads": 4, "num_key_value_heads": 2},
@@ -199,3 +201,16 @@ def test_smollm2_knows_the_capital_of_france(smollm2):
     assert prompt.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
     (answer,) = hf.complete(random.key(0), smollm2, [prompt], 16, greedy=True)
     assert answer == "The capital of France is Paris."
+
+
+@pytest.mark.slow
+@needs_smollm2
+def test_the_page_on_published_models_shows_what_is_printed(tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs" / "how-to" / "published-models.md").read_text(encoding="utf-8")
+    shown = re.findall(r"```python\n(.*?)```\n+(?:```text\n(.*?)```)?", page, re.DOTALL)
+    assert [bool(output) for _, output in shown] == [True] * 3
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    for source, output in shown:
+        exec(compile(source, "published-models.md", "exec"), scope)
+        assert capsys.readouterr().out == output
