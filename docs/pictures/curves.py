@@ -40,6 +40,8 @@ def curves(agent: str) -> dict[str, np.ndarray]:
 def sentence(env: str, point: np.ndarray) -> str:
     """Return what a point of a curve says."""
     steps, middle, low, high = point
+    if np.isnan(middle):
+        return f"{env}, {steps:,.0f} steps: no episode has ended yet."
     text = f"{env}, {steps:,.0f} steps: return {middle:.4g}, 95% interval [{low:.4g}, {high:.4g}]."
     return _controls.written(text)
 
