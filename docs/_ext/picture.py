@@ -18,16 +18,19 @@ DOCS = pathlib.Path(__file__).resolve().parent.parent
 PICTURES = DOCS / "pictures"
 PLOTLY = pathlib.Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 # What a figure is made from: it is computed anew when one of these files changes.
-SOURCES = ("docs/pictures/**/*", "purejaxpg/**/*.py", "experiments/**/*.csv", "experiments/*.toml")
+SOURCES = (
+    *("docs/pictures/**/*", "docs/course/17-timeline.md", "purejaxpg/**/*.py"),
+    *("experiments/**/*.csv", "experiments/*.toml"),
+)
 # pictures.js needs plotly, so the order counts; both wait until the page is read.
 SCRIPTS = ("plotly.min.js", "pictures.js")
 
 
 @functools.cache
-def digest(root: pathlib.Path) -> str:
-    """Return a hash of all files that a figure may depend on."""
+def digest(root: pathlib.Path, patterns: tuple[str, ...] = SOURCES) -> str:
+    """Return a hash of all files that something is made from."""
     found = hashlib.sha256()
-    paths = sorted(path for pattern in SOURCES for path in root.glob(pattern) if path.is_file())
+    paths = sorted(path for pattern in patterns for path in root.glob(pattern) if path.is_file())
     for path in paths:
         if path.suffix != ".pyc":
             found.update(f"{path.relative_to(root)} {path.stat().st_size} ".encode())

@@ -373,14 +373,27 @@ def test_timeline():
     ]
 
 
-def test_timeline_and_the_chapter_have_the_same_years():
-    chapter = (FOLDER.parent / "course" / "17-timeline.md").read_text(encoding="utf-8")
-    found = re.findall(r"^\| (\d{4}) \| .*\[arXiv:([\d.]+)\]", chapter, re.MULTILINE)
-    years = {paper: int(year) for year, paper in found}
-    methods = {m.paper.partition("arXiv:")[2]: m.year for m in made("timeline")[0].METHODS}
-    both = methods.keys() & years.keys()
-    assert len(both) > 15
-    assert {paper: methods[paper] for paper in both} == {paper: years[paper] for paper in both}
+def test_the_timeline_tells_what_the_chapter_says(tmp_path):
+    module, _ = made("timeline")
+    chapter = module.CHAPTER.read_text(encoding="utf-8")
+    found = shown("timeline", Method=module.PLACES["TRPO"])["says.0"]
+    (row,) = re.findall(r"\n\| 2015 \| TRPO \| (.*) \| Schulman et al., \[(.*)\] \|\n", chapter)
+    assert found == (
+        f"2015, TRPO: {row[0]}. It builds on natural policy gradient. Schulman et al., {row[1]}."
+    )
+    dpg = module.METHODS[module.PLACES["DPG"]]
+    assert dpg.paper == "Silver et al., ICML" and "[*ICML*][dpg]" in chapter
+    for wrong in (chapter.replace("| PPO |", "| PPO2 |"), chapter + "\n| 2017 | PPO | a | b |\n"):
+        (tmp_path / "chapter.md").write_text(wrong, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"needs one row in the chapter; look at .*'PPO'"):
+            module.methods(tmp_path / "chapter.md")
+    # Years rise in each table, and a link to arXiv leads to the paper that it names.
+    for section in chapter.split("\n## "):
+        years = re.findall(r"^\| (\d{4}) \|", section, re.MULTILINE)
+        assert years == sorted(years)
+    links = re.findall(r"^\[arXiv:(.*)\]: https://arxiv.org/abs/(.*)$", chapter, re.MULTILINE)
+    assert len(links) > 30 and all(named == opened for named, opened in links)
+    assert {named for named, _ in links} == set(re.findall(r"\[arXiv:(.*)\] \|", chapter))
 
 
 # ---------------------------------------------------------------------------------------- browser
