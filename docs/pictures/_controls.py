@@ -7,8 +7,10 @@ figure shows the state that its controls start in.
 """
 
 import dataclasses
+import functools
 import html
 import importlib
+import inspect
 import pathlib
 import re
 import sys
@@ -199,10 +201,11 @@ def put(figure: go.Figure, path: str, value: Any) -> None:
 
 
 def names() -> list[str]:
-    """Return the names of all pictures."""
+    """Return the names of all scripts of pictures."""
     return sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
 
 
+@functools.cache
 def load(name: str) -> Any:
     """Return the module of a picture, which has `ALT` and `figure`.
 
@@ -219,15 +222,39 @@ def load(name: str) -> Any:
     return module
 
 
-def fragment(name: str) -> str:
+def made(name: str, *arguments: str) -> tuple[go.Figure, str]:
+    """Return a figure, and the sentences for those who cannot see it.
+
+    Args:
+        name: of the script.
+        *arguments: of its `figure`. If that takes any, the script has `alt` in place of `ALT`.
+
+    Raises:
+        ValueError: there is no such picture, or not of these arguments.
+    """
+    module = load(name)
+    wanted = parameters(module)
+    if len(arguments) != len(wanted):
+        asked = " ".join(wanted) or "no argument"
+        raise ValueError(f"the picture {name!r} takes {asked}, not {' '.join(arguments)!r}")
+    figure = module.figure(*arguments)
+    return figure, module.alt(*arguments) if arguments else module.ALT
+
+
+def parameters(module: Any) -> list[str]:
+    """Return the names of what a picture is made of, as its usage shows them."""
+    return [name.upper() for name in inspect.signature(module.figure).parameters]
+
+
+def fragment(name: str, *arguments: str) -> str:
     """Return the HTML of a picture for a page that has plotly.js, `pictures.js` and its style."""
-    return fragment_of(name, load(name))
+    return fragment_of("-".join((name, *arguments)), *made(name, *arguments))
 
 
-def fragment_of(name: str, module: Any) -> str:
-    """Return the HTML of a picture whose module is loaded."""
-    text = module.figure().to_json().replace("</", "<\\/")
-    alt = html.escape(module.ALT)
+def fragment_of(name: str, figure: go.Figure, alt: str) -> str:
+    """Return the HTML of a figure that is made; the page knows it by a name of its own."""
+    text = figure.to_json().replace("</", "<\\/")
+    alt = html.escape(alt)
     return (
         f'<figure class="picture" id="picture-{name}" data-name="{name}">'
         '<form class="picture-controls" onsubmit="return false"></form>'
@@ -254,8 +281,14 @@ def page_of(title: str, fragments: str) -> str:
 
 
 def main(module: Any) -> None:
-    """Write the page of a picture: `python docs/pictures/NAME.py PAGE.html`."""
+    """Write the page of a picture: `python docs/pictures/NAME.py [ARGUMENT] PAGE.html`."""
     name = pathlib.Path(module.__file__).stem
-    if len(sys.argv) != 2:
-        sys.exit(f"usage: python docs/pictures/{name}.py PAGE.html")
-    pathlib.Path(sys.argv[1]).write_text(page_of(name, fragment_of(name, module)), encoding="utf-8")
+    *arguments, page = sys.argv[1:] or [""]
+    if not page or len(arguments) != len(parameters(module)):
+        words = [f"{name}.py", *parameters(module), "PAGE.html"]
+        sys.exit(f"usage: python docs/pictures/{' '.join(words)}")
+    try:
+        text = page_of(name, fragment(name, *arguments))
+    except ValueError as fault:
+        sys.exit(f"{fault}")
+    pathlib.Path(page).write_text(text, encoding="utf-8")

@@ -1,6 +1,8 @@
 """The methods of the course by year, and what each of them builds on."""
 
 import math
+import pathlib
+import re
 import sys
 from typing import NamedTuple
 
@@ -15,6 +17,40 @@ ALT = (
 
 LANES = ("on-<br>policy", "trust<br>region", "off-<br>policy", "LLM")
 ON, REGION, OFF, TEXT = range(4)
+CHAPTER = pathlib.Path(__file__).resolve().parents[1] / "course" / "17-timeline.md"
+
+
+# The column of each method, and what it builds on. All else is in the tables of the chapter.
+DRAWN = {
+    "actor-critic": (ON,),
+    "REINFORCE": (ON,),
+    "natural gradient": (REGION,),
+    "policy gradient theorem": (ON, "REINFORCE", "actor-critic"),
+    "natural policy gradient": (REGION, "natural gradient", "policy gradient theorem"),
+    "DPG": (OFF, "policy gradient theorem"),
+    "TRPO": (REGION, "natural policy gradient"),
+    "GAE": (ON, "actor-critic"),
+    "DDPG": (OFF, "DPG"),
+    "A3C, A2C": (ON, "policy gradient theorem"),
+    "preferences": (TEXT, "TRPO", "A3C, A2C"),
+    "PPO": (REGION, "TRPO", "GAE"),
+    "SAC": (OFF, "DDPG"),
+    "TD3": (OFF, "DDPG"),
+    "RL of language models": (TEXT, "PPO", "preferences"),
+    "summaries": (TEXT, "RL of language models"),
+    "InstructGPT": (TEXT, "summaries"),
+    "constitutional AI": (TEXT, "InstructGPT"),
+    "DPO": (TEXT, "InstructGPT"),
+    "RLAIF": (TEXT, "constitutional AI"),
+    "KTO": (TEXT, "DPO"),
+    "GRPO": (TEXT, "PPO"),
+    "RLOO": (TEXT, "REINFORCE"),
+    "ORPO": (TEXT, "DPO"),
+    "DAPO": (TEXT, "GRPO"),
+    "Dr. GRPO": (TEXT, "GRPO"),
+    "CISPO": (TEXT, "GRPO"),
+    "GSPO": (TEXT, "GRPO"),
+}
 
 
 class Method(NamedTuple):
@@ -25,75 +61,36 @@ class Method(NamedTuple):
     lane: int
     paper: str
     what: str
-    parents: tuple[str, ...] = ()
+    parents: tuple[str, ...]
 
 
-METHODS = (
-    Method(1983, "actor-critic", ON, "Barto, Sutton and Anderson, IEEE Transactions SMC 13",
-           "A critic's error of one step trains the actor."),
-    Method(1992, "REINFORCE", ON, "Williams, Machine Learning 8",
-           "The return times the score is an unbiased gradient."),
-    Method(1998, "natural gradient", REGION, "Amari, Neural Computation 10",
-           "Steps are measured by the Fisher information, not by the size of the parameters."),
-    Method(2000, "policy gradient theorem", ON, "Sutton et al., NIPS 12",
-           "The gradient needs values of actions, and no derivative of the states visited.",
-           ("REINFORCE", "actor-critic")),
-    Method(2001, "natural policy gradient", REGION, "Kakade, NIPS 14",
-           "The natural gradient of the return.", ("natural gradient", "policy gradient theorem")),
-    Method(2014, "DPG", OFF, "Silver et al., ICML",
-           "A deterministic policy follows the critic's slope along the action.",
-           ("policy gradient theorem",)),
-    Method(2015, "TRPO", REGION, "Schulman et al., arXiv:1502.05477",
-           "A line search keeps each natural step within a bounded divergence.",
-           ("natural policy gradient",)),
-    Method(2015, "GAE", ON, "Schulman et al., arXiv:1506.02438",
-           "λ trades the bias of the critic for the variance of the return.", ("actor-critic",)),
-    Method(2015, "DDPG", OFF, "Lillicrap et al., arXiv:1509.02971",
-           "Replay and target networks make the deterministic gradient work with deep networks.",
-           ("DPG",)),
-    Method(2016, "A3C, A2C", ON, "Mnih et al., arXiv:1602.01783",
-           "Many environments at once replace the replay buffer.",
-           ("policy gradient theorem",)),
-    Method(2017, "preferences", TEXT, "Christiano et al., arXiv:1706.03741",
-           "A reward model learns from comparisons by people.", ("TRPO", "A3C, A2C")),
-    Method(2017, "PPO", REGION, "Schulman et al., arXiv:1707.06347",
-           "Clipping the probability ratio replaces the line search.", ("TRPO", "GAE")),
-    Method(2018, "SAC", OFF, "Haarnoja et al., arXiv:1801.01290",
-           "The entropy of a stochastic actor is part of the objective.", ("DDPG",)),
-    Method(2018, "TD3", OFF, "Fujimoto et al., arXiv:1802.09477",
-           "The smaller of two critics, and a delayed actor.", ("DDPG",)),
-    Method(2019, "RL of language models", TEXT, "Ziegler et al., arXiv:1909.08593",
-           "PPO on a learned reward, less the divergence from the model at first.",
-           ("PPO", "preferences")),
-    Method(2020, "summaries", TEXT, "Stiennon et al., arXiv:2009.01325",
-           "Learned rewards beat imitation in summaries.", ("RL of language models",)),
-    Method(2022, "InstructGPT", TEXT, "Ouyang et al., arXiv:2203.02155",
-           "Demonstrations, a reward model, then PPO.", ("summaries",)),
-    Method(2022, "constitutional AI", TEXT, "Bai et al., arXiv:2212.08073",
-           "Written principles and the model's own judgement replace labels of harmlessness.",
-           ("InstructGPT",)),
-    Method(2023, "DPO", TEXT, "Rafailov et al., arXiv:2305.18290",
-           "The policy itself stands for the reward, so that comparisons train it directly.",
-           ("InstructGPT",)),
-    Method(2023, "RLAIF", TEXT, "Lee et al., arXiv:2309.00267",
-           "A model labels the comparisons.", ("constitutional AI",)),
-    Method(2024, "KTO", TEXT, "Ethayarajh et al., arXiv:2402.01306",
-           "Single answers, good or bad, instead of pairs.", ("DPO",)),
-    Method(2024, "GRPO", TEXT, "Shao et al., arXiv:2402.03300",
-           "The mean of a group of answers replaces PPO's critic.", ("PPO",)),
-    Method(2024, "RLOO", TEXT, "Ahmadian et al., arXiv:2402.14740",
-           "REINFORCE with the mean of the other answers as baseline.", ("REINFORCE",)),
-    Method(2024, "ORPO", TEXT, "Hong et al., arXiv:2403.07691",
-           "Imitation and comparison in one loss, without a reference model.", ("DPO",)),
-    Method(2025, "DAPO", TEXT, "Yu et al., arXiv:2503.14476",
-           "Clips higher above than below, and counts all tokens of a batch alike.", ("GRPO",)),
-    Method(2025, "Dr. GRPO", TEXT, "Liu et al., arXiv:2503.20783",
-           "Leaves out the divisions that bias GRPO by length and by difficulty.", ("GRPO",)),
-    Method(2025, "CISPO", TEXT, "MiniMax, arXiv:2506.13585",
-           "Clips the weight of a token and keeps its gradient.", ("GRPO",)),
-    Method(2025, "GSPO", TEXT, "Zheng et al., arXiv:2507.18071",
-           "One ratio for a whole answer.", ("GRPO",)),
-)  # fmt: skip
+def methods(chapter: pathlib.Path = CHAPTER) -> list[Method]:
+    """Return the methods that are drawn, by year, with the facts of the chapter's tables.
+
+    Raises:
+        ValueError: one of them is not in the chapter, or twice.
+    """
+    found = []
+    for row in re.findall(
+        r"^\| (\d{4} \| .*) \|$", chapter.read_text(encoding="utf-8"), re.MULTILINE
+    ):
+        year, name, what, paper = row.split(" | ")
+        if name in DRAWN:
+            lane, *parents = DRAWN[name]
+            found.append(Method(int(year), name, lane, plain(paper), what, tuple(parents)))
+    names = [method.name for method in found]
+    if sorted(names) != sorted(DRAWN):
+        wrong = sorted(set(DRAWN) - set(names)) or names
+        raise ValueError(f"each method needs one row in the chapter; look at {wrong}")
+    return sorted(found, key=lambda method: method.year)
+
+
+def plain(markdown: str) -> str:
+    """Return text without links and italics."""
+    return re.sub(r"\[([^]]*)\](?:\[\w+\])?", r"\1", markdown).replace("*", "")
+
+
+METHODS = methods()
 PLACES = {method.name: i for i, method in enumerate(METHODS)}
 
 
@@ -118,7 +115,7 @@ def edges(places: list[int]) -> tuple[list, list]:
 def sentence(method: Method) -> str:
     """Return what a method is, its paper and what it builds on."""
     base = f" It builds on {' and '.join(method.parents)}." if method.parents else ""
-    return f"{method.year}, {method.name}: {method.what}{base} {method.paper}."
+    return f"{method.year}, {method.name}: {method.what}.{base} {method.paper}."
 
 
 def figure() -> go.Figure:

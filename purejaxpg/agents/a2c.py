@@ -16,7 +16,7 @@ does that, hence A2C. RMSprop has the paper's decay 0.99 and its ε under the ro
 Differs from the paper:
 1. A time limit is not a terminal state: the value of the observation before the reset is
    bootstrapped. Treating it as terminal biases every value near the limit.
-2. Actor and critic are separate networks; the paper's share all but the last layer.
+2. Actor and critic are separate networks; the paper's share all but the last layer on Atari.
 3. The average of squared gradients starts at 1, as TensorFlow's did, so the first steps are small.
 4. The statistics of the normalisers change once per update, after the rollout. Those of the
    observations start from one rollout of the untrained policy, not counted in total_timesteps.

@@ -151,7 +151,8 @@ def clip_higher(
     must be data.
 
     References:
-        Yu et al. 2025, arXiv:2503.14476 (DAPO), "Clip-Higher", with ε = 0.2 and ε_high = 0.28.
+        Yu et al. 2025, arXiv:2503.14476 (DAPO), eq. 10, "Clip-Higher"; ε = 0.2 and ε_high = 0.28 in
+        section 4.1.
 
     >>> ratio, advantage = jnp.array([0.5, 1.25, 1.5, 1.5]), jnp.array([2.0, 2.0, 2.0, -2.0])
     >>> clip_higher(jnp.log(ratio), jnp.zeros(4), advantage, 0.125, 0.375).tolist()
@@ -193,7 +194,7 @@ def cispo(
     data.
 
     References:
-        MiniMax 2025, arXiv:2506.13585 (MiniMax-M1), the objective of CISPO, negated.
+        MiniMax 2025, arXiv:2506.13585 (MiniMax-M1), eqs. 4 and 5 (CISPO), negated.
 
     >>> log_ratio, advantage = jnp.log(jnp.array([0.5, 1.5, 4.0])), jnp.array([2.0, 2.0, -2.0])
     >>> loss = lambda x: cispo(x, jnp.zeros(3), advantage, jnp.inf, 1.0).sum()

@@ -337,8 +337,8 @@ def simpo(
         chosen_log_prob: [...] m of the preferred completion: the *mean* log-probability of its
             tokens, in nats.
         rejected_log_prob: [...] m of the other completion of the same prompt.
-        beta: scalar β > 0, reward per nat; 2.5 in the paper's appendix B, far above that of DPO,
-            because means are smaller than sums.
+        beta: scalar β > 0, reward per nat; 2 to 2.5 in most of the paper's runs, far above that of
+            DPO, because means are smaller than sums.
         margin: scalar γ ≥ 0, the difference of rewards that counts as even. TRL has the same γ; the
             authors' code takes γ / β.
 
@@ -348,7 +348,7 @@ def simpo(
     Differentiated with respect to both log-probabilities; nothing is stopped.
 
     References:
-        Meng, Xia and Chen 2024, arXiv:2405.14734.
+        Meng, Xia and Chen 2024, arXiv:2405.14734, eq. 6; appendix B for β.
 
     >>> print(simpo(jnp.array([-0.5]), jnp.array([-1.0]), 2.0, 1.0).round(4))
     [0.6931]
@@ -380,7 +380,7 @@ def orpo(
     Differentiated with respect to both log-probabilities; nothing is stopped.
 
     References:
-        Hong, Lee and Thorne 2024, arXiv:2403.07691, eqs. 4, 6 and 7.
+        Hong, Lee and Thorne 2024, arXiv:2403.07691, eqs. 3, 4, 6 and 7.
 
     >>> print(orpo(jnp.log(jnp.array([0.5])), jnp.log(jnp.array([0.25])), 1.0).round(4))
     [0.9808]
@@ -416,7 +416,7 @@ def kto(
         beta: scalar β > 0, per nat.
         desirable_weight: scalar λ_D ≥ 0.
         undesirable_weight: scalar λ_U ≥ 0. For n_D and n_U examples of the two kinds, TRL advises
-            λ_D n_D / (λ_U n_U) from 1 to 4/3.
+            λ_D n_D / (λ_U n_U) from 1 to 4/3, and version 5 of the paper from 1 to 3/2.
 
     Returns:
         [...] loss without a unit, in [0, λ]; λ/2 where the policy is the reference.
@@ -424,7 +424,7 @@ def kto(
     Differentiated with respect to `log_ratio`; z₀ is stopped.
 
     References:
-        Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7.
+        Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8 of version 5; earlier ones count it as 7.
 
     >>> print(kto(jnp.zeros(2), jnp.array([True, False]), -3.0, 0.1, 1.0, 1.5))
     [0.5  0.75]
@@ -468,7 +468,7 @@ def token_rewards(
     is the penalty in the reward, not in the loss.
 
     References:
-        Ziegler et al. 2019, arXiv:1909.08593, section 2.2: the penalty is a part of the reward.
+        Ziegler et al. 2019, arXiv:1909.08593, section 2: the penalty is a part of the reward.
 
     >>> log_prob, mask = jnp.array([[-1.0, -2.0, -9.0]]), jnp.array([[True, True, False]])
     >>> token_rewards(jnp.array([5]), log_prob, jnp.full((1, 3), -1.5), mask, 0.5).tolist()
@@ -556,7 +556,8 @@ def group_advantages(
 
     References:
         Shao et al. 2024, arXiv:2402.03300 (GRPO), for "group"; Liu et al. 2025, arXiv:2503.20783
-        (Dr. GRPO), for "none"; arXiv:2508.08221 for "batch". Their code divides by n − 1.
+        (Dr. GRPO), for "none"; arXiv:2508.08221 for "batch". They do not say whether std divides by
+        n or by n − 1; TRL takes n − 1.
 
     >>> print(group_advantages(jnp.array([[1.0, 3.0, 2.0], [5.0, 5.0, 5.0]])).round(3))
     [[-1.  1.  0.]
@@ -589,7 +590,7 @@ def sequence_log_ratio(log_prob: jax.Array, old_log_prob: jax.Array, mask: jax.A
     clipped as a whole. The *gradient* is that of the token's own log-probability. Averaged over the
     tokens of a completion, with one advantage for all of them, both are those of s itself. It is
     not the ratio π(y|x) / π_old(y|x) but its |y|-th root: bounds on it must be much narrower (the
-    paper clips at 3e-4), and it does not make old data unbiased.
+    paper has 3e-4 below and 4e-4 above), and it does not make old data unbiased.
 
     Args:
         log_prob: [B, L] log π(y_t|s_t) under the policy being trained, in nats.
@@ -602,7 +603,7 @@ def sequence_log_ratio(log_prob: jax.Array, old_log_prob: jax.Array, mask: jax.A
     Differentiated with respect to `log_prob`: each entry has the slope 1 in its own token.
 
     References:
-        Zheng et al. 2025, arXiv:2507.18071 (GSPO and GSPO-token), section 4.
+        Zheng et al. 2025, arXiv:2507.18071, section 4: eq. 7 (GSPO) and eq. 14 (GSPO-token).
 
     >>> log_prob, mask = jnp.array([[-1.0, -2.0, -9.0]]), jnp.array([[True, True, False]])
     >>> sequence_log_ratio(log_prob, jnp.array([[-2.0, -2.0, -1.0]]), mask).tolist()

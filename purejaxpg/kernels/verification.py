@@ -142,7 +142,7 @@ def until_mistake(ends: jax.Array, right: jax.Array) -> jax.Array:
         [..., L] bool, a part of `ends`.
 
     References:
-        Lightman et al. 2023, arXiv:2305.20050.
+        Lightman et al. 2023, arXiv:2305.20050, section 2.6.
 
     >>> ends = jnp.array([True, False, True, True])
     >>> until_mistake(ends, jnp.array([True, False, False, True])).tolist()
@@ -177,7 +177,7 @@ def step_reward(logit: jax.Array, ends: jax.Array, aggregation: str) -> jax.Arra
         ValueError: there is no aggregation of that name.
 
     References:
-        Lightman et al. 2023, arXiv:2305.20050, for the product.
+        Lightman et al. 2023, arXiv:2305.20050, section 2.6 (product) and appendix F.2 (minimum).
 
     >>> logit, ends = jnp.log(jnp.array([[3.0, 99.0, 1.0]])), jnp.array([[True, False, True]])
     >>> for name in ("product", "minimum", "last"):

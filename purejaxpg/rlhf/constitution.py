@@ -17,9 +17,10 @@ Bai et al. 2022, arXiv:2212.08073, sections 3.1 and 4.1. Differs from it:
 1. The language is small and the principles are exact rules (`tasks/constitution.py`), so violations
    are counted and not estimated.
 2. The feedback is one judgement of one completion for each principle; there, it is a comparison of
-   two completions, which trains a preference model.
+   two completions by one random principle, which trains a preference model.
 3. With critic "exact", the rules criticise and revise. Then, no revision violates a principle that
    the answer before did not violate.
+4. The policy imitates the last revision alone; there, those of all rounds, and helpful answers.
 
 Run: purejaxpg train rlhf.constitution --given reference=results/lessons --seed 0
 """

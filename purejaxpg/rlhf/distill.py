@@ -11,8 +11,9 @@ KL it is not that of KL(q ‖ p) over whole completions, but a student that can 
 ends at it with every D: there, all of them are 0 in every state.
 
 Agarwal et al. 2023, arXiv:2306.13649 (GKD). Differs from it:
-1. Completions that are not the student's own are sampled from the teacher, not taken from data.
-   There are `teacher_batch_size` of them in each batch; GKD flips a coin for the whole batch.
+1. Completions that are not the student's own are sampled from the teacher during training; there,
+   they come from a fixed set. Each batch has `teacher_batch_size` of them; GKD flips a coin for the
+   whole batch.
 2. The mean is over all tokens of a batch, and not over completions of their means.
 
 Run: purejaxpg train rlhf.distill --given reference=results/small --given teacher=results/ppo

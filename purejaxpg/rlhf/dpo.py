@@ -18,9 +18,9 @@ the model that wrote the pairs. SimPO and ORPO compare with no reference: the po
 and nothing keeps it.
 
 Rafailov et al. 2023, arXiv:2305.18290, eq. 7; Azar et al. 2023, arXiv:2310.12036, eq. 17; Meng, Xia
-and Chen 2024, arXiv:2405.14734; Hong, Lee and Thorne 2024, arXiv:2403.07691, eq. 6. Without pairs
-of your own, the reference samples new ones in every update, and the task's own reward labels them
-at random by the model of Bradley and Terry.
+and Chen 2024, arXiv:2405.14734, eq. 6; Hong, Lee and Thorne 2024, arXiv:2403.07691, eqs. 6 and 7.
+Without pairs of your own, the reference samples new ones in every update, and the task's own reward
+labels them at random by the model of Bradley and Terry.
 
 Run: purejaxpg train rlhf.dpo --given reference=results/sft --seed 0
 """

@@ -28,13 +28,14 @@ Shao et al. 2024, arXiv:2402.03300, eq. 3 (scale "group", normaliser "sequence",
 Liu et al. 2025, arXiv:2503.20783, Dr. GRPO (scale "none", normaliser "constant", β = 0); Yu et al.
 2025, arXiv:2503.14476, DAPO (normaliser "token", ε_high = 0.28, mask_equal with oversample,
 mask_truncated, β = 0); Zheng et al. 2025, arXiv:2507.18071, GSPO (ratio "sequence", normaliser
-"sequence", ε of a few 1e-4, β = 0); MiniMax 2025, arXiv:2506.13585, CISPO (surrogate "cispo",
-normaliser "token"). Differs from them:
+"sequence", ε of a few 1e-4); MiniMax 2025, arXiv:2506.13585, CISPO (surrogate "cispo", normaliser
+"token", mask_equal with oversample, β = 0). Differs from them:
 1. A completion that is left out of the loss is not counted in N either.
 2. DAPO draws until the batch is full. Here `oversample` times as many groups are drawn, and equal
    ones fill up the batch if there are too few others.
 3. With `staleness` k, the policy of k updates ago samples, as in asynchronous training. The weight
    min(π_old / μ, is_cap) of a whole completion corrects for it.
+4. There is no penalty on long completions, which DAPO and CISPO add to the score.
 
 Run: purejaxpg train rlhf.grpo --given reference=results/sft --seed 0
 """

@@ -11,9 +11,9 @@ the labels of y is good, the policy tends to π_ref (q λ_D − (1 − q) λ_U)�
 that are too often bad vanish, and β says little about how far the others move, so this is not the
 optimum of E[r] − β KL(π ‖ π_ref).
 
-Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7. Differs from the code published with it: the
-mismatched completion is the one before, not the one after, as in TRL; and a pair that is
-mismatched in name only, because the data hold it twice, does not count.
+Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8 of version 5. Differs from it: the mismatched
+completion is the one before, as in TRL, and not the one after; and a pair that is mismatched in
+name only, because the data hold it twice, does not count.
 
 Without data of your own, the reference writes new completions in every update. A label is drawn
 with the probability σ(r(x, y) − threshold) of "desirable", from the task's own reward r. Of these

@@ -22,7 +22,8 @@ PPO", 2023. Differs from them:
 2. A time limit is an end: a completion without an end token gets no bootstrap, but a penalty
    `missing_eos_penalty` if one is set.
 3. Advantages are whitened once for all tokens of an update; rewards are not.
-4. The critic is a transformer of its own. It starts from the reference's body, its head at 0.
+4. The critic is a transformer of its own. It starts from the reference's body, its head at 0; that
+   of Ouyang et al. starts from the reward model.
 
 Run: purejaxpg train rlhf.ppo --given reference=results/sft --seed 0
 """

@@ -20,7 +20,7 @@ With `orders = 1`, the judge is asked only with the policy's completion first. A
 adds a constant to the log-odds then changes "probability", but not "log_odds".
 
 Lee et al. 2023, arXiv:2309.00267, "Direct RLAIF". Differs from it: their judge rates one completion
-on a scale from 1 to 10, and this one compares two.
+on a scale from 1 to 10, whose expectation is the reward; this one compares two.
 
 Run: purejaxpg train rlhf.rlaif --given reference=results/sft --given judge=results/judge
 """
@@ -48,7 +48,7 @@ class Config:
 
     task: str = "sentiment"  # prompts and the gold reward
     num_updates: int = 300
-    batch_size: int = 64  # B G, completions per update
+    batch_size: int = 64  # B, completions per update
     group_size: int = 8  # G, completions of each prompt; must divide batch_size
     reward: str = "log_odds"  # or "probability", of beating a completion of the reference
     orders: int = 2  # in which the judge is asked; 1: the policy's completion comes first

@@ -4,9 +4,10 @@ Maximises E[r(x, y)] − β KL(π ‖ π_ref). A whole completion is one action,
 
     R = r(x, y) − β (log π(y | x) − log π_ref(y | x))
 
-G completions of each prompt are sampled, and each one's baseline is the mean of the others:
+An update has B completions, G of each prompt. Each one's baseline is the mean of the others of its
+prompt:
 
-    A_i = R_i − 1/(G-1) Σ_{j≠i} R_j,        ∇J ≈ 1/(B G) Σ A_i ∇ log π(y_i | x)
+    A_i = R_i − 1/(G-1) Σ_{j≠i} R_j,        ∇J ≈ 1/B Σ_i A_i ∇ log π(y_i | x_i)
 
 The divergence is part of the return, before the baseline is taken off, so the gradient is that of
 the objective and its optimum is π*, proportional to π_ref exp(r / β). A baseline that includes the
@@ -41,7 +42,7 @@ class Config:
 
     task: str = "sentiment"  # prompts and the gold reward
     num_updates: int = 300
-    batch_size: int = 64  # B G, completions per update
+    batch_size: int = 64  # B, completions per update
     group_size: int = 8  # G, completions of each prompt; must divide batch_size
     baseline: str = "leave_one_out"  # or "none"
     learning_rate_schedule: str = "linear"  # to zero; or "constant" or "robbins_monro"

@@ -1,11 +1,13 @@
 """The pictures of the documentation: their numbers are the kernels', and their controls work."""
 
+import csv
 import functools
 import itertools
 import math
 import pathlib
 import re
 import sys
+import tomllib
 
 import browser
 import jax
@@ -20,20 +22,31 @@ FOLDER = pathlib.Path(__file__).resolve().parents[2] / "docs" / "pictures"
 sys.path.append(str(FOLDER))
 import _controls  # noqa: E402
 
-NAMES = _controls.names()
+# Each picture that a page shows: the name of its script, then the argument of some.
+SHOWN = sorted(
+    {
+        tuple(words.split())
+        for page in FOLDER.parent.rglob("*.md")
+        for words in re.findall(r"```\{picture\} (.+)", page.read_text(encoding="utf-8"))
+    }
+)
 LARGEST = 400_000  # bytes of JSON
 
 
 @functools.cache
+def drawn(*words):
+    """The figure of a picture and its sentences."""
+    return _controls.made(*words)
+
+
 def made(name):
-    """The module of a picture and its figure."""
-    module = _controls.load(name)
-    return module, module.figure()
+    """The module of a picture without an argument, and its figure."""
+    return _controls.load(name), drawn(name)[0]
 
 
-def shown(name, **positions):
+def shown(*words, **positions):
     """What a picture shows with its controls at some positions, the others where they start."""
-    figure = made(name)[1]
+    figure, _ = drawn(*words)
     labels = [control["label"] for control in figure.layout.meta["controls"]]
     at = [control["start"] for control in figure.layout.meta["controls"]]
     for label, position in positions.items():
@@ -42,10 +55,14 @@ def shown(name, **positions):
     return _controls.state_at(figure, at)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_picture_has_a_sentence_controls_and_few_bytes(name):
-    module, figure = made(name)
-    assert module.ALT.endswith(".") and 60 < len(module.ALT) < 420
+def test_every_script_of_a_picture_is_shown():
+    assert {name for name, *_ in SHOWN} == {*_controls.names()}
+
+
+@pytest.mark.parametrize("words", SHOWN, ids="-".join)
+def test_a_picture_has_a_sentence_controls_and_few_bytes(words):
+    figure, alt = drawn(*words)
+    assert alt.endswith(".") and 60 < len(alt) < 420
     assert len(figure.to_json()) < LARGEST
     controls, states = figure.layout.meta["controls"], figure.layout.meta["states"]
     assert controls and all(len(control["options"]) > 1 for control in controls)
@@ -72,13 +89,19 @@ def test_colours_can_be_seen_on_light_and_on_dark_pages():
         assert 1.05 / own >= 3.0 and own / (luminance("#121212") + 0.05) >= 3.0, colour
 
 
-def test_values_without_an_entry_for_each_option_are_refused():
+def test_wrong_values_and_wrong_names_are_refused():
     controls = {"a": _controls.slider("A", (1.0, 2.0), 1.0)}
     figure = _controls.figure([], 100)
     with pytest.raises(ValueError, match=r"data\.0\.y has values \(3,\), .* \(2,\) options"):
         _controls.attach(figure, controls, {"data.0.y": (("a",), [1, 2, 3])})
     with pytest.raises(ValueError, match="there is no picture 'none'; there are advantage, "):
         _controls.load("none")
+    with pytest.raises(ValueError, match="the picture 'gae' takes no argument, not 'ppo'"):
+        _controls.made("gae", "ppo")
+    with pytest.raises(ValueError, match="the picture 'curves' takes AGENT, not ''"):
+        _controls.made("curves")
+    with pytest.raises(ValueError, match="no sweep of 'pppo' is kept; there are those of reinf"):
+        _controls.made("curves", "pppo")
 
 
 def test_numbers_are_written_with_a_minus_sign():
@@ -303,6 +326,39 @@ def test_objective_kl():
     assert abs(near[k3] - near[k2]) < 0.02 < abs(far[k3] - far[k2])
 
 
+@pytest.mark.parametrize("agent", _controls.load("curves").NAMES)
+def test_curves(agent):
+    """The picture on an agent's page has the numbers of its kept sweeps, as its table has."""
+    module = _controls.load("curves")
+    folder = module.EXPERIMENTS / "curves"
+    scores = table(folder / f"{agent}_scores.csv")
+    assert [row["Environment"] for row in scores] == list(module.curves(agent))
+    for place, row in enumerate(scores):
+        spec = tomllib.loads((module.EXPERIMENTS / f"{row['Sweep']}.toml").read_text())
+        assert (spec["agent"], spec["config"]["env"]) == (agent, row["Environment"])
+        assert int(row["Seeds"]) == spec["seeds"] == 8
+        first, *_, last = table(folder / f"{row['Sweep']}.csv")
+        steps = float(row["Steps of a run"].replace(",", ""))
+        assert 0.98 * steps < float(last["env_steps"]) < 1.0001 * steps  # the middle of a few
+        for position, point in ((0, first), (module.POINTS - 1, last)):
+            at = {"Environment": place} if len(scores) > 1 else {}
+            found = shown("curves", agent, **at, Read=position)
+            line = [number for path, number in found.items() if path.endswith(".y")]
+            drawn = [*line[-1], line[0][position], line[1][position], line[0][-1 - position]]
+            iqm, low, high = (float(point[name]) for name in ("iqm", "ci95_low", "ci95_high"))
+            if math.isnan(iqm):  # of DDPG's first updates
+                assert drawn == [None] * 4 and "no episode has ended yet" in found["says.0"]
+                continue
+            assert drawn == pytest.approx([iqm, low, iqm, high], rel=1e-3)
+            assert f"return {_controls.written(f'{iqm:.4g}')}, " in found["says.0"]
+
+
+def table(path):
+    """The rows of a CSV file."""
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def test_timeline():
     module, _ = made("timeline")
     methods = module.METHODS
@@ -317,19 +373,32 @@ def test_timeline():
     ]
 
 
-def test_timeline_and_the_chapter_have_the_same_years():
-    chapter = (FOLDER.parent / "course" / "17-timeline.md").read_text(encoding="utf-8")
-    found = re.findall(r"^\| (\d{4}) \| .*\[arXiv:([\d.]+)\]", chapter, re.MULTILINE)
-    years = {paper: int(year) for year, paper in found}
-    methods = {m.paper.partition("arXiv:")[2]: m.year for m in made("timeline")[0].METHODS}
-    both = methods.keys() & years.keys()
-    assert len(both) > 15
-    assert {paper: methods[paper] for paper in both} == {paper: years[paper] for paper in both}
+def test_the_timeline_tells_what_the_chapter_says(tmp_path):
+    module, _ = made("timeline")
+    chapter = module.CHAPTER.read_text(encoding="utf-8")
+    found = shown("timeline", Method=module.PLACES["TRPO"])["says.0"]
+    (row,) = re.findall(r"\n\| 2015 \| TRPO \| (.*) \| Schulman et al., \[(.*)\] \|\n", chapter)
+    assert found == (
+        f"2015, TRPO: {row[0]}. It builds on natural policy gradient. Schulman et al., {row[1]}."
+    )
+    dpg = module.METHODS[module.PLACES["DPG"]]
+    assert dpg.paper == "Silver et al., ICML" and "[*ICML*][dpg]" in chapter
+    for wrong in (chapter.replace("| PPO |", "| PPO2 |"), chapter + "\n| 2017 | PPO | a | b |\n"):
+        (tmp_path / "chapter.md").write_text(wrong, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"needs one row in the chapter; look at .*'PPO'"):
+            module.methods(tmp_path / "chapter.md")
+    # Years rise in each table, and a link to arXiv leads to the paper that it names.
+    for section in chapter.split("\n## "):
+        years = re.findall(r"^\| (\d{4}) \|", section, re.MULTILINE)
+        assert years == sorted(years)
+    links = re.findall(r"^\[arXiv:(.*)\]: https://arxiv.org/abs/(.*)$", chapter, re.MULTILINE)
+    assert len(links) > 30 and all(named == opened for named, opened in links)
+    assert {named for named, _ in links} == set(re.findall(r"\[arXiv:(.*)\] \|", chapter))
 
 
 # ---------------------------------------------------------------------------------------- browser
 
-DATA = """JSON.stringify(document.querySelector('#picture-{} .picture-plot').data.map((trace) =>
+DATA = """JSON.stringify(document.querySelector('#{} .picture-plot').data.map((trace) =>
   [trace.x, trace.y, trace.z, trace.text, trace.base]))"""
 
 
@@ -337,7 +406,9 @@ DATA = """JSON.stringify(document.querySelector('#picture-{} .picture-plot').dat
 def test_each_control_changes_the_data_from_the_keyboard(tmp_path):
     """One page holds all pictures; the keys Tab and arrows reach everything."""
     path = tmp_path / "all.html"
-    pictures = [_controls.fragment_of(name, made(name)[0]) for name in NAMES]
+    names = ["-".join(words) for words in SHOWN]
+    figures = [drawn(*words) for words in SHOWN]
+    pictures = map(_controls.fragment_of, names, *zip(*figures, strict=True))
     path.write_text(_controls.page_of("all", "".join(pictures)), encoding="utf-8")
     with browser.session(tmp_path) as page:
         page.screen(375, 800)
@@ -355,8 +426,8 @@ def test_each_control_changes_the_data_from_the_keyboard(tmp_path):
             check_control(page, *focus)
         wanted = [
             f"picture-{name}-{i}"
-            for name in NAMES
-            for i in range(len(made(name)[1].layout.meta["controls"]))
+            for name, (figure, _) in zip(names, figures, strict=True)
+            for i in range(len(figure.layout.meta["controls"]))
         ]
         assert reached == wanted
         check_button(page)
@@ -365,10 +436,8 @@ def test_each_control_changes_the_data_from_the_keyboard(tmp_path):
 
 def check_control(page, name, tag):
     """A key moves the focused control and changes its picture; another key undoes that."""
-    data, value = (
-        DATA.format(name.split("-")[1]),
-        f"Number(document.getElementById('{name}').value)",
-    )
+    data = DATA.format(name.rpartition("-")[0])
+    value = f"Number(document.getElementById('{name}').value)"
     before, at = page.value(data), page.value(value)
     last = page.value(f"document.getElementById('{name}').{LAST[tag]}")
     step, keys = (1, MOVES[tag]) if at < int(last) else (-1, MOVES[tag][::-1])

@@ -3,6 +3,7 @@
 import csv
 import functools
 import pathlib
+import sys
 import tomllib
 
 import _controls
@@ -12,6 +13,11 @@ import plotly.graph_objects as go
 EXPERIMENTS = pathlib.Path(__file__).resolve().parents[2] / "experiments"
 COLUMNS = ("env_steps", "iqm", "ci95_low", "ci95_high")
 POINTS = 40  # of a line, evenly over the kept ones, so that the controls have as many positions
+# As the pages call them.
+NAMES = {
+    "reinforce": "REINFORCE", "a2c": "A2C", "npg": "NPG", "trpo": "TRPO", "ppo": "PPO",
+    "ppo_rnn": "PPO with a GRU", "ddpg": "DDPG", "sac": "SAC",
+}  # fmt: skip
 # Agents whose curves say most beside those of another one on the same task and steps.
 BESIDE = {"ppo_rnn": "ppo"}
 
@@ -34,6 +40,8 @@ def curves(agent: str) -> dict[str, np.ndarray]:
 def sentence(env: str, point: np.ndarray) -> str:
     """Return what a point of a curve says."""
     steps, middle, low, high = point
+    if np.isnan(middle):
+        return f"{env}, {steps:,.0f} steps: no episode has ended yet."
     text = f"{env}, {steps:,.0f} steps: return {middle:.4g}, 95% interval [{low:.4g}, {high:.4g}]."
     return _controls.written(text)
 
@@ -64,7 +72,13 @@ def lines_of(
 
 
 def figure(agent: str) -> go.Figure:
-    """Return the figure: return over steps, an environment at a time, and a point to read off."""
+    """Return the figure: return over steps, an environment at a time, and a point to read off.
+
+    Raises:
+        ValueError: no sweep of this agent is kept.
+    """
+    if not curves(agent):
+        raise ValueError(f"no sweep of {agent!r} is kept; there are those of {', '.join(NAMES)}")
     envs = list(curves(agent))
     other = BESIDE.get(agent, agent)
     agents = [agent, *({other} - {agent})] if all(env in curves(other) for env in envs) else [agent]
@@ -73,7 +87,7 @@ def figure(agent: str) -> go.Figure:
     states: dict[str, _controls.State] = {}
     for name, each, colour in zip(agents, kept, _controls.COLOURS, strict=False):
         line = np.array([each[env] for env in envs])
-        more, shown = lines_of(name, colour, line, len(traces))
+        more, shown = lines_of(NAMES[name], colour, line, len(traces))
         traces, states = traces + more, states | shown
     mark = {"color": _controls.GREY, "size": 12}
     own, point = np.array([kept[0][env] for env in envs]), f"data.{len(traces)}"
@@ -101,9 +115,13 @@ def attached(figure: go.Figure, envs: list[str], states: dict[str, _controls.Sta
     return _controls.attach(figure, {"point": point}, alone)
 
 
-def alt(name: str) -> str:
-    """Return the sentence under the curves of an agent, with its name as the page writes it."""
+def alt(agent: str) -> str:
+    """Return the sentence under the curves of an agent."""
     return (
-        f"Learning curves of {name}: the interquartile mean over the seeds of the return of "
-        "training episodes, over environment steps, with its 95% interval as a band."
+        f"Learning curves of {NAMES[agent]}: the interquartile mean over the seeds of the return "
+        "of training episodes, over environment steps, with its 95% interval as a band."
     )
+
+
+if __name__ == "__main__":
+    _controls.main(sys.modules[__name__])
