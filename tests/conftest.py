@@ -111,8 +111,8 @@ def clear_programs() -> None:
 
 # Modules whose statements hold however a program is optimised: see quick.py.
 COMPILED_QUICKLY = (
-    "agents/*", "benchmarks/*", "cluster/*", "docs/*", "fused/*", "kernels/*", "lab/*", "report/*", "rlhf/*",
-    "theory/*",
+    "agents/*", "benchmarks/*", "cluster/*", "docs/*", "fused/*", "kernels/*", "lab/*", "report/*",
+    "rlhf/*", "theory/*",
     "sweep/test_engine.py", "sweep/test_files.py", "sweep/test_forecast.py",
     "sweep/test_growth.py", "sweep/test_session.py", "sweep/test_single.py",
     "sweep/test_stages.py", "sweep/test_store.py",
