@@ -5,7 +5,7 @@ import importlib.metadata
 import re
 from typing import Any
 
-from purejaxpg import InputError
+from purejaxpg import FaultError
 
 
 def load(module: str, extra: str, what: str) -> Any:
@@ -20,13 +20,13 @@ def load(module: str, extra: str, what: str) -> Any:
         The module.
 
     Raises:
-        InputError: it is not installed; the message has the command that installs it.
+        FaultError: it is not installed; the message has the command that installs it.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
         packages = " ".join(f"'{each}'" for each in requirements(extra))
-        raise InputError(f"{what} needs more packages: pip install {packages}.") from error
+        raise FaultError(f"{what} needs more packages: pip install {packages}.") from error
 
 
 def requirements(extra: str) -> list[str]:

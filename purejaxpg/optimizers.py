@@ -1,6 +1,9 @@
-"""The optimiser that the agents share."""
+"""The optimiser that the agents share, and one for parameters in half precision."""
+
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from purejaxpg import backend
@@ -52,3 +55,39 @@ def clipped_adam(
     optimizer.learning_rate, optimizer.max_grad_norm = learning_rate, max_grad_norm
     optimizer.b1, optimizer.b2, optimizer.eps = b1, b2, eps
     return optimizer
+
+
+class InFloat32(NamedTuple):
+    """State of `in_float32`."""
+
+    params: optax.Params  # in 32 bits
+    inner: optax.OptState
+
+
+def in_float32(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Train parameters in half precision with a copy of them, and all arithmetic, in 32 bits.
+
+    bfloat16 has 8 bits of precision, so a change of less than 1/256 of a parameter would be
+    rounded away, step after step. Here it is added to the copy, and the parameters are the copy,
+    rounded. Micikevicius et al. 2018, arXiv:1710.03740, section 3.1.
+
+    Args:
+        optimizer: what is applied to gradients in 32 bits.
+
+    Returns:
+        A transformation whose changes `optax.apply_updates` adds to the parameters.
+    """
+
+    def wide(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+    def init(params: optax.Params) -> InFloat32:
+        return InFloat32(wide(params), optimizer.init(wide(params)))
+
+    def update(gradient: Any, state: InFloat32, params: Any = None) -> tuple[Any, InFloat32]:
+        change, inner = optimizer.update(wide(gradient), state.inner, state.params)
+        copy = optax.apply_updates(state.params, change)
+        moved = jax.tree.map(lambda new, old: new - old.astype(jnp.float32), copy, params)
+        return moved, InFloat32(copy, inner)
+
+    return optax.GradientTransformation(init, update)

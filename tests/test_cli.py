@@ -306,7 +306,7 @@ def test_the_package_of_a_log_is_missed_before_anything_is_computed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    assert cli.main(["train", "ppo", *FLAGS, "--log", name]) == 2
+    assert cli.main(["train", "ppo", *FLAGS, "--log", name]) == 1
     printed = capsys.readouterr()
     assert f"--log {name} needs more packages: pip install '{package.lower()}" in printed.err
     assert printed.out == "" and not list(pathlib.Path().iterdir())

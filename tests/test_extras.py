@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from purejaxpg import InputError, extras
+from purejaxpg import FaultError, extras
 
 pytestmark = pytest.mark.fast
 
@@ -14,7 +14,7 @@ def test_an_installed_package_is_returned() -> None:
 
 
 def test_a_missing_package_is_named() -> None:
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(FaultError) as caught:
         extras.load("no_such_module", "analysis", "A Parquet file")
     said = str(caught.value)
     # The package is not on the index, so the command names what its extra installs.

@@ -19,7 +19,7 @@ import pytest
 from flax import struct
 from jax import random
 
-from purejaxpg import InputError, contract, envs, extras
+from purejaxpg import FaultError, InputError, contract, envs, extras
 from purejaxpg.agents import ppo
 from purejaxpg.envs import libraries
 from purejaxpg.sweep import spec as specs
@@ -268,7 +268,7 @@ def test_a_missing_package_is_one_sentence_with_the_command(
     name = f"{library}:{libraries.EXAMPLES[library]}"
     wanted = [f"{library}<9,>=1"]
     monkeypatch.setattr(extras, "requirements", {library: wanted}.__getitem__)
-    with pytest.raises(InputError, match=rf"'{name}' needs .*pip install '{library}<9,>=1'"):
+    with pytest.raises(FaultError, match=rf"'{name}' needs .*pip install '{library}<9,>=1'"):
         envs.make(name)
 
 

@@ -1,4 +1,4 @@
-"""The optimiser that the agents share, beside the chain of optax that it is."""
+"""The optimiser that the agents share, beside the chain of optax that it is, and half precision."""
 
 import importlib
 from typing import Any
@@ -85,3 +85,40 @@ def test_agents_have_it(name: str) -> None:
     for optimizer in of_agent.values() if isinstance(of_agent, dict) else [of_agent]:
         assert isinstance(optimizer, optimizers.ClippedAdam)
         assert (optimizer.max_grad_norm, optimizer.eps) == (0.7, EPSILONS[name])
+
+
+def test_half_precision_keeps_changes_smaller_than_its_own_steps() -> None:
+    params = {"a": jnp.ones(3, jnp.bfloat16), "b": jnp.full(2, -2.0, jnp.bfloat16)}
+    gradient = jax.tree.map(jnp.ones_like, params)
+    ends = {}
+    for name, optimizer in (
+        ("plain", optax.sgd(1e-3)),
+        ("in 32 bits", optimizers.in_float32(optax.sgd(1e-3))),
+    ):
+        moved, state = params, optimizer.init(params)
+        for _ in range(100):
+            change, state = optimizer.update(gradient, state, moved)
+            moved = optax.apply_updates(moved, change)
+        ends[name] = moved
+        assert {x.dtype for x in jax.tree.leaves(moved)} == {jnp.dtype(jnp.bfloat16)}
+    np.testing.assert_array_equal(ends["plain"]["b"], params["b"])  # nothing has moved
+    np.testing.assert_array_equal(ends["in 32 bits"]["a"], jnp.bfloat16(0.9))
+    np.testing.assert_array_equal(ends["in 32 bits"]["b"], jnp.bfloat16(-2.1))
+
+
+def test_half_precision_has_the_state_of_single() -> None:
+    """Adam sees the gradients in 32 bits, and the parameters are its own, rounded."""
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
+    inner = optax.adamw(0.01)
+    ours, alone = optimizers.in_float32(inner), PARAMS
+    state, expected_state = ours.init(params), inner.init(PARAMS)
+    for step in range(4):
+        gradient = jax.tree.map(lambda x: x.astype(jnp.bfloat16), gradients(step))
+        change, state = ours.update(gradient, state, params)
+        params = optax.apply_updates(params, change)
+        wide = jax.tree.map(lambda x: x.astype(jnp.float32), gradient)
+        expected, expected_state = inner.update(wide, expected_state, alone)
+        alone = optax.apply_updates(alone, expected)
+    jax.tree.map(np.testing.assert_array_equal, state, optimizers.InFloat32(alone, expected_state))
+    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), alone)
+    jax.tree.map(np.testing.assert_array_equal, params, rounded)

@@ -132,7 +132,7 @@ def test_ones_own_environment_under_a_name_of_gymnax_has_no_picture(tmp_path):
 
 def test_a_missing_pygame_is_one_sentence_with_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "pygame", None)
-    with pytest.raises(InputError, match=r"CartPole-v1 needs .*pip install 'gymnax\[visualize"):
+    with pytest.raises(FaultError, match=r"CartPole-v1 needs .*pip install 'gymnax\[visualize"):
         pictures.require_drawable("CartPole-v1")
     pictures.require_drawable("Breakout-MinAtar")
 

@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "streams": {"root"},
     "extras": {"root"},
     "agents": {*CORE, *SHARED},
-    "rlhf": {*CORE, *SHARED},
+    "rlhf": {*CORE, *SHARED, "disk", "extras"},
     "stats": {"root"},
     "text": set(),
     "trees": {"root"},

@@ -70,8 +70,8 @@ class Ray:
                 CPU, whichever the cluster has.
 
         Raises:
-            InputError: the extra is not installed, or the cluster lacks the resources.
-            FaultError: there is no cluster at `address`.
+            InputError: the cluster lacks the resources.
+            FaultError: the extra is not installed, or there is no cluster at `address`.
         """
         self.ray = extras.load("ray", "ray", "--executor ray")
         self.spec = spec

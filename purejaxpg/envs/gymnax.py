@@ -200,7 +200,7 @@ def make(
 
     Raises:
         InputError: an argument is unknown, or an agent cannot use the spaces.
-        FaultError: a download failed.
+        FaultError: a download failed, or a package is missing.
     """
     inner, params = _construct(name, factory, kwargs)
     num_actions, action_shape = _space(name, inner, "action_space", params)
@@ -229,7 +229,7 @@ def _construct(
                 configs.require_known(argument, constructor.parameters, kind)
         made = factory(**kwargs) if factory else gymnax.make(name, **kwargs)
         return made if isinstance(made, tuple) else (made, made.default_params)
-    except InputError:
+    except (FaultError, InputError):
         raise
     except OSError as error:
         raise FaultError(f"Environment {name!r} cannot be made here: {error}.") from error

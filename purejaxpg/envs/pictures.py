@@ -39,7 +39,7 @@ DRAWABLE = _WITH_PYGAME + _WITHOUT
 
 
 def require_drawable(env_name: str) -> None:
-    """Raise an InputError unless gymnax has a picture of `env_name` and pygame is there for it."""
+    """Raise an error unless gymnax has a picture of `env_name` and pygame is there for it."""
     if env_name not in DRAWABLE:
         raise InputError(f"{env_name} cannot be drawn by gymnax; these can: {', '.join(DRAWABLE)}.")
     if env_name in _WITH_PYGAME:
@@ -122,7 +122,7 @@ def own_frames(env: Env, params: Any, states: Any, steps: list[int]) -> list[np.
                 inner.render(jax.tree.map(lambda x, t=t: x[t], states), params) for t in steps
             ]
         frames = [np.asarray(image) for image in images]
-    except InputError:
+    except (FaultError, InputError):
         raise
     except Exception as error:
         raise FaultError(f"{env.name} cannot be drawn here: {gymnax.reason(error)}.") from error

@@ -32,7 +32,8 @@ def load(directory: str | os.PathLike[str]) -> Any:
         of the update, from 1; and ``env_steps (run, update)``, which runs need not share.
 
     Raises:
-        InputError: there is no result directory at this path, or xarray is not installed.
+        InputError: there is no result directory at this path.
+        FaultError: xarray is not installed.
         FaultError: a result is damaged.
     """
     xarray = extras.load("xarray", "analysis", "purejaxpg.report.load")

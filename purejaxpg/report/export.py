@@ -34,9 +34,9 @@ def write(directory: str | os.PathLike[str], out: Path | None = None, curves: bo
         The path of the file.
 
     Raises:
-        InputError: there is no result directory at this path, the file's name ends otherwise, or
-            Parquet needs a package that is not installed.
-        FaultError: a result is damaged, or the file cannot be written.
+        InputError: there is no result directory at this path, or the file's name ends otherwise.
+        FaultError: a result is damaged, the file cannot be written, or Parquet needs a package
+            that is not installed.
     """
     writers = {".csv": _write_csv, ".parquet": _write_parquet}
     configs.require(

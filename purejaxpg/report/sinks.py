@@ -41,7 +41,7 @@ class TensorBoard:
     name, command = "tensorboard", "tensorboard --logdir"
 
     def __init__(self) -> None:
-        """Raise an InputError if tensorboardX is not installed."""
+        """Raise a FaultError if tensorboardX is not installed."""
         self.package = extras.load("tensorboardX", self.name, f"--log {self.name}")
         self.summary = importlib.import_module("tensorboardX.summary")
         self.protos = importlib.import_module("tensorboardX.proto.event_pb2")
@@ -85,7 +85,7 @@ class WandB:
     name, command = "wandb", "wandb sync"
 
     def __init__(self) -> None:
-        """Raise an InputError if wandb is not installed."""
+        """Raise a FaultError if wandb is not installed."""
         os.environ["WANDB_ERROR_REPORTING"] = "false"  # it would report errors even when offline
         logging.raiseExceptions = False  # on a full disk, it would print tracebacks of its own log
         self.package = extras.load("wandb", self.name, f"--log {self.name}")
@@ -138,7 +138,7 @@ class Logs:
         """Prepare the sinks of these names; `sweep` is the sweep's name.
 
         Raises:
-            InputError: a package is not installed.
+            FaultError: a package is not installed.
         """
         self.sinks = [SINKS[name]() for name in dict.fromkeys(names)]
         self.sweep, self.say = sweep, say

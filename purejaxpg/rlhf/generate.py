@@ -80,7 +80,7 @@ def generate(
         return (logits, cache, alive & (ids != eos_id)), (ids, alive, log_prob)
 
     keys = random.split(key, length)
-    cache = transformer.empty_cache(model.architecture, *segments.shape)
+    cache = transformer.empty_cache(model, *segments.shape)
     carry = (*forward(prompt_ids, cache, 0), jnp.ones(len(prompt_ids), bool))
     (logits, _, alive), outputs = lax.scan(step, carry, (start + jnp.arange(length - 1), keys[:-1]))
     ids, log_prob = choose(keys[-1], logits, alive)  # needs no forward pass of its own

@@ -39,6 +39,20 @@ Cache = tuple[tuple[jax.Array, jax.Array], ...]  # keys and values of each layer
 
 
 @dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How Llama 3.1 and later stretch rotary positions to a longer context; factor 1: not at all.
+
+    A pair that turns `low_freq_factor` times or less within the original context turns `factor`
+    times slower; one that turns `high_freq_factor` times or more keeps its speed.
+    """
+
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_context: int = 8192
+
+
+@dataclasses.dataclass(frozen=True)
 class Architecture:
     """The static part of a model.
 
@@ -57,6 +71,7 @@ class Architecture:
     mlp_width: int = 128
     positions: str = "learned"  # or "rotary"
     rope_theta: float = 10_000.0  # longest wavelength of rotary positions, over 2π
+    rope_scaling: RopeScaling = RopeScaling()
     norm: str = "rms"  # or "layer"
     norm_eps: float = 1e-6
     mlp: str = "relu"  # or "gelu" (by tanh), or "silu_gated"
@@ -66,6 +81,7 @@ class Architecture:
     output: str = "tokens"  # "scalar" for reward models and critics; AGGREGATIONS for process
     # reward models, whose scalars are the log-odds that steps are right
     suppressed: tuple[int, ...] = ()  # ids that are never predicted, such as padding
+    remat: bool = False  # for gradients, compute activations of a layer again; do not keep them
 
 
 @struct.dataclass
@@ -74,6 +90,12 @@ class Model:
 
     params: Any
     architecture: Architecture = struct.field(pytree_node=False)
+    adapter: Any = None  # of `lora.attach`: what is added to the outputs of linear layers
+
+    @property
+    def dtype(self) -> Any:
+        """Type of the parameters and of the keys and values in a cache."""
+        return self.params["embed"]["embedding"].dtype
 
     def __call__(self, token_ids: jax.Array, segments: jax.Array) -> jax.Array:
         """Return logits [B, S, V], or scalars [B, S], for whole sequences [B, S]."""
@@ -81,7 +103,9 @@ class Model:
 
     def apply(self, *arguments: Any) -> tuple[jax.Array, Cache]:
         """Apply `Transformer` to its arguments."""
-        return Transformer(self.architecture).apply({"params": self.params}, *arguments)
+        adapter = {} if self.adapter is None else {"adapter": self.adapter}
+        variables = {"params": self.params, **adapter}
+        return Transformer(self.architecture).apply(variables, *arguments)
 
 
 def check(architecture: Architecture) -> None:
@@ -92,6 +116,10 @@ def check(architecture: Architecture) -> None:
     sizes = ("vocab_size", "context", "width", "num_layers", "num_heads", "num_kv_heads")
     configs.at_least(a, 1, *sizes, "head_dim", "mlp_width")
     configs.divides(a, "num_kv_heads", a.num_heads, "num_heads")
+    low, high = a.rope_scaling.low_freq_factor, a.rope_scaling.high_freq_factor
+    configs.require(
+        low < high, f"high_freq_factor must be above low_freq_factor, {low}, but is {high}."
+    )
     configs.require(
         a.positions == "learned" or a.head_dim % 2 == 0,
         f"head_dim must be even for rotary positions, but is {a.head_dim}.",
@@ -116,10 +144,10 @@ def scalar_model(key: jax.Array, model: Model, scale: float) -> Model:
     return Model({**model.params, "head": head}, architecture)
 
 
-def empty_cache(architecture: Architecture, batch: int, length: int) -> Cache:
+def empty_cache(model: Model, batch: int, length: int) -> Cache:
     """Return a cache for `batch` sequences of at most `length` tokens, padding included."""
-    a = architecture
-    zeros = jnp.zeros((batch, length, a.num_kv_heads, a.head_dim))
+    a = model.architecture
+    zeros = jnp.zeros((batch, length, a.num_kv_heads, a.head_dim), model.dtype)
     return ((zeros, zeros),) * a.num_layers
 
 
@@ -147,7 +175,7 @@ class Transformer(nn.Module):
             x = x + self.param("positions", small, (a.context, a.width))[index]
         new = []
         for layer in range(a.num_layers):
-            block = Block(a, name=f"layer_{layer}")
+            block = (nn.remat(Block) if a.remat else Block)(a, name=f"layer_{layer}")
             own = None if cache is None else cache[layer]
             x, keys_and_values = block(x, index, mask, own, start)
             new.append(keys_and_values)
@@ -157,10 +185,11 @@ class Transformer(nn.Module):
         a = self.architecture
         if a.output != "tokens":
             std = (a.width + 1) ** -0.5
-            return nn.Dense(1, kernel_init=nn.initializers.normal(std), name="head")(x)[..., 0]
+            scalar = nn.Dense(1, kernel_init=nn.initializers.normal(std), name="head")
+            return at_least_float32(scalar(x)[..., 0])
         output = embed.attend if a.tied else dense(a, a.vocab_size, "head", bias=False)
         suppressed = jnp.zeros(a.vocab_size, bool).at[jnp.array(a.suppressed, int)].set(True)
-        return jnp.where(suppressed, IMPOSSIBLE, output(x))
+        return jnp.where(suppressed, IMPOSSIBLE, at_least_float32(output(x)))
 
 
 class Block(nn.Module):
@@ -197,15 +226,28 @@ class Block(nn.Module):
             query = nn.RMSNorm(a.norm_eps, name="query_norm")(query)
             key = nn.RMSNorm(a.norm_eps, name="key_norm")(key)
         if a.positions == "rotary":
-            query, key = (rotate(h, index, a.rope_theta) for h in (query, key))
+            query, key = (rotate(h, index, frequencies(a)) for h in (query, key))
         if cache is not None:
             put = functools.partial(lax.dynamic_update_slice_in_dim, start_index=start, axis=1)
             key, value = put(cache[0], key), put(cache[1], value)
         grouped = query.reshape(*x.shape[:2], a.num_kv_heads, -1, a.head_dim)
         scores = jnp.einsum("btkgh,bskh->bkgts", grouped, key) * a.head_dim**-0.5
-        weights = nn.softmax(jnp.where(mask[:, None, None], scores, IMPOSSIBLE))
+        scores = jnp.where(mask[:, None, None], at_least_float32(scores), IMPOSSIBLE)
+        weights = nn.softmax(scores).astype(value.dtype)
         mixed = jnp.einsum("bkgts,bskh->btkgh", weights, value).reshape(*x.shape[:2], -1)
         return dense(a, a.width, "out", residual=True)(mixed), (key, value)
+
+
+class Linear(nn.Dense):
+    """A linear layer, with a low-rank one beside it if the model has an adapter."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = super().__call__(x)
+        if not self.has_variable("adapter", "a"):
+            return y
+        a, b = (self.get_variable("adapter", name).astype(x.dtype) for name in "ab")
+        return y + x @ a @ b
 
 
 def norm(architecture: Architecture, name: str) -> nn.Module:
@@ -216,7 +258,7 @@ def norm(architecture: Architecture, name: str) -> nn.Module:
 
 def dense(
     a: Architecture, features: int, name: str, bias: bool | None = None, residual: bool = False
-) -> nn.Dense:
+) -> Linear:
     """Return a linear layer; bias None means: if the architecture has biases everywhere.
 
     If its output is added to the residual stream, its initial variance is divided by the number of
@@ -225,26 +267,52 @@ def dense(
     variance = 1 / (2 * a.num_layers) if residual else 1.0
     bias = a.bias == "all" if bias is None else bias
     kernel_init = nn.initializers.variance_scaling(variance, "fan_in", "normal")
-    return nn.Dense(features, use_bias=bias, kernel_init=kernel_init, name=name)
+    return Linear(features, use_bias=bias, kernel_init=kernel_init, name=name)
 
 
-def rotate(heads: jax.Array, index: jax.Array, theta: float) -> jax.Array:
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """Return scores or outputs in a type that is precise enough for a softmax."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def frequencies(architecture: Architecture) -> jax.Array:
+    """Return the angle by which each pair of components turns from one position to the next.
+
+    Pair i turns by f = θ^(−2i/H), which makes n = f L / 2π turns within the original context L.
+    With scaling (`rope_type` "llama3" of transformers) it turns by
+
+        f ((1 − s) / factor + s),    s = (n − low) / (high − low), clipped to [0, 1]
+
+    Returns:
+        [H/2].
+    """
+    a, scaling = architecture, architecture.rope_scaling
+    half = a.head_dim // 2
+    frequency = a.rope_theta ** (-jnp.arange(half) / half)
+    if scaling.factor == 1.0:
+        return frequency
+    turns = frequency * scaling.original_context / (2 * jnp.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return frequency * ((1.0 - kept) / scaling.factor + kept)
+
+
+def rotate(heads: jax.Array, index: jax.Array, frequency: jax.Array) -> jax.Array:
     """Rotate pairs of components by angles that grow with the position.
 
     Component i is paired with i + H/2, the layout of Llama's and Qwen's published weights, and
-    not with i + 1, the layout of the paper. The angle of pair i at position p is p θ^(−2i/H).
+    not with i + 1, the layout of the paper.
 
     Args:
         heads: [B, T, N, H] queries or keys of N heads.
         index: [B, T] positions.
-        theta: θ.
+        frequency: [H/2] radians per position.
 
     Returns:
         [B, T, N, H].
     """
-    half = heads.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half) / half)
     angle = (index[..., None] * frequency)[:, :, None]
+    half = heads.shape[-1] // 2
     first, second = heads[..., :half], heads[..., half:]
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    cos, sin = jnp.cos(angle).astype(heads.dtype), jnp.sin(angle).astype(heads.dtype)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
