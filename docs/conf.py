@@ -21,6 +21,7 @@ extensions = [
     "sphinx_design",
     "chapters",
     "docstrings",
+    "example_report",
     "mathematics",
     "picture",
     "reference",
@@ -32,7 +33,9 @@ html_title = f"purejaxpg {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_domain_indices = False  # the reference lists the modules
 smartquotes = False  # they would make a dash of the two hyphens before an option
+highlight_language = "text"  # blocks without a language are commands, equations and listings
 toc_object_entries_show_parents = "hide"
 html_theme_options = {
     # Of the pages inside a section, only those of the section that the reader is in are listed.
@@ -41,6 +44,7 @@ html_theme_options = {
     "show_toc_level": 2,
     "navbar_persistent": [],  # the search has its place in the sidebar
     "use_download_button": False,
+    "footer_content_items": ["copyright"],
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }

@@ -10,6 +10,7 @@ import inspect
 import re
 from typing import Any
 
+from flax import linen
 from sphinx.application import Sphinx
 
 from purejaxpg import config as configs
@@ -85,8 +86,9 @@ def process(app: Sphinx, what: str, name: str, item: Any, options: Any, lines: l
 def table_of(cls: type, said: dict[str, str]) -> list[str]:
     """Return a table of a dataclass's own fields: name, meaning, default, type."""
     rows = [("Field", "Meaning", "Default", "Type")]
+    hidden = ("parent", "name") if issubclass(cls, linen.Module) else ()  # flax adds them
     for field in dataclasses.fields(cls):
-        if field.name in vars(cls).get("__annotations__", {}):
+        if field.name in vars(cls).get("__annotations__", {}) and field.name not in hidden:
             written = field.type if isinstance(field.type, str) else None
             kind = MODULE.sub("", written or inspect.formatannotation(field.type))
             default = "" if field.default is dataclasses.MISSING else f"``{field.default!r}``"

@@ -83,6 +83,9 @@ class Modules(SphinxDirective):
         lines += [""]
         for name in names:
             lines += [f":doc:`{name} </{PAGES}/{name}>`", f"   {escaped(summary(found[name]))}"]
+            inner = [each.removeprefix(f"{name}.") for each in found if each.startswith(f"{name}.")]
+            links = [f":doc:`{each} </{PAGES}/{name}.{each}>`" for each in inner]
+            lines += ["", f"   {', '.join(links)}", ""] if links else []
         source = self.env.doc2path(self.env.docname)
         for path in found.values():
             self.env.note_dependency(str(path))

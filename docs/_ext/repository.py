@@ -96,6 +96,18 @@ class RepositoryLinks(SphinxTransform):
             node.replace_self(reference)
 
 
+class IncludedCode(SphinxTransform):
+    """Show included lines in the colours of Python: only Python files are included."""
+
+    default_priority = 399  # before blocks without a language get that of the site
+
+    def apply(self, **_: Any) -> None:
+        """Name the language of each of them."""
+        for block in self.document.findall(nodes.literal_block):
+            if str(block.get("source", "")).endswith(".py"):
+                block.setdefault("language", "python")
+
+
 class TheoryTest(SphinxRole):
     """A link to a test: `tests/theory/test_policy_gradient.py::test_name`."""
 
@@ -210,6 +222,7 @@ def merge(_: Sphinx, env: BuildEnvironment, docnames: Any, other: BuildEnvironme
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect to Sphinx."""
     app.add_transform(RepositoryLinks)
+    app.add_transform(IncludedCode)
     app.add_role("theory-test", TheoryTest())
     app.connect("doctree-read", add_source_links)
     app.connect("build-finished", write_pages)

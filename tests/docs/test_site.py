@@ -3,11 +3,13 @@
 import ast
 import html.parser
 import importlib
+import itertools
 import pathlib
 import re
 import sys
 import urllib.parse
 
+import browser
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -89,21 +91,31 @@ def test_every_module_has_a_page(extensions):
 
 
 class Page(html.parser.HTMLParser):
-    """What a page links to, loads, and names."""
+    """What a page links to, loads, and names; `text_links` are those of its own text."""
 
     def __init__(self, path):
         super().__init__()
-        self.links, self.loads, self.names = [], [], set()
+        self.links, self.text_links, self.loads, self.names = [], [], [], set()
+        self.headings, self.silent, self.in_text = [], [], False
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
+        self.in_text |= tag == "article"
+        if re.fullmatch("h[1-6]", tag) and self.in_text:
+            self.headings.append(int(tag[1]))
+        if tag == "img" and not dict(attrs).get("alt"):
+            self.silent.append(dict(attrs)["src"])
         for name, value in attrs:
             if name == "id" or (tag == "a" and name == "name"):
                 self.names.add(value)
             if (tag, name) == ("a", "href"):
                 self.links.append(value)
+                self.text_links += [value] if self.in_text else []
             if (tag, name) in LOADS:
                 self.loads.append(value)
+
+    def handle_endtag(self, tag):
+        self.in_text &= tag != "article"
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +168,55 @@ def test_what_is_loaded_exists(built):
         if not load.startswith("data:") and not target(page, load)[0].exists()
     }
     assert wrong == set()
+
+
+@pytest.mark.site
+def test_two_clicks_lead_from_the_front_page_to_every_page(built):
+    """Through the text of pages alone; the files of the repository may be a third click away."""
+    reached = {BUILT / "index.html"}
+    for _ in range(2):
+        links = [(page, link) for page in reached & {*built} for link in built[page].text_links]
+        reached |= {target(page, link)[0] for page, link in links if not is_remote(link)}
+    wanted = {page for page in built if page.relative_to(BUILT).parts[0] != "source"}
+    assert wanted - reached == {BUILT / "search.html"}  # a button of every page leads there
+
+
+@pytest.mark.site
+def test_pages_have_one_title_an_outline_and_texts_for_pictures(built):
+    outlines = {page: content.headings for page, content in built.items() if content.headings}
+    assert len(outlines) > 200
+    for page, levels in outlines.items():
+        assert levels[0] == 1 and levels.count(1) == 1, page
+        assert all(b <= a + 1 for a, b in itertools.pairwise(levels)), page
+    assert {page: content.silent for page, content in built.items() if content.silent} == {}
+
+
+@pytest.mark.site
+def test_the_example_report_is_that_of_a_confirmed_sweep(built):
+    report = BUILT / "example-report.html"
+    for name in ("index", "how-to/read-a-report"):
+        page = BUILT / f"{name}.html"
+        assert report in {target(page, link)[0] for link in built[page].text_links}
+    text = report.read_text(encoding="utf-8")
+    assert "<title>example · sweep report</title>" in text and "on\n8 fresh seeds" in text
+    assert "learning_rate<b>" in text and "IQM of 4 seeds" in text and "plotly.js v" in text
+
+
+NARROW = (
+    *("index", "search", "algorithms/ppo", "algorithms/rlhf-dpo", "course/05-gae", "benchmarks"),
+    *("how-to/from-purejaxrl-cleanrl-sb3", "how-to/memory", "reference/command-line"),
+    *("reference/api/purejaxpg.agents.ppo_rnn", "reference/api/purejaxpg.sweep.engine"),
+    *("source/tests/theory/test_policy_gradient.py", "example-report"),
+)
+
+
+@pytest.mark.site
+@browser.needed
+def test_no_page_is_wider_than_a_narrow_screen(built, tmp_path):
+    """Wide tables, formulas and code scroll by themselves."""
+    with browser.session(tmp_path) as window:
+        window.screen(375, 800)
+        for name in NARROW:
+            window.open(BUILT / f"{name}.html")
+            window.value("window.MathJax?.startup.promise.then(() => true)")
+            assert window.value("document.documentElement.scrollWidth") <= 375, name
