@@ -191,11 +191,22 @@ def test_pages_have_one_title_an_outline_and_texts_for_pictures(built):
     assert {page: content.silent for page, content in built.items() if content.silent} == {}
 
 
+@pytest.mark.site
+def test_the_example_report_is_that_of_a_confirmed_sweep(built):
+    report = BUILT / "example-report.html"
+    for name in ("index", "how-to/read-a-report"):
+        page = BUILT / f"{name}.html"
+        assert report in {target(page, link)[0] for link in built[page].text_links}
+    text = report.read_text(encoding="utf-8")
+    assert "<title>example · sweep report</title>" in text and "on\n8 fresh seeds" in text
+    assert "learning_rate<b>" in text and "IQM of 4 seeds" in text and "plotly.js v" in text
+
+
 NARROW = (
     *("index", "search", "algorithms/ppo", "algorithms/rlhf-dpo", "course/05-gae", "benchmarks"),
     *("how-to/from-purejaxrl-cleanrl-sb3", "how-to/memory", "reference/command-line"),
     *("reference/api/purejaxpg.agents.ppo_rnn", "reference/api/purejaxpg.sweep.engine"),
-    "source/tests/theory/test_policy_gradient.py",
+    *("source/tests/theory/test_policy_gradient.py", "example-report"),
 )
 
 
