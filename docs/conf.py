@@ -21,6 +21,7 @@ extensions = [
     "sphinx_design",
     "chapters",
     "docstrings",
+    "example_report",
     "mathematics",
     "picture",
     "reference",

@@ -71,7 +71,8 @@ class Ray:
 
         Raises:
             InputError: the cluster lacks the resources.
-            FaultError: the extra is not installed, or there is no cluster at `address`.
+            FaultError: the extra is not installed, there is no cluster at `address`, or none
+                starts here.
         """
         self.ray = extras.load("ray", "ray", "--executor ray")
         self.spec = spec
@@ -104,9 +105,10 @@ class Ray:
                     logging_level="ERROR",
                     ignore_reinit_error=True,  # every stage of a sweep joins
                 )
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = text.first_line(error)
-            raise FaultError(f"There is no Ray cluster at {address}: {reason}.") from error
+        except Exception as error:  # Ray raises a plain one if a node does not start in time
+            named = address or os.environ.get("RAY_ADDRESS")
+            fault = f"There is no Ray cluster at {named}" if named else "Ray did not start here"
+            raise FaultError(f"{fault}: {text.first_line(error)}.") from error
 
     def __call__(
         self, work: engine.Work, group: plans.Group, units: Sequence[plans.Unit]

@@ -16,7 +16,7 @@ import pytest
 import quick
 import tiny_sweep
 
-from purejaxpg import InputError, agents, contract, signals
+from purejaxpg import FaultError, InputError, agents, contract, signals
 from purejaxpg.cluster import ray_executor
 from purejaxpg.sweep import ledger as ledgers
 from purejaxpg.sweep import spec as specs
@@ -193,6 +193,24 @@ def test_a_worker_with_other_versions_is_refused() -> None:
     other = task(versions={**one.versions, "jax": "0.0.1"})
     error = ray_executor.compute_unit(other, NOTHING)
     assert isinstance(error, InputError) and str(error).startswith("jax must be 0.0.1 on every")
+
+
+def test_a_cluster_that_cannot_be_joined_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: Any) -> None:
+        raise Exception("The current node timed out during startup. The GCS may be overloaded.")
+
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    spec = specs.from_dict(tiny_sweep.TINY, "tiny")
+    with pytest.raises(FaultError, match=r"^Ray did not start here: The current node timed out du"):
+        ray_executor.Ray(spec, None, {})
+    with pytest.raises(
+        FaultError, match=r"^There is no Ray cluster at a:1: The current node t.*d\.$"
+    ):
+        ray_executor.Ray(spec, "a:1", {})
+    monkeypatch.setenv("RAY_ADDRESS", "b:2")
+    with pytest.raises(FaultError, match=r"^There is no Ray cluster at b:2: "):
+        ray_executor.Ray(spec, None, {})
 
 
 def test_running_out_of_memory_in_a_worker_reaches_the_driver(

@@ -191,11 +191,22 @@ def test_pages_have_one_title_an_outline_and_texts_for_pictures(built):
     assert {page: content.silent for page, content in built.items() if content.silent} == {}
 
 
+@pytest.mark.site
+def test_the_example_report_is_that_of_a_confirmed_sweep(built):
+    report = BUILT / "example-report.html"
+    for name in ("index", "how-to/read-a-report"):
+        page = BUILT / f"{name}.html"
+        assert report in {target(page, link)[0] for link in built[page].text_links}
+    text = report.read_text(encoding="utf-8")
+    assert "<title>example · sweep report</title>" in text and "on\n8 fresh seeds" in text
+    assert "learning_rate<b>" in text and "IQM of 4 seeds" in text and "plotly.js v" in text
+
+
 NARROW = (
     *("index", "search", "algorithms/ppo", "algorithms/rlhf-dpo", "course/05-gae", "benchmarks"),
     *("how-to/from-purejaxrl-cleanrl-sb3", "how-to/memory", "reference/command-line"),
     *("reference/api/purejaxpg.agents.ppo_rnn", "reference/api/purejaxpg.sweep.engine"),
-    "source/tests/theory/test_policy_gradient.py",
+    *("source/tests/theory/test_policy_gradient.py", "example-report"),
 )
 
 
@@ -209,3 +220,17 @@ def test_no_page_is_wider_than_a_narrow_screen(built, tmp_path):
             window.open(BUILT / f"{name}.html")
             window.value("window.MathJax?.startup.promise.then(() => true)")
             assert window.value("document.documentElement.scrollWidth") <= 375, name
+
+
+@pytest.mark.site
+@browser.needed
+def test_a_keyboard_sees_where_it_is(built, tmp_path):
+    outline = "getComputedStyle(document.activeElement).outlineStyle"
+    with browser.session(tmp_path) as window:
+        for width, controls in ((375, 6), (1400, 3)):
+            window.screen(width, 800)
+            window.open(BUILT / "index.html")
+            for _ in range(controls):
+                window.press("Tab")
+                focus = window.value("document.activeElement.outerHTML")
+                assert window.value(outline) == "solid", focus
