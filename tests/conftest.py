@@ -111,13 +111,16 @@ def clear_programs() -> None:
 
 # Modules whose statements hold however a program is optimised: see quick.py.
 COMPILED_QUICKLY = (
-    "agents/*", "benchmarks/*", "cluster/*", "docs/*", "kernels/*", "lab/*", "report/*", "rlhf/*",
-    "theory/*",
+    "agents/*", "benchmarks/*", "cluster/*", "docs/*", "fused/*", "kernels/*", "lab/*", "report/*",
+    "rlhf/*", "theory/*",
     "sweep/test_engine.py", "sweep/test_files.py", "sweep/test_forecast.py",
-    "sweep/test_session.py", "sweep/test_stages.py", "sweep/test_store.py",
-    "test_bench.py", "test_cli.py", "test_envs.py", "test_evaluate.py", "test_networks.py",
-    "test_normalize.py", "test_own_envs.py", "test_probes.py", "test_readme.py",
-    "test_schedules.py", "test_streams.py", "test_trainers.py",
+    "sweep/test_growth.py", "sweep/test_session.py", "sweep/test_single.py",
+    "sweep/test_stages.py", "sweep/test_store.py",
+    "test_bench.py", "test_cli.py", "test_envs.py", "test_evaluate.py", "test_gymnasium.py",
+    "test_hidden.py", "test_how_to.py", "test_libraries.py", "test_modules.py",
+    "test_networks.py", "test_normalize.py", "test_own_envs.py", "test_probes.py",
+    "test_promotion.py", "test_readme.py", "test_schedules.py", "test_streams.py",
+    "test_trainers.py",
 )  # fmt: skip
 
 

@@ -428,13 +428,13 @@ def _configuration_rows(
     data: Analysis, ranked: Iterable[Configuration], fields: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Return every configuration with full precision."""
-    rows = []
+    rows, conditions = [], ranking.condition_fields(data.ranked)
     for c in ranked:
         best, area = data.during_training(c)
         steps, seconds = data.spent(c)
         rows.append(
             {"rank": "" if c.rank is None else c.rank}
-            | {name: c.condition.get(name, "") for name in ranking.condition_fields(data.ranked)}
+            | {name: c.condition.get(name, "") for name in conditions}
             | {name: c.swept.get(name, "") for name in fields}
             | _read(c, _SCORES)
             | {"training_best_iqm": best, "training_auc_iqm": area}

@@ -220,3 +220,17 @@ def test_no_page_is_wider_than_a_narrow_screen(built, tmp_path):
             window.open(BUILT / f"{name}.html")
             window.value("window.MathJax?.startup.promise.then(() => true)")
             assert window.value("document.documentElement.scrollWidth") <= 375, name
+
+
+@pytest.mark.site
+@browser.needed
+def test_a_keyboard_sees_where_it_is(built, tmp_path):
+    outline = "getComputedStyle(document.activeElement).outlineStyle"
+    with browser.session(tmp_path) as window:
+        for width, controls in ((375, 6), (1400, 3)):
+            window.screen(width, 800)
+            window.open(BUILT / "index.html")
+            for _ in range(controls):
+                window.press("Tab")
+                focus = window.value("document.activeElement.outerHTML")
+                assert window.value(outline) == "solid", focus

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import pathlib
 from typing import Any
 
 import jax
@@ -105,8 +106,9 @@ def test_a_precision_or_a_way_that_does_not_exist_is_refused() -> None:
 
 
 def test_the_command_line_says_why_a_required_kernel_does_not_run(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     words = ["train", "ppo", "--fused", "require", "--total-timesteps", "512"]
     assert cli.main(words) == 2
     wanted = (
