@@ -162,6 +162,24 @@ def on_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> b
     return bool(request.param)
 
 
+@pytest.fixture
+def own_modules(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Iterator[None]:
+    """Forget the modules that a test names: a later one may give another file the same name."""
+    from purejaxpg import envs, modules
+
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(envs, "_registered", dict(envs._registered))
+    for name in ("_folders", "_imported"):
+        monkeypatch.setattr(modules, name, [])
+    monkeypatch.setattr(modules, "_named", {})
+    known = set(sys.modules)
+    yield
+    for name in set(sys.modules) - known:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", None)):
+            del sys.modules[name]
+    envs.make.cache_clear()
+
+
 @pytest.fixture(scope="module")
 def halved(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Return the directory of a finished successive halving."""

@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 import re
-import sys
 import tomllib
 from typing import Any
 
@@ -109,10 +108,8 @@ def test_the_output_of_a_page_is_what_its_code_prints(
     assert capsys.readouterr().out == output
 
 
-def test_the_environment_of_a_page_trains(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delitem(sys.modules, "corridor", raising=False)  # of another test
+@pytest.mark.usefixtures("own_modules")
+def test_the_environment_of_a_page_trains(tmp_path: pathlib.Path) -> None:
     page = ROOT / "docs" / "how-to" / "custom-environment.md"
     (tmp_path / "corridor.py").write_text(block(page, "python"), encoding="utf-8")
     (tmp_path / "corridor.toml").write_text(block(page, "toml"), encoding="utf-8")

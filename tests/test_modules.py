@@ -2,9 +2,7 @@
 
 import json
 import pathlib
-import sys
 import textwrap
-from collections.abc import Iterator
 from typing import Any
 
 import forked
@@ -48,20 +46,9 @@ FLAGS = ["--total-timesteps", "64", "--num-envs", "2", "--num-steps", "16", "--h
 
 
 @pytest.fixture(autouse=True)
-def forgotten(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Iterator[None]:
-    """Forget what a test names and imports, and start in an empty folder."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(envs, "_registered", {})
-    for name in ("_folders", "_imported"):
-        monkeypatch.setattr(modules, name, [])
-    monkeypatch.setattr(modules, "_named", {})
+def alone(own_modules: None, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    """Start in an empty folder, with no module named."""
     monkeypatch.chdir(tmp_path)
-    known = set(sys.modules)
-    yield
-    for name in set(sys.modules) - known:
-        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", None)):
-            del sys.modules[name]
-    envs.make.cache_clear()
 
 
 def study(folder: pathlib.Path, pay: float = 1.0, **config: Any) -> pathlib.Path:

@@ -62,6 +62,7 @@ def test_every_sweep_example_is_a_valid_sweep() -> None:
 
 
 @pytest.mark.fast
+@pytest.mark.usefixtures("own_modules")
 @pytest.mark.parametrize("page", OTHERS, ids=lambda page: page.stem)
 def test_every_sweep_file_beside_the_guides_is_valid(
     page: pathlib.Path, tmp_path: pathlib.Path

@@ -111,7 +111,9 @@ def test_the_most_probable_tokens_are_those_of_transformers(name):
     np.testing.assert_array_equal(completion.ids, golden["tokens"])
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, "bfloat16") for name in NAMES), ("qwen3", "float16")]
+)
 def test_half_precision_is_near(name, dtype):
     golden, model = expected(name), hf.load_model(GOLDEN / name, dtype)
     logits, hidden = jax.jit(whole)(model, golden["ids"], golden["mask"].astype(np.int32))
