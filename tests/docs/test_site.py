@@ -195,7 +195,7 @@ def test_pages_have_one_title_an_outline_and_texts_for_pictures(built):
 
 @pytest.mark.site
 def test_the_expanders_of_the_sidebar_have_names(built):
-    assert built[BUILT / "index.html"].expanders[0] == "Pages of Course"
+    assert built[BUILT / "course" / "index.html"].expanders == ["Pages of Course"]
     assert all(name for content in built.values() for name in content.expanders)
 
 
