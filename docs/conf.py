@@ -26,6 +26,7 @@ extensions = [
     "picture",
     "reference",
     "repository",
+    "sidebar",
 ]
 exclude_patterns = ["_build", "_ext"]
 html_theme = "sphinx_book_theme"

@@ -96,13 +96,15 @@ class Page(html.parser.HTMLParser):
     def __init__(self, path):
         super().__init__()
         self.links, self.text_links, self.loads, self.names = [], [], [], set()
-        self.headings, self.silent, self.in_text = [], [], False
+        self.headings, self.silent, self.expanders, self.in_text = [], [], [], False
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
         self.in_text |= tag == "article"
         if re.fullmatch("h[1-6]", tag) and self.in_text:
             self.headings.append(int(tag[1]))
+        if tag == "summary" and not self.in_text:
+            self.expanders.append(dict(attrs).get("aria-label"))
         if tag == "img" and not dict(attrs).get("alt"):
             self.silent.append(dict(attrs)["src"])
         for name, value in attrs:
@@ -189,6 +191,19 @@ def test_pages_have_one_title_an_outline_and_texts_for_pictures(built):
         assert levels[0] == 1 and levels.count(1) == 1, page
         assert all(b <= a + 1 for a, b in itertools.pairwise(levels)), page
     assert {page: content.silent for page, content in built.items() if content.silent} == {}
+
+
+@pytest.mark.site
+def test_the_expanders_of_the_sidebar_have_names(built):
+    assert built[BUILT / "course" / "index.html"].expanders == ["Pages of Course"]
+    assert all(name for content in built.values() for name in content.expanders)
+
+
+@pytest.mark.site
+def test_a_formula_keeps_the_mark_behind_it(built):
+    text = (BUILT / "course" / "08-ppo.html").read_text(encoding="utf-8")
+    assert re.search(r'"kept-together"><span class="math[^>]*>[^<]*</span>:</span> it grows', text)
+    assert not re.search(r'<span class="math[^>]*>[^<]*</span>[.,:;!?)]+(?!</span>)', text)
 
 
 @pytest.mark.site
