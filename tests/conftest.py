@@ -162,13 +162,18 @@ def on_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> b
     return bool(request.param)
 
 
+def is_shipped(factory: Any) -> bool:
+    return str(factory.__module__).startswith("purejaxpg.")
+
+
 @pytest.fixture
 def own_modules(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Iterator[None]:
     """Forget the modules that a test names: a later one may give another file the same name."""
     from purejaxpg import envs, modules
 
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(envs, "_registered", dict(envs._registered))
+    shipped = {name: made for name, made in envs._registered.items() if is_shipped(made[0])}
+    monkeypatch.setattr(envs, "_registered", shipped)
     for name in ("_folders", "_imported"):
         monkeypatch.setattr(modules, name, [])
     monkeypatch.setattr(modules, "_named", {})

@@ -94,8 +94,8 @@ class Model:
 
     @property
     def dtype(self) -> Any:
-        """Type of the parameters and of the keys and values in a cache."""
-        return self.params["embed"]["embedding"].dtype
+        """Type of activations, and so of a cache: what all parameters promote to."""
+        return jnp.result_type(*jax.tree.leaves(self.params))
 
     def __call__(self, token_ids: jax.Array, segments: jax.Array) -> jax.Array:
         """Return logits [B, S, V], or scalars [B, S], for whole sequences [B, S]."""

@@ -230,5 +230,5 @@ def test_running_out_of_memory_in_a_worker_reaches_the_driver(
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(InputError, match="pip install 'ray"):
+    with pytest.raises(FaultError, match="pip install 'ray"):
         ray_executor.Ray(specs.from_dict(tiny_sweep.TINY, "tiny"), None, {})

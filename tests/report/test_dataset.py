@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import purejaxpg.report
-from purejaxpg import InputError
+from purejaxpg import FaultError, InputError
 from purejaxpg.sweep.store import Store
 
 
@@ -76,7 +76,7 @@ def test_importing_sweep_imports_neither_xarray_nor_jax():
 
 def test_missing_xarray_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "xarray", None)
-    with pytest.raises(InputError, match=r"pip install .* 'xarray"):
+    with pytest.raises(FaultError, match=r"pip install .* 'xarray"):
         purejaxpg.report.load(tmp_path)
 
 

@@ -159,7 +159,7 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
     out = synthetic(tmp_path / "s", {})
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     pytest.importorskip("pandas")
-    with pytest.raises(InputError, match=r"A Parquet file needs .* 'pyarrow<27"):
+    with pytest.raises(FaultError, match=r"A Parquet file needs .* 'pyarrow<27"):
         export.write(out, tmp_path / "x.parquet", curves=False)
     assert not list(tmp_path.glob("*x.parquet*"))
 

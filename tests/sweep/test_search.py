@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_sweep import TINY
 
-from purejaxpg import InputError
+from purejaxpg import FaultError, InputError
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import search as searches
 from purejaxpg.sweep import spec as specs
@@ -311,7 +311,7 @@ def test_a_space_smaller_than_the_samples_is_refused() -> None:
 def test_without_optuna_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
     spec = make(search={"method": "optuna", "samples": 3})
-    with pytest.raises(InputError, match=r"pip install 'optuna<6"):
+    with pytest.raises(FaultError, match=r"pip install 'optuna<6"):
         play(spec, rate)
 
 
