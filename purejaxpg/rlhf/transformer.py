@@ -94,7 +94,7 @@ class Model:
 
     @property
     def dtype(self) -> Any:
-        """Type of activations, and so of a cache: what all parameters promote to."""
+        """The type that all parameters promote to, which a cache has as well."""
         return jnp.result_type(*jax.tree.leaves(self.params))
 
     def __call__(self, token_ids: jax.Array, segments: jax.Array) -> jax.Array:
