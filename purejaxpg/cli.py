@@ -147,6 +147,7 @@ def make_parser() -> Parser:
     trainer.add_argument("agent", nargs="?", help="a name, or the path of an agent or a sweep file")
     trainer.add_argument("-h", "--help", action="store_true", help="also show the agent's fields")
     add_given_option(trainer)
+    add_published_options(trainer)
     add_train_options(trainer)
 
     add_sweep_commands(add)
@@ -183,6 +184,15 @@ def add_given_option(parser: argparse.ArgumentParser, fields: Mapping[str, bool]
     ]
     text += f"; {', '.join(named)}" if named else ""
     parser.add_argument("--given", action="append", default=[], metavar="NAME=SOURCE", help=text)
+
+
+def add_published_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that give a published model and its data."""
+    option = parser.add_argument
+    text = "start from a published language model: a folder, a .gguf file, or smollm2"
+    option("--model", metavar="SOURCE", help=text)
+    text = "train that model on the lines of this file: demonstrations, or pairs"
+    option("--data", metavar="FILE.jsonl", help=text)
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
@@ -260,6 +270,8 @@ def add_result_commands(add: Any) -> None:
     text = "print N texts of a language model instead, beside those of its reference"
     option("--samples", type=int, default=0, metavar="N", help=text)
     option("--seed", type=int, default=0, help="of the episodes (0)")
+    text = "write the trained model, if a published one was given, in the layout that it has"
+    option("--save", type=Path, metavar="FOLDER", help=text)
     option("--gif", type=Path, metavar="FILE.gif", help="animate one more episode (or FILE.mp4)")
     text = "the agent's file, for a fork; stored: the copy in DIR/source"
     option("--agent", type=Path, metavar="FILE.py", help=text)
@@ -384,13 +396,27 @@ def train(arguments: argparse.Namespace, words: list[str]) -> None:
         command = f"python {sys.argv[0]}" if started else f"purejaxpg train {arguments.agent}"
         make_train_parser(agent, command).print_help()
         return
-    given = dict(map(parse_given, arguments.given))
+    given, words = find_given(arguments, single.agent_of(arguments.agent), words)
     asked = single.Asked(arguments.seed, given, arguments.preset, arguments.run, options.keys)
     spec, note = single.read(arguments.agent, functools.partial(parse_fields, words=words), asked)
     if note and not arguments.quiet:
         say(note)
     out = options.out or single.directory(spec)
     session.run(spec, dataclasses.replace(options, out=out), devices)
+
+
+def find_given(
+    arguments: argparse.Namespace, agent: Any, words: list[str]
+) -> tuple[dict[str, str], list[str]]:
+    """Return the sources by name, and the words with --model and --data if they are fields."""
+    given = dict(map(parse_given, arguments.given))
+    for name in (contract.MODEL, contract.DATA):
+        value = getattr(arguments, name)
+        if value is not None and name in configs.field_types(agent.Config):
+            words = [*words, f"--{name}={value}"]
+        elif value is not None:
+            given[name] = value
+    return given, words
 
 
 def parse_given(word: str) -> tuple[str, str]:
@@ -502,7 +528,9 @@ def eval_(arguments: argparse.Namespace) -> None:
 
     a = arguments
     directory = stages.last(a.directory)
-    playback.run(directory, a.run, a.episodes, a.greedy, a.seed, a.gif, a.agent, say, a.samples)
+    playback.run(
+        directory, a.run, a.episodes, a.greedy, a.seed, a.gif, a.agent, say, a.samples, a.save
+    )
 
 
 def fsck(arguments: argparse.Namespace) -> int:
@@ -596,6 +624,8 @@ def make_train_parser(agent: Any, command: str = "purejaxpg train AGENT") -> Par
     )
     if fields or agent is None:
         add_given_option(parser, fields)
+    if agent is None or hasattr(agent, "published"):
+        add_published_options(parser)
     add_train_options(parser)
     if agent is not None:
         group = parser.add_argument_group("fields of the agent")

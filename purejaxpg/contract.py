@@ -32,6 +32,11 @@ field with the default None may be absent. These functions run on the host::
                                             that is possible
     model(state, config, *given)         -> a pytree of arrays, which a later trainer is given
     read(name, path, config)             -> a pytree of arrays out of a file, for a field of Given
+    published(sources, base, config)     -> a Given with a published language model: sources has
+                                            `model`, a folder, a file or a name, `data`, and perhaps
+                                            `held_out`, files that are relative to base; the fields
+                                            of Given in PUBLISHED have no other source
+    save(folder, state, config, *given)  writes the trained model in the layout of published ones
 
 Metrics named `episode/...` give learning curves, `UNIT` is the unit of `steps_per_update`, and a
 property `activations` of Config is the size of a gradient step.
@@ -51,6 +56,7 @@ from pathlib import Path
 from typing import Any
 
 from purejaxpg import InputError, text, tracebacks, trees
+from purejaxpg import config as configs
 
 NAMES = ("Config", "check", "init", "update", "train")
 FIELDS = ("num_updates", "steps_per_update")
@@ -72,6 +78,7 @@ FINISHED = "evaluation/finished"
 # Prefix of metrics with the means of evaluations within training; NaN after the other updates.
 EVALUATED = "evaluated/"
 EVALUATED_RETURN = "evaluated/return"
+MODEL, DATA, HELD_OUT = "model", "data", "held_out"  # the sources of `published`
 KL = "evaluation/kl"  # to a reference; returns are comparable only at equal divergence
 
 NUM_ENVS = "num_envs"
@@ -311,10 +318,67 @@ def _known(array: Any) -> Any:
 
 
 def given_fields(trainer: types.ModuleType) -> dict[str, bool]:
-    """Return the fields of a trainer's `Given`, and whether each is required."""
-    wanted = getattr(trainer, "Given", None)
-    fields = dataclasses.fields(wanted) if wanted else ()
+    """Return the fields of a trainer's `Given` with sources, and whether each is required."""
+    wanted, set_together = getattr(trainer, "Given", None), getattr(trainer, "PUBLISHED", ())
+    fields = [f for f in dataclasses.fields(wanted) if f.name not in set_together] if wanted else []
     return {f.name: f.default is f.default_factory is dataclasses.MISSING for f in fields}
+
+
+def names_published(trainer: types.ModuleType, table: Collection[str]) -> bool:
+    """Return whether sources name a published model or its data, and not fields of `Given`."""
+    own = given_fields(trainer)
+    return any(name in table and name not in own for name in (MODEL, DATA))
+
+
+def published(trainer: types.ModuleType, table: Mapping[str, Any], base: Path, config: Any) -> Any:
+    """Return a trainer's `Given` with a published model and the rows of its data files.
+
+    Args:
+        trainer: a module.
+        table: the sources.
+        base: the directory that paths are relative to.
+        config: the first configuration.
+
+    Raises:
+        InputError: the trainer takes none, or a source is missing, unknown or wrong.
+    """
+    name = name_of(trainer)
+    if not hasattr(trainer, "published"):
+        raise InputError(
+            f"agent {name!r} takes no published model, so model and data must be absent; rlhf.sft "
+            "and rlhf.dpo take one."
+        )
+    for field in table:
+        configs.require_known(field, (MODEL, DATA, HELD_OUT), "source beside a published model")
+    for field in (MODEL, DATA):
+        what = "a folder, a .gguf file or a name" if field == MODEL else "a .jsonl file"
+        configs.require(field in table, f"agent {name!r} must also be given {field}, {what}.")
+    for field, source in table.items():
+        configs.require(
+            isinstance(source, str) and bool(source),
+            f"given {field} must be a text, but is {source!r}.",
+        )
+        configs.require(
+            field == MODEL or (base / source).is_file(),
+            f"given {field} is the file {str(base / source)!r}, which does not exist.",
+        )
+    return trainer.published(dict(table), base, config)
+
+
+def save(trainer: types.ModuleType, folder: Path, trained: Any) -> None:
+    """Write a trained model in the layout of published ones.
+
+    Args:
+        trainer: a module.
+        folder: to be written.
+        trained: with the attributes state, config and given.
+
+    Raises:
+        InputError: the trainer writes none.
+    """
+    if not hasattr(trainer, "save"):
+        raise InputError(f"agent {name_of(trainer)!r} has no save, because it trains none.")
+    trainer.save(folder, trained.state, trained.config, *trained.given)
 
 
 def give(
@@ -754,6 +818,8 @@ def frontier(trainer: types.ModuleType, key: Any, trained: Any) -> dict[str, Any
     if not hasattr(trainer, "frontier"):
         return None
     arrays = trainer.frontier(key, trained.config, *trained.given)
+    if arrays is None:
+        return None
     lists = {name: [float(x) for x in arrays[name]] for name in ("kl", "return")}
     return {**lists, "exact": bool(arrays.get("exact", False))}
 

@@ -128,6 +128,7 @@ def run(
     agent: Path | None,
     say: Say,
     samples: int = 0,
+    save: Path | None = None,
 ) -> None:
     """Evaluate a trained policy on new episodes, and draw one.
 
@@ -142,6 +143,7 @@ def run(
         agent: the agent's file, needed if the agent is not one of the package; or `kept.STORED`.
         say: prints a line.
         samples: print this many texts of a language model instead, beside those of its reference.
+        save: write the language model to this folder instead, with its tokenizer.
 
     Raises:
         InputError: there is no such run, the agent is not the one that was trained, the
@@ -163,6 +165,10 @@ def run(
         trained = load(store, chosen, agent, say)
     if gif is not None:
         pictures.require_picture(envs.from_config(trained.config))
+    if save is not None:
+        contract.save(trained.agent, save, trained)
+        say(f"{_description(trained)}; written: {save}")
+        return
     key_episodes, key_picture = random.split(random.key(seed, impl="threefry2x32"))
     columns = contract.samples(trained.agent, key_episodes, trained, samples) if samples else {}
     say(_description(trained))

@@ -245,8 +245,13 @@ def _padded(where: str, texts: Mapping[str, str], task: tasks.Task) -> list[list
     return columns
 
 
-def _lines(path: Path, fields: Mapping[str, type]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield a place for messages, and the fields' values, for each line of a JSONL file."""
+def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield a place for messages, and the object, for each line of a JSONL file.
+
+    Raises:
+        InputError: the file is empty or no text, or a line is no object in JSON.
+        FaultError: the file cannot be read.
+    """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -260,12 +265,26 @@ def _lines(path: Path, fields: Mapping[str, type]) -> Iterator[tuple[str, dict[s
             record = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
             raise InputError(f"{where} must be an object in JSON, but is {line!r}.") from error
-        for field, kind in fields.items():
-            value = record.get(field) if isinstance(record, dict) else None
-            configs.require(
-                isinstance(value, kind),
-                f"{where} must have the field {field!r} with {KINDS[kind]}, but has {value!r}.",
-            )
+        configs.require(
+            isinstance(record, dict), f"{where} must be an object in JSON, but is {line!r}."
+        )
+        yield where, record
+
+
+def check_fields(where: str, record: Mapping[str, Any], fields: Mapping[str, type]) -> None:
+    """Raise an InputError unless the object of a line has all fields, each of its type."""
+    for field, kind in fields.items():
+        value = record.get(field)
+        configs.require(
+            isinstance(value, kind),
+            f"{where} must have the field {field!r} with {KINDS[kind]}, but has {value!r}.",
+        )
+
+
+def _lines(path: Path, fields: Mapping[str, type]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield a place for messages, and the fields' values, for each line of a JSONL file."""
+    for where, record in records(path):
+        check_fields(where, record, fields)
         yield where, {field: record[field] for field in fields}
 
 

@@ -22,14 +22,19 @@ and Chen 2024, arXiv:2405.14734, eq. 6; Hong, Lee and Thorne 2024, arXiv:2403.07
 Without pairs of your own, the reference samples new ones in every update, and the task's own reward
 labels them at random by the model of Bradley and Terry.
 
+A published model is given with `--model` and `--data`: it is the reference, and the task counts for
+nothing. With adapters, it is in memory once.
+
 Run: purejaxpg train rlhf.dpo --given reference=results/sft --seed 0
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jax import lax, random
@@ -37,7 +42,7 @@ from jax import lax, random
 from purejaxpg import config as configs
 from purejaxpg import schedules
 from purejaxpg.kernels import preference
-from purejaxpg.rlhf import data, measure, tasks, tokens, transformer
+from purejaxpg.rlhf import data, finetune, measure, tasks, tokens, transformer
 
 UNIT = "tokens"
 Metrics = dict[str, jax.Array]
@@ -52,6 +57,8 @@ class Config:
     batch_size: int = 64  # B, pairs of a gradient step
     loss: str = "sigmoid"  # or "ipo", "simpo" or "orpo"
     learning_rate_schedule: str = "linear"  # to zero; or "constant" or "robbins_monro"
+    lora_rank: int = 0  # of adapters of the reference; 0: all its parameters are trained
+    max_length: int = 0  # of a published model: tokens of a prompt and of a completion
 
     beta: float = 0.2  # β; of ipo, this is τ; simpo needs about 2, orpo does not use it
     label_smoothing: float = 0.0  # of sigmoid: share of labels taken to be wrong, below a half
@@ -65,7 +72,9 @@ class Config:
 
     @property
     def steps_per_update(self) -> int:
-        """Tokens of the completions of one update, padding included."""
+        """Tokens of one update's completions, or of a published model's rows, with padding."""
+        if self.max_length:
+            return 2 * self.batch_size * self.max_length
         return 2 * self.batch_size * tasks.make(self.task).completion_length
 
     @property
@@ -80,6 +89,11 @@ class Given:
 
     reference: transformer.Model
     pairs: data.Pairs | None = None
+    text: finetune.Text | None = None  # of a published reference
+    held_out: data.Pairs | None = None  # of that, for the score; without any, the pairs
+
+
+PUBLISHED = ("text", "held_out")  # the fields that `published` sets, beside the others
 
 
 @struct.dataclass
@@ -106,6 +120,7 @@ def check(config: Config) -> None:
     """Raise an InputError with one plain sentence unless the configuration makes sense."""
     tasks.make(config.task)
     configs.in_range(config)
+    finetune.check(config)
     configs.at_least(config, 1, "num_updates")
     configs.one_of(config, "loss", ("sigmoid", "ipo", "simpo", "orpo"))
     configs.above(config, 0, "beta")
@@ -120,8 +135,12 @@ def check(config: Config) -> None:
 
 
 def check_given(config: Config, given: Given) -> None:
-    """Raise an InputError unless the given models fit the task."""
-    measure.check_given(config, given)
+    """Raise an InputError unless the given models fit the task, or the pairs max_length."""
+    pairs = given.pairs
+    length = 0 if pairs is None else pairs.prompt_ids.shape[1] + pairs.chosen_ids.shape[1]
+    finetune.check_length(config, given.text, length)
+    if given.text is None:
+        measure.check_given(config, given)
 
 
 def read(name: str, path: Path, config: Config) -> data.Pairs:
@@ -129,8 +148,24 @@ def read(name: str, path: Path, config: Config) -> data.Pairs:
     return data.read_pairs(path, tasks.make(config.task))
 
 
-def policy_of(params: Any, given: Given) -> transformer.Model:
-    return transformer.Model(params, given.reference.architecture)
+def published(sources: Mapping[str, str], base: Path, config: Config) -> Given:
+    """Read a published model, and pairs for it; the contract says what is what."""
+    checkpoint, text = finetune.load(sources["model"], base, config)
+    pairs = {
+        name: finetune.read_pairs(base / sources[name], checkpoint, config.max_length)
+        for name in ("data", "held_out")
+        if name in sources
+    }
+    return Given(checkpoint.model, pairs["data"], text, pairs.get("held_out"))
+
+
+def policy_of(params: Any, config: Config, given: Given) -> transformer.Model:
+    return finetune.policy(params, given.reference, config)
+
+
+def ends(config: Config, given: Given) -> Any:
+    """Return what has the ids of the end and of the padding: the text of a model, or the task."""
+    return tasks.make(config.task) if given.text is None else given.text
 
 
 def make_optimizer(config: Config, num_updates: Any = 0) -> optax.GradientTransformation:
@@ -140,24 +175,29 @@ def make_optimizer(config: Config, num_updates: Any = 0) -> optax.GradientTransf
 
 
 def init(key: jax.Array, config: Config, given: Given) -> TrainState:
-    params = given.reference.params
+    params = finetune.start(key, given.reference, config)
     return TrainState(params, make_optimizer(config).init(params), jnp.zeros((), jnp.int32))
 
 
 def draw(key: jax.Array, config: Config, given: Given) -> Batch:
     """Draw B pairs: given ones, or new ones by the reference."""
-    task = tasks.make(config.task)
     if given.pairs is None:
         pairs, _ = measure.sample_pairs(
             key, given.reference, config, config.batch_size, given, label_noise=config.label_noise
         )
     else:
         pairs = data.choose(key, given.pairs, config.batch_size)
+    return with_reference(pairs, config, given)
+
+
+def with_reference(pairs: data.Pairs, config: Config, given: Given) -> Batch:
+    """Return pairs [B] as a batch, with what the reference says of them."""
+    task = ends(config, given)
     prompt_ids = jnp.concatenate([pairs.prompt_ids, pairs.prompt_ids])
     ids = jnp.concatenate([pairs.chosen_ids, pairs.rejected_ids])
     reference = measure.token_log_probs(given.reference, prompt_ids, ids, task, config.temperature)
     mask = tokens.completion_mask(ids, task.eos_id)
-    return Batch(prompt_ids, ids, mask, reference, jnp.ones(config.batch_size))
+    return Batch(prompt_ids, ids, mask, reference, jnp.ones(len(pairs.chosen_ids)))
 
 
 def objective(log_prob: jax.Array, batch: Batch, config: Config) -> tuple[jax.Array, Metrics]:
@@ -192,7 +232,7 @@ def objective(log_prob: jax.Array, batch: Batch, config: Config) -> tuple[jax.Ar
 
 def loss(params: Any, batch: Batch, config: Config, given: Given) -> tuple[jax.Array, Metrics]:
     """Mean loss of the pairs of a batch -> scalar, metrics."""
-    task, policy = tasks.make(config.task), policy_of(params, given)
+    task, policy = ends(config, given), policy_of(params, config, given)
     prompt_ids, ids = batch.prompt_ids, batch.completion_ids
     log_prob = measure.token_log_probs(policy, prompt_ids, ids, task, config.temperature)
     return objective(log_prob, batch, config)
@@ -223,25 +263,66 @@ def train(key: jax.Array, config: Config, given: Given) -> tuple[TrainState, Met
 def score(
     key: jax.Array, state: TrainState, config: Config, num_episodes: int, given: Given
 ) -> dict[str, jax.Array]:
-    """Evaluate on held-out prompts, beside the reference -> arrays [E]."""
-    return measure.score(key, policy_of(state.params, given), config, num_episodes, given)
+    """Evaluate on held-out prompts, beside the reference -> arrays [E].
+
+    For a published model, evaluate on the held-out pairs, or else on the pairs: the return is 1
+    where the log-ratio of the chosen completion is the larger one, and ½ where both are equal.
+    """
+    if given.text is not None:
+        return score_pairs(key, state, config, num_episodes, given)
+    policy = policy_of(state.params, config, given)
+    return measure.score(key, policy, config, num_episodes, given)
+
+
+def score_pairs(
+    key: jax.Array, state: TrainState, config: Config, num_episodes: int, given: Given
+) -> dict[str, jax.Array]:
+    """Evaluate a published model on pairs -> arrays [E]."""
+
+    def one(pair: data.Pairs) -> dict[str, jax.Array]:
+        batch = with_reference(pair, config, given)
+        _, metrics = loss(state.params, batch, config, given)
+        chosen, rejected = metrics["policy/chosen_log_ratio"], metrics["policy/rejected_log_ratio"]
+        return {
+            "evaluation/return": 0.5 * (1.0 + jnp.sign(chosen - rejected))[None],
+            "evaluation/chosen_log_ratio": chosen[None],
+            "evaluation/rejected_log_ratio": rejected[None],
+        }
+
+    pairs: Any = given.pairs if given.held_out is None else given.held_out
+    return finetune.each_row(key, one, pairs, config, num_episodes)
 
 
 def samples(
     key: jax.Array, state: TrainState, config: Config, num_samples: int, given: Given
 ) -> dict[str, list[Any]]:
     """Completions of held-out prompts by the reference and the policy, as text."""
-    return measure.samples(key, policy_of(state.params, given), config, num_samples, given)
+    policy = model(state, config, given)
+    if given.text is None:
+        return measure.samples(key, policy, config, num_samples, given)
+    pairs: Any = given.pairs if given.held_out is None else given.held_out
+    rows = [i % len(pairs.prompt_ids) for i in range(num_samples)]
+    prompts, answers = np.asarray(pairs.prompt_ids)[rows], np.asarray(pairs.chosen_ids)[rows]
+    pad_id = given.text.pad_id
+    begins = [int(np.argmax(ids != pad_id)) for ids in prompts]
+    unpadded = [ids[begin:].tolist() for ids, begin in zip(prompts, begins, strict=True)]
+    models = {"reference": given.reference, "policy": policy}
+    return finetune.samples(key, models, given.text, unpadded, answers.tolist(), config.max_length)
 
 
 def frontier(key: jax.Array, config: Config, given: Given) -> Any:
     """The best gold reward at each divergence from the reference -> arrays [K] by name."""
-    return measure.frontier(key, config, given)
+    return measure.frontier(key, config, given) if given.text is None else None
 
 
 def model(state: TrainState, config: Config, given: Given) -> transformer.Model:
     """The policy, for later stages."""
-    return policy_of(state.params, given)
+    return finetune.merged(policy_of(state.params, config, given))
+
+
+def save(folder: Path, state: TrainState, config: Config, given: Given) -> None:
+    """Write the policy as a folder, if the reference was published."""
+    finetune.save(folder, policy_of(state.params, config, given), given.text)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,13 @@ Without data of your own, demonstrations are drawn afresh from the task. Given d
 which short documents are packed: a token attends only to its own document, and positions start at 0
 in each, so packing changes no loss.
 
+A published model is given with `--model` and `--data`. Then the task and the fields of the
+architecture count for nothing, and a row holds one document.
+
 Run: purejaxpg train rlhf.sft --task sentiment --seed 0
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +31,7 @@ from jax import lax, random
 from purejaxpg import config as configs
 from purejaxpg import schedules
 from purejaxpg.kernels import preference
-from purejaxpg.rlhf import data, measure, tasks, tokens, transformer
+from purejaxpg.rlhf import data, finetune, measure, tasks, tokens, transformer
 
 UNIT = "tokens"
 Metrics = dict[str, jax.Array]
@@ -49,6 +53,8 @@ class Config:
     norm: str = "rms"  # or "layer"
     mlp: str = "relu"  # "gelu" or "silu_gated"
     learning_rate_schedule: str = "linear"  # to zero; or "constant" or "robbins_monro"
+    lora_rank: int = 0  # of adapters of a published model; 0: all its parameters are trained
+    max_length: int = 0  # tokens of a row of a published model's data
 
     learning_rate: float = 3e-3  # step size of Adam
     learning_rate_half_life: float = 100.0  # of robbins_monro, in updates
@@ -57,6 +63,8 @@ class Config:
     @property
     def row_length(self) -> int:
         """S, tokens of a row: a prompt and a completion."""
+        if self.max_length:
+            return self.max_length
         task = tasks.make(self.task)
         return task.prompt_length + task.completion_length
 
@@ -77,9 +85,13 @@ class Given:
     """Demonstrations to imitate; without any, the task draws them."""
 
     demonstrations: data.Rows | None = None
+    model: transformer.Model | None = None  # a published one, to start from; else a new one
+    text: finetune.Text | None = None  # of that model
+    held_out: data.Rows | None = None  # of that model, for its score; else the demonstrations
 
 
 NOTHING = Given()
+PUBLISHED = ("model", "text", "held_out")  # the fields that `published` sets
 
 
 @struct.dataclass
@@ -113,6 +125,7 @@ def check(config: Config) -> None:
     """Raise an InputError with one plain sentence unless the configuration makes sense."""
     tasks.make(config.task)
     configs.in_range(config)
+    finetune.check(config)
     configs.at_least(config, 1, "num_updates", "num_heads")
     configs.divides(config, "num_heads", config.width, "width")
     schedules.check(config)
@@ -124,6 +137,33 @@ def read(name: str, path: Path, config: Config) -> data.Rows:
     return data.read_rows(path, tasks.make(config.task), config.row_length)
 
 
+def check_given(config: Config, given: Given) -> None:
+    """Raise an InputError unless what is given fits the configuration."""
+    rows = given.demonstrations
+    finetune.check_length(config, given.text, 0 if rows is None else rows.ids.shape[1])
+    configs.require(
+        config.lora_rank == 0 or given.model is not None,
+        f"lora_rank must be 0 without a published model, but is {config.lora_rank}.",
+    )
+
+
+def published(sources: Mapping[str, str], base: Path, config: Config) -> Given:
+    """Read a published model, and demonstrations for it; the contract says what is what."""
+    checkpoint, text = finetune.load(sources["model"], base, config)
+    rows = {
+        name: finetune.read_rows(base / sources[name], checkpoint, config.max_length)
+        for name in ("data", "held_out")
+        if name in sources
+    }
+    return Given(rows["data"], checkpoint.model, text, rows.get("held_out"))
+
+
+def policy_of(params: Any, config: Config, given: Given = NOTHING) -> transformer.Model:
+    if given.model is None:
+        return transformer.Model(params, architecture(config))
+    return finetune.policy(params, given.model, config)
+
+
 def make_optimizer(config: Config, num_updates: Any = 0) -> optax.GradientTransformation:
     clip = optax.clip_by_global_norm(config.max_grad_norm)
     adam = optax.adam(schedules.scheduled(config, config.learning_rate, num_updates))
@@ -131,7 +171,10 @@ def make_optimizer(config: Config, num_updates: Any = 0) -> optax.GradientTransf
 
 
 def init(key: jax.Array, config: Config, given: Given = NOTHING) -> TrainState:
-    params = transformer.init(key, architecture(config)).params
+    if given.model is None:
+        params = transformer.init(key, architecture(config)).params
+    else:
+        params = finetune.start(key, given.model, config)
     opt_state = make_optimizer(config).init(params)
     return TrainState(params, opt_state, jnp.zeros((), jnp.int32))
 
@@ -143,10 +186,12 @@ def draw(key: jax.Array, config: Config, given: Given, held_out: bool = False) -
     return data.demonstrations(key, tasks.make(config.task), config.batch_size, held_out)
 
 
-def loss(params: Any, batch: data.Rows, config: Config) -> tuple[jax.Array, Metrics]:
+def loss(
+    params: Any, batch: data.Rows, config: Config, given: Given = NOTHING
+) -> tuple[jax.Array, Metrics]:
     """Mean negative log-probability of the tokens to imitate -> scalar, metrics."""
-    model = transformer.Model(params, architecture(config))
-    logits = model(batch.ids, batch.segments)[:, :-1]
+    policy = policy_of(params, config, given)
+    logits = policy(batch.ids, batch.segments)[:, :-1]
     log_prob = tokens.log_probs(logits, batch.ids[:, 1:])
     is_target = batch.is_target[:, 1:]
     hits = (logits.argmax(-1) == batch.ids[:, 1:]).astype(jnp.float32)
@@ -160,7 +205,7 @@ def update(
 ) -> tuple[TrainState, Metrics]:
     """One gradient step on a batch of demonstrations."""
     batch = draw(key, config, given)
-    gradient, metrics = jax.grad(loss, has_aux=True)(state.params, batch, config)
+    gradient, metrics = jax.grad(loss, has_aux=True)(state.params, batch, config, given)
     optimizer = make_optimizer(config, state.num_updates)
     change, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, change)
@@ -179,7 +224,12 @@ def train(key: jax.Array, config: Config, given: Given = NOTHING) -> tuple[Train
 
 def model(state: TrainState, config: Config, given: Given = NOTHING) -> transformer.Model:
     """The language model, for later stages."""
-    return transformer.Model(state.params, architecture(config))
+    return finetune.merged(policy_of(state.params, config, given))
+
+
+def save(folder: Path, state: TrainState, config: Config, given: Given = NOTHING) -> None:
+    """Write the model as a folder, if it was published."""
+    finetune.save(folder, policy_of(state.params, config, given), given.text)
 
 
 def score(
@@ -190,8 +240,11 @@ def score(
     `evaluation/return` is the mean log-probability of a demonstration's tokens, in nats: more
     likely is better, and the completion that scores best is no good imitation. The task's own
     reward of the model's completions is `evaluation/gold_return`; where a task has right answers,
-    there is `evaluation/pass@k` as well.
+    there is `evaluation/pass@k` as well. For a published model, there is the former alone, of
+    the held-out rows if they are given, and of the data otherwise.
     """
+    if given.text is not None:
+        return score_rows(key, state, config, num_episodes, given)
     task = tasks.make(config.task)
     key_demonstration, key_prompt, key_completion = random.split(key, 3)
     rows = data.demonstrations(key_demonstration, task, num_episodes, held_out=True)
@@ -209,10 +262,28 @@ def score(
     }
 
 
+def score_rows(
+    key: jax.Array, state: TrainState, config: Config, num_episodes: int, given: Given
+) -> dict[str, jax.Array]:
+    """Evaluate a published model on rows -> arrays [E]."""
+
+    def one(row: data.Rows) -> dict[str, jax.Array]:
+        _, metrics = loss(state.params, row, config, given)
+        return {
+            "evaluation/return": -metrics["loss/policy"][None],
+            "evaluation/accuracy": metrics["policy/accuracy"][None],
+        }
+
+    rows: Any = given.demonstrations if given.held_out is None else given.held_out
+    return finetune.each_row(key, one, rows, config, num_episodes)
+
+
 def samples(
     key: jax.Array, state: TrainState, config: Config, num_samples: int, given: Given = NOTHING
 ) -> dict[str, list[Any]]:
     """Completions of held-out prompts by demonstration and by the model, as text."""
+    if given.text is not None:
+        return samples_of_rows(key, state, config, num_samples, given)
     task = tasks.make(config.task)
     key_prompt, key_demonstration, key_completion = random.split(key, 3)
     prompt_ids = task.prompts(key_prompt, num_samples, held_out=True)
@@ -223,6 +294,24 @@ def samples(
         "policy": draw(key_completion, model(state, config), prompt_ids, task, 1.0).ids,
     }
     return {name: [task.text(ids) for ids in np.asarray(rows)] for name, rows in texts.items()}
+
+
+def samples_of_rows(
+    key: jax.Array, state: TrainState, config: Config, num_samples: int, given: Given
+) -> dict[str, list[Any]]:
+    """Completions of a file's prompts there, by the published model and by the trained one."""
+    rows: Any = given.demonstrations if given.held_out is None else given.held_out
+    prompts, answers = [], []
+    for i in range(num_samples):
+        ids, is_target, segments = (
+            np.asarray(x[i % len(x)]) for x in (rows.ids, rows.is_target, rows.segments)
+        )
+        first = int(np.argmax(is_target))  # of a conversation, the first answer
+        prompts.append(ids[:first].tolist())
+        answers.append(ids[first : int(segments.sum())].tolist())
+    models: Any = {"reference": given.model, "policy": model(state, config, given)}
+    text: Any = given.text
+    return finetune.samples(key, models, text, prompts, answers, config.max_length)
 
 
 if __name__ == "__main__":

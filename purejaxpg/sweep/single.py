@@ -132,11 +132,17 @@ def _of_file(path: Path, fields: Mapping[str, Any], asked: Asked) -> specs.Spec:
     whole = specs.from_dict(raw, path.stem, base, resolve=resolve)
     own = specs.flat(fields)
     swept, seed = _chosen(whole, own, asked.run)
-    given = {name: os.path.abspath(source) for name, source in asked.given.items()}
+    given = {name: _absolute(name, source) for name, source in asked.given.items()}
     one: dict[str, Any] = {n: raw[n] for n in ("agent", *KEPT) if n in raw}
     one["config"] = {**specs.flat(whole.fixed), **swept, **own}
     one["given"] = {**raw.get("given", {}), **given}
     return _spec({**one, **asked.keys}, path.stem, base, asked.seeds or [seed])
+
+
+def _absolute(name: str, source: str) -> str:
+    """Return the path of a source; a published model may have a name that is no path."""
+    is_name = name == contract.MODEL and not os.path.exists(source) and os.sep not in source
+    return source if is_name else os.path.abspath(source)
 
 
 def _chosen(

@@ -3,7 +3,14 @@
     [given]
     reference = "results/sft"        # seed s gets the model of seed s, of the best configuration
     reward = "results/reward:best"   # all seeds get the model of the best run
-    data = "pairs.jsonl"             # the trainer's `read` makes arrays of a file
+    pairs = "pairs.jsonl"            # the trainer's `read` makes arrays of a file
+
+or, for all runs, a published language model with the data to train it on::
+
+    [given]
+    model = "smollm2"  # or a folder, or a .gguf file
+    data = "pairs.jsonl"
+    held_out = "others.jsonl"  # may be absent
 
 In a file of stages a name without "/" is an earlier stage.
 """
@@ -93,6 +100,9 @@ def resolve(
     Raises:
         InputError: a field is unknown or missing, or a source does not have what is needed.
     """
+    if contract.names_published(trainer, table):
+        given = contract.published(trainer, table, base, config)
+        return jax.tree.map(lambda x: np.asarray(x)[None], given), seeds
     name, fields = contract.name_of(trainer), contract.given_fields(trainer)
     configs.require(bool(fields), f"agent {name!r} is given nothing, so [given] must be absent.")
     for field in table:

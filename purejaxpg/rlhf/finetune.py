@@ -1,0 +1,327 @@
+"""Published models that are trained on a file of text: what their trainers share.
+
+A line of the file is tokenised once, with the model's own tokenizer. The arrays of the model, the
+rows and the tokenizer itself are given to a run, so the result directory needs no other file.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import lax, random
+
+from purejaxpg import config as configs
+from purejaxpg.rlhf import data, generate, gguf, hf, lora, tokenizer, transformer
+
+Document = list[tuple[int, bool]]  # token, whether it is to be learned
+
+_generate = jax.jit(generate.generate, static_argnames=("length", "eos_id", "pad_id"))
+
+
+@struct.dataclass
+class Text:
+    """What turns the ids of a published model into text, and its weights into a folder."""
+
+    content: jax.Array  # [N] uint8, JSON: the tokenizer, its settings, and config.json
+    eos_id: int = struct.field(pytree_node=False)
+    pad_id: int = struct.field(pytree_node=False)
+
+
+# ----------------------------------------------------------------------------------------- reading
+
+
+def load(source: str, base: Path, config: Any) -> tuple[hf.Checkpoint, Text]:
+    """Load a model to be trained.
+
+    Args:
+        source: a folder, a GGUF file, or a name of `gguf.PACKAGES`.
+        base: the directory that a path is relative to.
+        config: its `max_length` must fit into the model's context.
+
+    Raises:
+        InputError: there is no such model, or it is not known here.
+    """
+    path = base / source
+    checkpoint = hf.load(source if source in gguf.PACKAGES and not path.exists() else path)
+    hf.check_length(checkpoint, config.max_length, "max_length")
+    tokens = checkpoint.tokenizer
+    content = {
+        "backend": tokens.backend.to_str(),
+        "bos_id": tokens.bos_id,
+        "settings": dict(tokens.settings),
+        "template": tokens.template,
+        "config": dict(checkpoint.config),
+    }
+    encoded = np.frombuffer(json.dumps(content).encode(), np.uint8)
+    return checkpoint, Text(jnp.asarray(encoded), tokens.eos_id, tokens.pad_id)
+
+
+def checkpoint_of(model: transformer.Model, text: Text) -> hf.Checkpoint:
+    """Return a trained model with its tokenizer; an adapter is merged into the weights."""
+    content = json.loads(np.asarray(text.content, np.uint8).tobytes())
+    backend = tokenizer.load_package().Tokenizer.from_str(content["backend"])
+    own = content["bos_id"], content["settings"], content["template"]
+    tokens = tokenizer.Tokenizer(backend, text.eos_id, text.pad_id, *own)
+    merged = model if model.adapter is None else lora.merge(model)
+    return hf.Checkpoint(merged, tokens, content["config"])
+
+
+def read_rows(path: Path, checkpoint: hf.Checkpoint, length: int) -> data.Rows:
+    """Read demonstrations from a JSONL file, one in each row.
+
+    Args:
+        path: each line has the texts `prompt` and `completion`, or `messages`, a conversation. Only
+            the completion counts, or only what the assistant says; with the end token.
+        checkpoint: the model, with its tokenizer.
+        length: S, tokens of a row.
+
+    Returns:
+        Rows [R, S].
+
+    Raises:
+        InputError: a line is not as it must be, or is longer than `length`.
+    """
+    found = []
+    for where, record in data.records(path):
+        if "messages" in record:
+            found.append((where, _conversation(where, record["messages"], checkpoint)))
+        else:
+            data.check_fields(where, record, {"prompt": str, "completion": str})
+            prompt = _prompt(where, record["prompt"], checkpoint)
+            answer = _answer(where, "completion", record["completion"], checkpoint)
+            found.append((where, [(i, False) for i in prompt] + [(i, True) for i in answer]))
+    _check_sizes([(where, len(document)) for where, document in found], checkpoint, length)
+    pad = (checkpoint.tokenizer.pad_id, False)
+    filled = [document + [pad] * (length - len(document)) for _, document in found]
+    table = jnp.array(filled, jnp.int32)
+    sizes = jnp.array([len(document) for _, document in found])
+    segments = (jnp.arange(length) < sizes[:, None]).astype(jnp.int32)
+    return data.Rows(table[..., 0], segments, table[..., 1] == 1)
+
+
+def read_pairs(path: Path, checkpoint: hf.Checkpoint, length: int) -> data.Pairs:
+    """Read pairs from a JSONL file.
+
+    Args:
+        path: each line has the texts `prompt`, `chosen` and `rejected`.
+        checkpoint: the model, with its tokenizer.
+        length: P + L, tokens of the longest prompt and of the completions.
+
+    Returns:
+        Pairs [R].
+
+    Raises:
+        InputError: a line is not as it must be, or the longest prompt and the longest completion
+            have more tokens together than `length`.
+    """
+    prompts, answers, sizes = [], [], []
+    for where, record in data.records(path):
+        data.check_fields(where, record, {"prompt": str, "chosen": str, "rejected": str})
+        prompts.append(_prompt(where, record["prompt"], checkpoint))
+        both = [_answer(where, name, record[name], checkpoint) for name in ("chosen", "rejected")]
+        answers.append(both)
+        sizes.append((where, len(prompts[-1]) + max(map(len, both))))
+    longest, longest_answer = max(map(len, prompts)), max(len(y) for both in answers for y in both)
+    _check_sizes(sizes, checkpoint, longest + longest_answer)
+    configs.require(
+        length >= longest + longest_answer,
+        f"max_length must be at least {longest + longest_answer}, the tokens of the longest prompt "
+        f"and of the longest completion of {path}, with its end, but is {length}.",
+    )
+    pad = checkpoint.tokenizer.pad_id
+    columns = [
+        [ids + [pad] * (length - longest - len(ids)) for ids in column]
+        for column in zip(*answers, strict=True)
+    ]
+    chosen, rejected = (jnp.array(column, jnp.int32) for column in columns)
+    return data.Pairs(hf.pad(prompts, pad), chosen, rejected)
+
+
+def _prompt(where: str, text: str, checkpoint: hf.Checkpoint) -> list[int]:
+    ids = checkpoint.tokenizer.encode(text)
+    configs.require(bool(ids), f"{where}: prompt must have at least one token, but is {text!r}.")
+    return ids
+
+
+def _answer(where: str, name: str, text: str, checkpoint: hf.Checkpoint) -> list[int]:
+    """Return the ids of a completion, with the end token after it."""
+    ids, eos_id = checkpoint.tokenizer.encode(text), checkpoint.tokenizer.eos_id
+    configs.require(bool(ids), f"{where}: {name} must have at least one token, but is {text!r}.")
+    ids = ids if ids[-1] == eos_id else [*ids, eos_id]
+    configs.require(
+        ids.index(eos_id) == len(ids) - 1,
+        f"{where}: {name} may have the end token {checkpoint.tokenizer.special()['eos_token']!r} "
+        f"only at its end, but is {text!r}.",
+    )
+    return ids
+
+
+def _conversation(where: str, messages: Any, checkpoint: hf.Checkpoint) -> Document:
+    """Return the tokens of a conversation; those of the assistant are to be learned."""
+    valid = isinstance(messages, list) and all(map(_is_message, messages))
+    configs.require(
+        valid and any(m["role"] == "assistant" for m in messages),
+        f"{where}: messages must be a list of objects with the texts role and content, one of them "
+        f"with the role 'assistant', but is {messages!r}.",
+    )
+    tokens, written = checkpoint.tokenizer, ""
+    document: Document = []
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before, after = tokens.chat(messages[:i]), tokens.chat(messages[: i + 1], reply=False)
+        configs.require(
+            before.startswith(written) and after.startswith(before),
+            f"{where}: the chat template must only add text as a conversation goes on, but it "
+            "changes what it wrote before; use prompt and completion instead.",
+        )
+        answer = tokens.encode(after[len(before) :])
+        if tokens.eos_id not in answer:
+            answer.append(tokens.eos_id)
+        end = answer.index(tokens.eos_id) + 1  # templates may write more, such as a new line
+        document += [(token, False) for token in tokens.encode(before[len(written) :])]
+        document += [(token, at < end) for at, token in enumerate(answer)]
+        written = after
+    return document
+
+
+def _is_message(message: Any) -> bool:
+    names = ("role", "content")
+    return isinstance(message, Mapping) and all(isinstance(message.get(n), str) for n in names)
+
+
+def _check_sizes(sizes: Sequence[tuple[str, int]], checkpoint: hf.Checkpoint, length: int) -> None:
+    """Raise an InputError if a line has more tokens than the model's context, or than a row."""
+    where, longest = max(sizes, key=lambda size: size[1])
+    context = checkpoint.model.architecture.context
+    configs.require(
+        longest <= context,
+        f"{where} must have at most {context} tokens, the context of the model, with its end, but "
+        f"has {longest}.",
+    )
+    configs.require(
+        longest <= length,
+        f"max_length must be at least {longest}, the tokens of {where}, with its end, but is "
+        f"{length}.",
+    )
+
+
+# ---------------------------------------------------------------------------------------- training
+
+
+def check(config: Any) -> None:
+    """Raise an InputError unless the fields for published models make sense."""
+    configs.at_least(config, 0, "lora_rank", "max_length")
+
+
+def check_length(config: Any, text: Text | None, length: int) -> None:
+    """Raise an InputError unless `max_length` is that of the given rows, or 0 without a model."""
+    configs.require(
+        text is not None or config.max_length == 0,
+        f"max_length must be 0 without a published model, but is {config.max_length}.",
+    )
+    configs.require(
+        text is None or config.max_length == length,
+        f"max_length must be {length}, as for the rows that are given, but is {config.max_length}.",
+    )
+
+
+def start(key: jax.Array, model: transformer.Model, config: Any) -> Any:
+    """Return the parameters that are trained: a new adapter, or those of the model."""
+    return lora.init(key, model, config.lora_rank) if config.lora_rank else model.params
+
+
+def policy(params: Any, model: transformer.Model, config: Any) -> transformer.Model:
+    """Return the model with the parameters that are trained."""
+    if config.lora_rank:
+        return lora.attach(model, params)
+    return dataclasses.replace(model, params=params)
+
+
+def merged(policy: transformer.Model) -> transformer.Model:
+    """Return a model without an adapter, for later stages."""
+    return policy if policy.adapter is None else lora.merge(policy)
+
+
+# ----------------------------------------------------------------------------------------- scoring
+
+
+def each_row(
+    key: jax.Array,
+    function: Callable[[Any], dict[str, jax.Array]],
+    rows: data.Data,
+    config: Any,
+    count: int,
+) -> dict[str, jax.Array]:
+    """Score rows, each once, and from the first one on again if there are fewer than asked.
+
+    Args:
+        key: chooses the rows, if there are more.
+        function: rows [B] -> arrays [B].
+        rows: [R].
+        config: `batch_size` rows are in memory at a time.
+        count: E.
+
+    Returns:
+        Arrays [E].
+    """
+    size = jax.tree.leaves(rows)[0].shape[0]
+    index = random.permutation(key, size)[:count]
+
+    def one(i: jax.Array) -> dict[str, jax.Array]:
+        row = jax.tree.map(lambda x: x[i][None], rows)
+        return jax.tree.map(lambda x: x[0], function(row))
+
+    values = lax.map(one, index, batch_size=min(config.batch_size, len(index)))
+    return jax.tree.map(lambda x: x[jnp.arange(count) % len(index)], values)
+
+
+def samples(
+    key: jax.Array,
+    models: Mapping[str, transformer.Model],
+    text: Text,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    max_length: int,
+) -> dict[str, list[Any]]:
+    """Return prompts of a file with their completions there and by models, as text.
+
+    Args:
+        key: for the tokens.
+        models: by the names of their columns.
+        text: of the models.
+        prompts: ids without padding.
+        answers: ids of the completions in the file.
+        max_length: tokens of the longest prompt and of a completion.
+    """
+    tokens = checkpoint_of(next(iter(models.values())), text).tokenizer
+    prompt_ids = hf.pad(prompts, text.pad_id)
+    length = max(1, max_length - prompt_ids.shape[1])
+    columns = {
+        "prompt": [tokens.decode(ids, special=True) for ids in prompts],
+        "data": [tokens.decode(ids) for ids in answers],
+    }
+    for i, (name, model) in enumerate(models.items()):
+        own, ends = random.fold_in(key, i), {"eos_id": text.eos_id, "pad_id": text.pad_id}
+        completion = _generate(own, model, prompt_ids, length=length, **ends)
+        columns[name] = [tokens.decode(ids) for ids in np.asarray(completion.ids)]
+    return columns
+
+
+def save(folder: Path, policy: transformer.Model, text: Text | None) -> None:
+    """Write a trained model as a folder in Hugging Face's layout.
+
+    Raises:
+        InputError: the run did not start from a published model.
+    """
+    configs.require(
+        text is not None,
+        "Only a run that started from a published model can be written in its layout.",
+    )
+    hf.save(folder, checkpoint_of(policy, text))  # type: ignore[arg-type]
