@@ -253,7 +253,8 @@ def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         FaultError: the file cannot be read.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        # Not splitlines, which also splits at characters that a text in JSON may have.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} must be text in UTF-8: {error.reason}.") from error
     except OSError as error:

@@ -271,6 +271,7 @@ def each_row(
     Returns:
         Arrays [E].
     """
+    rows = jax.tree.map(jnp.asarray, rows)  # an index that is traced needs arrays of jax
     size = jax.tree.leaves(rows)[0].shape[0]
     index = random.permutation(key, size)[:count]
 

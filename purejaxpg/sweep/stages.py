@@ -176,6 +176,8 @@ def _parents(name: str, given: Any, earlier: Sequence[str]) -> Iterator[str]:
         if not isinstance(source, str) or "/" in source or source.endswith(".jsonl"):
             continue
         parent = source.removesuffix(":best")
+        if field == contract.MODEL and parent not in earlier:
+            continue  # a published model; `sources` refuses a name that is none
         configs.require(
             parent in earlier,
             f"given {field} of stage {name!r} must be an earlier stage "

@@ -1,0 +1,173 @@
+"""Published models trained on files: what is learned, what is refused, and what comes out."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from jax import random
+
+from purejaxpg import InputError, cli, extras
+from purejaxpg.report import playback
+from purejaxpg.rlhf import dpo, families, finetune, hf, sft, transformer
+from purejaxpg.rlhf import tokenizer as tokenizers
+from purejaxpg.sweep import store as stores
+
+WORDS = ("<s>", "</s>", "<pad>")
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}{{ eos_token }}|{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+CONFIG = {
+    "model_type": "llama", "vocab_size": 262, "max_position_embeddings": 64, "hidden_size": 8,
+    "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+    "intermediate_size": 12, "tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 1,
+    "pad_token_id": 2,
+}  # fmt: skip
+PAIR = {"prompt": "Hi", "chosen": " there", "rejected": " you"}
+ANSWER = {"prompt": "Hi", "completion": " there"}
+CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "bc"}]
+SMALL = ("--max-length", "12", "--num-updates", "30", "--batch-size", "2", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    package = extras.load("tokenizers", "lm", "This test")
+    pieces = [*WORDS, *sorted(package.pre_tokenizers.ByteLevel.alphabet())]
+    model = package.models.BPE({piece: i for i, piece in enumerate(pieces)}, [])
+    backend = tokenizers.byte_level("gpt-2", model)
+    backend.add_special_tokens(list(WORDS))
+    own = tokenizers.make(backend, {}, CONFIG, TEMPLATE, pathlib.Path("here"))
+    architecture = families.architecture_of(CONFIG, "here")
+    return hf.Checkpoint(transformer.init(random.key(0), architecture), own, CONFIG)
+
+
+@pytest.fixture
+def folder(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hf.save("model", checkpoint)
+    return tmp_path
+
+
+def write(name, *records):
+    pathlib.Path(name).write_text("\n".join(map(json.dumps, records)))
+
+
+def targets(checkpoint, record):
+    """Return the text that is to be learned, and the whole text, of a line."""
+    write("one.jsonl", record)
+    rows = finetune.read_rows(pathlib.Path("one.jsonl"), checkpoint, 60)
+    ids, kept = np.asarray(rows.ids[0]), np.asarray(rows.segments[0]) > 0
+    decode = checkpoint.tokenizer.backend.decode
+    learned = decode(ids[np.asarray(rows.is_target[0])].tolist(), skip_special_tokens=False)
+    return learned, decode(ids[kept].tolist(), skip_special_tokens=False)
+
+
+def test_only_the_completion_is_learned_with_its_end(checkpoint, folder):
+    assert targets(checkpoint, ANSWER) == (" there</s>", "Hi there</s>")
+
+
+def test_only_what_the_assistant_says_is_learned(checkpoint, folder):
+    learned, whole = targets(checkpoint, {"messages": [*CHAT, *CHAT]})
+    assert learned == "bc</s>bc</s>"
+    assert whole == checkpoint.tokenizer.chat([*CHAT, *CHAT], reply=False)
+
+
+def test_pairs_are_padded_to_max_length(checkpoint, folder):
+    write("pairs.jsonl", PAIR, {**PAIR, "prompt": "Hello"})
+    pairs = finetune.read_pairs(pathlib.Path("pairs.jsonl"), checkpoint, 20)
+    assert pairs.prompt_ids.shape == (2, 5)
+    assert pairs.chosen_ids.shape == pairs.rejected_ids.shape == (2, 15)
+    tokens = checkpoint.tokenizer
+    assert [tokens.decode(ids) for ids in np.asarray(pairs.prompt_ids)] == ["Hi", "Hello"]
+    assert tokens.decode(np.asarray(pairs.rejected_ids[1])) == " you"
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_model_is_trained_saved_and_completes(rank, checkpoint, folder):
+    write("data.jsonl", ANSWER)
+    words = ("train", "rlhf.sft", "--model", "model", "--data", "data.jsonl", *SMALL)
+    rate = ("--learning-rate", "0.1", "--lora-rank", str(rank), "--out", "out")
+    assert cli.main([*words, *rate]) == 0
+    assert cli.main(["eval", "out", "--save", "trained"]) == 0
+    trained = hf.load("trained")
+    assert hf.complete(random.key(0), trained, ["Hi"], 8, greedy=True) == [" there"]
+    assert hf.complete(random.key(0), checkpoint, ["Hi"], 8, greedy=True) != [" there"]
+
+
+def test_dpo_prefers_what_was_chosen_and_starts_at_the_reference(checkpoint, folder):
+    write("data.jsonl", PAIR)
+    words = ("train", "rlhf.dpo", "--model", "model", "--data", "data.jsonl", *SMALL)
+    assert cli.main([*words, "--lora-rank", "2", "--learning-rate", "0.05", "--out", "out"]) == 0
+    with stores.Store.read("out") as store:
+        trained = playback.load(store, playback.find(store, playback.BEST), None, print)
+    scores = dpo.score(random.key(0), trained.state, trained.config, 3, *trained.given)
+    np.testing.assert_array_equal(scores["evaluation/return"], 1.0)
+    start = dpo.init(random.key(0), trained.config, *trained.given)
+    scores = dpo.score(random.key(0), start, trained.config, 3, *trained.given)
+    np.testing.assert_array_equal(scores["evaluation/return"], 0.5)
+    shapes = jax.tree.leaves(jax.tree.map(np.shape, trained.state.params))
+    assert max(shapes) <= 24  # an adapter, and no second copy of the model
+
+
+def test_a_sweep_shares_the_model_and_its_rows_differ(folder):
+    write("data.jsonl", PAIR)
+    pathlib.Path("study.toml").write_text(
+        'agent = "rlhf.dpo"\nseeds = 2\neval_episodes = 2\nrows_per_device = 4\n'
+        "[config]\nmax_length = 12\nnum_updates = 3\nbatch_size = 2\nlora_rank = 2\n"
+        '[sweep]\nbeta = [0.1, 1.0]\n[given]\nmodel = "model"\ndata = "data.jsonl"\n'
+    )
+    assert cli.main(["sweep", "study.toml", "--out", "out", "--devices", "1", "--quiet"]) == 0
+    with stores.Store.read("out") as store:
+        runs = store.ledger.runs()
+        given = playback.load(store, runs[0], None, print).given[0]
+    assert len(runs) == 4
+    assert len({run["score"] for run in runs}) >= 1
+    assert given.reference.params["embed"]["embedding"].shape == (262, 8)
+
+
+REFUSED = {
+    "no file": ((), "--data nothing.jsonl", "does not exist"),
+    "no model": ((ANSWER,), "--model nowhere", "There is no folder nowhere"),
+    "no JSON": (("{",), "", "line 1 must be an object in JSON"),
+    "no object": ((3,), "", "line 1 must be an object in JSON"),
+    "no field": ((ANSWER, {"prompt": "Hi"}), "", "line 2 must have the field 'completion'"),
+    "no line": ((), "", "must have at least one line"),
+    "no token": (({**ANSWER, "completion": ""},), "", "completion must have at least one token"),
+    "an end inside": (({**ANSWER, "completion": "a</s>b"},), "", "only at its end"),
+    "no assistant": (({"messages": CHAT[:1]},), "", "messages must be a list"),
+    "too short rows": ((ANSWER,), "--max-length 3", "max_length must be at least 9"),
+    "a long line": (({**ANSWER, "completion": "a" * 70},), "", "at most 64 tokens, the context"),
+    "long rows": ((ANSWER,), "--max-length 65", "max_length must be at most 64"),
+    "a rank": ((ANSWER,), "--lora-rank -1", "lora_rank must be at least 0"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_wrong_input_is_one_plain_sentence(case, folder, capsys):
+    records, words, message = REFUSED[case]
+    lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
+    pathlib.Path("data.jsonl").write_text("\n".join(lines))
+    options = dict(zip(words.split()[::2], words.split()[1::2], strict=True))
+    options = {"--model": "model", "--data": "data.jsonl", "--max-length": "12"} | options
+    flat = [word for pair in options.items() for word in pair]
+    assert cli.main(["train", "rlhf.sft", *flat, "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_trainer_that_takes_no_data_says_who_does(folder, capsys):
+    words = ("--model", "model", "--data", "data.jsonl")
+    assert cli.main(["train", "rlhf.grpo", *words]) == 2
+    assert "rlhf.sft and rlhf.dpo take one" in capsys.readouterr().err
+
+
+def test_fields_of_published_models_need_one():
+    config = sft.Config(task="enumerable-3-4", lora_rank=2)
+    with pytest.raises(InputError, match="lora_rank must be 0 without a published model"):
+        sft.check_given(config, sft.Given())
+    config = sft.Config(task="enumerable-3-4", max_length=9)
+    with pytest.raises(InputError, match="max_length must be 0 without a published model"):
+        sft.check_given(config, sft.Given())
