@@ -528,9 +528,10 @@ def eval_(arguments: argparse.Namespace) -> None:
 
     a = arguments
     directory = stages.last(a.directory)
-    playback.run(
-        directory, a.run, a.episodes, a.greedy, a.seed, a.gif, a.agent, say, a.samples, a.save
-    )
+    if a.save is not None:
+        playback.save(directory, a.run, a.agent, a.save, say)
+        return
+    playback.run(directory, a.run, a.episodes, a.greedy, a.seed, a.gif, a.agent, say, a.samples)
 
 
 def fsck(arguments: argparse.Namespace) -> int:

@@ -128,7 +128,6 @@ def run(
     agent: Path | None,
     say: Say,
     samples: int = 0,
-    save: Path | None = None,
 ) -> None:
     """Evaluate a trained policy on new episodes, and draw one.
 
@@ -143,7 +142,6 @@ def run(
         agent: the agent's file, needed if the agent is not one of the package; or `kept.STORED`.
         say: prints a line.
         samples: print this many texts of a language model instead, beside those of its reference.
-        save: write the language model to this folder instead, with its tokenizer.
 
     Raises:
         InputError: there is no such run, the agent is not the one that was trained, the
@@ -165,10 +163,6 @@ def run(
         trained = load(store, chosen, agent, say)
     if gif is not None:
         pictures.require_picture(envs.from_config(trained.config))
-    if save is not None:
-        contract.save(trained.agent, save, trained)
-        say(f"{_description(trained)}; written: {save}")
-        return
     key_episodes, key_picture = random.split(random.key(seed, impl="threefry2x32"))
     columns = contract.samples(trained.agent, key_episodes, trained, samples) if samples else {}
     say(_description(trained))
@@ -182,6 +176,28 @@ def run(
     say(_summary(play(key_episodes, trained, episodes, greedy), greedy))
     if gif is not None:
         say(picture(key_picture, trained, greedy, gif))
+
+
+def save(
+    directory: str | os.PathLike[str], run: str, agent: Path | None, folder: Path, say: Say
+) -> None:
+    """Write the language model of a run to a folder, with its tokenizer.
+
+    Args:
+        directory: a result directory.
+        run: as for `run`.
+        agent: as for `run`.
+        folder: to be written, in the layout of published models.
+        say: prints a line.
+
+    Raises:
+        InputError: there is no such run, or it did not start from a published model.
+        FaultError: the checkpoint is damaged, or the folder cannot be written.
+    """
+    with Store.read(directory) as store:
+        trained = load(store, find(store, run), agent, say)
+    contract.save(trained.agent, folder, trained)
+    say(f"{_description(trained)}; written: {folder}")
 
 
 # ---------------------------------------------------------------------------------- choosing a run
