@@ -132,11 +132,6 @@ def check(config: Config) -> None:
     transformer.check(architecture(config))
 
 
-def read(name: str, path: Path, config: Config) -> data.Rows:
-    """Read demonstrations from a JSONL file with `prompt` and `completion`."""
-    return data.read_rows(path, tasks.make(config.task), config.row_length)
-
-
 def check_given(config: Config, given: Given) -> None:
     """Raise an InputError unless what is given fits the configuration."""
     rows = given.demonstrations
@@ -145,6 +140,11 @@ def check_given(config: Config, given: Given) -> None:
         config.lora_rank == 0 or given.model is not None,
         f"lora_rank must be 0 without a published model, but is {config.lora_rank}.",
     )
+
+
+def read(name: str, path: Path, config: Config) -> data.Rows:
+    """Read demonstrations from a JSONL file with `prompt` and `completion`."""
+    return data.read_rows(path, tasks.make(config.task), config.row_length)
 
 
 def published(sources: Mapping[str, str], base: Path, config: Config) -> Given:

@@ -122,7 +122,7 @@ def test_a_label_is_drawn_with_its_probability():
         ({"prompt": "the film"}, r"d.jsonl, line 2 must have the field 'completion' with a text"),
         ({**GOOD, "prompt": 3}, r"line 2 must have the field 'prompt' with a text, but has 3"),
         ("[", r"line 2 must be an object in JSON"),
-        ("[1]", r"line 2 must have the field 'prompt'"),
+        ("[1]", r"line 2 must be an object in JSON"),
         ({**GOOD, "completion": "greta ."}, r"line 2\) named 'greta'; did you mean 'great'"),
         ({**GOOD, "completion": "<pad>"}, r"line 2\) named '<pad>'"),
         ({**GOOD, "completion": "great " * 20}, r"line 2: .* at most 20 tokens .* have 25"),

@@ -1,7 +1,9 @@
 """Published models trained on files: what is learned, what is refused, and what comes out."""
 
+import dataclasses
 import json
 import pathlib
+import re
 
 import jax
 import numpy as np
@@ -12,15 +14,18 @@ from purejaxpg import InputError, cli, extras
 from purejaxpg.report import playback
 from purejaxpg.rlhf import dpo, families, finetune, hf, sft, transformer
 from purejaxpg.rlhf import tokenizer as tokenizers
+from purejaxpg.sweep import progress as progresses
+from purejaxpg.sweep import session
 from purejaxpg.sweep import store as stores
 
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "how-to" / "published-models.md"
 WORDS = ("<s>", "</s>", "<pad>")
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}{{ eos_token }}|{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
 CONFIG = {
-    "model_type": "llama", "vocab_size": 262, "max_position_embeddings": 64, "hidden_size": 8,
+    "model_type": "llama", "vocab_size": 262, "max_position_embeddings": 64, "hidden_size": 32,
     "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
     "intermediate_size": 12, "tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 1,
     "pad_token_id": 2,
@@ -28,7 +33,7 @@ CONFIG = {
 PAIR = {"prompt": "Hi", "chosen": " there", "rejected": " you"}
 ANSWER = {"prompt": "Hi", "completion": " there"}
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "bc"}]
-SMALL = ("--max-length", "12", "--num-updates", "30", "--batch-size", "2", "--quiet")
+SMALL = ("--max-length", "12", "--num-updates", "150", "--batch-size", "2", "--quiet")
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +93,7 @@ def test_pairs_are_padded_to_max_length(checkpoint, folder):
 def test_a_model_is_trained_saved_and_completes(rank, checkpoint, folder):
     write("data.jsonl", ANSWER)
     words = ("train", "rlhf.sft", "--model", "model", "--data", "data.jsonl", *SMALL)
-    rate = ("--learning-rate", "0.1", "--lora-rank", str(rank), "--out", "out")
+    rate = ("--learning-rate", "0.02", "--lora-rank", str(rank), "--out", "out")
     assert cli.main([*words, *rate]) == 0
     assert cli.main(["eval", "out", "--save", "trained"]) == 0
     trained = hf.load("trained")
@@ -108,23 +113,59 @@ def test_dpo_prefers_what_was_chosen_and_starts_at_the_reference(checkpoint, fol
     scores = dpo.score(random.key(0), start, trained.config, 3, *trained.given)
     np.testing.assert_array_equal(scores["evaluation/return"], 0.5)
     shapes = jax.tree.leaves(jax.tree.map(np.shape, trained.state.params))
-    assert max(shapes) <= 24  # an adapter, and no second copy of the model
+    assert max(shapes) <= 96  # an adapter, and no second copy of the model
+
+
+def study_of_the_page() -> str:
+    """The sweep file of the documentation, with the model that is here."""
+    (shown,) = re.findall(r"```toml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert '"smollm2"' in shown
+    return shown.replace('"smollm2"', '"model"').replace("num_updates = 20", "num_updates = 4")
 
 
 def test_a_sweep_shares_the_model_and_its_rows_differ(folder):
-    write("data.jsonl", PAIR)
-    pathlib.Path("study.toml").write_text(
-        'agent = "rlhf.dpo"\nseeds = 2\neval_episodes = 2\nrows_per_device = 4\n'
-        "[config]\nmax_length = 12\nnum_updates = 3\nbatch_size = 2\nlora_rank = 2\n"
-        '[sweep]\nbeta = [0.1, 1.0]\n[given]\nmodel = "model"\ndata = "data.jsonl"\n'
-    )
+    write("pairs.jsonl", PAIR)
+    pathlib.Path("study.toml").write_text(study_of_the_page())
     assert cli.main(["sweep", "study.toml", "--out", "out", "--devices", "1", "--quiet"]) == 0
     with stores.Store.read("out") as store:
         runs = store.ledger.runs()
-        given = playback.load(store, runs[0], None, print).given[0]
+        loaded = [playback.load(store, run, None, print) for run in runs]
     assert len(runs) == 4
-    assert len({run["score"] for run in runs}) >= 1
-    assert given.reference.params["embed"]["embedding"].shape == (262, 8)
+    assert loaded[0].given[0].reference.params["embed"]["embedding"].shape == (262, 32)
+    trained = {jax.tree.leaves(one.state.params)[0].tobytes() for one in loaded}
+    assert len(trained) == 4
+
+
+def arrays(out):
+    with stores.Store.read(out) as store:
+        (unit,) = store.ledger.units()
+        return dict(store.arrays(unit["name"]))
+
+
+def test_a_sweep_of_adapters_resumes_to_the_same_bits(folder, monkeypatch):
+    write("pairs.jsonl", PAIR, {**PAIR, "prompt": "Hello"})
+    pathlib.Path("study.toml").write_text(study_of_the_page())
+    whole = session.Options(out=folder / "whole", devices=1, quiet=True)
+    assert session.sweep(folder / "study.toml", whole) == 0
+    halves = dataclasses.replace(whole, out=folder / "halves", snapshot_every_s=0.0)
+    advance, seen = progresses.Progress.advance, []
+
+    def interrupted(self, *arguments):
+        advance(self, *arguments)
+        seen.append(self.done_steps)
+        if len(seen) == 2:  # of four updates
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(progresses.Progress, "advance", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            session.sweep(folder / "study.toml", halves)
+    assert list((folder / "halves" / "progress").iterdir())
+    assert session.sweep(folder / "study.toml", halves) == 0
+    expected, actual = arrays(whole.out), arrays(halves.out)
+    assert expected.keys() == actual.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(value, actual[name], err_msg=name)
 
 
 REFUSED = {
@@ -140,7 +181,7 @@ REFUSED = {
     "too short rows": ((ANSWER,), "--max-length 3", "max_length must be at least 9"),
     "a long line": (({**ANSWER, "completion": "a" * 70},), "", "at most 64 tokens, the context"),
     "long rows": ((ANSWER,), "--max-length 65", "max_length must be at most 64"),
-    "a rank": ((ANSWER,), "--lora-rank -1", "lora_rank must be at least 0"),
+    "a rank": ((ANSWER,), "--lora-rank -1", "lora_rank must be 0 or more"),
 }
 
 
