@@ -244,6 +244,36 @@ def policy(params: Any, model: transformer.Model, config: Any) -> transformer.Mo
     return dataclasses.replace(model, params=params)
 
 
+def start_scalar(
+    key: jax.Array, model: transformer.Model, config: Any, scale: float
+) -> dict[str, Any]:
+    """Return the parameters of a reward model or a critic that are trained.
+
+    Args:
+        key: for the head, and for the adapter.
+        model: a language model, whose body is taken.
+        config: its `lora_rank` is read.
+        scale: of the head's weights, as in `transformer.scalar_model`.
+
+    Returns:
+        With a rank, a new "adapter" of the body and a new "head"; without one, all parameters.
+    """
+    if not config.lora_rank:
+        return transformer.scalar_model(key, model, scale).params
+    key_head, key_adapter = random.split(key)
+    head = transformer.scalar_model(key_head, model, scale).params["head"]
+    return {"adapter": lora.init(key_adapter, model, config.lora_rank), "head": head}
+
+
+def scalar(params: Any, model: transformer.Model, config: Any) -> transformer.Model:
+    """Return a model with one number per token; `params` are as `start_scalar` returns them."""
+    architecture = dataclasses.replace(model.architecture, output="scalar")
+    if not config.lora_rank:
+        return transformer.Model(params, architecture)
+    headed = transformer.Model({**model.params, "head": params["head"]}, architecture)
+    return lora.attach(headed, params["adapter"])
+
+
 def merged(policy: transformer.Model) -> transformer.Model:
     """Return a model without an adapter, for later stages."""
     return policy if policy.adapter is None else lora.merge(policy)
