@@ -31,7 +31,10 @@ MAX_OFF_POLICY_LINES = 310
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 CORE = {"root", "backend", "kernels", "config"}
-SHARED = {"envs", "fused", "networks", "normalize", "optimizers", "prng", "replay", "schedules"}
+SHARED = {
+    *("envs", "fused", "layout", "networks", "normalize", "optimizers", "prng", "replay"),
+    "schedules",
+}
 BESIDE = {"checkpoint", "contract", "disk", "evaluate", "extras", "signals", "stats", "trees"}
 INNER = {
     *(*CORE, *SHARED, *BESIDE),

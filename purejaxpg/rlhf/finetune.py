@@ -48,7 +48,8 @@ def load(source: str, base: Path, config: Any) -> tuple[hf.Checkpoint, Text]:
         InputError: there is no such model, or it is not known here.
     """
     path = base / source
-    checkpoint = hf.load(source if source in gguf.PACKAGES and not path.exists() else path)
+    found = source if source in gguf.PACKAGES and not path.exists() else path
+    checkpoint = hf.load(found, on_host=True)  # one device may be too small for it
     hf.check_length(checkpoint, config.max_length, "max_length")
     tokens = checkpoint.tokenizer
     content = {

@@ -22,6 +22,7 @@ from flax import struct
 from jax import lax
 
 from purejaxpg import config as configs
+from purejaxpg import layout
 from purejaxpg.rlhf import tokens
 
 # Not -inf: a probability of exactly zero makes entropies and exact divergences NaN.
@@ -173,6 +174,7 @@ class Transformer(nn.Module):
         x = embed(token_ids)
         if a.positions == "learned":
             x = x + self.param("positions", small, (a.context, a.width))[index]
+        x = layout.over_batch(x)
         new = []
         for layer in range(a.num_layers):
             block = (nn.remat(Block) if a.remat else Block)(a, name=f"layer_{layer}")
