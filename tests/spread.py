@@ -14,7 +14,7 @@ import numpy as np
 from jax import random
 
 from purejaxpg import optimizers
-from purejaxpg.rlhf import data, dpo, grpo, sft, tasks, transformer
+from purejaxpg.rlhf import data, dpo, grpo, tasks, transformer
 from purejaxpg.sweep import compute
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import spec as specs

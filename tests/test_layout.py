@@ -229,7 +229,7 @@ def test_agents_with_an_environment_and_minibatches_that_are_too_small_are_refus
 def test_a_mesh_that_splits_nothing_is_refused() -> None:
     inputs = compute.Inputs(np.zeros(2, np.uint32), (), None, {"w": np.zeros((31, 35))})
     mesh: Any = jax.sharding.AbstractMesh((1, 1, 2), (compute.ROWS, "data", "model"))
-    with pytest.raises(InputError, match="mesh model must divide a side of a matrix .* but is 2"):
+    with pytest.raises(InputError, match=r"mesh model must divide a side of a matrix .* but is 2"):
         compute.shardings(inputs, {"w": np.zeros((2, 35, 31), np.float32)}, mesh)
     compute.shardings(inputs, {"w": np.zeros((2, 36, 31), np.float32)}, mesh)
 
