@@ -8,6 +8,7 @@ embedding by words.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -94,9 +95,25 @@ def bytes_on_device(arrays: Any, where: Any) -> tuple[int, int]:
 def over_batch(x: jax.Array) -> jax.Array:
     """Split a batch [B, ...] over the axis DATA, and keep it whole over MODEL.
 
-    Without a mesh, or if its axis does not divide B, it is returned as it is.
+    Without a mesh, it is returned as it is. If DATA does not divide B, it is whole.
     """
-    shape = jax.sharding.get_abstract_mesh().shape
-    if DATA not in shape or x.shape[0] % shape[DATA]:
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return x if DATA not in sizes else _constrained(x, sizes)
+
+
+def over_heads(x: jax.Array, count: int) -> jax.Array:
+    """Split queries, keys or values [B, T, N, H] over DATA, and their heads over MODEL.
+
+    `count` is the number of heads of keys and values. If MODEL does not divide it, heads are whole:
+    a device with half a head would need what the others have at every step.
+    """
+    sizes = jax.sharding.get_abstract_mesh().shape
+    if DATA not in sizes:
         return x
-    return lax.with_sharding_constraint(x, PartitionSpec(DATA))
+    return _constrained(x, sizes, None, MODEL if count % sizes[MODEL] == 0 else None)
+
+
+def _constrained(x: jax.Array, sizes: Mapping[str, int], *rest: str | None) -> jax.Array:
+    """Split the first axis over DATA if that divides it, and the others as `rest` says."""
+    batch = DATA if x.shape[0] % sizes[DATA] == 0 else None
+    return lax.with_sharding_constraint(x, PartitionSpec(batch, *rest))

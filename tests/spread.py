@@ -97,9 +97,9 @@ def trained(spec: specs.Spec) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     params = {f"params{jax.tree_util.keystr(path)}": np.asarray(leaf) for path, leaf in leaves}
     facts = {
         "given": shares(inputs.shared),
-        "state": shares(states),
+        "state": shares(states, rows=2),
         "gathered": gathered(programs.segment.as_text()),
-        "needed": programs.bytes_per_device,
+        "large": large(inputs.shared) + large(states, rows=2),
         "arguments": programs.segment.memory_analysis().argument_size_in_bytes,
         "temporary": programs.segment.memory_analysis().temp_size_in_bytes,
         **backend.facts(programs, group),
@@ -107,13 +107,19 @@ def trained(spec: specs.Spec) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return {**params, **metrics}, facts
 
 
-def shares(tree: Any) -> dict[str, float]:
-    """Return the share of each matrix that a device holds, by its path."""
+def large(tree: Any, rows: int = 1) -> int:
+    """Return the bytes of all large matrices."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.dtype == np.float32]
+    return sum(leaf.nbytes for leaf in leaves if leaf.size >= 1024 * rows)
+
+
+def shares(tree: Any, rows: int = 1) -> dict[str, float]:
+    """Return the share of each large matrix that a device holds, by its path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
         jax.tree_util.keystr(path): leaf.addressable_shards[0].data.size / leaf.size
         for path, leaf in leaves
-        if leaf.size >= 1024 and leaf.dtype == np.float32
+        if leaf.size >= 1024 * rows and leaf.dtype == np.float32
     }
 
 

@@ -16,6 +16,7 @@ import spread
 from jax.sharding import Mesh, PartitionSpec
 
 from purejaxpg import InputError, cli, layout
+from purejaxpg.rlhf import ppo
 from purejaxpg.sweep import compute, session
 from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep import store as stores
@@ -92,6 +93,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("spread")
     done = forked.run(spread.__file__, "out.npz", folder=folder, environment=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
+    assert "rematerialization" not in done.stderr  # XLA's word for a split that it cannot keep
     with np.load(folder / "out.npz") as file:
         arrays = dict(file)
     return arrays, json.loads(str(arrays.pop("facts")))
@@ -109,7 +111,8 @@ def test_a_spread_run_has_the_losses_and_parameters_of_one_device(
         *names
     }
     assert any(name.startswith("params") for name in names)
-    for name in names:
+    # The first log-ratios of adapters are 0, so rounding decides which one is the larger.
+    for name in [name for name in names if name != "reward/accuracy 1"]:
         one, several = arrays[prefix + name], arrays[f"{trainer} {mesh} {name}"]
         np.testing.assert_allclose(several, one, rtol=1e-5, atol=1e-5, err_msg=name)
 
@@ -134,8 +137,10 @@ def test_matrices_are_stored_split_and_never_gathered(
 @pytest.mark.parametrize("trainer", spread.CASES)
 def test_more_devices_need_less_memory_each(results: Any, trainer: str) -> None:
     facts = {mesh: results[1][f"{trainer} {mesh}"] for mesh in spread.MESHES}
-    arguments = [facts[mesh]["arguments"] for mesh in ("1x1", "1x2", "1x4")]
-    assert arguments[1] < 0.65 * arguments[0] and arguments[2] < 0.5 * arguments[0]
+    one = facts["1x1"]
+    for mesh, saved in (("1x2", 1 / 2), ("1x4", 3 / 4)):
+        less = one["arguments"] - facts[mesh]["arguments"]
+        assert less == pytest.approx(saved * one["large"], rel=0.01)
     assert facts["2x2"]["temporary"] < facts["1x2"]["temporary"]  # activations
 
 
@@ -219,7 +224,7 @@ def test_agents_with_an_environment_and_minibatches_that_are_too_small_are_refus
         specs.from_dict({"agent": "ppo", "mesh": {"model": 2}}, "study")
     assert specs.from_dict({"agent": "ppo", "mesh": {"model": 1}}, "study").mesh == specs.Mesh()
     raw = {"agent": "rlhf.ppo", "config": {"batch_size": 8, "num_minibatches": 4}}
-    given = spread.grpo_given()
+    given = ppo.Given(spread.alone(spread.reference()))
     specs.from_dict({**raw, "mesh": {"data": 2}}, "study", given=given)
     with pytest.raises(InputError, match="divide the 2 sequences of a gradient step, but is 4"):
         specs.from_dict({**raw, "mesh": {"data": 4}}, "study", given=given)
