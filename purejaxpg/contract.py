@@ -34,8 +34,9 @@ field with the default None may be absent. These functions run on the host::
     read(name, path, config)             -> a pytree of arrays out of a file, for a field of Given
     published(sources, base, config)     -> a Given with a published language model: sources has
                                             `model`, a folder, a file or a name, `data`, and perhaps
-                                            `held_out`, files that are relative to base; the fields
-                                            of Given in PUBLISHED have no other source
+                                            `held_out`, files or names, and `reward`, a Python file;
+                                            paths are relative to base; the fields of Given in
+                                            PUBLISHED have no other source
     save(folder, state, config, *given)  writes the trained model in the layout of published ones
 
 Metrics named `episode/...` give learning curves, `UNIT` is the unit of `steps_per_update`, and a
@@ -78,7 +79,9 @@ FINISHED = "evaluation/finished"
 # Prefix of metrics with the means of evaluations within training; NaN after the other updates.
 EVALUATED = "evaluated/"
 EVALUATED_RETURN = "evaluated/return"
-MODEL, DATA, HELD_OUT = "model", "data", "held_out"  # the sources of `published`
+# The sources of `published`; a reward that is no Python file is a field of Given like any other.
+MODEL, DATA, HELD_OUT, REWARD = "model", "data", "held_out", "reward"
+NAMED = (MODEL, DATA, HELD_OUT)  # which may have names that are no paths
 KL = "evaluation/kl"  # to a reference; returns are comparable only at equal divergence
 
 NUM_ENVS = "num_envs"
@@ -345,11 +348,12 @@ def published(trainer: types.ModuleType, table: Mapping[str, Any], base: Path, c
     name = name_of(trainer)
     if not hasattr(trainer, "published"):
         raise InputError(
-            f"agent {name!r} takes no published model, so model and data must be absent; rlhf.sft "
-            "and rlhf.dpo take one."
+            f"agent {name!r} takes no published model, so model and data must be absent; rlhf.sft, "
+            "rlhf.dpo and rlhf.grpo, for example, take one."
         )
     for field in table:
-        configs.require_known(field, (MODEL, DATA, HELD_OUT), "source beside a published model")
+        known = (*NAMED, *([REWARD] if REWARD in given_fields(trainer) else []))
+        configs.require_known(field, known, "source beside a published model")
     for field in (MODEL, DATA):
         what = "a folder, a .gguf file or a name" if field == MODEL else "a .jsonl file"
         configs.require(field in table, f"agent {name!r} must also be given {field}, {what}.")
@@ -357,10 +361,6 @@ def published(trainer: types.ModuleType, table: Mapping[str, Any], base: Path, c
         configs.require(
             isinstance(source, str) and bool(source),
             f"given {field} must be a text, but is {source!r}.",
-        )
-        configs.require(
-            field == MODEL or (base / source).is_file(),
-            f"given {field} is the file {str(base / source)!r}, which does not exist.",
         )
     return trainer.published(dict(table), base, config)
 

@@ -168,6 +168,81 @@ def test_a_sweep_of_adapters_resumes_to_the_same_bits(folder, monkeypatch):
         np.testing.assert_array_equal(value, actual[name], err_msg=name)
 
 
+# ------------------------------------------------------------------------- policies and rewards
+
+REWARD = """
+from pathlib import Path
+
+def reward(prompts, completions, rows):
+    with Path("calls.txt").open("a") as log:
+        log.write(f"{len(prompts)} {sorted(set(prompts))} {sorted({r['best'] for r in rows})}\\n")
+    pairs = zip(completions, rows, strict=True)
+    return [sum(getattr(c, row["best"])() for c in text) / 4 for text, row in pairs]
+"""
+PROMPTS = ({"prompt": "Hi", "best": "isascii"}, {"messages": CHAT[:1], "best": "isalpha"})
+SEEN = "['Hi', 'user:a</s>|assistant:'] ['isalpha', 'isascii']"  # prompts, and fields of rows
+ON_POLICY = {
+    "ppo": ("--num-epochs", "1"),
+    "rloo": ("--group-size", "4"),
+    "grpo": ("--group-size", "4", "--num-epochs", "1"),
+    "online_dpo": (),
+}
+SAMPLED = (
+    *("--model", "model", "--data", "prompts.jsonl", "--completion-length", "4"),
+    *("--batch-size", "8", "--beta", "0.01", "--learning-rate-schedule", "constant"),
+    *("--out", "out", "--quiet"),
+)
+
+
+@pytest.fixture
+def prompts(folder):
+    write("prompts.jsonl", *PROMPTS)
+    pathlib.Path("reward.py").write_text(REWARD)
+    return folder
+
+
+def summary(out):
+    with stores.Store.read(out) as store:
+        (unit,) = store.ledger.units()
+        return dict(store.arrays(unit["name"]))
+
+
+@pytest.mark.parametrize("trainer", ON_POLICY)
+def test_a_policy_learns_what_a_reward_file_likes(trainer, prompts, capsys):
+    words = ("train", f"rlhf.{trainer}", *SAMPLED, "--given", "reward=reward.py")
+    more = ("--num-updates", "60", "--learning-rate", "0.02")
+    assert cli.main([*words, *more, *ON_POLICY[trainer]]) == 0
+    curve = summary("out")["reward/gold"].ravel()
+    assert curve[-10:].mean() > curve[:10].mean() + 0.3  # of four letters
+    calls = pathlib.Path("calls.txt").read_text().splitlines()
+    drawn = 16 if trainer == "online_dpo" else 8
+    assert sum(line.startswith(f"{drawn} ") for line in calls) >= 60
+    assert any(line.endswith(SEEN) for line in calls)
+    assert cli.main(["eval", "out", "--agent", "stored", "--samples", "2"]) == 0
+    assert "user:a</s>|assistant:" in capsys.readouterr().out
+
+
+def test_a_result_directory_runs_no_reward_file_by_itself(prompts, capsys):
+    words = ("train", "rlhf.rloo", *SAMPLED, "--given", "reward=reward.py", "--num-updates", "1")
+    assert cli.main([*words]) == 0
+    assert cli.main(["eval", "out"]) == 2
+    assert "--agent stored allows it" in capsys.readouterr().err
+    assert cli.main(["eval", "out", "--agent", "stored"]) == 0
+    assert "return" in capsys.readouterr().out
+
+
+def test_runs_of_a_sweep_share_one_call_of_the_reward(prompts):
+    pathlib.Path("study.toml").write_text(
+        'agent = "rlhf.rloo"\nseeds = 2\neval_episodes = 8\nrows_per_device = 4\n'
+        "[config]\ncompletion_length = 4\nnum_updates = 3\nbatch_size = 8\ngroup_size = 4\n"
+        "lora_rank = 2\n[sweep]\nbeta = [0.1, 1.0]\n"
+        '[given]\nmodel = "model"\ndata = "prompts.jsonl"\nreward = "reward.py"\n'
+    )
+    assert cli.main(["sweep", "study.toml", "--out", "out", "--devices", "1", "--quiet"]) == 0
+    calls = pathlib.Path("calls.txt").read_text().splitlines()
+    assert sum(line.startswith("32 ") for line in calls) >= 3  # 4 runs with 8 completions each
+
+
 REFUSED = {
     "no file": ((), "--data nothing.jsonl", "does not exist"),
     "no model": ((ANSWER,), "--model nowhere", "There is no folder nowhere"),
@@ -199,10 +274,55 @@ def test_wrong_input_is_one_plain_sentence(case, folder, capsys):
     assert error.count("\n") == 1
 
 
+REFUSED_REWARDS = {
+    "no file": (None, (), "given reward is the file"),
+    "no function": ("x = 1", (), "must have a function reward(prompts, completions, rows)"),
+    "no Python": ("def", (), "cannot be imported: SyntaxError"),
+    "raises": ("def reward(*_):\n    raise KeyError('answer')", (), "failed: KeyError: 'answer'"),
+    "too few": ("def reward(*_):\n    return [1.0]", (), "must return a list of 8 numbers"),
+    "a word": ("def reward(p, *_):\n    return ['x'] * len(p)", (), "but one is 'x'"),
+    "nothing": ("def reward(*_):\n    return None", (), "but returned None"),
+    "not finite": ("def reward(p, *_):\n    return [float('nan')] * len(p)", (), "one is nan"),
+    "no length": (REWARD, ("--completion-length", "0"), "completion_length must be 1 or more"),
+    "a length": (REWARD, ("--completion-length", "60"), "at most 64 tokens"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_REWARDS)
+def test_a_wrong_reward_is_refused(case, prompts, capsys):
+    source, words, message = REFUSED_REWARDS[case]
+    pathlib.Path("reward.py").unlink()
+    if source is not None:
+        pathlib.Path("reward.py").write_text(source)
+    given = ("--given", "reward=reward.py", "--num-updates", "1")
+    assert cli.main(["train", "rlhf.rloo", *SAMPLED, *given, *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert error.count("\n") == 1 or "reward.py, line" in error
+
+
+def test_a_policy_needs_a_reward_and_clear_prompts(prompts, capsys):
+    words = ("train", "rlhf.rloo", *SAMPLED, "--num-updates", "1")
+    assert cli.main([*words]) == 2
+    assert "must also be given reward" in capsys.readouterr().err
+    for records, message in (
+        (
+            (PROMPTS[0], {**PROMPTS[0], "best": "isdigit"}),
+            "those of an earlier line with its prompt",
+        ),
+        (({"messages": CHAT},), "the last one not by the assistant"),
+        (({"prompt": ""},), "prompt must have at least one token"),
+        (({"text": "Hi"},), "must have the field 'prompt' with a text"),
+    ):
+        write("prompts.jsonl", *records)
+        assert cli.main([*words, "--given", "reward=reward.py"]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_a_trainer_that_takes_no_data_says_who_does(folder, capsys):
     words = ("--model", "model", "--data", "data.jsonl")
-    assert cli.main(["train", "rlhf.grpo", *words]) == 2
-    assert "rlhf.sft and rlhf.dpo take one" in capsys.readouterr().err
+    assert cli.main(["train", "rlhf.judge", *words]) == 2
+    assert "rlhf.sft, rlhf.dpo and rlhf.grpo, for example, take one" in capsys.readouterr().err
 
 
 def test_fields_of_published_models_need_one():
