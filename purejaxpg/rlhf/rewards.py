@@ -119,7 +119,7 @@ def gym_rows(source: str, held_out: bool) -> list[Row]:
         InputError: there is no such dataset.
         FaultError: reasoning-gym is not installed.
     """
-    gym = extras.load("reasoning_gym", "reasoning", "data of reasoning_gym")
+    gym = extras.load("reasoning_gym", "reasoning", "Data of reasoning_gym")
     name = source.removeprefix(GYM)
     configs.require_known(name, sorted(gym.factory.DATASETS), "dataset of reasoning_gym named")
     seed, size = (1, GYM_HELD_OUT) if held_out else (0, GYM_SIZE)
@@ -131,7 +131,7 @@ def _score_answers(
     dataset: str, prompts: Sequence[str], completions: Sequence[str], rows: Sequence[Row]
 ) -> list[float]:
     """Return what reasoning-gym gives for answers, 0 to 1."""
-    gym = extras.load("reasoning_gym", "reasoning", "data of reasoning_gym")
+    gym = extras.load("reasoning_gym", "reasoning", "Data of reasoning_gym")
     score = gym.get_score_answer_fn(dataset)
     pairs = zip(completions, rows, strict=True)
     return [float(score(answer=text.strip(), entry=row["item"])) for text, row in pairs]

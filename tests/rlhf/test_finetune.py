@@ -4,15 +4,18 @@ import dataclasses
 import json
 import pathlib
 import re
+import sys
+import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import random
 
 from purejaxpg import InputError, cli, extras
 from purejaxpg.report import playback
-from purejaxpg.rlhf import dpo, families, finetune, hf, sft, transformer
+from purejaxpg.rlhf import dpo, families, finetune, hf, rewards, sft, transformer
 from purejaxpg.rlhf import tokenizer as tokenizers
 from purejaxpg.sweep import progress as progresses
 from purejaxpg.sweep import session
@@ -220,6 +223,51 @@ def test_a_policy_learns_what_a_reward_file_likes(trainer, prompts, capsys):
     assert any(line.endswith(SEEN) for line in calls)
     assert cli.main(["eval", "out", "--agent", "stored", "--samples", "2"]) == 0
     assert "user:a</s>|assistant:" in capsys.readouterr().out
+
+
+class Gym(types.ModuleType):
+    """Stands in for reasoning_gym: what is asked of it, with sums."""
+
+    factory = types.SimpleNamespace(DATASETS={"sums": None, "words": None})
+
+    @staticmethod
+    def create_dataset(name, seed, size):
+        sums = [(seed * 1000 + i, i) for i in range(size)]
+        return [{"question": f"{a}+{b}=", "answer": str(a + b), "metadata": {}} for a, b in sums]
+
+    @staticmethod
+    def get_score_answer_fn(name):
+        return lambda answer, entry: 1.0 if answer == entry["answer"] else 0.1 * bool(answer)
+
+
+def test_reasoning_gym_asks_and_scores(folder, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "reasoning_gym", Gym("reasoning_gym"))
+    words = ("train", "rlhf.rloo", *SAMPLED, "--num-updates", "1", "--data", "reasoning_gym:sums")
+    assert cli.main([*words]) == 0
+    with stores.Store.read("out") as store:
+        given = playback.load(store, store.ledger.runs()[0], None, print).given[0]
+    assert (len(given.text.prompt_ids), len(given.text.held_out_ids)) == (1000, 200)
+    tokens = finetune.tokenizer_of(given.text)
+    prompts = [
+        tokens.decode(ids[0], special=True)
+        for ids in (given.text.prompt_ids, given.text.held_out_ids)
+    ]
+    assert prompts == [f"user:{asked}=</s>|assistant:" for asked in ("0+0", "1000+0")]
+    answers = [tokens.backend.encode(text).ids[:3] for text in ("0 \n", "1", "")]
+    filled = [ids + [given.text.pad_id] * (3 - len(ids)) for ids in answers]
+    scores = rewards.score(
+        given.text.content,
+        given.text.pad_id,
+        jnp.repeat(given.text.prompt_ids[:1], 3, 0),
+        jnp.array(filled),
+    )
+    np.testing.assert_allclose(scores, [1.0, 0.1, 0.0])
+    capsys.readouterr()
+    assert cli.main([*words[:-1], "reasoning_gym:sum"]) == 2
+    assert "did you mean 'sums'" in capsys.readouterr().err
+    monkeypatch.delitem(sys.modules, "reasoning_gym")
+    assert cli.main([*words]) == 1
+    assert "Data of reasoning_gym needs more packages" in capsys.readouterr().err
 
 
 def test_a_result_directory_runs_no_reward_file_by_itself(prompts, capsys):
