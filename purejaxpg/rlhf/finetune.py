@@ -473,22 +473,34 @@ def policy(params: Any, model: transformer.Model, config: Any) -> transformer.Mo
     return dataclasses.replace(model, params=params)
 
 
-def start_scalar(key: jax.Array, model: transformer.Model, config: Any, scale: float) -> Any:
-    """Return the parameters of a model of scalars that are trained; its new head is among them."""
-    made = transformer.scalar_model(key, model, scale)
+def start_scalar(
+    key: jax.Array, model: transformer.Model, config: Any, scale: float
+) -> dict[str, Any]:
+    """Return the parameters of a reward model or a critic that are trained.
+
+    Args:
+        key: for the head, and for the adapter.
+        model: a language model, whose body is taken.
+        config: its `lora_rank` is read.
+        scale: of the head's weights, as in `transformer.scalar_model`.
+
+    Returns:
+        With a rank, a new "adapter" of the body and a new "head"; without one, all parameters.
+    """
     if not config.lora_rank:
-        return made.params
-    adapter = lora.init(random.fold_in(key, 1), model, config.lora_rank)
-    return {"adapter": adapter, "head": made.params["head"]}
+        return transformer.scalar_model(key, model, scale).params
+    key_head, key_adapter = random.split(key)
+    head = transformer.scalar_model(key_head, model, scale).params["head"]
+    return {"adapter": lora.init(key_adapter, model, config.lora_rank), "head": head}
 
 
 def scalar(params: Any, model: transformer.Model, config: Any) -> transformer.Model:
-    """Return the model of scalars with the parameters that are trained."""
+    """Return a model with one number per token; `params` are as `start_scalar` returns them."""
     architecture = dataclasses.replace(model.architecture, output="scalar")
     if not config.lora_rank:
         return transformer.Model(params, architecture)
-    whole = {**model.params, "head": params["head"]}
-    return transformer.Model(whole, architecture, params["adapter"])
+    headed = transformer.Model({**model.params, "head": params["head"]}, architecture)
+    return lora.attach(headed, params["adapter"])
 
 
 def merged(policy: transformer.Model) -> transformer.Model:

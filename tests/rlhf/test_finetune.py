@@ -119,6 +119,37 @@ def test_dpo_prefers_what_was_chosen_and_starts_at_the_reference(checkpoint, fol
     assert max(shapes) <= 96  # an adapter, and no second copy of the model
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_scalar_head_is_trained_with_the_body_or_its_adapter(rank, checkpoint):
+    model, config = checkpoint.model, dpo.Config(lora_rank=rank)
+    ids = np.arange(3, 11)[None]
+    start = finetune.start_scalar(random.key(1), model, config, 1.0)
+
+    def square(params):
+        values = finetune.scalar(params, model, config)(ids, np.ones_like(ids))
+        return (values**2).sum(), values
+
+    (_, values), gradient = jax.jit(jax.value_and_grad(square, has_aux=True))(start)
+    assert values.shape == ids.shape
+    body = model.params if rank else start
+    architecture = dataclasses.replace(model.architecture, output="scalar")
+    alone = transformer.Model({**body, "head": start["head"]}, architecture)
+    np.testing.assert_allclose(values, alone(ids, np.ones_like(ids)), atol=1e-6)
+    adapter = gradient.get("adapter", gradient)["layer_0"]
+    trained = [gradient["head"], *(adapter[name] for name in ("qkv", "out", "down"))]
+    assert all(np.any(layer["b" if rank and "b" in layer else "kernel"]) for layer in trained)
+    assert start.keys() == ({"adapter", "head"} if rank else {*model.params, "head"})
+    moved = jax.tree.map(lambda x: x + 0.1, start)
+    adapted = finetune.scalar(moved, model, config)
+    expected = adapted(ids, np.ones_like(ids))
+    assert np.abs(expected - values).min() > 0.01
+    kept = finetune.merged(adapted)
+    assert kept.adapter is None
+    np.testing.assert_allclose(kept(ids, np.ones_like(ids)), expected, rtol=1e-4)
+    zero = finetune.scalar(finetune.start_scalar(random.key(1), model, config, 0.0), model, config)
+    assert not np.any(zero(ids, np.ones_like(ids)))
+
+
 def study_of_the_page() -> str:
     """The sweep file of the documentation, with the model that is here."""
     (shown,) = re.findall(r"```toml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
