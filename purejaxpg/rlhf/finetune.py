@@ -202,7 +202,7 @@ def read_pairs(path: Path, checkpoint: hf.Checkpoint, length: int) -> data.Pairs
     """Read pairs from a JSONL file.
 
     Args:
-        path: each line has the texts `prompt`, `chosen` and `rejected`.
+        path: each line has the texts `chosen` and `rejected`, and `prompt` or `messages`.
         checkpoint: the model, with its tokenizer.
         length: P + L, tokens of the longest prompt and of the completions.
 
@@ -215,8 +215,8 @@ def read_pairs(path: Path, checkpoint: hf.Checkpoint, length: int) -> data.Pairs
     """
     prompts, answers, sizes = [], [], []
     for where, record in data.records(path):
-        data.check_fields(where, record, {"prompt": str, "chosen": str, "rejected": str})
-        prompts.append(_prompt(where, record["prompt"], checkpoint))
+        prompts.append(_prompt(where, _asked(where, record, checkpoint), checkpoint))
+        data.check_fields(where, record, {"chosen": str, "rejected": str})
         both = [_answer(where, name, record[name], checkpoint) for name in ("chosen", "rejected")]
         answers.append(both)
         sizes.append((where, len(prompts[-1]) + max(map(len, both))))
@@ -259,17 +259,13 @@ def read_prompts(
     if is_gym(source):
         numbered = [(source, row) for row in rewards.gym_rows(source, held_out)]
         if checkpoint.tokenizer.template is not None:
-            numbered = [(source, {**row, "messages": _asked(row)}) for _, row in numbered]
+            numbered = [(source, {**row, "messages": _question(row)}) for _, row in numbered]
     else:
         numbered = list(data.records(base / source))
     seen: dict[str, Any] = {}
     found = []
     for where, record in numbered:
-        if "messages" in record:
-            text = _unanswered(where, record["messages"], checkpoint)
-        else:
-            data.check_fields(where, record, {"prompt": str})
-            text = record["prompt"]
+        text = _asked(where, record, checkpoint)
         configs.require(
             seen.setdefault(text, record) == record,
             f"{where}: the fields of a line must be those of an earlier line with its prompt, or "
@@ -279,12 +275,16 @@ def read_prompts(
     return found
 
 
-def _asked(row: Mapping[str, Any]) -> list[dict[str, str]]:
+def _question(row: Mapping[str, Any]) -> list[dict[str, str]]:
     return [{"role": "user", "content": row["prompt"]}]
 
 
-def _unanswered(where: str, messages: Any, checkpoint: hf.Checkpoint) -> str:
-    """Return a conversation as text, with the beginning of the assistant's next turn."""
+def _asked(where: str, record: Mapping[str, Any], checkpoint: hf.Checkpoint) -> str:
+    """Return the `prompt` of a line, or its `messages` with the beginning of the next turn."""
+    if "messages" not in record:
+        data.check_fields(where, record, {"prompt": str})
+        return str(record["prompt"])
+    messages = record["messages"]
     valid = isinstance(messages, list) and bool(messages) and all(map(_is_message, messages))
     configs.require(
         valid and messages[-1]["role"] != "assistant",
@@ -454,6 +454,12 @@ def task_of(config: Any, given: Any) -> tasks.Task:
         eos_id=text.eos_id,
         source=text,
     )
+
+
+def times_typical(model: transformer.Model) -> float:
+    """Return how many times as many activations a model has as one of the default size."""
+    a, default = model.architecture, transformer.Architecture(vocab_size=1, context=1)
+    return a.width * a.num_layers / (default.width * default.num_layers)
 
 
 def completion_length(config: Any) -> int:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from jax import random
 
-from purejaxpg import InputError, cli, extras
+from purejaxpg import InputError, cli, contract, extras
 from purejaxpg.report import playback
-from purejaxpg.rlhf import dpo, families, finetune, hf, rewards, sft, transformer
+from purejaxpg.rlhf import dpo, families, finetune, hf, rewards, rloo, sft, transformer
 from purejaxpg.rlhf import tokenizer as tokenizers
 from purejaxpg.sweep import progress as progresses
 from purejaxpg.sweep import session
@@ -80,6 +80,13 @@ def test_only_what_the_assistant_says_is_learned(checkpoint, folder):
     learned, whole = targets(checkpoint, {"messages": [*CHAT, *CHAT]})
     assert learned == "bc</s>bc</s>"
     assert whole == checkpoint.tokenizer.chat([*CHAT, *CHAT], reply=False)
+
+
+def test_pairs_answer_prompts_or_conversations(checkpoint, folder):
+    write("pairs.jsonl", {"messages": CHAT[:1], "chosen": "b", "rejected": "c"})
+    pairs = finetune.read_pairs(pathlib.Path("pairs.jsonl"), checkpoint, 30)
+    decoded = checkpoint.tokenizer.decode(np.asarray(pairs.prompt_ids[0]), special=True)
+    assert decoded == "user:a</s>|assistant:"
 
 
 def test_pairs_are_padded_to_max_length(checkpoint, folder):
@@ -168,6 +175,16 @@ def test_a_sweep_shares_the_model_and_its_rows_differ(folder):
     assert loaded[0].given[0].reference.params["embed"]["embedding"].shape == (262, 32)
     trained = {jax.tree.leaves(one.state.params)[0].tobytes() for one in loaded}
     assert len(trained) == 4
+
+
+def test_a_large_model_has_fewer_rows_on_a_core(checkpoint):
+    config = rloo.Config(completion_length=4, batch_size=8, group_size=2)
+    wide = dataclasses.replace(checkpoint.model.architecture, width=320, num_layers=4)
+    sizes = [
+        contract.activations(config, rloo, contract.Given(rloo.Given(transformer.Model({}, each))))
+        for each in (checkpoint.model.architecture, wide)
+    ]
+    assert sizes[1] == 40 * sizes[0]
 
 
 def arrays(out):
