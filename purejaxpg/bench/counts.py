@@ -11,10 +11,10 @@ writes its result once, everything elementwise is fused into it, and each gradie
 writes the parameters and the state of the optimiser. A program that keeps the activations of
 several layers on the chip needs fewer bytes and may exceed this roof.
 
-A transformer with N weights in its products takes 2 N + 4 n H S operations for a token of a sequence
-of S tokens, with n layers and a width of H of all heads together, and three times as many with its
-gradient: the model FLOPs of Chowdhery et al. 2022, arXiv:2204.02311, appendix B. The table of the
-embedding is looked up and takes none. Padded and masked tokens count, because they are computed.
+A transformer with N weights in its products takes 2 N + 4 n H S operations for a token in a
+sequence of S, with n layers and a width of H of all heads together, and three times as many with
+its gradient: the model FLOPs of Chowdhery et al. 2022, arXiv:2204.02311, appendix B. The table of
+the embedding is looked up and takes none. Padded and masked tokens count: they are computed.
 
 What an agent does beyond its algorithm is not counted: the critic is counted once per step of a
 rollout, although the agents evaluate it a second time to bootstrap at time limits.
