@@ -151,7 +151,7 @@ SAC = {
 }
 LANGUAGE = {
     "task": "sentiment",
-    "num_updates": 60,
+    "num_updates": 40,
     "batch_size": 64,
     "learning_rate": 1e-3,
     "learning_rate_schedule": "linear",
@@ -208,8 +208,9 @@ WORKS = {
     "sac-pendulum-1-wide": Work("sac", 1, 1, SAC | {"hidden": [256, 256]}, REJAX | SBX),
     "sac-pendulum-8": Work("sac", 8, 2, SAC, REJAX | SBX),
     "ddpg-pendulum-8": Work("ddpg", 8, 2, SAC | {"noise_std": 0.1}, REJAX),
-    **{f"grpo-d{n}": Work("rlhf.grpo", 1, 3, GRPO, TRL, model=gpt2(n)) for n in (16, 32, 64)},
-    **{f"dpo-d{n}": Work("rlhf.dpo", 1, 3, DPO, TRL, model=gpt2(n)) for n in (16, 32, 64)},
+    **{f"grpo-d{n}": Work("rlhf.grpo", 1, 2, GRPO, TRL, model=gpt2(n)) for n in (16, 32, 64)},
+    "grpo-d16-small": Work("rlhf.grpo", 1, 2, GRPO | {"batch_size": 16}, TRL, model=gpt2(16)),
+    **{f"dpo-d{n}": Work("rlhf.dpo", 1, 2, DPO, TRL, model=gpt2(n)) for n in (16, 32, 64)},
 }
 # The rows of a GPU. A CPU would need hours for the large ones, so it has to be asked for them.
 ACCELERATOR = ("ppo-cartpole-2048", "ppo-cartpole-64-long", "ppo-cartpole-1", "ppo-breakout-256")
@@ -272,13 +273,14 @@ class Row:
     def jobs(self, checkout: pathlib.Path, steps: int | None = None) -> dict[str, dict[str, Any]]:
         """Return the jobs of both sides; `steps` replaces the number of steps of the work."""
         work = WORKS[self.work]
-        changed = {} if steps is None else {"total_timesteps": steps}
+        if steps is not None:
+            work = shortened(work, steps)
         ours = {
             "peer": "ours",
             "algorithm": work.algorithm,
             "agents": work.agents,
             "repetitions": work.repetitions,
-            "settings": {**work.settings, **changed},
+            "settings": dict(work.settings),
         }
         if work.model is not None:
             ours |= {"model": work.model, "texts": texts(work)}
@@ -308,6 +310,14 @@ class Row:
         return {side: {**job, **longer} for side, job in self.jobs(checkout, steps).items()}
 
 
+def shortened(work: Work, steps: int) -> Work:
+    """Return a work whose runs have so many steps."""
+    length = {"total_timesteps": steps}
+    if work.model is not None:
+        length = {"num_updates": max(1, steps // texts(work)["tokens_per_update"])}
+    return dataclasses.replace(work, settings={**work.settings, **length})
+
+
 def texts(work: Work) -> dict[str, Any]:
     """Return what both sides of a language model's row read: prompts, and pairs for DPO.
 
@@ -318,7 +328,8 @@ def texts(work: Work) -> dict[str, Any]:
     task, rng = tasks.make(work.settings["task"]), np.random.default_rng(0)
     length, batch = task.completion_length, work.settings["batch_size"]
     share = np.where(task.held_out, 0.0, task.prompt_probability)
-    drawn = rng.choice(len(share), 16 * batch, p=share / share.sum())
+    count = work.settings["num_updates"] * batch  # so that no side begins anew
+    drawn = rng.choice(len(share), count, p=share / share.sum())
     prompts = [" ".join(task.words[i] for i in task.prompt_ids[x] if i) for x in drawn]
     found = {"words": task.words, "length": length, "tokens_per_update": batch * length}
     if work.algorithm == "rlhf.dpo":
