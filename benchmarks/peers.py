@@ -621,9 +621,9 @@ def order(pair: int) -> tuple[str, str]:
     return ("ours", "peer") if pair % 2 == 0 else ("peer", "ours")
 
 
-def steady(sample: Mapping[str, Any]) -> float:
-    """Return the steps per second of a sample's median repetition."""
-    return sample["env_steps"] / statistics.median(sample["seconds"])
+def steady(sample: Mapping[str, Any], clock: str = "seconds") -> float:
+    """Return the steps per second of a sample's median repetition, by a clock of its result."""
+    return sample["env_steps"] / statistics.median(sample[clock])
 
 
 # --------------------------------------------------------------------------------------- statistics
@@ -789,11 +789,13 @@ def summary(row: Row, taken: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[
     """Reduce the samples of a row."""
     rates = {side: [steady(sample) for sample in samples] for side, samples in taken.items()}
     ratio, low, high = paired(rates["ours"], rates["peer"])
+    cpu = {side: [steady(sample, "cpu_s") for sample in samples] for side, samples in taken.items()}
     first = {side: samples[0] for side, samples in taken.items()}
     return {
         "row": row.name,
         "pairs": len(rates["ours"]),
         "ratio": ratio,
+        "cpu_ratio": paired(cpu["ours"], cpu["peer"])[0],
         "low": low,
         "high": high,
         "rates": {side: statistics.median(values) for side, values in rates.items()},
@@ -832,15 +834,15 @@ def measure_gate(setup: Setup, row: Row, seeds: int) -> dict[str, Any]:
 
 def table(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield the lines of a Markdown table of speeds."""
-    yield "| work / peer | ours, steps/s | peer | ours / peer | 95% | pairs | compiling, s |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| work / peer | ours, steps/s | peer | ours / peer | 95% | by CPU | pairs | compiling, s |"
+    yield "|---|---|---|---|---|---|---|---|"
     for row in found:
         rates, compile_s = row["rates"], row["compile_s"]
         disturbed = f" ({row['disturbed']} samples disturbed)" if row["disturbed"] else ""
         interval = f"[{row['low']:.2f}, {row['high']:.2f}]" if row["pairs"] > 1 else "-"
         yield (
             f"| {row['row']} | {rates['ours']:,.0f} | {rates['peer']:,.0f} | {row['ratio']:.2f} "
-            f"| {interval} | {row['pairs']}{disturbed} "
+            f"| {interval} | {row['cpu_ratio']:.2f} | {row['pairs']}{disturbed} "
             f"| {compile_s['ours']:.1f}, {compile_s['peer']:.1f} |"
         )
 

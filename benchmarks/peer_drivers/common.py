@@ -58,12 +58,13 @@ def measure(job: dict[str, Any], prepare: Callable[[dict[str, Any]], Prepared]) 
     """Prepare a job, run it once to warm up, then time it."""
     prepared = prepare(job)
     seeds = [job["first_seed"] + i * job["agents"] for i in range(job["repetitions"] + 1)]
-    seconds, episodes, work = [], [], []
+    seconds, cpu_s, episodes, work = [], [], [], []
     for seed in seeds:
         given = seed if prepared.make is None else prepared.make(seed)
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         outcome = prepared.run(given)
         seconds.append(time.perf_counter() - began)
+        cpu_s.append(time.process_time() - cpu_began)
         if prepared.returns is not None:
             episodes.append(prepared.returns(outcome))
         if prepared.work is not None:
@@ -77,6 +78,7 @@ def measure(job: dict[str, Any], prepare: Callable[[dict[str, Any]], Prepared]) 
         "compile_s": compile_s,
         "first_s": first,
         "seconds": timed,
+        "cpu_s": cpu_s[1:],  # of all threads of this process
         "env_steps": prepared.env_steps,
         "work": work[0] if work else {},
         "episodes": [list(itertools.chain(*parts)) for parts in zip(*episodes, strict=True)],

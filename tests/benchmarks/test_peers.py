@@ -112,6 +112,7 @@ def sample(job, device="cpu"):
     sums = [[8.0 + seed] * 40 for seed in range(job["agents"])]
     return {
         "seconds": [1.0],
+        "cpu_s": [2.0],
         "env_steps": {"ours": 300.0, "purejaxrl": 100.0}[job["peer"]],
         "others_busy": 0.0,
         "episodes": [sums, [[2.0] * 40] * job["agents"]],
@@ -180,7 +181,7 @@ def test_rows_take_turns_until_time_is_up(peers, no_processes, tmp_path, capsys,
     assert peers.main(words) == 0
     assert agents == [2048, 2048, 64, 64, 1, 1, 256, 256, 2048]
     found = capsys.readouterr()
-    assert "Time is up" in found.err and found.out.count("| - | 1 |") == 4
+    assert "Time is up" in found.err and found.out.count("| - | 3.00 | 1 |") == 4
     rows = json.loads((tmp_path / "peers.json").read_text())["rows"]
     assert [(row["pairs"], row["device"]) for row in rows] == [(1, "cpu")] * 4  # whole pairs only
 
