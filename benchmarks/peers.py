@@ -789,13 +789,16 @@ def summary(row: Row, taken: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[
     """Reduce the samples of a row."""
     rates = {side: [steady(sample) for sample in samples] for side, samples in taken.items()}
     ratio, low, high = paired(rates["ours"], rates["peer"])
-    cpu = {side: [steady(sample, "cpu_s") for sample in samples] for side, samples in taken.items()}
     first = {side: samples[0] for side, samples in taken.items()}
+    cpu_ratio = None
+    if first["ours"]["work"]:  # language models, whose sides are one process each
+        cpu = [[steady(each, "cpu_s") for each in taken[side]] for side in ("ours", "peer")]
+        cpu_ratio = paired(*cpu)[0]
     return {
         "row": row.name,
         "pairs": len(rates["ours"]),
         "ratio": ratio,
-        "cpu_ratio": paired(cpu["ours"], cpu["peer"])[0],
+        "cpu_ratio": cpu_ratio,
         "low": low,
         "high": high,
         "rates": {side: statistics.median(values) for side, values in rates.items()},
@@ -834,15 +837,18 @@ def measure_gate(setup: Setup, row: Row, seeds: int) -> dict[str, Any]:
 
 def table(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield the lines of a Markdown table of speeds."""
-    yield "| work / peer | ours, steps/s | peer | ours / peer | 95% | by CPU | pairs | compiling, s |"
-    yield "|---|---|---|---|---|---|---|---|"
+    heads = ["work / peer", "ours, steps/s", "peer", "ours / peer", "95%", "by CPU time"]
+    heads += ["pairs", "compiling, s"]
+    yield f"| {' | '.join(heads)} |"
+    yield "|---" * len(heads) + "|"
     for row in found:
         rates, compile_s = row["rates"], row["compile_s"]
         disturbed = f" ({row['disturbed']} samples disturbed)" if row["disturbed"] else ""
         interval = f"[{row['low']:.2f}, {row['high']:.2f}]" if row["pairs"] > 1 else "-"
+        by_cpu = "-" if row["cpu_ratio"] is None else f"{row['cpu_ratio']:.2f}"
         yield (
             f"| {row['row']} | {rates['ours']:,.0f} | {rates['peer']:,.0f} | {row['ratio']:.2f} "
-            f"| {interval} | {row['cpu_ratio']:.2f} | {row['pairs']}{disturbed} "
+            f"| {interval} | {by_cpu} | {row['pairs']}{disturbed} "
             f"| {compile_s['ours']:.1f}, {compile_s['peer']:.1f} |"
         )
 

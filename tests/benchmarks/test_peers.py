@@ -181,7 +181,7 @@ def test_rows_take_turns_until_time_is_up(peers, no_processes, tmp_path, capsys,
     assert peers.main(words) == 0
     assert agents == [2048, 2048, 64, 64, 1, 1, 256, 256, 2048]
     found = capsys.readouterr()
-    assert "Time is up" in found.err and found.out.count("| - | 3.00 | 1 |") == 4
+    assert "Time is up" in found.err and found.out.count("| - | - | 1 |") == 4
     rows = json.loads((tmp_path / "peers.json").read_text())["rows"]
     assert [(row["pairs"], row["device"]) for row in rows] == [(1, "cpu")] * 4  # whole pairs only
 
@@ -192,6 +192,16 @@ def test_sides_on_different_devices_are_not_compared(peers, no_processes, tmp_pa
     with pytest.raises(FaultError, match="ours ran on 'H200' and the peer on 'cpu'"):
         peers.run(peers.make_parser().parse_args(command(tmp_path)))
     assert json.loads((tmp_path / "peers.json").read_text())["rows"] == []
+
+
+def test_cpu_time_is_compared_where_sides_are_one_process(peers):
+    row, taken = peers.Row("grpo-d16", "trl"), {}
+    for side, cpu_s in (("ours", [3.0, 1.0, 2.0]), ("peer", [9.0, 8.0, 10.0])):
+        job = {"peer": "ours", "agents": 1}
+        own = {"cpu_s": cpu_s, "work": {"trained": 5}, "mean_return": None, "machine": ""}
+        taken[side] = [sample(job) | own]
+    assert peers.summary(row, taken)["cpu_ratio"] == 9.0 / 2.0
+    assert "| 4.50 |" in list(peers.table([peers.summary(row, taken)]))[2]
 
 
 def test_sides_that_did_other_work_are_not_compared(peers, no_processes, tmp_path, monkeypatch):
