@@ -405,9 +405,9 @@ def test_our_driver_trains_a_language_model_and_counts_its_tokens(peers, load, m
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
     job = tiny(peers, "dpo-d16") | {"first_seed": 0}
     result = load("common").measure(job, load("drive_ours").prepare)
-    # Norms and biases included: embedding, positions, two norms, attention, MLP, the last norm.
+    # Norms and biases included: 33 words, positions, two norms, attention, MLP, the last norm.
     block = 2 * 2 * 8 + (8 * 24 + 24) + (8 * 8 + 8) + (8 * 8 + 8) * 2
-    parameters = 32 * 8 + 20 * 8 + block + 2 * 8
+    parameters = 33 * 8 + 20 * 8 + block + 2 * 8
     assert result["env_steps"] == 2 * 4 * 16
     assert result["work"] == {"generated": 0, "trained": 128, "parameters": parameters}
     json.dumps(result)
