@@ -13,11 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import struct
 from jax import lax, random
 
 from purejaxpg import config as configs
-from purejaxpg.rlhf import data, generate, gguf, hf, lora, tokenizer, transformer
+from purejaxpg import optimizers
+from purejaxpg.rlhf import data, generate, gguf, hf, lora, tasks, tokenizer, transformer
+
+DTYPES = ("float32", "bfloat16")  # float16 would need a scaled loss
 
 Document = list[tuple[int, bool]]  # token, whether it is to be learned
 
@@ -42,13 +46,15 @@ def load(source: str, base: Path, config: Any) -> tuple[hf.Checkpoint, Text]:
     Args:
         source: a folder, a GGUF file, or a name of `gguf.PACKAGES`.
         base: the directory that a path is relative to.
-        config: its `max_length` must fit into the model's context.
+        config: its `max_length` must fit into the model's context; its `dtype` is that of the
+            parameters.
 
     Raises:
         InputError: there is no such model, or it is not known here.
     """
     path = base / source
-    checkpoint = hf.load(source if source in gguf.PACKAGES and not path.exists() else path)
+    named = source if source in gguf.PACKAGES and not path.exists() else path
+    checkpoint = hf.load(named, getattr(config, "dtype", "float32"))
     hf.check_length(checkpoint, config.max_length, "max_length")
     tokens = checkpoint.tokenizer
     content = {
@@ -120,14 +126,48 @@ def read_pairs(path: Path, checkpoint: hf.Checkpoint, length: int) -> data.Pairs
         InputError: a line is not as it must be, or the longest prompt and the longest completion
             have more tokens together than `length`.
     """
+    records = list(data.records(path))
+    return data.Pairs(*_padded(path, records, ("chosen", "rejected"), checkpoint, length))
+
+
+def read_labelled(path: Path, checkpoint: hf.Checkpoint, length: int) -> data.Labelled:
+    """Read judged completions from a JSONL file.
+
+    Args:
+        path: each line has the texts `prompt` and `completion`, and `label`, true if desirable.
+        checkpoint: as for `read_pairs`.
+        length: as for `read_pairs`.
+
+    Returns:
+        Labelled [R].
+
+    Raises:
+        InputError: as for `read_pairs`, or all labels are equal.
+    """
+    records = list(data.records(path))
+    for where, record in records:
+        data.check_fields(where, record, {"label": bool})
+    labels = [record["label"] for _, record in records]
+    data.check_labels(path, labels)
+    prompt_ids, completion_ids = _padded(path, records, ("completion",), checkpoint, length)
+    return data.Labelled(prompt_ids, completion_ids, jnp.array(labels))
+
+
+def _padded(
+    path: Path,
+    records: Sequence[tuple[str, Mapping[str, Any]]],
+    names: Sequence[str],
+    checkpoint: hf.Checkpoint,
+    length: int,
+) -> list[jax.Array]:
+    """Return the ids of the prompts, padded on the left, and of the named texts, on the right."""
     prompts, answers, sizes = [], [], []
-    for where, record in data.records(path):
-        data.check_fields(where, record, {"prompt": str, "chosen": str, "rejected": str})
+    for where, record in records:
+        data.check_fields(where, record, dict.fromkeys(("prompt", *names), str))
         prompts.append(_prompt(where, record["prompt"], checkpoint))
-        both = [_answer(where, name, record[name], checkpoint) for name in ("chosen", "rejected")]
-        answers.append(both)
-        sizes.append((where, len(prompts[-1]) + max(map(len, both))))
-    longest, longest_answer = max(map(len, prompts)), max(len(y) for both in answers for y in both)
+        answers.append([_answer(where, name, record[name], checkpoint) for name in names])
+        sizes.append((where, len(prompts[-1]) + max(map(len, answers[-1]))))
+    longest, longest_answer = max(map(len, prompts)), max(len(y) for own in answers for y in own)
     _check_sizes(sizes, checkpoint, longest + longest_answer)
     configs.require(
         length >= longest + longest_answer,
@@ -139,8 +179,7 @@ def read_pairs(path: Path, checkpoint: hf.Checkpoint, length: int) -> data.Pairs
         [ids + [pad] * (length - longest - len(ids)) for ids in column]
         for column in zip(*answers, strict=True)
     ]
-    chosen, rejected = (jnp.array(column, jnp.int32) for column in columns)
-    return data.Pairs(hf.pad(prompts, pad), chosen, rejected)
+    return [hf.pad(prompts, pad), *(jnp.array(column, jnp.int32) for column in columns)]
 
 
 def _prompt(where: str, text: str, checkpoint: hf.Checkpoint) -> list[int]:
@@ -218,6 +257,8 @@ def _check_sizes(sizes: Sequence[tuple[str, int]], checkpoint: hf.Checkpoint, le
 def check(config: Any) -> None:
     """Raise an InputError unless the fields for published models make sense."""
     configs.at_least(config, 0, "lora_rank", "max_length")
+    if hasattr(config, "dtype"):
+        configs.one_of(config, "dtype", DTYPES)
 
 
 def check_length(config: Any, text: Text | None, length: int) -> None:
@@ -232,6 +273,66 @@ def check_length(config: Any, text: Text | None, length: int) -> None:
     )
 
 
+def check_dtype(config: Any, text: Text | None, model: transformer.Model | None) -> None:
+    """Raise an InputError unless `dtype` is that of the model, or float32 without a published one.
+
+    All runs of a sweep share one model, so they cannot differ in its type.
+    """
+    configs.require(
+        text is not None or config.dtype == "float32",
+        f"dtype must be 'float32' without a published model, but is {config.dtype!r}.",
+    )
+    own = "" if text is None or model is None else str(model.dtype)
+    configs.require(
+        own in ("", config.dtype),
+        f"dtype must be {own!r}, as of the model that all runs share, but is {config.dtype!r}.",
+    )
+
+
+def check_reward(config: Any, model: transformer.Model, reward: transformer.Model | None) -> None:
+    """Raise an InputError unless a given reward model, if there is one, fits a published model.
+
+    Args:
+        config: its `max_length` is read.
+        model: the published model; parameters may be jax.ShapeDtypeStruct here and below.
+        reward: as `rlhf.reward_model` gives it.
+    """
+    if reward is None:
+        return
+    ours, other = model.architecture, reward.architecture
+    wrong = {"tokens": "a language model"}.get(other.output, "one of steps")
+    configs.require(
+        other.output == "scalar",
+        f"given reward must be a reward model of whole completions, but is {wrong}.",
+    )
+    configs.require(
+        other.vocab_size == ours.vocab_size,
+        f"given reward must have the {ours.vocab_size} tokens of the published model, but has "
+        f"{other.vocab_size}.",
+    )
+    configs.require(
+        other.context >= config.max_length,
+        f"given reward must have a context of at least {config.max_length} tokens, as max_length, "
+        f"but has {other.context}.",
+    )
+
+
+def ends(config: Any, given: Any) -> Any:
+    """Return what has the ids of the end and of the padding: the text of a model, or the task."""
+    return tasks.make(config.task) if given.text is None else given.text
+
+
+def in_float32(
+    optimizer: optax.GradientTransformation, config: Any
+) -> optax.GradientTransformation:
+    """Return an optimiser that keeps a copy in 32 bits of parameters in half precision.
+
+    Adapters are in 32 bits anyway.
+    """
+    needed = config.dtype != "float32" and not config.lora_rank
+    return optimizers.in_float32(optimizer) if needed else optimizer
+
+
 def start(key: jax.Array, model: transformer.Model, config: Any) -> Any:
     """Return the parameters that are trained: a new adapter, or those of the model."""
     return lora.init(key, model, config.lora_rank) if config.lora_rank else model.params
@@ -239,9 +340,15 @@ def start(key: jax.Array, model: transformer.Model, config: Any) -> Any:
 
 def policy(params: Any, model: transformer.Model, config: Any) -> transformer.Model:
     """Return the model with the parameters that are trained."""
+    own = dataclasses.replace(model, architecture=_architecture(model, config))
     if config.lora_rank:
-        return lora.attach(model, params)
-    return dataclasses.replace(model, params=params)
+        return lora.attach(own, params)
+    return dataclasses.replace(own, params=params)
+
+
+def _architecture(model: transformer.Model, config: Any) -> transformer.Architecture:
+    """Return an architecture that computes activations again if the run does."""
+    return dataclasses.replace(model.architecture, remat=getattr(config, "remat", False))
 
 
 def start_scalar(
@@ -267,7 +374,7 @@ def start_scalar(
 
 def scalar(params: Any, model: transformer.Model, config: Any) -> transformer.Model:
     """Return a model with one number per token; `params` are as `start_scalar` returns them."""
-    architecture = dataclasses.replace(model.architecture, output="scalar")
+    architecture = dataclasses.replace(_architecture(model, config), output="scalar")
     if not config.lora_rank:
         return transformer.Model(params, architecture)
     headed = transformer.Model({**model.params, "head": params["head"]}, architecture)
@@ -275,8 +382,10 @@ def scalar(params: Any, model: transformer.Model, config: Any) -> transformer.Mo
 
 
 def merged(policy: transformer.Model) -> transformer.Model:
-    """Return a model without an adapter, for later stages."""
-    return policy if policy.adapter is None else lora.merge(policy)
+    """Return a model without an adapter, for later stages, which decide on `remat` themselves."""
+    whole = policy if policy.adapter is None else lora.merge(policy)
+    architecture = dataclasses.replace(whole.architecture, remat=False)
+    return dataclasses.replace(whole, architecture=architecture)
 
 
 # ----------------------------------------------------------------------------------------- scoring
@@ -285,7 +394,7 @@ def merged(policy: transformer.Model) -> transformer.Model:
 def each_row(
     key: jax.Array,
     function: Callable[[Any], dict[str, jax.Array]],
-    rows: data.Data,
+    rows: Any,
     config: Any,
     count: int,
 ) -> dict[str, jax.Array]:
@@ -294,7 +403,7 @@ def each_row(
     Args:
         key: chooses the rows, if there are more.
         function: rows [B] -> arrays [B].
-        rows: [R].
+        rows: a pytree of arrays [R, ...].
         config: `batch_size` rows are in memory at a time.
         count: E.
 
@@ -343,6 +452,32 @@ def samples(
         completion = _generate(own, model, prompt_ids, length=length, **ends)
         columns[name] = [tokens.decode(ids) for ids in np.asarray(completion.ids)]
     return columns
+
+
+def samples_of(
+    key: jax.Array,
+    models: Mapping[str, transformer.Model],
+    text: Text,
+    prompt_ids: jax.Array,
+    completion_ids: jax.Array,
+    count: int,
+) -> dict[str, list[Any]]:
+    """Return what `samples` does for the first rows, and again from the first one on.
+
+    Args:
+        key: for the tokens.
+        models: by the names of their columns.
+        text: of the models.
+        prompt_ids: [R, P] padded on the left.
+        completion_ids: [R, L] padded on the right.
+        count: rows to return.
+    """
+    rows = np.arange(count) % len(prompt_ids)
+    prompts, answers = np.asarray(prompt_ids)[rows], np.asarray(completion_ids)[rows]
+    begins = np.argmax(prompts != text.pad_id, axis=1)
+    unpadded = [ids[begin:].tolist() for ids, begin in zip(prompts, begins, strict=True)]
+    length = prompts.shape[1] + answers.shape[1]
+    return samples(key, models, text, unpadded, answers.tolist(), length)
 
 
 def save(folder: Path, policy: transformer.Model, text: Text | None) -> None:
