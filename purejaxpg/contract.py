@@ -34,10 +34,10 @@ field with the default None may be absent. These functions run on the host::
     read(name, path, config)             -> a pytree of arrays out of a file, for a field of Given
     published(sources, base, config)     -> a Given with a published language model: sources has
                                             `model`, a folder, a file or a name, `data`, and perhaps
-                                            `held_out`, files that are relative to base; also
-                                            `reward`, a .py file, if Given has a field of that name;
-                                            the fields of Given in PUBLISHED have no other source,
-                                            and those that it leaves None may have one
+                                            `held_out`, files or names, and `reward`, a Python file;
+                                            paths are relative to base; the fields of Given in
+                                            PUBLISHED have no other source, and those that it leaves
+                                            None may have one
     save(folder, state, config, *given)  writes the trained model in the layout of published ones
 
 Metrics named `episode/...` give learning curves, `UNIT` is the unit of `steps_per_update`, and a
@@ -80,8 +80,9 @@ FINISHED = "evaluation/finished"
 # Prefix of metrics with the means of evaluations within training; NaN after the other updates.
 EVALUATED = "evaluated/"
 EVALUATED_RETURN = "evaluated/return"
-# The sources of `published`; a reward is one if it is a file of Python.
+# The sources of `published`; a reward that is no Python file is a field of Given like any other.
 MODEL, DATA, HELD_OUT, REWARD = "model", "data", "held_out", "reward"
+NAMED = (MODEL, DATA, HELD_OUT)  # which may have names that are no paths
 PYTHON = ".py"
 KL = "evaluation/kl"  # to a reference; returns are comparable only at equal divergence
 
@@ -334,58 +335,31 @@ def names_published(trainer: types.ModuleType, table: Collection[str]) -> bool:
     return any(name in table and name not in own for name in (MODEL, DATA))
 
 
-def apart_published(table: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the sources that `published` reads, and those of other fields of `Given`."""
-
-    def is_read(name: str, source: Any) -> bool:
-        is_code = isinstance(source, str) and source.endswith(PYTHON)
-        return name in (MODEL, DATA, HELD_OUT) or (name == REWARD and is_code)
-
-    read = {name: source for name, source in table.items() if is_read(name, source)}
-    return read, {name: source for name, source in table.items() if name not in read}
-
-
-def check_beside_published(trainer: types.ModuleType, given: Any, names: Collection[str]) -> None:
-    """Raise an InputError unless fields of `Given` may have sources beside a published model.
+def published(
+    trainer: types.ModuleType, table: Mapping[str, Any], base: Path, config: Any
+) -> tuple[Any, dict[str, Any]]:
+    """Read a published model and its data for a trainer.
 
     Args:
         trainer: a module.
-        given: as `published` returns it.
-        names: of the fields.
-    """
-    fields = given_fields(trainer)
-    for name in names:
-        configs.require_known(
-            name, (MODEL, DATA, HELD_OUT, *fields), "source beside a published model named"
-        )
-        configs.require(
-            getattr(given, name) is None,
-            f"given {name} must be absent beside a published model, which takes its place.",
-        )
-
-
-def published(trainer: types.ModuleType, table: Mapping[str, Any], base: Path, config: Any) -> Any:
-    """Return a trainer's `Given` with a published model and the rows of its data files.
-
-    Args:
-        trainer: a module.
-        table: the sources that are its own, as `apart_published` returns them.
+        table: the sources.
         base: the directory that paths are relative to.
         config: the first configuration.
 
+    Returns:
+        The trainer's `Given`, and the sources of those of its fields that are still None.
+
     Raises:
-        InputError: the trainer takes none, or a source is missing or wrong.
+        InputError: the trainer takes none, or a source is missing, unknown or wrong.
     """
-    name = name_of(trainer)
+    name, fields = name_of(trainer), given_fields(trainer)
     if not hasattr(trainer, "published"):
         raise InputError(
-            f"agent {name!r} takes no published model, so model and data must be absent; rlhf.sft "
-            "and rlhf.dpo take one."
+            f"agent {name!r} takes no published model, so model and data must be absent; rlhf.sft, "
+            "rlhf.dpo and rlhf.grpo, for example, take one."
         )
-    configs.require(
-        REWARD not in table or REWARD in given_fields(trainer),
-        f"agent {name!r} is given no reward, so it must be absent.",
-    )
+    for field in table:
+        configs.require_known(field, (*NAMED, *fields), "source beside a published model named")
     for field in (MODEL, DATA):
         what = "a folder, a .gguf file or a name" if field == MODEL else "a .jsonl file"
         configs.require(field in table, f"agent {name!r} must also be given {field}, {what}.")
@@ -394,11 +368,15 @@ def published(trainer: types.ModuleType, table: Mapping[str, Any], base: Path, c
             isinstance(source, str) and bool(source),
             f"given {field} must be a text, but is {source!r}.",
         )
+    read = {n: x for n, x in table.items() if n in NAMED or (n == REWARD and x.endswith(PYTHON))}
+    given = trainer.published(read, base, config)
+    others = {field: source for field, source in table.items() if field not in read}
+    for field in others:
         configs.require(
-            field == MODEL or (base / source).is_file(),
-            f"given {field} is the file {str(base / source)!r}, which does not exist.",
+            getattr(given, field) is None,
+            f"given {field} must be absent, because the published model takes its place.",
         )
-    return trainer.published(dict(table), base, config)
+    return given, others
 
 
 def save(trainer: types.ModuleType, folder: Path, trained: Any) -> None:

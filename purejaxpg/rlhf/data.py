@@ -254,9 +254,10 @@ def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield a place for messages, and the object, for each line of a JSONL file.
 
     Raises:
-        InputError: the file is empty or no text, or a line is no object in JSON.
+        InputError: the file is missing, empty or no text, or a line is no object in JSON.
         FaultError: the file cannot be read.
     """
+    configs.require(path.exists(), f"{path} must be a file, but does not exist.")
     try:
         # Not splitlines, which also splits at characters that a text in JSON may have.
         lines = path.read_text(encoding="utf-8-sig").split("\n")

@@ -24,7 +24,7 @@ from jax import lax, random
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import purejaxpg
-from purejaxpg import FaultError, checkpoint, contract, evaluate, prng, signals
+from purejaxpg import FaultError, checkpoint, contract, evaluate, host, prng, signals
 from purejaxpg import config as configs
 from purejaxpg.fused import paths
 from purejaxpg.sweep import memory, xla
@@ -308,7 +308,8 @@ def own_rows(array: jax.Array) -> np.ndarray:
 def out_of_memory(rows: int) -> Iterator[None]:
     """Turn errors of jax inside the block into OutOfMemory, for units of `rows`, or a fault."""
     try:
-        yield
+        with host.errors():
+            yield
     except jax.errors.JaxRuntimeError as error:
         text = str(error).splitlines()[0].rstrip(".")
         if "RESOURCE_EXHAUSTED" in text:

@@ -103,9 +103,7 @@ def resolve(
     """
     given = None
     if contract.names_published(trainer, table):
-        read, table = contract.apart_published(table)
-        given = contract.published(trainer, read, base, config)
-        contract.check_beside_published(trainer, given, table)
+        given, table = contract.published(trainer, table, base, config)
         given = jax.tree.map(lambda x: np.asarray(x)[None], given)
     else:
         _check_fields(trainer, table)
