@@ -41,7 +41,8 @@ field with the default None may be absent. These functions run on the host::
     save(folder, state, config, *given)  writes the trained model in the layout of published ones
 
 Metrics named `episode/...` give learning curves, `UNIT` is the unit of `steps_per_update`, and a
-property `activations` of Config is the size of a gradient step.
+property `activations` of Config is the size of a gradient step. Where that depends on what is
+given, a function `activations(config, given)` says it, of arrays that may have one axis more.
 
 The functions import jax themselves, so that a report can read the names without it.
 """
@@ -638,11 +639,20 @@ def length(config: Any) -> tuple[str, int]:
     return field, int(getattr(config, field))
 
 
-def activations(config: Any) -> int:
+def activations(
+    config: Any, trainer: types.ModuleType | None = None, given: Given = NOTHING
+) -> int:
     """Return the number of activations in one gradient step, which decides the rows of a unit.
 
     An agent may lack any of these fields; the defaults make the number small.
+
+    Args:
+        config: a configuration.
+        trainer: whose `activations`, if it has any, knows what is given.
+        given: to the runs of a sweep.
     """
+    if hasattr(trainer, "activations") and given.arrays is not None:
+        return int(trainer.activations(config, given.arrays))  # type: ignore[union-attr]
     if hasattr(config, "activations"):
         return int(config.activations)
     minibatch = config.steps_per_update // getattr(config, "num_minibatches", 1)

@@ -208,7 +208,7 @@ def read_pairs(path: Path, checkpoint: hf.Checkpoint, length: int) -> data.Pairs
     """Read pairs from a JSONL file.
 
     Args:
-        path: each line has the texts `prompt`, `chosen` and `rejected`.
+        path: each line has the texts `chosen` and `rejected`, and `prompt` or `messages`.
         checkpoint: the model, with its tokenizer.
         length: P + L, tokens of the longest prompt and of the completions.
 
@@ -227,7 +227,8 @@ def read_labelled(path: Path, checkpoint: hf.Checkpoint, length: int) -> data.La
     """Read judged completions from a JSONL file.
 
     Args:
-        path: each line has the texts `prompt` and `completion`, and `label`, true if desirable.
+        path: each line has the texts `prompt` and `completion`, and `label`, true if desirable; or
+            `messages` in place of the prompt.
         checkpoint: as for `read_pairs`.
         length: as for `read_pairs`.
 
@@ -256,8 +257,8 @@ def _padded(
     """Return the ids of the prompts, padded on the left, and of the named texts, on the right."""
     prompts, answers, sizes = [], [], []
     for where, record in records:
-        data.check_fields(where, record, dict.fromkeys(("prompt", *names), str))
-        prompts.append(_prompt(where, record["prompt"], checkpoint))
+        prompts.append(_prompt(where, _asked(where, record, checkpoint), checkpoint))
+        data.check_fields(where, record, dict.fromkeys(names, str))
         answers.append([_answer(where, name, record[name], checkpoint) for name in names])
         sizes.append((where, len(prompts[-1]) + max(map(len, answers[-1]))))
     longest, longest_answer = max(map(len, prompts)), max(len(y) for own in answers for y in own)
@@ -298,17 +299,13 @@ def read_prompts(
     if is_gym(source):
         numbered = [(source, row) for row in rewards.gym_rows(source, held_out)]
         if checkpoint.tokenizer.template is not None:
-            numbered = [(source, {**row, "messages": _asked(row)}) for _, row in numbered]
+            numbered = [(source, {**row, "messages": _question(row)}) for _, row in numbered]
     else:
         numbered = list(data.records(base / source))
     seen: dict[str, Any] = {}
     found = []
     for where, record in numbered:
-        if "messages" in record:
-            text = _unanswered(where, record["messages"], checkpoint)
-        else:
-            data.check_fields(where, record, {"prompt": str})
-            text = record["prompt"]
+        text = _asked(where, record, checkpoint)
         configs.require(
             seen.setdefault(text, record) == record,
             f"{where}: the fields of a line must be those of an earlier line with its prompt, or "
@@ -318,12 +315,16 @@ def read_prompts(
     return found
 
 
-def _asked(row: Mapping[str, Any]) -> list[dict[str, str]]:
+def _question(row: Mapping[str, Any]) -> list[dict[str, str]]:
     return [{"role": "user", "content": row["prompt"]}]
 
 
-def _unanswered(where: str, messages: Any, checkpoint: hf.Checkpoint) -> str:
-    """Return a conversation as text, with the beginning of the assistant's next turn."""
+def _asked(where: str, record: Mapping[str, Any], checkpoint: hf.Checkpoint) -> str:
+    """Return the `prompt` of a line, or its `messages` with the beginning of the next turn."""
+    if "messages" not in record:
+        data.check_fields(where, record, {"prompt": str})
+        return str(record["prompt"])
+    messages = record["messages"]
     valid = isinstance(messages, list) and bool(messages) and all(map(_is_message, messages))
     configs.require(
         valid and messages[-1]["role"] != "assistant",
@@ -527,6 +528,12 @@ def task_of(config: Any, given: Any) -> tasks.Task:
         eos_id=text.eos_id,
         source=text,
     )
+
+
+def times_typical(model: transformer.Model) -> float:
+    """Return how many times as many activations a model has as one of the default size."""
+    a, default = model.architecture, transformer.Architecture(vocab_size=1, context=1)
+    return a.width * a.num_layers / (default.width * default.num_layers)
 
 
 def completion_length(config: Any) -> int:

@@ -160,6 +160,11 @@ def published(sources: Mapping[str, str], base: Path, config: Config) -> Given:
     return Given(checkpoint.model, rows["data"], text, rows.get("held_out"))
 
 
+def activations(config: Config, given: Given) -> float:
+    """Activations of one gradient step, which grow with the reference."""
+    return config.activations * finetune.times_typical(given.reference)
+
+
 def policy_of(params: Any, config: Config, given: Given) -> transformer.Model:
     return finetune.policy(params, given.reference, config)
 

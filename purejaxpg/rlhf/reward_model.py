@@ -149,6 +149,11 @@ def published(sources: Mapping[str, str], base: Path, config: Config) -> Given:
     return Given(checkpoint.model, pairs["data"], text=text, held_out=pairs.get("held_out"))
 
 
+def activations(config: Config, given: Given) -> float:
+    """Activations of one gradient step, which grow with the reference."""
+    return config.activations * finetune.times_typical(given.reference)
+
+
 def reward_of(params: Any, config: Config, given: Given) -> transformer.Model:
     return finetune.scalar(params, given.reference, config)
 

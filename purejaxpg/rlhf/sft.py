@@ -162,6 +162,11 @@ def published(sources: Mapping[str, str], base: Path, config: Config) -> Given:
     return Given(rows["data"], checkpoint.model, text, rows.get("held_out"))
 
 
+def activations(config: Config, given: Given = NOTHING) -> float:
+    """Activations of one gradient step, which grow with the model that is given."""
+    return config.activations * (finetune.times_typical(given.model) if given.model else 1.0)
+
+
 def policy_of(params: Any, config: Config, given: Given = NOTHING) -> transformer.Model:
     if given.model is None:
         return transformer.Model(params, architecture(config))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax import random
 
-from purejaxpg import InputError, cli, extras
+from purejaxpg import InputError, cli, contract, extras
 from purejaxpg.report import playback
 from purejaxpg.rlhf import (
     data,
@@ -24,6 +24,7 @@ from purejaxpg.rlhf import (
     kto,
     reward_model,
     rewards,
+    rloo,
     sft,
     transformer,
 )
@@ -94,6 +95,13 @@ def test_only_what_the_assistant_says_is_learned(checkpoint, folder):
     assert whole == checkpoint.tokenizer.chat([*CHAT, *CHAT], reply=False)
 
 
+def test_pairs_answer_prompts_or_conversations(checkpoint, folder):
+    write("pairs.jsonl", {"messages": CHAT[:1], "chosen": "b", "rejected": "c"})
+    pairs = finetune.read_pairs(pathlib.Path("pairs.jsonl"), checkpoint, 30)
+    decoded = checkpoint.tokenizer.decode(np.asarray(pairs.prompt_ids[0]), special=True)
+    assert decoded == "user:a</s>|assistant:"
+
+
 def test_pairs_are_padded_to_max_length(checkpoint, folder):
     write("pairs.jsonl", PAIR, {**PAIR, "prompt": "Hello"})
     pairs = finetune.read_pairs(pathlib.Path("pairs.jsonl"), checkpoint, 20)
@@ -137,22 +145,23 @@ def test_dpo_prefers_what_was_chosen_and_starts_at_the_reference(checkpoint, fol
 
 
 def test_kto_agrees_with_the_labels_and_starts_at_the_reference(folder, capsys):
-    write("data.jsonl", *JUDGED, {**JUDGED[0], "prompt": "Hello"})
+    chat = {"messages": CHAT[:1], "completion": " there", "label": True}
+    write("data.jsonl", *JUDGED, {**JUDGED[0], "prompt": "Hello"}, chat)
     words = ("train", "rlhf.kto", "--model", "model", "--data", "data.jsonl", *SMALL)
-    more = ("--max-length", "13", "--dtype", "bfloat16", "--learning-rate", "0.05")
+    more = ("--max-length", "32", "--dtype", "bfloat16", "--learning-rate", "0.05")
     assert cli.main([*words, *more, "--lora-rank", "2", "--out", "out"]) == 0
     (trained,) = runs_of("out")
-    scores = kto.score(random.key(0), trained.state, trained.config, 3, *trained.given)
+    scores = kto.score(random.key(0), trained.state, trained.config, 4, *trained.given)
     np.testing.assert_array_equal(scores["evaluation/return"], 1.0)
     start = kto.init(random.key(0), trained.config, *trained.given)
-    scores = kto.score(random.key(0), start, trained.config, 3, *trained.given)
+    scores = kto.score(random.key(0), start, trained.config, 4, *trained.given)
     np.testing.assert_array_equal(scores["evaluation/return"], 0.5)
     (given,) = trained.given
     adapter, base = (jax.tree.leaves(x) for x in (start.params, given.reference))
     assert {str(x.dtype) for x in adapter} == {"float32"} and max(x.size for x in adapter) <= 192
     assert {str(x.dtype) for x in base} == {"bfloat16"}
     capsys.readouterr()
-    assert cli.main(["eval", "out", "--samples", "3"]) == 0
+    assert cli.main(["eval", "out", "--samples", "4"]) == 0
     assert "Hello" in (told := capsys.readouterr().out) and "is desirable" in told
     assert cli.main(["eval", "out", "--save", "trained"]) == 0
     assert hf.load("trained", "bfloat16").model.architecture == given.reference.architecture
@@ -331,6 +340,16 @@ def test_a_sweep_shares_the_model_and_its_rows_differ(folder):
     assert loaded[0].given[0].reference.params["embed"]["embedding"].shape == (262, 32)
     trained = {jax.tree.leaves(one.state.params)[0].tobytes() for one in loaded}
     assert len(trained) == 4
+
+
+def test_a_large_model_has_fewer_rows_on_a_core(checkpoint):
+    config = rloo.Config(completion_length=4, batch_size=8, group_size=2)
+    wide = dataclasses.replace(checkpoint.model.architecture, width=320, num_layers=4)
+    sizes = [
+        contract.activations(config, rloo, contract.Given(rloo.Given(transformer.Model({}, each))))
+        for each in (checkpoint.model.architecture, wide)
+    ]
+    assert sizes[1] == 40 * sizes[0]
 
 
 def arrays(out):
