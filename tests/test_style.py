@@ -32,7 +32,9 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 CORE = {"root", "backend", "kernels", "config"}
 SHARED = {"envs", "fused", "networks", "normalize", "optimizers", "prng", "replay", "schedules"}
-BESIDE = {"checkpoint", "contract", "disk", "evaluate", "extras", "signals", "stats", "trees"}
+BESIDE = {
+    *("checkpoint", "contract", "disk", "evaluate", "extras", "host", "signals", "stats", "trees"),
+}
 INNER = {
     *(*CORE, *SHARED, *BESIDE),
     *("hidden", "modules", "streams", "text", "tracebacks", "trainers"),
@@ -54,8 +56,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "networks": {*CORE, "fused"},
     "streams": {"root"},
     "extras": {"root"},
+    "host": {"root"},
     "agents": {*CORE, *SHARED},
-    "rlhf": {*CORE, *SHARED, "disk", "extras"},
+    "rlhf": {*CORE, *SHARED, "disk", "extras", "host", "tracebacks"},
     "stats": {"root"},
     "text": set(),
     "trees": {"root"},

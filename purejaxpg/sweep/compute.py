@@ -24,7 +24,7 @@ from jax import lax, random
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import purejaxpg
-from purejaxpg import FaultError, checkpoint, contract, evaluate, prng, signals
+from purejaxpg import FaultError, checkpoint, contract, evaluate, host, prng, signals
 from purejaxpg import config as configs
 from purejaxpg.fused import paths
 from purejaxpg.sweep import memory, xla
@@ -124,7 +124,8 @@ class Backend:
         """Return the rows of a unit for a group of `num_legs` legs with the sizes of `config`."""
         if self.spec.rows_per_device:
             return self.spec.rows_per_device
-        most, halving = cpu_rows(config) if self.on_cpu else 2**31, self.spec.search.halving
+        most = cpu_rows(config, self.spec) if self.on_cpu else 2**31
+        halving = self.spec.search.halving
         if halving is None:
             return plans.even_rows(num_legs, self.slots, most)
         overhead = OVERHEAD_OF_CPU if self.on_cpu else OVERHEAD
@@ -308,7 +309,8 @@ def own_rows(array: jax.Array) -> np.ndarray:
 def out_of_memory(rows: int) -> Iterator[None]:
     """Turn errors of jax inside the block into OutOfMemory, for units of `rows`, or a fault."""
     try:
-        yield
+        with host.errors():
+            yield
     except jax.errors.JaxRuntimeError as error:
         text = str(error).splitlines()[0].rstrip(".")
         if "RESOURCE_EXHAUSTED" in text:
@@ -356,9 +358,15 @@ def pad(array: jax.Array, rows: int) -> jax.Array:
     return jnp.concatenate([array, *([array[-1:]] * (rows - array.shape[0]))])
 
 
-def cpu_rows(config: Any) -> int:
-    """Return the number of rows beyond which a CPU core needs more time per row."""
-    return min(max(round(CPU_ACTIVATIONS / contract.activations(config)), 1), CPU_ROWS)
+def cpu_rows(config: Any, spec: specs.Spec | None = None) -> int:
+    """Return the number of rows beyond which a CPU core needs more time per row.
+
+    Args:
+        config: of the runs.
+        spec: whose given models may be larger than the configuration can know.
+    """
+    given = () if spec is None else (spec.agent, spec.given)
+    return min(max(round(CPU_ACTIVATIONS / contract.activations(config, *given)), 1), CPU_ROWS)
 
 
 def build(spec: specs.Spec, group: plans.Group, devices: Sequence[jax.Device]) -> Programs:
