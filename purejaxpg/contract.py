@@ -36,7 +36,8 @@ field with the default None may be absent. These functions run on the host::
                                             `model`, a folder, a file or a name, `data`, and perhaps
                                             `held_out`, files or names, and `reward`, a Python file;
                                             paths are relative to base; the fields of Given in
-                                            PUBLISHED have no other source
+                                            PUBLISHED have no other source, and those that it leaves
+                                            None may have one
     save(folder, state, config, *given)  writes the trained model in the layout of published ones
 
 Metrics named `episode/...` give learning curves, `UNIT` is the unit of `steps_per_update`, and a
@@ -83,6 +84,7 @@ EVALUATED_RETURN = "evaluated/return"
 # The sources of `published`; a reward that is no Python file is a field of Given like any other.
 MODEL, DATA, HELD_OUT, REWARD = "model", "data", "held_out", "reward"
 NAMED = (MODEL, DATA, HELD_OUT)  # which may have names that are no paths
+PYTHON = ".py"
 KL = "evaluation/kl"  # to a reference; returns are comparable only at equal divergence
 
 NUM_ENVS = "num_envs"
@@ -334,8 +336,10 @@ def names_published(trainer: types.ModuleType, table: Collection[str]) -> bool:
     return any(name in table and name not in own for name in (MODEL, DATA))
 
 
-def published(trainer: types.ModuleType, table: Mapping[str, Any], base: Path, config: Any) -> Any:
-    """Return a trainer's `Given` with a published model and the rows of its data files.
+def published(
+    trainer: types.ModuleType, table: Mapping[str, Any], base: Path, config: Any
+) -> tuple[Any, dict[str, Any]]:
+    """Read a published model and its data for a trainer.
 
     Args:
         trainer: a module.
@@ -343,18 +347,20 @@ def published(trainer: types.ModuleType, table: Mapping[str, Any], base: Path, c
         base: the directory that paths are relative to.
         config: the first configuration.
 
+    Returns:
+        The trainer's `Given`, and the sources of those of its fields that are still None.
+
     Raises:
         InputError: the trainer takes none, or a source is missing, unknown or wrong.
     """
-    name = name_of(trainer)
+    name, fields = name_of(trainer), given_fields(trainer)
     if not hasattr(trainer, "published"):
         raise InputError(
             f"agent {name!r} takes no published model, so model and data must be absent; rlhf.sft, "
             "rlhf.dpo and rlhf.grpo, for example, take one."
         )
     for field in table:
-        known = (*NAMED, *([REWARD] if REWARD in given_fields(trainer) else []))
-        configs.require_known(field, known, "source beside a published model")
+        configs.require_known(field, (*NAMED, *fields), "source beside a published model named")
     for field in (MODEL, DATA):
         what = "a folder, a .gguf file or a name" if field == MODEL else "a .jsonl file"
         configs.require(field in table, f"agent {name!r} must also be given {field}, {what}.")
@@ -363,7 +369,15 @@ def published(trainer: types.ModuleType, table: Mapping[str, Any], base: Path, c
             isinstance(source, str) and bool(source),
             f"given {field} must be a text, but is {source!r}.",
         )
-    return trainer.published(dict(table), base, config)
+    read = {n: x for n, x in table.items() if n in NAMED or (n == REWARD and x.endswith(PYTHON))}
+    given = trainer.published(read, base, config)
+    others = {field: source for field, source in table.items() if field not in read}
+    for field in others:
+        configs.require(
+            getattr(given, field) is None,
+            f"given {field} must be absent, because the published model takes its place.",
+        )
+    return given, others
 
 
 def save(trainer: types.ModuleType, folder: Path, trained: Any) -> None:
@@ -378,7 +392,7 @@ def save(trainer: types.ModuleType, folder: Path, trained: Any) -> None:
         InputError: the trainer writes none.
     """
     if not hasattr(trainer, "save"):
-        raise InputError(f"agent {name_of(trainer)!r} has no save, because it trains none.")
+        raise InputError(f"agent {name_of(trainer)!r} has no save, so it writes no model.")
     trainer.save(folder, trained.state, trained.config, *trained.given)
 
 

@@ -1,7 +1,7 @@
 """Data sets of text as arrays: files of JSON lines, or demonstrations of a task."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -178,14 +178,19 @@ def read_labelled(path: Path, task: tasks.Task) -> Labelled:
     """
     records = list(_lines(path, {"prompt": str, "completion": str, "label": bool}))
     labels = [record.pop("label") for _, record in records]
+    check_labels(path, labels)
+    columns = zip(*(_padded(where, record, task) for where, record in records), strict=True)
+    prompt_ids, completion_ids = (jnp.array(column, jnp.int32) for column in columns)
+    return Labelled(prompt_ids, completion_ids, jnp.array(labels))
+
+
+def check_labels(path: Path, labels: Sequence[bool]) -> None:
+    """Raise an InputError unless the labels of a file are of both kinds."""
     configs.require(
         len(set(labels)) == 2,
         f"{path} must have completions of both labels, true and false, but each of its "
         f"{len(labels)} has {str(labels[0]).lower()}.",
     )
-    columns = zip(*(_padded(where, record, task) for where, record in records), strict=True)
-    prompt_ids, completion_ids = (jnp.array(column, jnp.int32) for column in columns)
-    return Labelled(prompt_ids, completion_ids, jnp.array(labels))
 
 
 def read_steps(path: Path, task: tasks.Task) -> Steps:

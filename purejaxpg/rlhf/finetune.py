@@ -13,10 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import struct
 from jax import lax, random
 
 from purejaxpg import config as configs
+from purejaxpg import optimizers
 from purejaxpg.rlhf import (
     data,
     generate,
@@ -28,6 +30,8 @@ from purejaxpg.rlhf import (
     tokenizer,
     transformer,
 )
+
+DTYPES = ("float32", "bfloat16")  # float16 would need a scaled loss
 
 Document = list[tuple[int, bool]]  # token, whether it is to be learned
 Prompt = tuple[list[int], str, rewards.Row]  # ids, text, and the line
@@ -75,13 +79,15 @@ def load(source: str, base: Path, config: Any) -> tuple[hf.Checkpoint, Text]:
     Args:
         source: a folder, a GGUF file, or a name of `gguf.PACKAGES`.
         base: the directory that a path is relative to.
-        config: its `max_length` must fit into the model's context.
+        config: its `max_length` must fit into the model's context; its `dtype` is that of the
+            parameters.
 
     Raises:
         InputError: there is no such model, or it is not known here.
     """
     path = base / source
-    checkpoint = hf.load(source if source in gguf.PACKAGES and not path.exists() else path)
+    named = source if source in gguf.PACKAGES and not path.exists() else path
+    checkpoint = hf.load(named, getattr(config, "dtype", "float32"))
     hf.check_length(checkpoint, getattr(config, "max_length", 1), "max_length")
     tokens = checkpoint.tokenizer
     content = {
@@ -213,14 +219,49 @@ def read_pairs(path: Path, checkpoint: hf.Checkpoint, length: int) -> data.Pairs
         InputError: a line is not as it must be, or the longest prompt and the longest completion
             have more tokens together than `length`.
     """
+    records = list(data.records(path))
+    return data.Pairs(*_padded(path, records, ("chosen", "rejected"), checkpoint, length))
+
+
+def read_labelled(path: Path, checkpoint: hf.Checkpoint, length: int) -> data.Labelled:
+    """Read judged completions from a JSONL file.
+
+    Args:
+        path: each line has the texts `prompt` and `completion`, and `label`, true if desirable; or
+            `messages` in place of the prompt.
+        checkpoint: as for `read_pairs`.
+        length: as for `read_pairs`.
+
+    Returns:
+        Labelled [R].
+
+    Raises:
+        InputError: as for `read_pairs`, or all labels are equal.
+    """
+    records = list(data.records(path))
+    for where, record in records:
+        data.check_fields(where, record, {"label": bool})
+    labels = [record["label"] for _, record in records]
+    data.check_labels(path, labels)
+    prompt_ids, completion_ids = _padded(path, records, ("completion",), checkpoint, length)
+    return data.Labelled(prompt_ids, completion_ids, jnp.array(labels))
+
+
+def _padded(
+    path: Path,
+    records: Sequence[tuple[str, Mapping[str, Any]]],
+    names: Sequence[str],
+    checkpoint: hf.Checkpoint,
+    length: int,
+) -> list[jax.Array]:
+    """Return the ids of the prompts, padded on the left, and of the named texts, on the right."""
     prompts, answers, sizes = [], [], []
-    for where, record in data.records(path):
+    for where, record in records:
         prompts.append(_prompt(where, _asked(where, record, checkpoint), checkpoint))
-        data.check_fields(where, record, {"chosen": str, "rejected": str})
-        both = [_answer(where, name, record[name], checkpoint) for name in ("chosen", "rejected")]
-        answers.append(both)
-        sizes.append((where, len(prompts[-1]) + max(map(len, both))))
-    longest, longest_answer = max(map(len, prompts)), max(len(y) for both in answers for y in both)
+        data.check_fields(where, record, dict.fromkeys(names, str))
+        answers.append([_answer(where, name, record[name], checkpoint) for name in names])
+        sizes.append((where, len(prompts[-1]) + max(map(len, answers[-1]))))
+    longest, longest_answer = max(map(len, prompts)), max(len(y) for own in answers for y in own)
     _check_sizes(sizes, checkpoint, longest + longest_answer)
     configs.require(
         length >= longest + longest_answer,
@@ -232,8 +273,7 @@ def read_pairs(path: Path, checkpoint: hf.Checkpoint, length: int) -> data.Pairs
         [ids + [pad] * (length - longest - len(ids)) for ids in column]
         for column in zip(*answers, strict=True)
     ]
-    chosen, rejected = (jnp.array(column, jnp.int32) for column in columns)
-    return data.Pairs(hf.pad(prompts, pad), chosen, rejected)
+    return [hf.pad(prompts, pad), *(jnp.array(column, jnp.int32) for column in columns)]
 
 
 def read_prompts(
@@ -369,6 +409,8 @@ def _check_sizes(sizes: Sequence[tuple[str, int]], checkpoint: hf.Checkpoint, le
 def check(config: Any) -> None:
     """Raise an InputError unless the fields for published models make sense."""
     configs.at_least(config, 0, "lora_rank", "max_length")
+    if hasattr(config, "dtype"):
+        configs.one_of(config, "dtype", DTYPES)
 
 
 def check_length(config: Any, text: Text | None, length: int) -> None:
@@ -381,6 +423,38 @@ def check_length(config: Any, text: Text | None, length: int) -> None:
         text is None or config.max_length == length,
         f"max_length must be {length}, as for the rows that are given, but is {config.max_length}.",
     )
+
+
+def check_dtype(config: Any, text: Text | None, model: transformer.Model | None) -> None:
+    """Raise an InputError unless `dtype` is that of the model, or float32 without a published one.
+
+    All runs of a sweep share one model, so they cannot differ in its type.
+    """
+    configs.require(
+        text is not None or config.dtype == "float32",
+        f"dtype must be 'float32' without a published model, but is {config.dtype!r}.",
+    )
+    own = "" if text is None or model is None else str(model.dtype)
+    configs.require(
+        own in ("", config.dtype),
+        f"dtype must be {own!r}, as of the model that all runs share, but is {config.dtype!r}.",
+    )
+
+
+def ends(config: Any, given: Any) -> Any:
+    """Return what has the ids of the end and of the padding: the text of a model, or the task."""
+    return tasks.make(config.task) if given.text is None else given.text
+
+
+def in_float32(
+    optimizer: optax.GradientTransformation, config: Any
+) -> optax.GradientTransformation:
+    """Return an optimiser that keeps a copy in 32 bits of parameters in half precision.
+
+    Adapters are in 32 bits anyway.
+    """
+    needed = config.dtype != "float32" and not config.lora_rank
+    return optimizers.in_float32(optimizer) if needed else optimizer
 
 
 def check_policy(config: Any) -> None:
@@ -474,9 +548,15 @@ def start(key: jax.Array, model: transformer.Model, config: Any) -> Any:
 
 def policy(params: Any, model: transformer.Model, config: Any) -> transformer.Model:
     """Return the model with the parameters that are trained."""
+    own = dataclasses.replace(model, architecture=_architecture(model, config))
     if config.lora_rank:
-        return lora.attach(model, params)
-    return dataclasses.replace(model, params=params)
+        return lora.attach(own, params)
+    return dataclasses.replace(own, params=params)
+
+
+def _architecture(model: transformer.Model, config: Any) -> transformer.Architecture:
+    """Return an architecture that computes activations again if the run does."""
+    return dataclasses.replace(model.architecture, remat=getattr(config, "remat", False))
 
 
 def start_scalar(
@@ -502,7 +582,7 @@ def start_scalar(
 
 def scalar(params: Any, model: transformer.Model, config: Any) -> transformer.Model:
     """Return a model with one number per token; `params` are as `start_scalar` returns them."""
-    architecture = dataclasses.replace(model.architecture, output="scalar")
+    architecture = dataclasses.replace(_architecture(model, config), output="scalar")
     if not config.lora_rank:
         return transformer.Model(params, architecture)
     headed = transformer.Model({**model.params, "head": params["head"]}, architecture)
@@ -510,8 +590,10 @@ def scalar(params: Any, model: transformer.Model, config: Any) -> transformer.Mo
 
 
 def merged(policy: transformer.Model) -> transformer.Model:
-    """Return a model without an adapter, for later stages."""
-    return policy if policy.adapter is None else lora.merge(policy)
+    """Return a model without an adapter, for later stages, which decide on `remat` themselves."""
+    whole = policy if policy.adapter is None else lora.merge(policy)
+    architecture = dataclasses.replace(whole.architecture, remat=False)
+    return dataclasses.replace(whole, architecture=architecture)
 
 
 # ----------------------------------------------------------------------------------------- scoring
@@ -520,7 +602,7 @@ def merged(policy: transformer.Model) -> transformer.Model:
 def each_row(
     key: jax.Array,
     function: Callable[[Any], dict[str, jax.Array]],
-    rows: data.Data,
+    rows: Any,
     config: Any,
     count: int,
 ) -> dict[str, jax.Array]:
@@ -529,7 +611,7 @@ def each_row(
     Args:
         key: chooses the rows, if there are more.
         function: rows [B] -> arrays [B].
-        rows: [R].
+        rows: a pytree of arrays [R, ...].
         config: `batch_size` rows are in memory at a time.
         count: E.
 
@@ -578,6 +660,32 @@ def samples(
         completion = _generate(own, model, prompt_ids, length=length, **ends)
         columns[name] = [tokens.decode(ids) for ids in np.asarray(completion.ids)]
     return columns
+
+
+def samples_of(
+    key: jax.Array,
+    models: Mapping[str, transformer.Model],
+    text: Text,
+    prompt_ids: jax.Array,
+    completion_ids: jax.Array,
+    count: int,
+) -> dict[str, list[Any]]:
+    """Return what `samples` does for the first rows, and again from the first one on.
+
+    Args:
+        key: for the tokens.
+        models: by the names of their columns.
+        text: of the models.
+        prompt_ids: [R, P] padded on the left.
+        completion_ids: [R, L] padded on the right.
+        count: rows to return.
+    """
+    rows = np.arange(count) % len(prompt_ids)
+    prompts, answers = np.asarray(prompt_ids)[rows], np.asarray(completion_ids)[rows]
+    begins = np.argmax(prompts != text.pad_id, axis=1)
+    unpadded = [ids[begin:].tolist() for ids, begin in zip(prompts, begins, strict=True)]
+    length = prompts.shape[1] + answers.shape[1]
+    return samples(key, models, text, unpadded, answers.tolist(), length)
 
 
 def save(folder: Path, policy: transformer.Model, text: Text | None) -> None:

@@ -16,7 +16,19 @@ from jax import random
 
 from purejaxpg import InputError, cli, contract, extras
 from purejaxpg.report import playback
-from purejaxpg.rlhf import dpo, families, finetune, hf, rewards, rloo, sft, transformer
+from purejaxpg.rlhf import (
+    data,
+    dpo,
+    families,
+    finetune,
+    hf,
+    kto,
+    reward_model,
+    rewards,
+    rloo,
+    sft,
+    transformer,
+)
 from purejaxpg.rlhf import tokenizer as tokenizers
 from purejaxpg.sweep import progress as progresses
 from purejaxpg.sweep import session
@@ -36,6 +48,7 @@ CONFIG = {
 }  # fmt: skip
 PAIR = {"prompt": "Hi", "chosen": " there", "rejected": " you"}
 ANSWER = {"prompt": "Hi", "completion": " there"}
+JUDGED = ({**ANSWER, "label": True}, {**ANSWER, "completion": " you", "label": False})
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "bc"}]
 SMALL = ("--max-length", "12", "--num-updates", "150", "--batch-size", "2", "--quiet")
 
@@ -112,12 +125,17 @@ def test_a_model_is_trained_saved_and_completes(rank, checkpoint, folder):
     assert hf.complete(random.key(0), checkpoint, ["Hi"], 8, greedy=True) != [" there"]
 
 
+def runs_of(out):
+    """Return the runs of a sweep, by seed."""
+    with stores.Store.read(out) as store:
+        return [playback.load(store, run, None, print) for run in store.ledger.runs()]
+
+
 def test_dpo_prefers_what_was_chosen_and_starts_at_the_reference(checkpoint, folder):
     write("data.jsonl", PAIR)
     words = ("train", "rlhf.dpo", "--model", "model", "--data", "data.jsonl", *SMALL)
     assert cli.main([*words, "--lora-rank", "2", "--learning-rate", "0.05", "--out", "out"]) == 0
-    with stores.Store.read("out") as store:
-        trained = playback.load(store, playback.find(store, playback.BEST), None, print)
+    (trained,) = runs_of("out")
     scores = dpo.score(random.key(0), trained.state, trained.config, 3, *trained.given)
     np.testing.assert_array_equal(scores["evaluation/return"], 1.0)
     start = dpo.init(random.key(0), trained.config, *trained.given)
@@ -125,6 +143,100 @@ def test_dpo_prefers_what_was_chosen_and_starts_at_the_reference(checkpoint, fol
     np.testing.assert_array_equal(scores["evaluation/return"], 0.5)
     shapes = jax.tree.leaves(jax.tree.map(np.shape, trained.state.params))
     assert max(shapes) <= 96  # an adapter, and no second copy of the model
+
+
+def test_kto_agrees_with_the_labels_and_starts_at_the_reference(folder, capsys):
+    chat = {"messages": CHAT[:1], "completion": " there", "label": True}
+    write("data.jsonl", *JUDGED, {**JUDGED[0], "prompt": "Hello"}, chat)
+    words = ("train", "rlhf.kto", "--model", "model", "--data", "data.jsonl", *SMALL)
+    more = ("--max-length", "32", "--dtype", "bfloat16", "--learning-rate", "0.05")
+    assert cli.main([*words, *more, "--lora-rank", "2", "--out", "out"]) == 0
+    (trained,) = runs_of("out")
+    scores = kto.score(random.key(0), trained.state, trained.config, 4, *trained.given)
+    np.testing.assert_array_equal(scores["evaluation/return"], 1.0)
+    start = kto.init(random.key(0), trained.config, *trained.given)
+    scores = kto.score(random.key(0), start, trained.config, 4, *trained.given)
+    np.testing.assert_array_equal(scores["evaluation/return"], 0.5)
+    (given,) = trained.given
+    adapter, base = (jax.tree.leaves(x) for x in (start.params, given.reference))
+    assert {str(x.dtype) for x in adapter} == {"float32"} and max(x.size for x in adapter) <= 192
+    assert {str(x.dtype) for x in base} == {"bfloat16"}
+    capsys.readouterr()
+    assert cli.main(["eval", "out", "--samples", "4"]) == 0
+    assert "Hello" in (told := capsys.readouterr().out) and "is desirable" in told
+    assert cli.main(["eval", "out", "--save", "trained"]) == 0
+    assert hf.load("trained", "bfloat16").model.architecture == given.reference.architecture
+
+
+@pytest.mark.parametrize(
+    ("mismatched", "expected"), [(2.5, [1.0, 1.0, 0.5]), (1.0, [0.0, 1.0, 1.0]), (-9.0, [0, 1, 1])]
+)
+def test_kto_counts_what_is_above_the_reference_point(mismatched, expected, monkeypatch):
+    """A log-ratio of 2 is bad news for a policy that gives completions of other prompts 2.5."""
+    ids = jnp.arange(3)[:, None]
+    rows = data.Labelled(ids, ids, jnp.array([False, True, True]))
+
+    def log_ratios(params, prompt_ids, completion_ids, config, given):
+        own = jnp.array([2.0, 3.0, 2.5])[prompt_ids[:, 0]]
+        return jnp.where((prompt_ids == completion_ids).all(1), own, mismatched)
+
+    monkeypatch.setattr(kto, "log_ratios", log_ratios)
+    given = types.SimpleNamespace(text="here", labelled=rows, held_out=None)
+    scores = kto.score(random.key(0), types.SimpleNamespace(params=0), kto.Config(), 3, given)
+    order = random.permutation(random.key(0), 3)
+    np.testing.assert_array_equal(scores["evaluation/return"], np.array(expected)[order])
+
+
+PIPELINE = """
+[[stage]]
+name = "likes"
+agent = "rlhf.reward_model"
+seeds = 2
+[stage.config]
+lora_rank = 2
+remat = true
+max_length = 12
+batch_size = 2
+num_updates = 40
+learning_rate = 0.05
+[stage.given]
+model = "model"
+data = "pairs.jsonl"
+
+[[stage]]
+name = "policy"
+agent = "rlhf.rloo"
+seeds = 2
+[stage.config]
+completion_length = 4
+batch_size = 8
+num_updates = 40
+learning_rate = 0.02
+beta = 0.01
+[stage.given]
+model = "model"
+data = "prompts.jsonl"
+reward = "likes"
+"""
+
+
+def test_a_policy_learns_what_a_reward_model_of_an_earlier_stage_likes(folder):
+    write("pairs.jsonl", PAIR, {**PAIR, "prompt": "Hello"})
+    write("prompts.jsonl", {"prompt": "Hi"})
+    pathlib.Path("both.toml").write_text(PIPELINE.replace("12", "13", 1))
+    assert cli.main(["sweep", "both.toml", "--out", "out", "--devices", "1", "--quiet"]) == 0
+    for likes, policy in zip(runs_of("out/likes"), runs_of("out/policy"), strict=True):
+        scores = reward_model.score(random.key(0), likes.state, likes.config, 2, *likes.given)
+        np.testing.assert_array_equal(scores["evaluation/return"], 1.0)
+        made = reward_model.model(likes.state, likes.config, *likes.given)
+        assert made.adapter is None and made.architecture.output == "scalar"
+        assert not made.architecture.remat
+        given = policy.given[0].reward
+        jax.tree.map(np.testing.assert_array_equal, given.params, made.params)
+    with stores.Store.read("out/policy") as store:
+        (unit,) = store.ledger.units()
+        score = store.arrays(unit["name"])["reward/score"]
+    assert (score[:, -5:].mean(1) > score[:, :5].mean(1) + 0.5).all()
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -156,6 +268,59 @@ def test_a_scalar_head_is_trained_with_the_body_or_its_adapter(rank, checkpoint)
     np.testing.assert_allclose(kept(ids, np.ones_like(ids)), expected, rtol=1e-4)
     zero = finetune.scalar(finetune.start_scalar(random.key(1), model, config, 0.0), model, config)
     assert not np.any(zero(ids, np.ones_like(ids)))
+
+
+# ------------------------------------------------------------------------------------------ memory
+
+
+def deep(remat, checkpoint):
+    """Return a loss of SFT's parameters with a model of several layers, and these parameters."""
+    config = sft.Config(max_length=16, remat=remat)
+    architecture = dataclasses.replace(checkpoint.model.architecture, num_layers=4)
+    model = transformer.init(random.key(3), architecture)
+    given = sft.Given(model=model, text=finetune.Text(None, 1, 2))
+    ids = random.randint(random.key(4), (5, 16), 3, 262)
+    rows = data.Rows(ids, jnp.ones_like(ids), ids > 9)
+    return (lambda params: sft.loss(params, rows, config, given)[0]), model.params
+
+
+def test_computing_activations_again_keeps_fewer_of_them_for_the_same_gradient(checkpoint):
+    found, kept = [], []
+    for remat in (False, True):
+        loss, params = deep(remat, checkpoint)
+        found.append(jax.jit(jax.value_and_grad(loss))(params))
+        pull = jax.eval_shape(lambda params, loss=loss: jax.vjp(loss, params)[1], params)
+        kept.append(sum(x.size for x in jax.tree.leaves(pull) if x.shape[:1] == (5,)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *found)
+    assert 2 * kept[1] < kept[0]
+
+
+@pytest.mark.parametrize("trainer", [sft, dpo, kto, reward_model])
+def test_every_trainer_computes_activations_again_if_asked(trainer, checkpoint):
+    names = {f.name for f in dataclasses.fields(trainer.Given)}
+    given = trainer.Given(**{({"model", "reference"} & names).pop(): checkpoint.model})
+    config = trainer.Config(lora_rank=2, remat=True)
+    params = trainer.init(random.key(0), config, given).params
+    own = trainer.reward_of if trainer is reward_model else trainer.policy_of
+    assert own(params, config, given).architecture.remat
+    assert not trainer.model(
+        trainer.init(random.key(0), config, given), config, given
+    ).architecture.remat
+
+
+def test_small_steps_in_half_precision_add_up(folder):
+    write("data.jsonl", ANSWER)
+    words = ("train", "rlhf.sft", "--model", "model", "--data", "data.jsonl", *SMALL)
+    rates = ("--learning-rate", "1e-4", "--learning-rate-schedule", "constant")
+    assert cli.main([*words, *rates, "--dtype", "bfloat16", "--out", "out"]) == 0
+    (trained,) = runs_of("out")
+    params = trained.state.params
+    assert {str(x.dtype) for x in jax.tree.leaves(params)} == {"bfloat16"}
+    scale = np.asarray(params["final_norm"]["scale"], np.float32)  # from 1, in steps of 1/256
+    assert np.mean(scale != 1.0) > 0.5
+    assert cli.main(["eval", "out", "--save", "trained"]) == 0
+    saved = hf.load("trained", "bfloat16").model.params
+    jax.tree.map(np.testing.assert_array_equal, saved, params)
 
 
 def example(folder):
@@ -438,6 +603,59 @@ def test_a_policy_needs_a_reward_and_clear_prompts(prompts, capsys):
         write("prompts.jsonl", *records)
         assert cli.main([*words, "--given", "reward=reward.py"]) == 2
         assert message in capsys.readouterr().err
+
+
+LABELLED = "rlhf.kto --data data.jsonl"
+RATED = "rlhf.reward_model --data data.jsonl"
+REFUSED_OFFLINE = {
+    "no label": ((ANSWER, *JUDGED), LABELLED, "line 1 must have the field 'label'"),
+    "a number": (({**ANSWER, "label": 1},), LABELLED, "'label' with true or false, but has 1"),
+    "one label": (JUDGED[:1], LABELLED, "must have completions of both labels"),
+    "a long one": (JUDGED, f"{LABELLED} --max-length 8", "max_length must be at least 9"),
+    "one row": (JUDGED, f"{LABELLED} --batch-size 1", "batch_size must be 2 or more"),
+    "no pair": ((ANSWER,), RATED, "must have the field 'chosen'"),
+    "a writer": ((PAIR,), f"{RATED} --given writer=out/", "given writer must be absent"),
+    "a reference": (
+        (PAIR,),
+        f"{RATED} --given reference=out/",
+        "reference must be absent, because",
+    ),
+    "a reward": ((PAIR,), f"{RATED} --given reward=a.py", "no source beside a published model"),
+    "no sweep": (
+        ({"prompt": "Hi"},),
+        "rlhf.rloo --data data.jsonl --completion-length 4 --given reward=nowhere",
+        "nowhere",
+    ),
+    "a type": ((PAIR,), f"{RATED} --dtype float16", "dtype must be one of 'float32', 'bfloat16'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_OFFLINE)
+def test_wrong_judgements_and_rewards_are_refused(case, folder, capsys):
+    records, words, message = REFUSED_OFFLINE[case]
+    write("data.jsonl", *records)
+    trainer, *more = words.split()
+    if "writer" in case or "reference" in case:
+        train = ("train", "rlhf.sft", "--task", "enumerable-3-4", "--num-updates", "1")
+        assert cli.main([*train, "--out", "out", "--quiet"]) == 0
+        capsys.readouterr()
+    length = () if trainer == "rlhf.rloo" else ("--max-length", "12")
+    assert cli.main(["train", trainer, "--model", "model", *length, *more, "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_model_has_one_type_for_all_runs(checkpoint):
+    pairs = data.Pairs(*(jnp.zeros((1, 2), jnp.int32) for _ in range(3)))
+    text = finetune.Text(None, 1, 2)
+    given = reward_model.Given(checkpoint.model, pairs, text=text)
+    config = reward_model.Config(max_length=4)
+    reward_model.check_given(config, given)
+    with pytest.raises(InputError, match="dtype must be 'float32', as of the model that all runs"):
+        reward_model.check_given(dataclasses.replace(config, dtype="bfloat16"), given)
+    with pytest.raises(InputError, match="dtype must be 'float32' without a published model"):
+        sft.check_given(sft.Config(dtype="bfloat16"), sft.Given())
 
 
 def test_a_trainer_that_takes_no_data_says_who_does(folder, capsys):
