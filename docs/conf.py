@@ -27,6 +27,7 @@ extensions = [
     "reference",
     "repository",
     "sidebar",
+    "unbroken",
 ]
 exclude_patterns = ["_build", "_ext"]
 html_theme = "sphinx_book_theme"

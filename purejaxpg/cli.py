@@ -179,6 +179,7 @@ def add_given_option(parser: argparse.ArgumentParser, fields: Mapping[str, bool]
         fields: that the trainer is given, and whether each is required.
     """
     text = "give the trainer a result directory's model (DIR, or DIR:best) or a .jsonl file"
+    text += ", or a published one's reward a .py file" if "reward" in fields or not fields else ""
     named = [
         f"{field} is {'required' if needed else 'optional'}" for field, needed in fields.items()
     ]
@@ -191,7 +192,8 @@ def add_published_options(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     text = "start from a published language model: a folder, a .gguf file, or smollm2"
     option("--model", metavar="SOURCE", help=text)
-    text = "train that model on the lines of this file: demonstrations, or pairs"
+    text = "train that model on the lines of this file: demonstrations, pairs, judged completions "
+    text += "or prompts; or on questions of a dataset, reasoning_gym:NAME"
     option("--data", metavar="FILE.jsonl", help=text)
 
 

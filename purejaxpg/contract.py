@@ -34,12 +34,15 @@ field with the default None may be absent. These functions run on the host::
     read(name, path, config)             -> a pytree of arrays out of a file, for a field of Given
     published(sources, base, config)     -> a Given with a published language model: sources has
                                             `model`, a folder, a file or a name, `data`, and perhaps
-                                            `held_out`, files that are relative to base; the fields
-                                            of Given in PUBLISHED have no other source
+                                            `held_out`, files or names, and `reward`, a Python file;
+                                            paths are relative to base; the fields of Given in
+                                            PUBLISHED have no other source, and those that it leaves
+                                            None may have one
     save(folder, state, config, *given)  writes the trained model in the layout of published ones
 
 Metrics named `episode/...` give learning curves, `UNIT` is the unit of `steps_per_update`, and a
-property `activations` of Config is the size of a gradient step.
+property `activations` of Config is the size of a gradient step. Where that depends on what is
+given, a function `activations(config, given)` says it, of arrays that may have one axis more.
 
 The functions import jax themselves, so that a report can read the names without it.
 """
@@ -78,7 +81,10 @@ FINISHED = "evaluation/finished"
 # Prefix of metrics with the means of evaluations within training; NaN after the other updates.
 EVALUATED = "evaluated/"
 EVALUATED_RETURN = "evaluated/return"
-MODEL, DATA, HELD_OUT = "model", "data", "held_out"  # the sources of `published`
+# The sources of `published`; a reward that is no Python file is a field of Given like any other.
+MODEL, DATA, HELD_OUT, REWARD = "model", "data", "held_out", "reward"
+NAMED = (MODEL, DATA, HELD_OUT)  # which may have names that are no paths
+PYTHON = ".py"
 KL = "evaluation/kl"  # to a reference; returns are comparable only at equal divergence
 
 NUM_ENVS = "num_envs"
@@ -330,8 +336,10 @@ def names_published(trainer: types.ModuleType, table: Collection[str]) -> bool:
     return any(name in table and name not in own for name in (MODEL, DATA))
 
 
-def published(trainer: types.ModuleType, table: Mapping[str, Any], base: Path, config: Any) -> Any:
-    """Return a trainer's `Given` with a published model and the rows of its data files.
+def published(
+    trainer: types.ModuleType, table: Mapping[str, Any], base: Path, config: Any
+) -> tuple[Any, dict[str, Any]]:
+    """Read a published model and its data for a trainer.
 
     Args:
         trainer: a module.
@@ -339,17 +347,20 @@ def published(trainer: types.ModuleType, table: Mapping[str, Any], base: Path, c
         base: the directory that paths are relative to.
         config: the first configuration.
 
+    Returns:
+        The trainer's `Given`, and the sources of those of its fields that are still None.
+
     Raises:
         InputError: the trainer takes none, or a source is missing, unknown or wrong.
     """
-    name = name_of(trainer)
+    name, fields = name_of(trainer), given_fields(trainer)
     if not hasattr(trainer, "published"):
         raise InputError(
-            f"agent {name!r} takes no published model, so model and data must be absent; rlhf.sft "
-            "and rlhf.dpo take one."
+            f"agent {name!r} takes no published model, so model and data must be absent; rlhf.sft, "
+            "rlhf.dpo and rlhf.grpo, for example, take one."
         )
     for field in table:
-        configs.require_known(field, (MODEL, DATA, HELD_OUT), "source beside a published model")
+        configs.require_known(field, (*NAMED, *fields), "source beside a published model named")
     for field in (MODEL, DATA):
         what = "a folder, a .gguf file or a name" if field == MODEL else "a .jsonl file"
         configs.require(field in table, f"agent {name!r} must also be given {field}, {what}.")
@@ -358,11 +369,15 @@ def published(trainer: types.ModuleType, table: Mapping[str, Any], base: Path, c
             isinstance(source, str) and bool(source),
             f"given {field} must be a text, but is {source!r}.",
         )
+    read = {n: x for n, x in table.items() if n in NAMED or (n == REWARD and x.endswith(PYTHON))}
+    given = trainer.published(read, base, config)
+    others = {field: source for field, source in table.items() if field not in read}
+    for field in others:
         configs.require(
-            field == MODEL or (base / source).is_file(),
-            f"given {field} is the file {str(base / source)!r}, which does not exist.",
+            getattr(given, field) is None,
+            f"given {field} must be absent, because the published model takes its place.",
         )
-    return trainer.published(dict(table), base, config)
+    return given, others
 
 
 def save(trainer: types.ModuleType, folder: Path, trained: Any) -> None:
@@ -377,7 +392,7 @@ def save(trainer: types.ModuleType, folder: Path, trained: Any) -> None:
         InputError: the trainer writes none.
     """
     if not hasattr(trainer, "save"):
-        raise InputError(f"agent {name_of(trainer)!r} has no save, because it trains none.")
+        raise InputError(f"agent {name_of(trainer)!r} has no save, so it writes no model.")
     trainer.save(folder, trained.state, trained.config, *trained.given)
 
 
@@ -624,11 +639,20 @@ def length(config: Any) -> tuple[str, int]:
     return field, int(getattr(config, field))
 
 
-def activations(config: Any) -> int:
+def activations(
+    config: Any, trainer: types.ModuleType | None = None, given: Given = NOTHING
+) -> int:
     """Return the number of activations in one gradient step, which decides the rows of a unit.
 
     An agent may lack any of these fields; the defaults make the number small.
+
+    Args:
+        config: a configuration.
+        trainer: whose `activations`, if it has any, knows what is given.
+        given: to the runs of a sweep.
     """
+    if hasattr(trainer, "activations") and given.arrays is not None:
+        return int(trainer.activations(config, given.arrays))  # type: ignore[union-attr]
     if hasattr(config, "activations"):
         return int(config.activations)
     minibatch = config.steps_per_update // getattr(config, "num_minibatches", 1)

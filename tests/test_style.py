@@ -35,7 +35,9 @@ SHARED = {
     *("envs", "fused", "layout", "networks", "normalize", "optimizers", "prng", "replay"),
     "schedules",
 }
-BESIDE = {"checkpoint", "contract", "disk", "evaluate", "extras", "signals", "stats", "trees"}
+BESIDE = {
+    *("checkpoint", "contract", "disk", "evaluate", "extras", "host", "signals", "stats", "trees"),
+}
 INNER = {
     *(*CORE, *SHARED, *BESIDE),
     *("hidden", "modules", "streams", "text", "tracebacks", "trainers"),
@@ -57,8 +59,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "networks": {*CORE, "fused"},
     "streams": {"root"},
     "extras": {"root"},
+    "host": {"root"},
     "agents": {*CORE, *SHARED},
-    "rlhf": {*CORE, *SHARED, "disk", "extras"},
+    "rlhf": {*CORE, *SHARED, "disk", "extras", "host", "tracebacks"},
     "stats": {"root"},
     "text": set(),
     "trees": {"root"},

@@ -5,6 +5,7 @@ if the caller names it, never because a result directory does, and only if the r
 with it. The copy in the result directory is executed if the caller asks for it: `stored`.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -29,6 +30,7 @@ from purejaxpg import (
     envs,
     evaluate,
     extras,
+    host,
     layout,
     modules,
     trainers,
@@ -166,14 +168,14 @@ def run(
     if gif is not None:
         pictures.require_picture(envs.from_config(trained.config))
     key_episodes, key_picture = random.split(random.key(seed, impl="threefry2x32"))
-    columns = contract.samples(trained.agent, key_episodes, trained, samples) if samples else {}
+    code = contextlib.nullcontext() if agent == Path(kept.STORED) else host.without_stored_code()
+    with code, host.errors():
+        columns = contract.samples(trained.agent, key_episodes, trained, samples) if samples else {}
+        scores = "" if samples or played else _scores(key_episodes, trained, episodes)
     say(_description(trained))
-    if samples:
-        for line in paragraphs(columns):
-            say(line)
-        return
-    if not played:
-        say(_scores(key_episodes, trained, episodes))
+    for line in paragraphs(columns) if samples else [scores] * (not played):
+        say(line)
+    if samples or not played:
         return
     say(_summary(play(key_episodes, trained, episodes, greedy), greedy))
     if gif is not None:

@@ -1,7 +1,7 @@
 """Data sets of text as arrays: files of JSON lines, or demonstrations of a task."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -178,14 +178,19 @@ def read_labelled(path: Path, task: tasks.Task) -> Labelled:
     """
     records = list(_lines(path, {"prompt": str, "completion": str, "label": bool}))
     labels = [record.pop("label") for _, record in records]
+    check_labels(path, labels)
+    columns = zip(*(_padded(where, record, task) for where, record in records), strict=True)
+    prompt_ids, completion_ids = (jnp.array(column, jnp.int32) for column in columns)
+    return Labelled(prompt_ids, completion_ids, jnp.array(labels))
+
+
+def check_labels(path: Path, labels: Sequence[bool]) -> None:
+    """Raise an InputError unless the labels of a file are of both kinds."""
     configs.require(
         len(set(labels)) == 2,
         f"{path} must have completions of both labels, true and false, but each of its "
         f"{len(labels)} has {str(labels[0]).lower()}.",
     )
-    columns = zip(*(_padded(where, record, task) for where, record in records), strict=True)
-    prompt_ids, completion_ids = (jnp.array(column, jnp.int32) for column in columns)
-    return Labelled(prompt_ids, completion_ids, jnp.array(labels))
 
 
 def read_steps(path: Path, task: tasks.Task) -> Steps:
@@ -249,9 +254,10 @@ def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield a place for messages, and the object, for each line of a JSONL file.
 
     Raises:
-        InputError: the file is empty or no text, or a line is no object in JSON.
+        InputError: the file is missing, empty or no text, or a line is no object in JSON.
         FaultError: the file cannot be read.
     """
+    configs.require(path.exists(), f"{path} must be a file, but does not exist.")
     try:
         # Not splitlines, which also splits at characters that a text in JSON may have.
         lines = path.read_text(encoding="utf-8-sig").split("\n")

@@ -34,7 +34,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import struct
 from jax import lax, random
@@ -59,6 +58,8 @@ class Config:
     learning_rate_schedule: str = "linear"  # to zero; or "constant" or "robbins_monro"
     lora_rank: int = 0  # of adapters of the reference; 0: all its parameters are trained
     max_length: int = 0  # of a published model: tokens of a prompt and of a completion
+    remat: bool = False  # compute activations again for gradients: less memory, more time
+    dtype: str = "float32"  # of a published model's parameters; or "bfloat16"
 
     beta: float = 0.2  # β; of ipo, this is τ; simpo needs about 2, orpo does not use it
     label_smoothing: float = 0.0  # of sigmoid: share of labels taken to be wrong, below a half
@@ -139,6 +140,7 @@ def check_given(config: Config, given: Given) -> None:
     pairs = given.pairs
     length = 0 if pairs is None else pairs.prompt_ids.shape[1] + pairs.chosen_ids.shape[1]
     finetune.check_length(config, given.text, length)
+    finetune.check_dtype(config, given.text, given.reference)
     if given.text is None:
         measure.check_given(config, given)
 
@@ -159,19 +161,19 @@ def published(sources: Mapping[str, str], base: Path, config: Config) -> Given:
     return Given(checkpoint.model, pairs["data"], text, pairs.get("held_out"))
 
 
+def activations(config: Config, given: Given) -> float:
+    """Activations of one gradient step, which grow with the reference."""
+    return config.activations * finetune.times_typical(given.reference)
+
+
 def policy_of(params: Any, config: Config, given: Given) -> transformer.Model:
     return finetune.policy(params, given.reference, config)
-
-
-def ends(config: Config, given: Given) -> Any:
-    """Return what has the ids of the end and of the padding: the text of a model, or the task."""
-    return tasks.make(config.task) if given.text is None else given.text
 
 
 def make_optimizer(config: Config, num_updates: Any = 0) -> optax.GradientTransformation:
     clip = optax.clip_by_global_norm(config.max_grad_norm)
     adam = optax.adam(schedules.scheduled(config, config.learning_rate, num_updates))
-    return optimizers.flattened(optax.chain(clip, adam))
+    return finetune.in_float32(optimizers.flattened(optax.chain(clip, adam)), config)
 
 
 def init(key: jax.Array, config: Config, given: Given) -> TrainState:
@@ -192,7 +194,7 @@ def draw(key: jax.Array, config: Config, given: Given) -> Batch:
 
 def with_reference(pairs: data.Pairs, config: Config, given: Given) -> Batch:
     """Return pairs [B] as a batch, with what the reference says of them."""
-    task = ends(config, given)
+    task = finetune.ends(config, given)
     prompt_ids = jnp.concatenate([pairs.prompt_ids, pairs.prompt_ids])
     ids = jnp.concatenate([pairs.chosen_ids, pairs.rejected_ids])
     reference = measure.token_log_probs(given.reference, prompt_ids, ids, task, config.temperature)
@@ -232,7 +234,7 @@ def objective(log_prob: jax.Array, batch: Batch, config: Config) -> tuple[jax.Ar
 
 def loss(params: Any, batch: Batch, config: Config, given: Given) -> tuple[jax.Array, Metrics]:
     """Mean loss of the pairs of a batch -> scalar, metrics."""
-    task, policy = ends(config, given), policy_of(params, config, given)
+    task, policy = finetune.ends(config, given), policy_of(params, config, given)
     prompt_ids, ids = batch.prompt_ids, batch.completion_ids
     log_prob = measure.token_log_probs(policy, prompt_ids, ids, task, config.temperature)
     return objective(log_prob, batch, config)
@@ -301,13 +303,9 @@ def samples(
     if given.text is None:
         return measure.samples(key, policy, config, num_samples, given)
     pairs: Any = given.pairs if given.held_out is None else given.held_out
-    rows = [i % len(pairs.prompt_ids) for i in range(num_samples)]
-    prompts, answers = np.asarray(pairs.prompt_ids)[rows], np.asarray(pairs.chosen_ids)[rows]
-    pad_id = given.text.pad_id
-    begins = [int(np.argmax(ids != pad_id)) for ids in prompts]
-    unpadded = [ids[begin:].tolist() for ids, begin in zip(prompts, begins, strict=True)]
     models = {"reference": given.reference, "policy": policy}
-    return finetune.samples(key, models, given.text, unpadded, answers.tolist(), config.max_length)
+    rows = (pairs.prompt_ids, pairs.chosen_ids, num_samples)
+    return finetune.samples_of(key, models, given.text, *rows)
 
 
 def frontier(key: jax.Array, config: Config, given: Given) -> Any:

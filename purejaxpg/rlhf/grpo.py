@@ -40,6 +40,8 @@ mask_truncated, β = 0); Zheng et al. 2025, arXiv:2507.18071, GSPO (ratio "seque
 Run: purejaxpg train rlhf.grpo --given reference=results/sft --seed 0
 """
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -51,7 +53,7 @@ from jax import lax, random
 from purejaxpg import config as configs
 from purejaxpg import optimizers, prng, schedules
 from purejaxpg.kernels import losses, preference
-from purejaxpg.rlhf import generate, measure, tasks, tokens, transformer
+from purejaxpg.rlhf import finetune, generate, measure, tasks, tokens, transformer
 
 UNIT = "tokens"
 Metrics = dict[str, jax.Array]
@@ -79,6 +81,8 @@ class Config:
     oversample: int = 1  # times as many groups are drawn; the first of unequal scores are kept
     staleness: int = 0  # k: the policy of k updates ago samples
     learning_rate_schedule: str = "linear"  # to zero; or "constant" or "robbins_monro"
+    lora_rank: int = 0  # of adapters of the reference; 0: all its parameters are trained
+    completion_length: int = 0  # L of a published model; 0: that of the task
 
     beta: float = 0.1  # β, price of a nat of divergence from the reference
     missing_eos_penalty: float = 0.0  # taken from the score of a completion without an end
@@ -98,12 +102,12 @@ class Config:
     @property
     def steps_per_update(self) -> int:
         """Tokens of the completions drawn in one update, padding included."""
-        return self.oversample * self.batch_size * tasks.make(self.task).completion_length
+        return self.oversample * self.batch_size * finetune.completion_length(self)
 
     @property
     def activations(self) -> int:
         """Activations of one gradient step, which decide how many runs share a CPU core."""
-        length = tasks.make(self.task).completion_length
+        length = finetune.completion_length(self)
         return self.batch_size // self.num_minibatches * length * measure.TYPICAL_ACTIVATIONS
 
 
@@ -113,6 +117,10 @@ class Given:
 
     reference: transformer.Model
     reward: transformer.Model | None = None
+    text: finetune.Text | None = None  # of a published reference, with prompts
+
+
+PUBLISHED = ("text",)  # what `published` sets beside the reference
 
 
 @struct.dataclass
@@ -142,6 +150,7 @@ def check(config: Config) -> None:
     """Raise an InputError with one plain sentence unless the configuration makes sense."""
     tasks.make(config.task)
     configs.in_range(config)
+    finetune.check_policy(config)
     configs.at_least(config, 1, "num_updates", "oversample")
     configs.at_least(config, 2, "group_size")
     configs.at_least(config, 0, "staleness", "clip_eps_high")
@@ -164,11 +173,24 @@ def check(config: Config) -> None:
 
 def check_given(config: Config, given: Given) -> None:
     """Raise an InputError unless the given models fit the task."""
-    measure.check_given(config, given)
+    finetune.check_task(config, given)
+    if given.text is None:
+        measure.check_given(config, given)
 
 
-def policy_of(params: Any, given: Given) -> transformer.Model:
-    return transformer.Model(params, given.reference.architecture)
+def published(sources: Mapping[str, str], base: Path, config: Config) -> Given:
+    """Read a published model, and prompts and perhaps a reward for it; see the contract."""
+    model, text = finetune.load_prompts(sources, base, config)
+    return Given(model, text=text)
+
+
+def activations(config: Config, given: Given) -> float:
+    """Activations of one gradient step, which grow with the reference."""
+    return config.activations * finetune.times_typical(given.reference)
+
+
+def policy_of(params: Any, config: Config, given: Given) -> transformer.Model:
+    return finetune.policy(params, given.reference, config)
 
 
 def make_optimizer(config: Config, num_updates: Any = 0) -> optax.GradientTransformation:
@@ -178,7 +200,7 @@ def make_optimizer(config: Config, num_updates: Any = 0) -> optax.GradientTransf
 
 
 def init(key: jax.Array, config: Config, given: Given) -> TrainState:
-    params, k = given.reference.params, config.staleness
+    params, k = finetune.start(key, given.reference, config), config.staleness
     past = jax.tree.map(lambda x: jnp.repeat(x[None], k, axis=0), params) if k else ()
     return TrainState(params, past, make_optimizer(config).init(params), jnp.zeros((), jnp.int32))
 
@@ -187,17 +209,16 @@ def rollout(
     key: jax.Array, state: TrainState, config: Config, given: Given
 ) -> tuple[Batch, Metrics]:
     """Complete prompts G times each -> Batch of B completions, metrics of all that were drawn."""
-    task = tasks.make(config.task)
+    task = finetune.task_of(config, given)
     key_prompt, key_completion = random.split(key)
     distinct = task.prompts(key_prompt, config.oversample * config.num_groups)
     prompt_ids = jnp.repeat(distinct, config.group_size, axis=0)
     sampler = jax.tree.map(lambda x: x[0], state.past) if config.staleness else state.params
-    policy = policy_of(sampler, given)
+    policy = policy_of(sampler, config, given)
     completion = measure.sample(key_completion, policy, prompt_ids, task, config.temperature)
     finished = tokens.finished(completion.ids, task.eos_id)
-    score = measure.rewards(given, task, prompt_ids, completion)
+    score, gold = measure.rewards(given, task, prompt_ids, completion)
     penalised = score - jnp.where(finished, 0.0, config.missing_eos_penalty)
-    gold = task.reward(prompt_ids, completion.ids, completion.mask)
     metrics = {
         "reward/score": score.mean(),
         "reward/gold": gold.mean(),
@@ -234,12 +255,12 @@ def make_batch(
     given: Given,
 ) -> tuple[Batch, Metrics]:
     """Add log-probabilities and advantages to sampled completions -> Batch, metrics."""
-    task = tasks.make(config.task)
+    task = finetune.task_of(config, given)
     arguments = (prompt_ids, completion.ids, task, config.temperature)
     mask, log_prob = completion.mask, completion.log_prob
     weight = jnp.ones(len(score))
     if config.staleness:
-        log_prob = measure.token_log_probs(policy_of(state.params, given), *arguments)
+        log_prob = measure.token_log_probs(policy_of(state.params, config, given), *arguments)
         new, old = (preference.masked_sum(x, mask, 1) for x in (log_prob, completion.log_prob))
         weight = losses.truncated_importance(new, old, config.is_cap)
     reference = measure.token_log_probs(given.reference, *arguments)
@@ -306,7 +327,7 @@ def objective(log_prob: jax.Array, batch: Batch, config: Config) -> tuple[jax.Ar
 
 def loss(params: Any, batch: Batch, config: Config, given: Given) -> tuple[jax.Array, Metrics]:
     """Negative of the objective on one minibatch -> scalar, metrics."""
-    task, policy = tasks.make(config.task), policy_of(params, given)
+    task, policy = finetune.task_of(config, given), policy_of(params, config, given)
     prompt_ids, ids = batch.prompt_ids, batch.completion_ids
     log_prob = measure.token_log_probs(policy, prompt_ids, ids, task, config.temperature)
     return objective(log_prob, batch, config)
@@ -358,24 +379,29 @@ def score(
     key: jax.Array, state: TrainState, config: Config, num_episodes: int, given: Given
 ) -> dict[str, jax.Array]:
     """Evaluate on held-out prompts, beside the reference -> arrays [E]."""
-    return measure.score(key, policy_of(state.params, given), config, num_episodes, given)
+    return measure.score(key, policy_of(state.params, config, given), config, num_episodes, given)
 
 
 def samples(
     key: jax.Array, state: TrainState, config: Config, num_samples: int, given: Given
 ) -> dict[str, list[Any]]:
     """Completions of held-out prompts by the reference and the policy, as text."""
-    return measure.samples(key, policy_of(state.params, given), config, num_samples, given)
+    return measure.samples(key, policy_of(state.params, config, given), config, num_samples, given)
 
 
 def frontier(key: jax.Array, config: Config, given: Given) -> Any:
     """The best gold reward at each divergence from the reference -> arrays [K] by name."""
-    return measure.frontier(key, config, given)
+    return measure.frontier(key, config, given) if given.text is None else None
 
 
 def model(state: TrainState, config: Config, given: Given) -> transformer.Model:
     """The policy, for later stages."""
-    return policy_of(state.params, given)
+    return finetune.merged(policy_of(state.params, config, given))
+
+
+def save(folder: Path, state: TrainState, config: Config, given: Given) -> None:
+    """Write the policy as a folder, if the reference was published."""
+    finetune.save(folder, policy_of(state.params, config, given), given.text)
 
 
 if __name__ == "__main__":

@@ -20,14 +20,19 @@ with the probability σ(r(x, y) − threshold) of "desirable", from the task's o
 labels, `label_noise` turns a share the wrong way round, and `desirable_kept` and `undesirable_kept`
 leave out others.
 
+A published model is given with `--model` and `--data`: it is the reference, and the task counts for
+nothing. With adapters, it is in memory once.
+
 Run: purejaxpg train rlhf.kto --given reference=results/sft --seed 0
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jax import lax, nn, random
@@ -35,7 +40,7 @@ from jax import lax, nn, random
 from purejaxpg import config as configs
 from purejaxpg import optimizers, schedules
 from purejaxpg.kernels import preference
-from purejaxpg.rlhf import data, measure, tasks, tokens, transformer
+from purejaxpg.rlhf import data, finetune, measure, tasks, tokens, transformer
 
 UNIT = "tokens"
 Metrics = dict[str, jax.Array]
@@ -49,6 +54,10 @@ class Config:
     num_updates: int = 600  # gradient steps
     batch_size: int = 128  # B, completions of a gradient step; one alone has no other to compare
     learning_rate_schedule: str = "linear"  # to zero; or "constant" or "robbins_monro"
+    lora_rank: int = 0  # of adapters of the reference; 0: all its parameters are trained
+    max_length: int = 0  # of a published model: tokens of a prompt and of a completion
+    remat: bool = False  # compute activations again for gradients: less memory, more time
+    dtype: str = "float32"  # of a published model's parameters; or "bfloat16"
 
     beta: float = 0.1  # β, scale of the log-ratios at which an example stops to count
     desirable_weight: float = 1.0  # λ_D
@@ -64,7 +73,9 @@ class Config:
 
     @property
     def steps_per_update(self) -> int:
-        """Tokens of the completions of one update, padding included."""
+        """Tokens of one update's completions, or of a published model's rows, with padding."""
+        if self.max_length:
+            return self.batch_size * self.max_length
         return self.batch_size * tasks.make(self.task).completion_length
 
     @property
@@ -79,6 +90,11 @@ class Given:
 
     reference: transformer.Model
     labelled: data.Labelled | None = None
+    text: finetune.Text | None = None  # of a published reference
+    held_out: data.Labelled | None = None  # of that, for the score; else the judged completions
+
+
+PUBLISHED = ("text", "held_out")  # the fields that `published` sets, beside the others
 
 
 @struct.dataclass
@@ -107,6 +123,7 @@ def check(config: Config) -> None:
     """Raise an InputError with one plain sentence unless the configuration makes sense."""
     tasks.make(config.task)
     configs.in_range(config)
+    finetune.check(config)
     configs.at_least(config, 1, "num_updates")
     configs.at_least(config, 2, "batch_size")
     configs.above(config, 0, "beta")
@@ -118,8 +135,13 @@ def check(config: Config) -> None:
 
 
 def check_given(config: Config, given: Given) -> None:
-    """Raise an InputError unless the given models fit the task."""
-    measure.check_given(config, given)
+    """Raise an InputError unless the given models fit the task, or the rows max_length."""
+    rows = given.labelled
+    length = 0 if rows is None else rows.prompt_ids.shape[1] + rows.completion_ids.shape[1]
+    finetune.check_length(config, given.text, length)
+    finetune.check_dtype(config, given.text, given.reference)
+    if given.text is None:
+        measure.check_given(config, given)
 
 
 def read(name: str, path: Path, config: Config) -> data.Labelled:
@@ -127,18 +149,34 @@ def read(name: str, path: Path, config: Config) -> data.Labelled:
     return data.read_labelled(path, tasks.make(config.task))
 
 
-def policy_of(params: Any, given: Given) -> transformer.Model:
-    return transformer.Model(params, given.reference.architecture)
+def published(sources: Mapping[str, str], base: Path, config: Config) -> Given:
+    """Read a published model, and judged completions for it; the contract says what is what."""
+    checkpoint, text = finetune.load(sources["model"], base, config)
+    rows = {
+        name: finetune.read_labelled(base / sources[name], checkpoint, config.max_length)
+        for name in ("data", "held_out")
+        if name in sources
+    }
+    return Given(checkpoint.model, rows["data"], text, rows.get("held_out"))
+
+
+def activations(config: Config, given: Given) -> float:
+    """Activations of one gradient step, which grow with the reference."""
+    return config.activations * finetune.times_typical(given.reference)
+
+
+def policy_of(params: Any, config: Config, given: Given) -> transformer.Model:
+    return finetune.policy(params, given.reference, config)
 
 
 def make_optimizer(config: Config, num_updates: Any = 0) -> optax.GradientTransformation:
     clip = optax.clip_by_global_norm(config.max_grad_norm)
     adam = optax.adam(schedules.scheduled(config, config.learning_rate, num_updates))
-    return optimizers.flattened(optax.chain(clip, adam))
+    return finetune.in_float32(optimizers.flattened(optax.chain(clip, adam)), config)
 
 
 def init(key: jax.Array, config: Config, given: Given) -> TrainState:
-    params = given.reference.params
+    params = finetune.start(key, given.reference, config)
     return TrainState(params, make_optimizer(config).init(params), jnp.zeros((), jnp.int32))
 
 
@@ -163,22 +201,34 @@ def draw(key: jax.Array, config: Config, given: Given) -> tuple[data.Labelled, j
 
 def rollout(key: jax.Array, state: TrainState, config: Config, given: Given) -> Batch:
     """Draw B completions, and compare each prompt with the completion before its own."""
-    task = tasks.make(config.task)
+    task = finetune.ends(config, given)
     labelled, weight = draw(key, config, given)
     prompt_ids, ids = labelled.prompt_ids, labelled.completion_ids
-    before = (jnp.roll(prompt_ids, 1, axis=0), jnp.roll(ids, 1, axis=0))
-    is_other = (before[0] != prompt_ids).any(1) | (before[1] != ids).any(1)
-    is_other &= (weight > 0) & (jnp.roll(weight, 1) > 0)
-    mask, other_mask = (tokens.completion_mask(x, task.eos_id) for x in (ids, before[1]))
-
-    def log_probs(model: transformer.Model, ids: jax.Array) -> jax.Array:
-        return measure.token_log_probs(model, prompt_ids, ids, task, config.temperature)
-
-    policy = policy_of(state.params, given)
-    log_ratio = log_probs(policy, before[1]) - log_probs(given.reference, before[1])
-    kl = preference.masked_mean(preference.masked_sum(log_ratio, other_mask, 1), is_other)
-    reference = log_probs(given.reference, ids)
+    before = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), labelled)
+    is_other = differ(labelled, before) & (weight > 0) & (jnp.roll(weight, 1) > 0)
+    log_ratio = log_ratios(state.params, prompt_ids, before.completion_ids, config, given)
+    kl = preference.masked_mean(log_ratio, is_other)
+    mask = tokens.completion_mask(ids, task.eos_id)
+    reference = measure.token_log_probs(given.reference, prompt_ids, ids, task, config.temperature)
     return Batch(prompt_ids, ids, mask, labelled.is_desirable, reference, kl, weight)
+
+
+def differ(labelled: data.Labelled, others: data.Labelled) -> jax.Array:
+    """Return which rows are not the same prompt and completion -> [B]."""
+    is_other = (others.completion_ids != labelled.completion_ids).any(1)
+    return is_other | (others.prompt_ids != labelled.prompt_ids).any(1)
+
+
+def log_ratios(
+    params: Any, prompt_ids: jax.Array, ids: jax.Array, config: Config, given: Given
+) -> jax.Array:
+    """Return the log-ratio of the policy and the reference for completions -> [B]."""
+    task, policy = finetune.ends(config, given), policy_of(params, config, given)
+    ours, theirs = (
+        measure.token_log_probs(model, prompt_ids, ids, task, config.temperature)
+        for model in (policy, given.reference)
+    )
+    return preference.masked_sum(ours - theirs, tokens.completion_mask(ids, task.eos_id), 1)
 
 
 def objective(log_prob: jax.Array, batch: Batch, config: Config) -> tuple[jax.Array, Metrics]:
@@ -207,7 +257,7 @@ def objective(log_prob: jax.Array, batch: Batch, config: Config) -> tuple[jax.Ar
 
 def loss(params: Any, batch: Batch, config: Config, given: Given) -> tuple[jax.Array, Metrics]:
     """Mean loss of the completions of a batch -> scalar, metrics."""
-    task, policy = tasks.make(config.task), policy_of(params, given)
+    task, policy = finetune.ends(config, given), policy_of(params, config, given)
     prompt_ids, ids = batch.prompt_ids, batch.completion_ids
     log_prob = measure.token_log_probs(policy, prompt_ids, ids, task, config.temperature)
     return objective(log_prob, batch, config)
@@ -238,25 +288,73 @@ def train(key: jax.Array, config: Config, given: Given) -> tuple[TrainState, Met
 def score(
     key: jax.Array, state: TrainState, config: Config, num_episodes: int, given: Given
 ) -> dict[str, jax.Array]:
-    """Evaluate on held-out prompts, beside the reference -> arrays [E]."""
-    return measure.score(key, policy_of(state.params, given), config, num_episodes, given)
+    """Evaluate on held-out prompts, beside the reference -> arrays [E].
+
+    For a published model, evaluate on the held-out rows, or else on the rows: the return is 1 where
+    the implicit reward β (f − z₀) is positive for a desirable completion or negative for another,
+    and ½ where it is 0. z₀ is that of the scored rows. Without it, a policy that raised all
+    log-ratios alike would seem to agree with every "desirable".
+    """
+    if given.text is not None:
+        return score_labelled(key, state, config, num_episodes, given)
+    policy = policy_of(state.params, config, given)
+    return measure.score(key, policy, config, num_episodes, given)
+
+
+def score_labelled(
+    key: jax.Array, state: TrainState, config: Config, num_episodes: int, given: Given
+) -> dict[str, jax.Array]:
+    """Evaluate a published model on judged completions -> arrays [E]."""
+    rows: Any = given.labelled if given.held_out is None else given.held_out
+    before = jax.tree.map(lambda x: jnp.roll(jnp.asarray(x), 1, axis=0), rows)
+
+    def one(both: tuple[data.Labelled, data.Labelled]) -> dict[str, jax.Array]:
+        row, other = both
+        ids = (row.completion_ids, other.completion_ids)
+        own, mismatched = (
+            log_ratios(state.params, row.prompt_ids, each, config, given) for each in ids
+        )
+        sign = jnp.where(row.is_desirable, 1.0, -1.0)
+        return {"own": own, "other": mismatched, "differ": differ(row, other), "sign": sign}
+
+    values = finetune.each_row(key, one, (rows, before), config, num_episodes)
+    kl = preference.masked_mean(values["other"], values["differ"])
+    advantage = values["own"] - jnp.maximum(kl, 0.0)
+    return {
+        "evaluation/return": 0.5 * (1.0 + jnp.sign(values["sign"] * advantage)),
+        "evaluation/log_ratio": values["own"],
+        "evaluation/mismatched_kl": jnp.full(num_episodes, kl),
+    }
 
 
 def samples(
     key: jax.Array, state: TrainState, config: Config, num_samples: int, given: Given
 ) -> dict[str, list[Any]]:
     """Completions of held-out prompts by the reference and the policy, as text."""
-    return measure.samples(key, policy_of(state.params, given), config, num_samples, given)
+    policy = model(state, config, given)
+    if given.text is None:
+        return measure.samples(key, policy, config, num_samples, given)
+    rows: Any = given.labelled if given.held_out is None else given.held_out
+    models = {"reference": given.reference, "policy": policy}
+    asked = (rows.prompt_ids, rows.completion_ids, num_samples)
+    columns = finetune.samples_of(key, models, given.text, *asked)
+    labels = np.resize(np.asarray(rows.is_desirable), num_samples)
+    return {**columns, "data is desirable": labels.tolist()}
 
 
 def frontier(key: jax.Array, config: Config, given: Given) -> Any:
     """The best gold reward at each divergence from the reference -> arrays [K] by name."""
-    return measure.frontier(key, config, given)
+    return measure.frontier(key, config, given) if given.text is None else None
 
 
 def model(state: TrainState, config: Config, given: Given) -> transformer.Model:
     """The policy, for later stages."""
-    return policy_of(state.params, given)
+    return finetune.merged(policy_of(state.params, config, given))
+
+
+def save(folder: Path, state: TrainState, config: Config, given: Given) -> None:
+    """Write the policy as a folder, if the reference was published."""
+    finetune.save(folder, policy_of(state.params, config, given), given.text)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from jax import lax, nn, random
 
 from purejaxpg import config as configs
 from purejaxpg.kernels import preference, verification
-from purejaxpg.rlhf import comparison, data, generate, tasks, tilt, tokens, transformer
+from purejaxpg.rlhf import comparison, data, finetune, generate, tasks, tilt, tokens, transformer
 
 # Activations of a token in a layer, in units of the width: queries, keys and values 3, their mix 1,
 # the MLP 4, and 4 around them.
@@ -58,11 +58,29 @@ def token_log_probs(
 
 def rewards(
     given: Any, task: tasks.Task, prompt_ids: jax.Array, completion: generate.Completion
-) -> jax.Array:
-    """Return the reward to train on: of the given reward model, or else of the task -> [B]."""
+) -> tuple[jax.Array, jax.Array]:
+    """Return the rewards to train on, and the gold rewards.
+
+    Args:
+        given: perhaps with a model `reward`, which is trained on then.
+        task: whose own reward is the gold one. Prompts of a file have none beside such a model.
+        prompt_ids: [B, P].
+        completion: [B, L].
+
+    Returns:
+        [B] each.
+    """
+    asked = task, prompt_ids, completion.ids, completion.mask
     if getattr(given, "reward", None) is None:
-        return task.reward(prompt_ids, completion.ids, completion.mask)
-    return model_rewards(given.reward, task, prompt_ids, completion.ids, completion.mask)
+        gold = task.reward(*asked[1:])
+        return gold, gold
+    score = model_rewards(given.reward, *asked)
+    return score, score if is_of_file(given) else task.reward(*asked[1:])
+
+
+def is_of_file(given: Any) -> bool:
+    """Return whether the prompts are those of a file, for a published model."""
+    return getattr(given, "text", None) is not None
 
 
 def model_rewards(
@@ -172,23 +190,38 @@ def sample_pairs(
         Pairs [B], and the probability [B] that the chosen completion was preferred with: ½ for a
         tie, and less where the worse one was chosen.
     """
+    drawn = draw_pairs(key, policy, config, count, given, held_out, greedy, label_noise)
+    return drawn[:2]
+
+
+def draw_pairs(
+    key: jax.Array,
+    policy: transformer.Model,
+    config: Any,
+    count: int,
+    given: Any,
+    held_out: bool = False,
+    greedy: bool = False,
+    label_noise: jax.Array | float = 0.0,
+) -> tuple[data.Pairs, jax.Array, jax.Array]:
+    """Do what `sample_pairs` does; also return the gold rewards [2B], in no order."""
     key_prompt, key_sample, key_label = random.split(key, 3)
-    task = tasks.make(config.task)
+    task = finetune.task_of(config, given)
     prompt_ids = task.prompts(key_prompt, count, held_out)
     twice = jnp.concatenate([prompt_ids, prompt_ids])
     completion = sample(key_sample, policy, twice, task, config.temperature)
     first_ids, second_ids = jnp.split(completion.ids, 2)
     judge = getattr(given, "judge", None)
+    reward, gold = rewards(given, task, twice, completion)
     if judge is None:
-        reward = jnp.split(rewards(given, task, twice, completion), 2)
-        probability = preference.preference_probability(*reward)
+        probability = preference.preference_probability(*jnp.split(reward, 2))
     else:
         log_odds = comparison.log_odds(judge, prompt_ids, first_ids, second_ids, task)
         probability = nn.sigmoid(log_odds)
     if greedy:
         probability = 0.5 * (1.0 + jnp.sign(probability - 0.5))
     probability = data.noisy(probability, label_noise)
-    return data.label(key_label, prompt_ids, first_ids, second_ids, probability)
+    return *data.label(key_label, prompt_ids, first_ids, second_ids, probability), gold
 
 
 def in_parts(
@@ -219,15 +252,30 @@ def score(
         by the reference, ½ where equal; `proxy_return`, of the given reward model; `judged_win`,
         the probability of such a win to the given judge, asked in both orders. If the task has
         right answers, also estimates of `pass@k` for the episode's prompt, from max(PASS_AT)
-        samples of it.
+        samples of it. A published model scores `batch_size` prompts of its file at a time.
     """
-    task, temperature = tasks.make(config.task), config.temperature
+    if not is_of_file(given):
+        return _score(key, policy, config, num_episodes, given)
+    size = min(config.batch_size, num_episodes)
+
+    def part(key: jax.Array) -> dict[str, jax.Array]:
+        return _score(key, policy, config, size, given)
+
+    parts = lax.map(part, random.split(key, -(-num_episodes // size)))
+    return {name: values.ravel()[:num_episodes] for name, values in parts.items()}
+
+
+def _score(
+    key: jax.Array, policy: transformer.Model, config: Any, num_episodes: int, given: Any
+) -> dict[str, jax.Array]:
+    """Compute what `score` returns."""
+    task, temperature = finetune.task_of(config, given), config.temperature
     key_prompt, key_policy, key_reference = random.split(key, 3)
     prompt_ids = task.prompts(key_prompt, num_episodes, held_out=True)
     completion, rates = pass_rates(key_policy, policy, prompt_ids, task, temperature)
     other = sample(key_reference, given.reference, prompt_ids, task, temperature)
-    gold = task.reward(prompt_ids, completion.ids, completion.mask)
-    baseline = task.reward(prompt_ids, other.ids, other.mask)
+    proxy, gold = rewards(given, task, prompt_ids, completion)
+    baseline = rewards(given, task, prompt_ids, other)[1]
     log_p, log_q = (
         nn.log_softmax(tokens.before(m, prompt_ids, completion.ids, task.pad_id) / temperature)
         for m in (policy, given.reference)
@@ -242,7 +290,7 @@ def score(
         **rates,
     }
     if getattr(given, "reward", None) is not None:
-        values["proxy_return"] = rewards(given, task, prompt_ids, completion)
+        values["proxy_return"] = proxy
     if getattr(given, "judge", None) is not None:
         asked = (given.judge, prompt_ids, completion.ids, other.ids, task)
         values["judged_win"] = nn.sigmoid(comparison.log_odds(*asked))
@@ -265,7 +313,7 @@ def samples(
         Columns of equal length: `prompt`, `reference`, `reference reward`, `policy`, `policy
         reward`.
     """
-    task = tasks.make(config.task)
+    task = finetune.task_of(config, given)
     key_prompt, *keys = random.split(key, 3)
     prompt_ids = task.prompts(key_prompt, num_samples, held_out=True)
     columns: dict[str, list[Any]] = {"prompt": [task.text(ids) for ids in np.asarray(prompt_ids)]}
@@ -273,7 +321,7 @@ def samples(
         model = given.reference if name == "reference" else policy
         draw = jax.jit(sample, static_argnums=3)
         completion = draw(key, model, prompt_ids, task, config.temperature)
-        gold = task.reward(prompt_ids, completion.ids, completion.mask)
+        gold = rewards(given, task, prompt_ids, completion)[1]
         columns[name] = [task.text(ids) for ids in np.asarray(completion.ids)]
         columns[f"{name} reward"] = np.asarray(gold, float).round(3).tolist()
     return columns
@@ -369,7 +417,7 @@ def _table(
 
 
 def check_given(config: Any, given: Any) -> None:
-    """Raise an InputError unless the given models fit the task."""
+    """Raise an InputError unless the given models fit the task, or each other."""
     for name in ("reference", "teacher", "writer", "reward"):
         model = getattr(given, name, None)
         if model is not None:

@@ -21,6 +21,8 @@ Guo et al. 2024, arXiv:2402.04792, where the judge is a language model that pick
 Run: purejaxpg train rlhf.online_dpo --given reference=results/sft --seed 0
 """
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,7 +34,7 @@ from jax import lax, random
 from purejaxpg import config as configs
 from purejaxpg import optimizers, schedules
 from purejaxpg.kernels import preference
-from purejaxpg.rlhf import measure, tasks, tokens, transformer
+from purejaxpg.rlhf import finetune, measure, tasks, tokens, transformer
 
 UNIT = "tokens"
 Metrics = dict[str, jax.Array]
@@ -48,6 +50,8 @@ class Config:
     loss: str = "sigmoid"  # or "ipo"
     labels: str = "sampled"  # or "expected": both orders, weighted by their probabilities
     learning_rate_schedule: str = "linear"  # to zero; or "constant" or "robbins_monro"
+    lora_rank: int = 0  # of adapters of the reference; 0: all its parameters are trained
+    completion_length: int = 0  # L of a published model; 0: that of the task
 
     beta: float = 0.1  # β, price of a nat of divergence from the reference; of ipo, this is τ
     temperature: float = 1.0  # of sampling, and of all log-probabilities
@@ -58,7 +62,7 @@ class Config:
     @property
     def steps_per_update(self) -> int:
         """Tokens of the completions of one update, padding included."""
-        return 2 * self.batch_size * tasks.make(self.task).completion_length
+        return 2 * self.batch_size * finetune.completion_length(self)
 
     @property
     def activations(self) -> int:
@@ -72,6 +76,10 @@ class Given:
 
     reference: transformer.Model
     reward: transformer.Model | None = None
+    text: finetune.Text | None = None  # of a published reference, with prompts
+
+
+PUBLISHED = ("text",)  # what `published` sets beside the reference
 
 
 @struct.dataclass
@@ -101,6 +109,7 @@ def check(config: Config) -> None:
     """Raise an InputError with one plain sentence unless the configuration makes sense."""
     tasks.make(config.task)
     configs.in_range(config)
+    finetune.check_policy(config)
     configs.at_least(config, 1, "num_updates")
     configs.one_of(config, "loss", ("sigmoid", "ipo"))
     configs.one_of(config, "labels", ("sampled", "expected"))
@@ -110,11 +119,24 @@ def check(config: Config) -> None:
 
 def check_given(config: Config, given: Given) -> None:
     """Raise an InputError unless the given models fit the task."""
-    measure.check_given(config, given)
+    finetune.check_task(config, given)
+    if given.text is None:
+        measure.check_given(config, given)
 
 
-def policy_of(params: Any, given: Given) -> transformer.Model:
-    return transformer.Model(params, given.reference.architecture)
+def published(sources: Mapping[str, str], base: Path, config: Config) -> Given:
+    """Read a published model, and prompts and perhaps a reward for it; see the contract."""
+    model, text = finetune.load_prompts(sources, base, config)
+    return Given(model, text=text)
+
+
+def activations(config: Config, given: Given) -> float:
+    """Activations of one gradient step, which grow with the reference."""
+    return config.activations * finetune.times_typical(given.reference)
+
+
+def policy_of(params: Any, config: Config, given: Given) -> transformer.Model:
+    return finetune.policy(params, given.reference, config)
 
 
 def make_optimizer(config: Config, num_updates: Any = 0) -> optax.GradientTransformation:
@@ -124,7 +146,7 @@ def make_optimizer(config: Config, num_updates: Any = 0) -> optax.GradientTransf
 
 
 def init(key: jax.Array, config: Config, given: Given) -> TrainState:
-    params = given.reference.params
+    params = finetune.start(key, given.reference, config)
     return TrainState(params, make_optimizer(config).init(params), jnp.zeros((), jnp.int32))
 
 
@@ -132,15 +154,16 @@ def rollout(
     key: jax.Array, state: TrainState, config: Config, given: Given
 ) -> tuple[Batch, Metrics]:
     """Complete B prompts twice each and let the judge choose -> Batch, metrics."""
-    task, policy = tasks.make(config.task), policy_of(state.params, given)
-    pairs, probability = measure.sample_pairs(key, policy, config, config.batch_size, given)
+    task, policy = finetune.task_of(config, given), policy_of(state.params, config, given)
+    drawn = measure.draw_pairs(key, policy, config, config.batch_size, given)
+    pairs, probability, gold = drawn
     is_tie = (probability == 0.5) | (pairs.chosen_ids == pairs.rejected_ids).all(1)
     prompt_ids = jnp.concatenate([pairs.prompt_ids, pairs.prompt_ids])
     ids = jnp.concatenate([pairs.chosen_ids, pairs.rejected_ids])
     mask = tokens.completion_mask(ids, task.eos_id)
     reference = measure.token_log_probs(given.reference, prompt_ids, ids, task, config.temperature)
     metrics = {
-        "reward/gold": task.reward(prompt_ids, ids, mask).mean(),
+        "reward/gold": gold.mean(),
         "pairs/ties": is_tie.mean(),
         "completion/length": mask.sum(1).mean(),
         "completion/finished": tokens.finished(ids, task.eos_id).mean(),
@@ -176,7 +199,7 @@ def objective(log_prob: jax.Array, batch: Batch, config: Config) -> tuple[jax.Ar
 
 def loss(params: Any, batch: Batch, config: Config, given: Given) -> tuple[jax.Array, Metrics]:
     """Mean loss of the pairs of a batch that are not ties -> scalar, metrics."""
-    task, policy = tasks.make(config.task), policy_of(params, given)
+    task, policy = finetune.task_of(config, given), policy_of(params, config, given)
     prompt_ids, ids = batch.prompt_ids, batch.completion_ids
     log_prob = measure.token_log_probs(policy, prompt_ids, ids, task, config.temperature)
     return objective(log_prob, batch, config)
@@ -208,24 +231,29 @@ def score(
     key: jax.Array, state: TrainState, config: Config, num_episodes: int, given: Given
 ) -> dict[str, jax.Array]:
     """Evaluate on held-out prompts, beside the reference -> arrays [E]."""
-    return measure.score(key, policy_of(state.params, given), config, num_episodes, given)
+    return measure.score(key, policy_of(state.params, config, given), config, num_episodes, given)
 
 
 def samples(
     key: jax.Array, state: TrainState, config: Config, num_samples: int, given: Given
 ) -> dict[str, list[Any]]:
     """Completions of held-out prompts by the reference and the policy, as text."""
-    return measure.samples(key, policy_of(state.params, given), config, num_samples, given)
+    return measure.samples(key, policy_of(state.params, config, given), config, num_samples, given)
 
 
 def frontier(key: jax.Array, config: Config, given: Given) -> Any:
     """The best gold reward at each divergence from the reference -> arrays [K] by name."""
-    return measure.frontier(key, config, given)
+    return measure.frontier(key, config, given) if given.text is None else None
 
 
 def model(state: TrainState, config: Config, given: Given) -> transformer.Model:
     """The policy, for later stages."""
-    return policy_of(state.params, given)
+    return finetune.merged(policy_of(state.params, config, given))
+
+
+def save(folder: Path, state: TrainState, config: Config, given: Given) -> None:
+    """Write the policy as a folder, if the reference was published."""
+    finetune.save(folder, policy_of(state.params, config, given), given.text)
 
 
 if __name__ == "__main__":

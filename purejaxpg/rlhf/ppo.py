@@ -29,6 +29,8 @@ Run: purejaxpg train rlhf.ppo --given reference=results/sft --seed 0
 """
 
 import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -40,7 +42,7 @@ from jax import lax, random
 from purejaxpg import config as configs
 from purejaxpg import optimizers, prng, schedules
 from purejaxpg.kernels import losses, preference, returns
-from purejaxpg.rlhf import measure, tasks, tokens, transformer
+from purejaxpg.rlhf import finetune, measure, tasks, tokens, transformer
 
 UNIT = "tokens"
 Metrics = dict[str, jax.Array]
@@ -57,6 +59,8 @@ class Config:
     num_minibatches: int = 1  # gradient steps per pass; must divide batch_size
     whiten_advantage: bool = True  # to mean 0, variance 1 over all tokens of an update
     learning_rate_schedule: str = "linear"  # to zero; or "constant" or "robbins_monro"
+    lora_rank: int = 0  # of adapters of the reference; 0: all its parameters are trained
+    completion_length: int = 0  # L of a published model; 0: that of the task
 
     beta: float = 0.1  # β, price of a nat of divergence from the reference
     reference_kl: float = float("inf")  # nats per completion that β adapts to; inf: β stays
@@ -74,7 +78,7 @@ class Config:
     @property
     def steps_per_update(self) -> int:
         """Tokens of the completions of one update, padding included."""
-        return self.batch_size * tasks.make(self.task).completion_length
+        return self.batch_size * finetune.completion_length(self)
 
     @property
     def activations(self) -> int:
@@ -88,6 +92,10 @@ class Given:
 
     reference: transformer.Model
     reward: transformer.Model | None = None
+    text: finetune.Text | None = None  # of a published reference, with prompts
+
+
+PUBLISHED = ("text",)  # what `published` sets beside the reference
 
 
 @struct.dataclass
@@ -118,6 +126,7 @@ def check(config: Config) -> None:
     """Raise an InputError with one plain sentence unless the configuration makes sense."""
     tasks.make(config.task)
     configs.in_range(config)
+    finetune.check_policy(config)
     configs.at_least(config, 1, "num_updates")
     configs.above(config, 0, "reference_kl")
     configs.divides(config, "num_minibatches", config.batch_size, "batch_size")
@@ -126,16 +135,28 @@ def check(config: Config) -> None:
 
 def check_given(config: Config, given: Given) -> None:
     """Raise an InputError unless the given models fit the task."""
-    measure.check_given(config, given)
+    finetune.check_task(config, given)
+    if given.text is None:
+        measure.check_given(config, given)
 
 
-def policy_of(params: Any, given: Given) -> transformer.Model:
-    return transformer.Model(params["policy"], given.reference.architecture)
+def published(sources: Mapping[str, str], base: Path, config: Config) -> Given:
+    """Read a published model, and prompts and perhaps a reward for it; see the contract."""
+    model, text = finetune.load_prompts(sources, base, config)
+    return Given(model, text=text)
 
 
-def critic_of(params: Any, given: Given) -> transformer.Model:
-    architecture = dataclasses.replace(given.reference.architecture, output="scalar")
-    return transformer.Model(params["critic"], architecture)
+def activations(config: Config, given: Given) -> float:
+    """Activations of one gradient step, which grow with the reference."""
+    return config.activations * finetune.times_typical(given.reference)
+
+
+def policy_of(params: Any, config: Config, given: Given) -> transformer.Model:
+    return finetune.policy(params["policy"], given.reference, config)
+
+
+def critic_of(params: Any, config: Config, given: Given) -> transformer.Model:
+    return finetune.scalar(params["critic"], given.reference, config)
 
 
 def make_optimizer(config: Config, num_updates: Any = 0) -> optax.GradientTransformation:
@@ -145,8 +166,10 @@ def make_optimizer(config: Config, num_updates: Any = 0) -> optax.GradientTransf
 
 
 def init(key: jax.Array, config: Config, given: Given) -> TrainState:
-    critic = transformer.scalar_model(key, given.reference, scale=0.0)
-    params = {"policy": given.reference.params, "critic": critic.params}
+    params = {
+        "policy": finetune.start(random.fold_in(key, 1), given.reference, config),
+        "critic": finetune.start_scalar(key, given.reference, config, scale=0.0),
+    }
     return TrainState(
         params=params,
         opt_state=make_optimizer(config).init(params),
@@ -159,21 +182,20 @@ def rollout(
     key: jax.Array, state: TrainState, config: Config, given: Given
 ) -> tuple[Batch, jax.Array, Metrics]:
     """Complete B prompts -> Batch without advantages, rewards of tokens [B, L], metrics."""
-    task = tasks.make(config.task)
+    task = finetune.task_of(config, given)
     key_prompt, key_completion = random.split(key)
     prompt_ids = task.prompts(key_prompt, config.batch_size)
-    policy = policy_of(state.params, given)
+    policy = policy_of(state.params, config, given)
     completion = measure.sample(key_completion, policy, prompt_ids, task, config.temperature)
     ids, mask = completion.ids, completion.mask
     reference = measure.token_log_probs(given.reference, prompt_ids, ids, task, config.temperature)
     finished = tokens.finished(ids, task.eos_id)
-    score = measure.rewards(given, task, prompt_ids, completion)
+    score, gold = measure.rewards(given, task, prompt_ids, completion)
     penalised = score - jnp.where(finished, 0.0, config.missing_eos_penalty)
     beta = config.beta * state.beta_factor
     reward = preference.token_rewards(penalised, completion.log_prob, reference, mask, beta)
-    value = tokens.before(critic_of(state.params, given), prompt_ids, ids, task.pad_id)
+    value = tokens.before(critic_of(state.params, config, given), prompt_ids, ids, task.pad_id)
     kl = preference.masked_sum(completion.log_prob - reference, mask, 1)
-    gold = task.reward(prompt_ids, ids, mask)
     metrics = {
         "reward/score": score.mean(),
         "reward/gold": gold.mean(),
@@ -228,9 +250,9 @@ def objective(
 
 def loss(params: Any, batch: Batch, config: Config, given: Given) -> tuple[jax.Array, Metrics]:
     """Negative of the objective on one minibatch -> scalar, metrics."""
-    task = tasks.make(config.task)
+    task = finetune.task_of(config, given)
     prompt_ids, ids = batch.prompt_ids, batch.completion_ids
-    policy, critic = policy_of(params, given), critic_of(params, given)
+    policy, critic = policy_of(params, config, given), critic_of(params, config, given)
     log_prob = measure.token_log_probs(policy, prompt_ids, ids, task, config.temperature)
     value = tokens.before(critic, prompt_ids, ids, task.pad_id)
     return objective(log_prob, value, batch, config)
@@ -283,24 +305,29 @@ def score(
     key: jax.Array, state: TrainState, config: Config, num_episodes: int, given: Given
 ) -> dict[str, jax.Array]:
     """Evaluate on held-out prompts, beside the reference -> arrays [E]."""
-    return measure.score(key, policy_of(state.params, given), config, num_episodes, given)
+    return measure.score(key, policy_of(state.params, config, given), config, num_episodes, given)
 
 
 def samples(
     key: jax.Array, state: TrainState, config: Config, num_samples: int, given: Given
 ) -> dict[str, list[Any]]:
     """Completions of held-out prompts by the reference and the policy, as text."""
-    return measure.samples(key, policy_of(state.params, given), config, num_samples, given)
+    return measure.samples(key, policy_of(state.params, config, given), config, num_samples, given)
 
 
 def frontier(key: jax.Array, config: Config, given: Given) -> Any:
     """The best gold reward at each divergence from the reference -> arrays [K] by name."""
-    return measure.frontier(key, config, given)
+    return measure.frontier(key, config, given) if given.text is None else None
 
 
 def model(state: TrainState, config: Config, given: Given) -> transformer.Model:
     """The policy, for later stages."""
-    return policy_of(state.params, given)
+    return finetune.merged(policy_of(state.params, config, given))
+
+
+def save(folder: Path, state: TrainState, config: Config, given: Given) -> None:
+    """Write the policy as a folder, if the reference was published."""
+    finetune.save(folder, policy_of(state.params, config, given), given.text)
 
 
 if __name__ == "__main__":

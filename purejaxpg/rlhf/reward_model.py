@@ -19,10 +19,13 @@ starts from the reference's body with a new head. A given writer samples the pai
 reference, so that the sizes of reward model and policy may differ. An ensemble is a sweep over
 seeds.
 
+A published model is given with `--model` and `--data`: its body is the start, and the task counts
+for nothing. With adapters, the head and the adapter are trained.
+
 Run: purejaxpg train rlhf.reward_model --given reference=results/sft --seed 0
 """
 
-import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +38,7 @@ from jax import lax, random
 from purejaxpg import config as configs
 from purejaxpg import optimizers, schedules
 from purejaxpg.kernels import preference
-from purejaxpg.rlhf import comparison, data, measure, tasks, tokens, transformer
+from purejaxpg.rlhf import comparison, data, finetune, measure, tasks, tokens, transformer
 
 UNIT = "tokens"
 Metrics = dict[str, jax.Array]
@@ -51,6 +54,10 @@ class Config:
     num_labels: int = 0  # labelled pairs that a run may see; 0: new ones in every update
     labels: str = "sampled"  # or "greedy": the more probable one; what is scored is sampled
     learning_rate_schedule: str = "linear"  # to zero; or "constant" or "robbins_monro"
+    lora_rank: int = 0  # of adapters of the reference; 0: its body are trained
+    max_length: int = 0  # of a published model: tokens of a prompt and of a completion
+    remat: bool = False  # compute activations again for gradients: less memory, more time
+    dtype: str = "float32"  # of a published model's parameters; or "bfloat16"
 
     label_noise: float = 0.0  # share of sampled labels that are the wrong way round
     temperature: float = 1.0  # of the model that samples the pairs
@@ -61,7 +68,9 @@ class Config:
 
     @property
     def steps_per_update(self) -> int:
-        """Tokens of the completions of one update."""
+        """Tokens of one update's completions, or of a published model's rows, with padding."""
+        if self.max_length:
+            return 2 * self.batch_size * self.max_length
         return 2 * self.batch_size * tasks.make(self.task).completion_length
 
     @property
@@ -78,13 +87,18 @@ class Given:
     pairs: data.Pairs | None = None
     judge: transformer.Model | None = None  # labels pairs; without one, the task's reward does
     writer: transformer.Model | None = None  # samples pairs; without one, the reference does
+    text: finetune.Text | None = None  # of a published reference
+    held_out: data.Pairs | None = None  # of that, for the score; without any, the pairs
+
+
+PUBLISHED = ("text", "held_out")  # the fields that `published` sets, beside the others
 
 
 @struct.dataclass
 class TrainState:
     """Everything that a run carries from one update to the next."""
 
-    params: Any  # of the transformer with a scalar head
+    params: Any  # of the transformer with a scalar head, or of its head and an adapter
     opt_state: Any
     pairs: data.Pairs | None  # [num_labels], all that the run learns from; None: no such limit
     num_updates: jax.Array  # [] int32, finished
@@ -94,6 +108,7 @@ def check(config: Config) -> None:
     """Raise an InputError with one plain sentence unless the configuration makes sense."""
     tasks.make(config.task)
     configs.in_range(config)
+    finetune.check(config)
     configs.at_least(config, 1, "num_updates")
     configs.at_least(config, 0, "num_labels")
     configs.one_of(config, "labels", ("sampled", "greedy"))
@@ -102,9 +117,20 @@ def check(config: Config) -> None:
 
 
 def check_given(config: Config, given: Given) -> None:
-    """Raise an InputError unless the given models fit the task."""
-    measure.check_given(config, given)
-    comparison.check_judge(config, given.judge)
+    """Raise an InputError unless the given models fit the task, or the pairs max_length."""
+    pairs = given.pairs
+    length = 0 if pairs is None else pairs.prompt_ids.shape[1] + pairs.chosen_ids.shape[1]
+    finetune.check_length(config, given.text, length)
+    finetune.check_dtype(config, given.text, given.reference)
+    if given.text is None:
+        measure.check_given(config, given)
+        comparison.check_judge(config, given.judge)
+        return
+    for name in ("judge", "writer"):
+        configs.require(
+            getattr(given, name) is None,
+            f"given {name} must be absent beside a published model, whose pairs are all in data.",
+        )
 
 
 def read(name: str, path: Path, config: Config) -> data.Pairs:
@@ -112,15 +138,30 @@ def read(name: str, path: Path, config: Config) -> data.Pairs:
     return data.read_pairs(path, tasks.make(config.task))
 
 
-def reward_of(params: Any, given: Given) -> transformer.Model:
-    architecture = dataclasses.replace(given.reference.architecture, output="scalar")
-    return transformer.Model(params, architecture)
+def published(sources: Mapping[str, str], base: Path, config: Config) -> Given:
+    """Read a published model, and pairs for it; the contract says what is what."""
+    checkpoint, text = finetune.load(sources["model"], base, config)
+    pairs = {
+        name: finetune.read_pairs(base / sources[name], checkpoint, config.max_length)
+        for name in ("data", "held_out")
+        if name in sources
+    }
+    return Given(checkpoint.model, pairs["data"], text=text, held_out=pairs.get("held_out"))
+
+
+def activations(config: Config, given: Given) -> float:
+    """Activations of one gradient step, which grow with the reference."""
+    return config.activations * finetune.times_typical(given.reference)
+
+
+def reward_of(params: Any, config: Config, given: Given) -> transformer.Model:
+    return finetune.scalar(params, given.reference, config)
 
 
 def make_optimizer(config: Config, num_updates: Any = 0) -> optax.GradientTransformation:
     clip = optax.clip_by_global_norm(config.max_grad_norm)
     adam = optax.adam(schedules.scheduled(config, config.learning_rate, num_updates))
-    return optimizers.flattened(optax.chain(clip, adam))
+    return finetune.in_float32(optimizers.flattened(optax.chain(clip, adam)), config)
 
 
 def init(key: jax.Array, config: Config, given: Given) -> TrainState:
@@ -128,9 +169,9 @@ def init(key: jax.Array, config: Config, given: Given) -> TrainState:
     if config.num_labels:
         key, key_pairs = random.split(key)
         pairs = draw_all(key_pairs, config, given)
-    start = transformer.scalar_model(key, given.reference, scale=1.0)
-    opt_state = make_optimizer(config).init(start.params)
-    return TrainState(start.params, opt_state, pairs, jnp.zeros((), jnp.int32))
+    params = finetune.start_scalar(key, given.reference, config, scale=1.0)
+    opt_state = make_optimizer(config).init(params)
+    return TrainState(params, opt_state, pairs, jnp.zeros((), jnp.int32))
 
 
 def draw_all(key: jax.Array, config: Config, given: Given) -> data.Pairs:
@@ -162,10 +203,14 @@ def draw(
     return pairs, jnp.maximum(probability, 1.0 - probability)
 
 
-def compare(
-    model: transformer.Model, pairs: data.Pairs, task: tasks.Task
-) -> tuple[jax.Array, jax.Array]:
-    """Return the rewards of the chosen and of the rejected completions, [B] each."""
+def compare(model: transformer.Model, pairs: data.Pairs, task: Any) -> tuple[jax.Array, jax.Array]:
+    """Return the rewards of the chosen and of the rejected completions, [B] each.
+
+    Args:
+        model: a reward model.
+        pairs: [B].
+        task: has the ids of the end and of the padding.
+    """
     prompt_ids = jnp.concatenate([pairs.prompt_ids, pairs.prompt_ids])
     ids = jnp.concatenate([pairs.chosen_ids, pairs.rejected_ids])
     mask = tokens.completion_mask(ids, task.eos_id)
@@ -175,7 +220,9 @@ def compare(
 
 def loss(params: Any, batch: data.Pairs, config: Config, given: Given) -> tuple[jax.Array, Metrics]:
     """Mean loss of the pairs of a batch -> scalar, metrics."""
-    chosen, rejected = compare(reward_of(params, given), batch, tasks.make(config.task))
+    chosen, rejected = compare(
+        reward_of(params, config, given), batch, finetune.ends(config, given)
+    )
     likelihood = preference.bradley_terry(chosen, rejected).mean()
     centring = jnp.square(chosen + rejected).mean()
     metrics = {
@@ -215,7 +262,7 @@ def train(key: jax.Array, config: Config, given: Given) -> tuple[TrainState, Met
 
 def model(state: TrainState, config: Config, given: Given) -> transformer.Model:
     """The reward model, for later stages."""
-    return reward_of(state.params, given)
+    return finetune.merged(reward_of(state.params, config, given))
 
 
 def score(
@@ -225,15 +272,36 @@ def score(
 
     `evaluation/return` is 1 where the chosen completion has the higher reward. `evaluation/best`
     is the probability that the better completion by the task's own reward was chosen: no reward
-    model can agree with random labels more often on average.
+    model can agree with random labels more often on average. For a published model, evaluate on the
+    held-out pairs, or else on the pairs: equal rewards count as ½.
     """
+    if given.text is not None:
+        return score_pairs(key, state, config, num_episodes, given)
     pairs, best = draw(key, config, given, num_episodes, held_out=True)
-    chosen, rejected = compare(reward_of(state.params, given), pairs, tasks.make(config.task))
+    reward = reward_of(state.params, config, given)
+    chosen, rejected = compare(reward, pairs, tasks.make(config.task))
     return {
         "evaluation/return": (chosen > rejected).astype(jnp.float32),
         "evaluation/best": best,
         "evaluation/loss": preference.bradley_terry(chosen, rejected),
     }
+
+
+def score_pairs(
+    key: jax.Array, state: TrainState, config: Config, num_episodes: int, given: Given
+) -> dict[str, jax.Array]:
+    """Evaluate the reward of a published model on pairs -> arrays [E]."""
+    reward, text = reward_of(state.params, config, given), given.text
+
+    def one(pair: data.Pairs) -> dict[str, jax.Array]:
+        chosen, rejected = compare(reward, pair, text)
+        return {
+            "evaluation/return": 0.5 * (1.0 + jnp.sign(chosen - rejected)),
+            "evaluation/loss": preference.bradley_terry(chosen, rejected),
+        }
+
+    pairs: Any = given.pairs if given.held_out is None else given.held_out
+    return finetune.each_row(key, one, pairs, config, num_episodes)
 
 
 if __name__ == "__main__":

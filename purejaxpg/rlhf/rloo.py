@@ -19,6 +19,8 @@ get a baseline for free!". One gradient step follows each batch, so there is no 
 Run: purejaxpg train rlhf.rloo --given reference=results/sft --seed 0
 """
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,7 +32,7 @@ from jax import lax, random
 from purejaxpg import config as configs
 from purejaxpg import optimizers, schedules
 from purejaxpg.kernels import losses, preference
-from purejaxpg.rlhf import measure, tasks, tokens, transformer
+from purejaxpg.rlhf import finetune, measure, tasks, tokens, transformer
 
 UNIT = "tokens"
 Metrics = dict[str, jax.Array]
@@ -46,6 +48,8 @@ class Config:
     group_size: int = 8  # G, completions of each prompt; must divide batch_size
     baseline: str = "leave_one_out"  # or "none"
     learning_rate_schedule: str = "linear"  # to zero; or "constant" or "robbins_monro"
+    lora_rank: int = 0  # of adapters of the reference; 0: all its parameters are trained
+    completion_length: int = 0  # L of a published model; 0: that of the task
 
     beta: float = 0.1  # β, price of a nat of divergence from the reference
     missing_eos_penalty: float = 0.0  # taken from the score of a completion without an end
@@ -57,7 +61,7 @@ class Config:
     @property
     def steps_per_update(self) -> int:
         """Tokens of the completions of one update, padding included."""
-        return self.batch_size * tasks.make(self.task).completion_length
+        return self.batch_size * finetune.completion_length(self)
 
     @property
     def activations(self) -> int:
@@ -71,6 +75,10 @@ class Given:
 
     reference: transformer.Model
     reward: transformer.Model | None = None
+    text: finetune.Text | None = None  # of a published reference, with prompts
+
+
+PUBLISHED = ("text",)  # what `published` sets beside the reference
 
 
 @struct.dataclass
@@ -96,6 +104,7 @@ def check(config: Config) -> None:
     """Raise an InputError with one plain sentence unless the configuration makes sense."""
     tasks.make(config.task)
     configs.in_range(config)
+    finetune.check_policy(config)
     configs.at_least(config, 1, "num_updates")
     configs.one_of(config, "baseline", ("leave_one_out", "none"))
     configs.at_least(config, 1 if config.baseline == "none" else 2, "group_size")
@@ -105,11 +114,24 @@ def check(config: Config) -> None:
 
 def check_given(config: Config, given: Given) -> None:
     """Raise an InputError unless the given models fit the task."""
-    measure.check_given(config, given)
+    finetune.check_task(config, given)
+    if given.text is None:
+        measure.check_given(config, given)
 
 
-def policy_of(params: Any, given: Given) -> transformer.Model:
-    return transformer.Model(params, given.reference.architecture)
+def published(sources: Mapping[str, str], base: Path, config: Config) -> Given:
+    """Read a published model, and prompts and perhaps a reward for it; see the contract."""
+    model, text = finetune.load_prompts(sources, base, config)
+    return Given(model, text=text)
+
+
+def activations(config: Config, given: Given) -> float:
+    """Activations of one gradient step, which grow with the reference."""
+    return config.activations * finetune.times_typical(given.reference)
+
+
+def policy_of(params: Any, config: Config, given: Given) -> transformer.Model:
+    return finetune.policy(params, given.reference, config)
 
 
 def make_optimizer(config: Config, num_updates: Any = 0) -> optax.GradientTransformation:
@@ -119,7 +141,7 @@ def make_optimizer(config: Config, num_updates: Any = 0) -> optax.GradientTransf
 
 
 def init(key: jax.Array, config: Config, given: Given) -> TrainState:
-    params = given.reference.params
+    params = finetune.start(key, given.reference, config)
     return TrainState(params, make_optimizer(config).init(params), jnp.zeros((), jnp.int32))
 
 
@@ -127,19 +149,18 @@ def rollout(
     key: jax.Array, state: TrainState, config: Config, given: Given
 ) -> tuple[Batch, Metrics]:
     """Complete B/G prompts G times each -> Batch, metrics."""
-    task = tasks.make(config.task)
+    task = finetune.task_of(config, given)
     key_prompt, key_completion = random.split(key)
     distinct = task.prompts(key_prompt, config.batch_size // config.group_size)
     prompt_ids = jnp.repeat(distinct, config.group_size, axis=0)
-    policy = policy_of(state.params, given)
+    policy = policy_of(state.params, config, given)
     completion = measure.sample(key_completion, policy, prompt_ids, task, config.temperature)
     ids, mask = completion.ids, completion.mask
     reference = measure.token_log_probs(given.reference, prompt_ids, ids, task, config.temperature)
     kl = preference.masked_sum(completion.log_prob - reference, mask, 1)
     finished = tokens.finished(ids, task.eos_id)
-    score = measure.rewards(given, task, prompt_ids, completion)
+    score, gold = measure.rewards(given, task, prompt_ids, completion)
     penalised = score - jnp.where(finished, 0.0, config.missing_eos_penalty)
-    gold = task.reward(prompt_ids, ids, mask)
     metrics = {
         "reward/score": score.mean(),
         "reward/gold": gold.mean(),
@@ -165,7 +186,7 @@ def objective(log_prob: jax.Array, batch: Batch) -> jax.Array:
 
 def loss(params: Any, batch: Batch, config: Config, given: Given) -> jax.Array:
     """Negative of the objective, of which only the gradient has a meaning -> scalar."""
-    task, policy = tasks.make(config.task), policy_of(params, given)
+    task, policy = finetune.task_of(config, given), policy_of(params, config, given)
     prompt_ids, ids = batch.prompt_ids, batch.completion_ids
     log_prob = measure.token_log_probs(policy, prompt_ids, ids, task, config.temperature)
     return objective(log_prob, batch)
@@ -197,24 +218,29 @@ def score(
     key: jax.Array, state: TrainState, config: Config, num_episodes: int, given: Given
 ) -> dict[str, jax.Array]:
     """Evaluate on held-out prompts, beside the reference -> arrays [E]."""
-    return measure.score(key, policy_of(state.params, given), config, num_episodes, given)
+    return measure.score(key, policy_of(state.params, config, given), config, num_episodes, given)
 
 
 def samples(
     key: jax.Array, state: TrainState, config: Config, num_samples: int, given: Given
 ) -> dict[str, list[Any]]:
     """Completions of held-out prompts by the reference and the policy, as text."""
-    return measure.samples(key, policy_of(state.params, given), config, num_samples, given)
+    return measure.samples(key, policy_of(state.params, config, given), config, num_samples, given)
 
 
 def frontier(key: jax.Array, config: Config, given: Given) -> Any:
     """The best gold reward at each divergence from the reference -> arrays [K] by name."""
-    return measure.frontier(key, config, given)
+    return measure.frontier(key, config, given) if given.text is None else None
 
 
 def model(state: TrainState, config: Config, given: Given) -> transformer.Model:
     """The policy, for later stages."""
-    return policy_of(state.params, given)
+    return finetune.merged(policy_of(state.params, config, given))
+
+
+def save(folder: Path, state: TrainState, config: Config, given: Given) -> None:
+    """Write the policy as a folder, if the reference was published."""
+    finetune.save(folder, policy_of(state.params, config, given), given.text)
 
 
 if __name__ == "__main__":

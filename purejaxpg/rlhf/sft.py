@@ -55,6 +55,8 @@ class Config:
     learning_rate_schedule: str = "linear"  # to zero; or "constant" or "robbins_monro"
     lora_rank: int = 0  # of adapters of a published model; 0: all its parameters are trained
     max_length: int = 0  # tokens of a row of a published model's data
+    remat: bool = False  # compute activations again for gradients: less memory, more time
+    dtype: str = "float32"  # of a published model's parameters; or "bfloat16"
 
     learning_rate: float = 3e-3  # step size of Adam
     learning_rate_half_life: float = 100.0  # of robbins_monro, in updates
@@ -118,6 +120,7 @@ def architecture(config: Config) -> transformer.Architecture:
         norm=config.norm,
         mlp=config.mlp,
         suppressed=task.suppressed,
+        remat=config.remat,
     )
 
 
@@ -136,6 +139,7 @@ def check_given(config: Config, given: Given) -> None:
     """Raise an InputError unless what is given fits the configuration."""
     rows = given.demonstrations
     finetune.check_length(config, given.text, 0 if rows is None else rows.ids.shape[1])
+    finetune.check_dtype(config, given.text, given.model)
     configs.require(
         config.lora_rank == 0 or given.model is not None,
         f"lora_rank must be 0 without a published model, but is {config.lora_rank}.",
@@ -158,6 +162,11 @@ def published(sources: Mapping[str, str], base: Path, config: Config) -> Given:
     return Given(rows["data"], checkpoint.model, text, rows.get("held_out"))
 
 
+def activations(config: Config, given: Given = NOTHING) -> float:
+    """Activations of one gradient step, which grow with the model that is given."""
+    return config.activations * (finetune.times_typical(given.model) if given.model else 1.0)
+
+
 def policy_of(params: Any, config: Config, given: Given = NOTHING) -> transformer.Model:
     if given.model is None:
         return transformer.Model(params, architecture(config))
@@ -167,7 +176,7 @@ def policy_of(params: Any, config: Config, given: Given = NOTHING) -> transforme
 def make_optimizer(config: Config, num_updates: Any = 0) -> optax.GradientTransformation:
     clip = optax.clip_by_global_norm(config.max_grad_norm)
     adam = optax.adam(schedules.scheduled(config, config.learning_rate, num_updates))
-    return optimizers.flattened(optax.chain(clip, adam))
+    return finetune.in_float32(optimizers.flattened(optax.chain(clip, adam)), config)
 
 
 def init(key: jax.Array, config: Config, given: Given = NOTHING) -> TrainState:

@@ -32,6 +32,7 @@ from purejaxpg import (
     checkpoint,
     contract,
     evaluate,
+    host,
     layout,
     prng,
     signals,
@@ -137,7 +138,8 @@ class Backend:
         """Return the rows of a unit for a group of `num_legs` legs with the sizes of `config`."""
         if self.spec.rows_per_device:
             return self.spec.rows_per_device
-        most, halving = cpu_rows(config) if self.on_cpu else 2**31, self.spec.search.halving
+        most = cpu_rows(config, self.spec) if self.on_cpu else 2**31
+        halving = self.spec.search.halving
         if halving is None:
             return plans.even_rows(num_legs, self.slots, most)
         overhead = OVERHEAD_OF_CPU if self.on_cpu else OVERHEAD
@@ -322,7 +324,8 @@ def own_rows(array: jax.Array) -> np.ndarray:
 def out_of_memory(rows: int) -> Iterator[None]:
     """Turn errors of jax inside the block into OutOfMemory, for units of `rows`, or a fault."""
     try:
-        yield
+        with host.errors():
+            yield
     except jax.errors.JaxRuntimeError as error:
         text = str(error).splitlines()[0].rstrip(".")
         if "RESOURCE_EXHAUSTED" in text:
@@ -370,9 +373,15 @@ def pad(array: jax.Array, rows: int) -> jax.Array:
     return jnp.concatenate([array, *([array[-1:]] * (rows - array.shape[0]))])
 
 
-def cpu_rows(config: Any) -> int:
-    """Return the number of rows beyond which a CPU core needs more time per row."""
-    return min(max(round(CPU_ACTIVATIONS / contract.activations(config)), 1), CPU_ROWS)
+def cpu_rows(config: Any, spec: specs.Spec | None = None) -> int:
+    """Return the number of rows beyond which a CPU core needs more time per row.
+
+    Args:
+        config: of the runs.
+        spec: whose given models may be larger than the configuration can know.
+    """
+    given = () if spec is None else (spec.agent, spec.given)
+    return min(max(round(CPU_ACTIVATIONS / contract.activations(config, *given)), 1), CPU_ROWS)
 
 
 def build(spec: specs.Spec, group: plans.Group, devices: Sequence[jax.Device]) -> Programs:

@@ -218,7 +218,7 @@ def size_of(backend: compute.Backend, group: plans.Group) -> str:
     elif backend.spec.search.halving:
         why = "one size for all rungs"
     elif backend.on_cpu and group.num_legs > group.rows * backend.slots:
-        why = f"the cache of a CPU: at most {compute.cpu_rows(group.config)}"
+        why = f"the cache of a CPU: at most {compute.cpu_rows(group.config, backend.spec)}"
     else:
         why = "an even share for each device"
     span = f"updates {group.start + 1} to {group.stop}"

@@ -141,8 +141,9 @@ def _of_file(path: Path, fields: Mapping[str, Any], asked: Asked) -> specs.Spec:
 
 
 def _absolute(name: str, source: str) -> str:
-    """Return the path of a source; a published model may have a name that is no path."""
-    is_name = name == contract.MODEL and not os.path.exists(source) and os.sep not in source
+    """Return the path of a source; a published model and its data may have names that are none."""
+    named = name == contract.MODEL or (name in contract.NAMED and ":" in source)
+    is_name = named and not os.path.exists(source) and os.sep not in source
     return source if is_name else os.path.abspath(source)
 
 

@@ -11,6 +11,7 @@ or, for all runs, a published language model with the data to train it on::
     model = "smollm2"  # or a folder, or a .gguf file
     data = "pairs.jsonl"
     held_out = "others.jsonl"  # may be absent
+    reward = "results/reward"  # as above, for a field that the published model leaves open
 
 In a file of stages a name without "/" is an earlier stage.
 """
@@ -100,15 +101,12 @@ def resolve(
     Raises:
         InputError: a field is unknown or missing, or a source does not have what is needed.
     """
+    given = None
     if contract.names_published(trainer, table):
-        given = contract.published(trainer, table, base, config)
-        return jax.tree.map(lambda x: np.asarray(x)[None], given), seeds
-    name, fields = contract.name_of(trainer), contract.given_fields(trainer)
-    configs.require(bool(fields), f"agent {name!r} is given nothing, so [given] must be absent.")
-    for field in table:
-        configs.require_known(field, fields, "field of given named")
-    missing = [field for field, required in fields.items() if required and field not in table]
-    configs.require(not missing, f"given must have {', '.join(missing)} for agent {name!r}.")
+        given, table = contract.published(trainer, table, base, config)
+        given = jax.tree.map(lambda x: np.asarray(x)[None], given)
+    else:
+        _check_fields(trainer, table)
     found = {
         field: models(field, source, base, stage, trainer, config)
         for field, source in table.items()
@@ -125,7 +123,17 @@ def resolve(
     spare = sorted(set.intersection(*every) - set(seeds)) if every else []
     items = (*seeds, *spare)
     arrays = {field: source.stacked(items) for field, source in found.items()}
-    return trainer.Given(**arrays), items
+    return (dataclasses.replace(given, **arrays) if given else trainer.Given(**arrays)), items
+
+
+def _check_fields(trainer: types.ModuleType, table: Mapping[str, Any]) -> None:
+    """Raise an InputError unless sources are those of the fields that a trainer needs."""
+    name, fields = contract.name_of(trainer), contract.given_fields(trainer)
+    configs.require(bool(fields), f"agent {name!r} is given nothing, so [given] must be absent.")
+    for field in table:
+        configs.require_known(field, fields, "field of given named")
+    missing = [field for field, required in fields.items() if required and field not in table]
+    configs.require(not missing, f"given must have {', '.join(missing)} for agent {name!r}.")
 
 
 def models(

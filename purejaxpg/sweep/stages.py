@@ -173,11 +173,11 @@ def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
 def _parents(name: str, given: Any, earlier: Sequence[str]) -> Iterator[str]:
     """Yield the earlier stages that a stage is given, and refuse what is none."""
     for field, source in given.items() if isinstance(given, dict) else ():
-        if not isinstance(source, str) or "/" in source or source.endswith(".jsonl"):
+        if not isinstance(source, str) or "/" in source or source.endswith((".jsonl", ".py")):
             continue
         parent = source.removesuffix(":best")
-        if field == contract.MODEL and parent not in earlier:
-            continue  # a published model; `sources` refuses a name that is none
+        if field in contract.NAMED and parent not in earlier:
+            continue  # a published model or a dataset; `sources` refuses a name that is none
         configs.require(
             parent in earlier,
             f"given {field} of stage {name!r} must be an earlier stage "

@@ -208,6 +208,15 @@ def test_a_formula_keeps_the_mark_behind_it(built):
 
 
 @pytest.mark.site
+def test_options_and_small_numbers_stay_on_one_line(built):
+    text = (BUILT / "sweeps.html").read_text(encoding="utf-8")
+    assert '"kept-together"><span class="pre">--snapshot</span></span>' in text
+    assert not re.search(r'<span class="pre">--[a-z]', text.replace('"kept-together"><span', ""))
+    text = (BUILT / "algorithms" / "sac.html").read_text(encoding="utf-8")
+    assert '<span class="kept-together">3e-4</span>' in text
+
+
+@pytest.mark.site
 def test_the_example_report_is_that_of_a_confirmed_sweep(built):
     report = BUILT / "example-report.html"
     for name in ("index", "how-to/read-a-report"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax import random
 
-from purejaxpg import FaultError, InputError
+from purejaxpg import InputError
 from purejaxpg.rlhf import data, tasks
 
 TASK = tasks.make("sentiment")
@@ -147,5 +147,5 @@ def test_an_empty_and_a_missing_file_are_refused(tmp_path):
         data.read_rows(write(tmp_path / "d.jsonl", ""), TASK, 20)
     with pytest.raises(InputError, match="at least one line, but is empty"):
         data.read_labelled(write(tmp_path / "d.jsonl", ""), TASK)
-    with pytest.raises(FaultError, match="cannot be read: No such file"):
+    with pytest.raises(InputError, match=r"none\.jsonl must be a file, but does not exist"):
         data.read_pairs(tmp_path / "none.jsonl", TASK)

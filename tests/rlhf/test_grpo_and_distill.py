@@ -79,7 +79,7 @@ def test_stale_samples_come_from_the_policy_of_k_updates_ago(given):
     ids = batch.completion_ids
     assert equal(ids, drawn((0, 0)).completion_ids)
     assert not equal(ids, drawn((1, 1)).completion_ids)
-    now, then = (grpo.policy_of(states[i].params, given) for i in (2, 0))
+    now, then = (grpo.policy_of(states[i].params, config, given) for i in (2, 0))
     log_ratio = jnp.where(
         batch.mask,
         measure.token_log_probs(now, batch.prompt_ids, ids, TASK, 1.0)

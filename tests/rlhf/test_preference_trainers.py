@@ -68,7 +68,7 @@ def test_kto_compares_with_completions_of_other_prompts(reference):
     log_probs = jax.jit(measure.token_log_probs, static_argnums=3)
     policy, fixed = (
         log_probs(model, batch.prompt_ids, before, TASK, 1.0)
-        for model in (kto.policy_of(state.params, given), reference)
+        for model in (kto.policy_of(state.params, config, given), reference)
     )
     log_ratio = np.where(tokens.completion_mask(before, TASK.eos_id), policy - fixed, 0.0).sum(1)
     is_other = np.asarray(before != batch.completion_ids).any(1)

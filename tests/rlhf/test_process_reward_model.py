@@ -133,7 +133,7 @@ def test_a_model_of_steps_rewards_whole_completions(given):
             for output in ("scalar", *transformer.AGGREGATIONS)
         ]
         rewards = [
-            measure.rewards(rloo.Given(given.reference, model), TASK, PROMPTS, completion)
+            measure.rewards(rloo.Given(given.reference, model), TASK, PROMPTS, completion)[0]
             for model in models
         ]
         whole = jnp.hstack([PROMPTS, COMPLETIONS])
