@@ -8,7 +8,7 @@ embedding by words.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -111,6 +111,34 @@ def over_heads(x: jax.Array, count: int) -> jax.Array:
     if DATA not in sizes:
         return x
     return _constrained(x, sizes, None, MODEL if count % sizes[MODEL] == 0 else None)
+
+
+def on_one_device(function: Callable[..., Any], result: Any, *operands: jax.Array) -> Any:
+    """Compute what XLA cannot split, such as a call to the host, once for all devices of a mesh.
+
+    Args:
+        function: arrays -> an array.
+        result: its shape and type, as a jax.ShapeDtypeStruct.
+        operands: arrays, which are made whole on every device.
+
+    Returns:
+        The array, on every device.
+    """
+    axes = (DATA, MODEL)
+    if DATA not in jax.sharding.get_abstract_mesh().shape:
+        return function(*operands)
+
+    def on_each(*arrays: jax.Array) -> jax.Array:
+        first = sum(lax.axis_index(name) for name in axes) == 0
+        zeros = jnp.zeros(result.shape, result.dtype)
+        found = lax.cond(first, function, lambda *_: zeros, *arrays)
+        return lax.psum(found, axes)
+
+    whole = PartitionSpec()
+    spread = jax.shard_map(
+        on_each, in_specs=whole, out_specs=whole, axis_names=set(axes), check_vma=False
+    )
+    return spread(*operands)
 
 
 def _constrained(x: jax.Array, sizes: Mapping[str, int], *rest: str | None) -> jax.Array:

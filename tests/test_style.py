@@ -59,7 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "networks": {*CORE, "fused"},
     "streams": {"root"},
     "extras": {"root"},
-    "host": {"root"},
+    "host": {"root", "layout"},
     "agents": {*CORE, *SHARED},
     "rlhf": {*CORE, *SHARED, "disk", "extras", "host", "tracebacks"},
     "stats": {"root"},

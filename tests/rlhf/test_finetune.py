@@ -21,8 +21,11 @@ from purejaxpg.rlhf import (
     dpo,
     families,
     finetune,
+    grpo,
     hf,
     kto,
+    online_dpo,
+    ppo,
     reward_model,
     rewards,
     rloo,
@@ -295,7 +298,7 @@ def test_computing_activations_again_keeps_fewer_of_them_for_the_same_gradient(c
     assert 2 * kept[1] < kept[0]
 
 
-@pytest.mark.parametrize("trainer", [sft, dpo, kto, reward_model])
+@pytest.mark.parametrize("trainer", [sft, dpo, kto, reward_model, grpo, rloo, online_dpo, ppo])
 def test_every_trainer_computes_activations_again_if_asked(trainer, checkpoint):
     names = {f.name for f in dataclasses.fields(trainer.Given)}
     given = trainer.Given(**{({"model", "reference"} & names).pop(): checkpoint.model})
@@ -423,9 +426,9 @@ def reward(prompts, completions, rows):
 PROMPTS = ({"prompt": "Hi", "best": "isascii"}, {"messages": CHAT[:1], "best": "isalpha"})
 SEEN = "['Hi', 'user:a</s>|assistant:'] ['isalpha', 'isascii']"  # prompts, and fields of rows
 ON_POLICY = {
-    "ppo": ("--num-epochs", "1"),
+    "ppo": ("--num-epochs", "1", "--remat", "true"),
     "rloo": ("--group-size", "4"),
-    "grpo": ("--group-size", "4", "--num-epochs", "1"),
+    "grpo": ("--group-size", "4", "--num-epochs", "1", "--dtype", "bfloat16"),
     "online_dpo": (),
 }
 SAMPLED = (
