@@ -271,8 +271,7 @@ def from_dict(
     )
     spec = dataclasses.replace(spec, given=_given(spec, table(raw, "given"), given, resolve))
     spec = dataclasses.replace(spec, runs=tuple(_runs(spec)))
-    for refuse in (_refuse_repeated, _refuse_equal, _refuse_stored, _refuse_mesh):
-        refuse(spec)
+    _refuse(spec)
     return _identified(spec, raw, swept, base)
 
 
@@ -555,6 +554,12 @@ def _check_pbt(
     )
     method = "random" if search.method == "grid" else search.method
     return dataclasses.replace(search, method=method, samples=pbt.population)
+
+
+def _refuse(spec: Spec) -> None:
+    """Refuse what is wrong with the runs of a sweep, each of which is valid by itself."""
+    for refuse in (_refuse_repeated, _refuse_equal, _refuse_stored, _refuse_mesh):
+        refuse(spec)
 
 
 def _refuse_repeated(spec: Spec) -> None:
