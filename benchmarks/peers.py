@@ -4,6 +4,8 @@ A sample is a process of its own, pinned to its cores: it compiles, runs once to
 whole trainings with fresh seeds. Samples alternate between the two sides, and so does the side that
 begins a pair. A row is the median over pairs of the ratio of environment steps per second, with a
 bootstrap interval. Every sample is saved at once, so the same command resumes when interrupted.
+A step of a language model is a token of a completion, with its padding. Both sides count the tokens
+that they generate and train on, and the parameters; a row whose sides differ in these is refused.
 
 A row of speed is void if the two sides do not learn alike. `--gate` tests that with 64 seeds per
 side: the 95% interval of the difference of means, of the final return and of the area under the
@@ -22,6 +24,7 @@ Run, on a Linux machine that does nothing else:
     python benchmarks/peers.py --list                 # the rows
     python benchmarks/peers.py                        # all of them, one after another
     python benchmarks/peers.py --work ppo-cartpole-64 --pairs 5 --cores 1
+    python benchmarks/peers.py --peer trl --cores 1   # language models, one thread on both sides
     python benchmarks/peers.py --gate                 # the learning gate
     python benchmarks/peers.py --gate --limits-end    # ours makes PureJaxRL's mistake, too
     python benchmarks/peers.py --accelerator          # on a GPU: its rows, in ten minutes
@@ -71,6 +74,7 @@ PINS = {  # what each peer's environment holds
     "rejax": (*JAX, "gymnax==0.0.9", "rejax==0.1.3"),
     "sb3": TORCH,
     "sbx": (*JAX[:4], *TORCH, "sbx-rl==0.28.0"),
+    "trl": (TORCH[0], "transformers==5.24.0", "accelerate==1.15.0", "trl==1.16.0"),
 }
 BUSY = 0.1  # cores that other work may keep busy before a measurement is refused or marked
 PLATFORMS = "JAX_PLATFORMS"
@@ -125,6 +129,7 @@ class Work:
     max_return: float | None = None  # None: unbounded, so the best of any seed is used
     margin: float = math.nan  # of the learning gate, as a share of max_return
     large: bool = False  # for accelerators
+    model: Mapping[str, int] | None = None  # of a language model: the sizes of a GPT-2
 
 
 SAC = {
@@ -144,6 +149,38 @@ SAC = {
     "tau": 0.005,
     "total_timesteps": 2_304,
 }
+LANGUAGE = {
+    "task": "sentiment",
+    "num_updates": 40,
+    "batch_size": 64,
+    "learning_rate": 1e-3,
+    "learning_rate_schedule": "linear",
+    "max_grad_norm": 1.0,
+    "beta": 0.1,
+}
+GRPO = {
+    **LANGUAGE,
+    "group_size": 8,
+    "num_epochs": 1,
+    "scale": "group",
+    "normaliser": "sequence",
+    "kl_placement": "loss",
+    "kl_estimator": "k3",
+    "kl_times_ratio": True,
+    "temperature": 1.0,
+    "clip_eps": 0.2,
+    "clip_eps_high": 0.2,
+}
+DPO = {**LANGUAGE, "loss": "sigmoid"}
+
+
+def gpt2(width: int) -> dict[str, int]:
+    """Return the sizes of a GPT-2 of two layers for the sequences of the task."""
+    heads = {"num_layers": 2, "num_heads": 2}
+    return {"width": width, "mlp_width": 4 * width, "context": 20, **heads}
+
+
+TRL: dict[str, Any] = {"trl": {}}
 PUREJAXRL: dict[str, Any] = {"purejaxrl": {}}
 # One agent after another, so that its rate does not depend on how many there are.
 SB3 = {"sb3": {"agents": 1}, "sb3-2": {"agents": 2, "processes": 2}}
@@ -171,6 +208,9 @@ WORKS = {
     "sac-pendulum-1-wide": Work("sac", 1, 1, SAC | {"hidden": [256, 256]}, REJAX | SBX),
     "sac-pendulum-8": Work("sac", 8, 2, SAC, REJAX | SBX),
     "ddpg-pendulum-8": Work("ddpg", 8, 2, SAC | {"noise_std": 0.1}, REJAX),
+    **{f"grpo-d{n}": Work("rlhf.grpo", 1, 2, GRPO, TRL, model=gpt2(n)) for n in (16, 32, 64)},
+    "grpo-d16-small": Work("rlhf.grpo", 1, 2, GRPO | {"batch_size": 16}, TRL, model=gpt2(16)),
+    **{f"dpo-d{n}": Work("rlhf.dpo", 1, 2, DPO, TRL, model=gpt2(n)) for n in (16, 32, 64)},
 }
 # The rows of a GPU. A CPU would need hours for the large ones, so it has to be asked for them.
 ACCELERATOR = ("ppo-cartpole-2048", "ppo-cartpole-64-long", "ppo-cartpole-1", "ppo-breakout-256")
@@ -201,6 +241,12 @@ INEQUALITIES = {
         "SBX trains one agent, whose rate holds for any number; the environment is written in "
         "Python. One model does all repetitions, because a new one would compile again."
     ),
+    "trl": (
+        "TRL makes its trainer before the clock starts; torch has one thread. Both train a GPT-2 "
+        "with random parameters in 32 bits. TRL's generation would stop when all completions of a "
+        "batch have ended, and pads prompts to the longest of a batch, ours always to 4 tokens; "
+        "its optimiser is AdamW without decay, its reward a Python function. It collects metrics."
+    ),
 }
 # --limits-end removes this one.
 LIMITS_END = "It treats a time limit as the end of an episode; ours bootstraps."
@@ -227,14 +273,17 @@ class Row:
     def jobs(self, checkout: pathlib.Path, steps: int | None = None) -> dict[str, dict[str, Any]]:
         """Return the jobs of both sides; `steps` replaces the number of steps of the work."""
         work = WORKS[self.work]
-        changed = {} if steps is None else {"total_timesteps": steps}
+        if steps is not None:
+            work = shortened(work, steps)
         ours = {
             "peer": "ours",
             "algorithm": work.algorithm,
             "agents": work.agents,
             "repetitions": work.repetitions,
-            "settings": {**work.settings, **changed},
+            "settings": dict(work.settings),
         }
+        if work.model is not None:
+            ours |= {"model": work.model, "texts": texts(work)}
         theirs = {**ours, "peer": self.driver, "checkout": str(checkout), **work.peers[self.peer]}
         return {"ours": ours, "peer": theirs}
 
@@ -259,6 +308,41 @@ class Row:
             "repetitions": math.ceil(seeds / together) - 1,  # the first counts, too
         }
         return {side: {**job, **longer} for side, job in self.jobs(checkout, steps).items()}
+
+
+def shortened(work: Work, steps: int) -> Work:
+    """Return a work whose runs have so many steps."""
+    length = {"total_timesteps": steps}
+    if work.model is not None:
+        length = {"num_updates": max(1, steps // texts(work)["tokens_per_update"])}
+    return dataclasses.replace(work, settings={**work.settings, **length})
+
+
+def texts(work: Work) -> dict[str, Any]:
+    """Return what both sides of a language model's row read: prompts, and pairs for DPO.
+
+    Completions of pairs are random words and an end, all as long as completions can be.
+    """
+    from purejaxpg.rlhf import tasks
+
+    task, rng = tasks.make(work.settings["task"]), np.random.default_rng(0)
+    length, batch = task.completion_length, work.settings["batch_size"]
+    share = np.where(task.held_out, 0.0, task.prompt_probability)
+    count = work.settings["num_updates"] * batch  # so that no side begins anew
+    drawn = rng.choice(len(share), count, p=share / share.sum())
+    prompts = [" ".join(task.words[i] for i in task.prompt_ids[x] if i) for x in drawn]
+    found = {"words": task.words, "length": length, "tokens_per_update": batch * length}
+    if work.algorithm == "rlhf.dpo":
+        chosen, rejected = (
+            [" ".join([*rng.choice(task.words[3:], length - 1), task.words[2]]) for _ in prompts]
+            for _ in range(2)
+        )
+        both = zip(prompts, chosen, rejected, strict=True)
+        pairs = [{"prompt": p, "chosen": f" {c}", "rejected": f" {r}"} for p, c, r in both]
+        return found | {"tokens_per_update": 2 * batch * length, "pairs": pairs}
+    table, unfinished = task.additive or (np.zeros(0), 0.0)
+    reward = {"reward": table.tolist(), "unfinished": float(unfinished)}
+    return found | reward | {"prompts": [{"prompt": prompt} for prompt in prompts]}
 
 
 def rows(names: Sequence[str], gate: bool) -> list[Row]:
@@ -537,9 +621,9 @@ def order(pair: int) -> tuple[str, str]:
     return ("ours", "peer") if pair % 2 == 0 else ("peer", "ours")
 
 
-def steady(sample: Mapping[str, Any]) -> float:
-    """Return the environment steps per second of a sample's median repetition."""
-    return sample["env_steps"] / statistics.median(sample["seconds"])
+def steady(sample: Mapping[str, Any], clock: str = "seconds") -> float:
+    """Return the steps per second of a sample's median repetition, by a clock of its result."""
+    return sample["env_steps"] / statistics.median(sample[clock])
 
 
 # --------------------------------------------------------------------------------------- statistics
@@ -673,11 +757,12 @@ def measure(setup: Setup, found: Sequence[Row], pairs: int, taken: Mapping[Row, 
                 mark = f"; OTHER WORK KEPT {busy:.1f} CORES BUSY" if (busy or 0) > BUSY else ""
                 print(
                     f"  {row.name}, pair {pair + 1} of {pairs}, {side}: {steady(sample):,.0f} "
-                    f"env-steps/s (compiling {sample['compile_s']:.1f} s){mark}",
+                    f"steps/s (compiling {sample['compile_s']:.1f} s){mark}",
                     file=sys.stderr,
                     flush=True,
                 )
             refuse_other_device(row, both["ours"]["device"], both["peer"]["device"])
+            refuse_other_work(row, both["ours"]["work"], both["peer"]["work"])
             for side, sample in both.items():
                 taken[row][side].append(sample)
 
@@ -691,15 +776,29 @@ def refuse_other_device(row: Row, ours: str, theirs: str) -> None:
         )
 
 
+def refuse_other_work(row: Row, ours: Mapping[str, int], theirs: Mapping[str, int]) -> None:
+    """Raise a FaultError if the sides of a language model's row did not do the same work."""
+    if ours != theirs:
+        raise FaultError(
+            f"{row.name} cannot be compared: a repetition of ours did {ours}, and one of the "
+            f"peer {theirs}."
+        )
+
+
 def summary(row: Row, taken: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """Reduce the samples of a row."""
     rates = {side: [steady(sample) for sample in samples] for side, samples in taken.items()}
     ratio, low, high = paired(rates["ours"], rates["peer"])
     first = {side: samples[0] for side, samples in taken.items()}
+    cpu_ratio = None
+    if first["ours"]["work"]:  # language models, whose sides are one process each
+        cpu = [[steady(each, "cpu_s") for each in taken[side]] for side in ("ours", "peer")]
+        cpu_ratio = paired(*cpu)[0]
     return {
         "row": row.name,
         "pairs": len(rates["ours"]),
         "ratio": ratio,
+        "cpu_ratio": cpu_ratio,
         "low": low,
         "high": high,
         "rates": {side: statistics.median(values) for side, values in rates.items()},
@@ -714,6 +813,7 @@ def summary(row: Row, taken: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[
         "cores": first["ours"]["cores"],
         "machine": first["ours"]["machine"],
         "device": first["ours"]["device"],
+        "work": first["ours"]["work"],
     }
 
 
@@ -737,15 +837,18 @@ def measure_gate(setup: Setup, row: Row, seeds: int) -> dict[str, Any]:
 
 def table(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield the lines of a Markdown table of speeds."""
-    yield "| work / peer | ours, env-steps/s | peer | ours / peer | 95% | pairs | compiling, s |"
-    yield "|---|---|---|---|---|---|---|"
+    heads = ["work / peer", "ours, steps/s", "peer", "ours / peer", "95%", "by CPU time"]
+    heads += ["pairs", "compiling, s"]
+    yield f"| {' | '.join(heads)} |"
+    yield "|---" * len(heads) + "|"
     for row in found:
         rates, compile_s = row["rates"], row["compile_s"]
         disturbed = f" ({row['disturbed']} samples disturbed)" if row["disturbed"] else ""
         interval = f"[{row['low']:.2f}, {row['high']:.2f}]" if row["pairs"] > 1 else "-"
+        by_cpu = "-" if row["cpu_ratio"] is None else f"{row['cpu_ratio']:.2f}"
         yield (
             f"| {row['row']} | {rates['ours']:,.0f} | {rates['peer']:,.0f} | {row['ratio']:.2f} "
-            f"| {interval} | {row['pairs']}{disturbed} "
+            f"| {interval} | {by_cpu} | {row['pairs']}{disturbed} "
             f"| {compile_s['ours']:.1f}, {compile_s['peer']:.1f} |"
         )
 

@@ -5,6 +5,7 @@ Nothing here asserts a time.
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import signal
@@ -23,8 +24,8 @@ from jax import lax
 from purejaxpg import InputError, cli, trainers
 from purejaxpg.agents import a2c, ddpg, npg, ppo, ppo_rnn, reinforce, sac, trpo
 from purejaxpg.bench import cases, child, counts, hlo, roof, run, show
+from purejaxpg.rlhf import data, rloo, sft, transformer
 from purejaxpg.rlhf import ppo as language_ppo
-from purejaxpg.rlhf import rloo, sft
 
 # --- FLOPs and bytes -----------------------------------------------------------------------------
 
@@ -133,13 +134,89 @@ def test_the_weights_and_products_of_a_transformer_are_counted(changed: dict[str
     assert found is not None and found.flops == 6 * macs
     given = rloo.Given(model)
     found = counts.count("rlhf.rloo", rloo.Config(task="enumerable-3-3"), given)
-    # A sequence is a prompt of 3 tokens and 3 of a completion: sampled, compared and learnt.
-    assert found is not None and found.flops == 2 * macs * (1 + 1 + 3) * 6 / 3
+    # A sequence is a prompt of 3 tokens and 3 of a completion: compared and learnt whole, and
+    # sampled but for a forward pass of its last token.
+    assert found is not None
+    assert found.flops == pytest.approx(2 * macs * (5 / 6 + 1 + 3) * 6 / 3, rel=1e-12)
     critic = macs - 8 * 8 + 8
     found = counts.count("rlhf.ppo", language_ppo.Config(task="enumerable-3-3"), given)
     assert found is not None
-    assert found.flops == (2 * macs * (2 + 4 * 3) + 2 * critic * (1 + 4 * 3)) * 6 / 3
+    expected = (2 * macs * (5 / 6 + 1 + 4 * 3) + 2 * critic * (1 + 4 * 3)) * 6 / 3
+    assert found.flops == pytest.approx(expected, rel=1e-12)
     assert counts.count("rlhf.reward_model", config, given) is None
+
+
+def products(jaxpr: Any) -> int:
+    """Operations of the matrix products of numbers with a fraction, as often as loops run them."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        result = eqn.outvars[0].aval
+        if eqn.primitive.name == "dot_general" and jnp.issubdtype(result.dtype, jnp.floating):
+            (axes, _), _ = eqn.params["dimension_numbers"]
+            total += 2 * result.size * math.prod(eqn.invars[0].aval.shape[i] for i in axes)
+        parts = jax.tree.leaves(list(eqn.params.values()))
+        inner = [each for each in (getattr(x, "jaxpr", x) for x in parts) if hasattr(each, "eqns")]
+        times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+        total += times * sum(map(products, inner))
+    return total
+
+
+LANGUAGE_CASES: list[tuple[str, dict[str, Any], int, int]] = [
+    # Four completions or pairs of 3 tokens each; generated and trained tokens by hand.
+    ("sft", {}, 0, 4 * (3 + 3)),
+    ("rloo", {"group_size": 2}, 12, 12),
+    ("grpo", {"group_size": 2, "num_epochs": 3}, 12, 3 * 12),
+    ("grpo", {"group_size": 2, "oversample": 3, "staleness": 2, "num_epochs": 2}, 3 * 12, 2 * 12),
+    ("ppo", {"num_epochs": 2, "num_minibatches": 2}, 12, 2 * 12),
+    ("dpo", {}, 2 * 12, 2 * 12),
+    ("dpo of given pairs", {}, 0, 2 * 12),
+    ("online_dpo", {}, 2 * 12, 2 * 12),
+    ("kto", {}, 12, 12),
+]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(("name", "fields", "generated", "trained"), LANGUAGE_CASES)
+def test_operations_of_language_models_are_those_of_their_programs(
+    name: str, fields: dict[str, Any], generated: int, trained: int
+) -> None:
+    agent = f"rlhf.{name.split()[0]}"
+    trainer, key = trainers.load(agent), jax.random.key(0)
+    own = {"task": "enumerable-3-3", "batch_size": 4}
+    sizes = {"width": 8, "num_heads": 2, "num_kv_heads": 1, "num_layers": 2, "mlp_width": 16}
+    config: Any = sft.Config(**own, **sizes)
+    model, given = sft.model(sft.init(key, config), config), sft.Given()
+    if name != "sft":
+        config, given = trainer.Config(**own, **fields), trainer.Given(model)
+    if name.endswith("pairs"):
+        given = given.replace(pairs=data.Pairs(*[jnp.zeros((3, 3), jnp.int32)] * 3))
+    state = jax.eval_shape(lambda: trainer.init(key, config, given))
+    program = jax.make_jaxpr(lambda k, s: trainer.update(k, s, config, given))(key, state)
+    found = counts.count(agent, config, given)
+    assert found is not None
+    per_update = config.steps_per_update
+    assert found.flops * per_update == pytest.approx(products(program.jaxpr), rel=1e-12)
+    assert found.generated * per_update == pytest.approx(generated)
+    assert found.samples * per_update == pytest.approx(trained)
+
+
+@pytest.mark.fast
+def test_a_token_takes_the_model_flops_of_palm() -> None:
+    """6 N + 12 n H S with the gradient, a third of it without; n layers, H all heads together."""
+    shape = {"width": 32, "num_layers": 3, "num_heads": 4, "num_kv_heads": 4, "head_dim": 8}
+    a = transformer.Architecture(vocab_size=30, context=20, **shape)
+    weights = 3 * (4 * 32 * 32 + 2 * 32 * 128) + 32 * 30
+    found = counts.transformer(a, 20, 30)
+    assert found.forward[0] == 2 * weights + 4 * 3 * 32 * 20
+    assert found.learn[0] == 6 * weights + 12 * 3 * 32 * 20
+
+
+@pytest.mark.fast
+def test_rates_of_tokens_are_those_of_the_unit_times_their_share() -> None:
+    count = counts.Count(flops=1.0, bytes=1.0, samples=4.0, generated=0.5)
+    found = child.tokens("rlhf.grpo", count, 100.0)
+    assert found == {"generated_per_s": 50.0, "trained_per_s": 400.0}
+    assert child.tokens("ppo", count, 100.0) is child.tokens("rlhf.grpo", None, 100.0) is None
 
 
 @pytest.mark.fast
@@ -332,6 +409,10 @@ def test_a_case_is_its_own_dictionary() -> None:
         (["--agents", "rlhf.rloo", "--given", "reference=./x"], ["x is not a result directory"]),
         (["--given", "reference=./x"], ["'ppo' is given nothing", "--given"]),
         (["--full", "--given", "reference=./x"], ["--full", "--given"]),
+        (["--agents", "rlhf.grp"], ["'rlhf.grp'", "'rlhf.grpo'"]),
+        (["--agents", "rlhf.grpo", "--num-envs", "4"], ["rlhf.grpo", "num_envs"]),
+        (["--agents", "rlhf.dpo", "--env", "CartPole-v1"], ["rlhf.dpo", "env"]),
+        (["--agents", "rlhf.dpo", "--given", "pairs=no.jsonl"], ["pairs", "no.jsonl"]),
     ],
 )
 def test_bad_input_is_one_sentence(
@@ -395,8 +476,9 @@ def test_a_language_model_without_a_given_reference_gets_a_random_one(
     found = json.loads(json.dumps(measured_here, allow_nan=False))
     assert found["unit"] == "tokens" and found["config"]["task"] == "enumerable-3-3"
     assert found["env_steps_per_s"] == pytest.approx(2 * 8 * 3 / found["update_s"]["median"])
-    assert found["algorithm"]["samples"] == 1
-    other = {**found, "algorithm": None}
+    assert found["algorithm"]["samples"] == found["algorithm"]["generated"] == 1
+    assert found["tokens"]["generated_per_s"] == found["env_steps_per_s"]
+    other = {**found, "algorithm": None, "tokens": None}
     results = {"a": {"case": case.as_dict(), **found}}
     results["b"] = {"case": {**case.as_dict(), "agent": "./mine.py"}, **other}
     show.tables({**data_of(), "results": results}, Console(width=200))
@@ -404,6 +486,30 @@ def test_a_language_model_without_a_given_reference_gets_a_random_one(
     assert "tokens/s" in printed and "env-steps" not in printed
     assert "No share of the roof is known for ./mine.py: its operations are not" in printed
     assert " tokens/s, " in show.one_line(found)
+    _, tokens = printed.split("generated/s")
+    assert "rlhf.rloo x 2" in tokens and "mine.py x" not in tokens
+
+
+@pytest.mark.fast
+def test_the_table_of_tokens_has_the_memory_and_the_share_of_the_roof() -> None:
+    import io
+
+    from rich.console import Console
+
+    own = {"agent": "rlhf.grpo", "num_agents": 1}
+    result = {
+        **measured(1, 1e5),
+        "case": {**cases.Case("ppo", 1).as_dict(), **own},
+        "unit": "tokens",
+        "tokens": {"generated_per_s": 1e5, "trained_per_s": 4e5},
+    }
+    result["memory"] |= {"argument": 2e6, "temp": 5e6, "peak": 9e8}
+    console = Console(file=io.StringIO(), width=120)
+    show.tables(data_of(result, measured(4, 1e5)), console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    (row,) = [line.split() for line in text.splitlines() if "9e+08" in line or "900M" in line]
+    # 1e5 FLOP a token at 1e5 tokens/s are 10 of the roof's 100 GFLOP/s.
+    assert row == ["rlhf.grpo", "x", "1", "100k", "400k", "10", "10.0", "7M", "900M"]
 
 
 @pytest.mark.slow

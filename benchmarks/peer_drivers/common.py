@@ -3,11 +3,16 @@
 A job is a JSON file that `peers.py` writes:
 
     peer          name of the driver
-    algorithm     "ppo", "sac" or "ddpg"
+    algorithm     "ppo", "sac", "ddpg", "rlhf.grpo" or "rlhf.dpo"
     agents        how many, trained side by side if the peer can do that
     settings      names as in the Config of our agents
     repetitions   timed ones; one more comes first and its time is discarded
     first_seed    of the first agent in the first repetition; every repetition has fresh seeds
+    model         of a language model, the sizes of a GPT-2
+    texts         of a language model, what `peers.texts` returns
+
+Steps are those of an environment, or tokens of completions with their padding. "work" of the
+result is what a repetition of a language model was seen to do, which has to be equal on both sides.
 
 "episodes" of the result covers all repetitions, the first included: for each seed and update, the
 sum of the returns and the number of the training episodes that ended.
@@ -28,16 +33,18 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "gymnax", "rejax")
-PACKAGES += ("torch", "gymnasium", "stable-baselines3", "sbx-rl")
+PACKAGES += ("torch", "gymnasium", "stable-baselines3", "sbx-rl", "transformers", "trl")
 
 
 class Prepared(NamedTuple):
     """A compiled job."""
 
-    run: Callable[[int], Any]  # first seed -> outcome; returns when everything is computed
-    env_steps: int  # of all agents, in one run
+    run: Callable[[Any], Any]  # first seed -> outcome; returns when everything is computed
+    env_steps: int  # of all agents, in one run; or tokens
     returns: Callable[[Any], Any] | None = None  # outcome -> sums, counts: lists [agents][updates]
     compile_s: float | None = None  # None: the difference between the first run and the others
+    make: Callable[[int], Any] | None = None  # first seed -> what `run` is given, not timed
+    work: Callable[[Any], dict[str, int]] | None = None  # outcome -> what was done, by name
 
 
 def main(prepare: Callable[[dict[str, Any]], Prepared]) -> None:
@@ -51,13 +58,18 @@ def measure(job: dict[str, Any], prepare: Callable[[dict[str, Any]], Prepared]) 
     """Prepare a job, run it once to warm up, then time it."""
     prepared = prepare(job)
     seeds = [job["first_seed"] + i * job["agents"] for i in range(job["repetitions"] + 1)]
-    seconds, episodes = [], []
+    seconds, cpu_s, episodes, work = [], [], [], []
     for seed in seeds:
-        began = time.perf_counter()
-        outcome = prepared.run(seed)
+        given = seed if prepared.make is None else prepared.make(seed)
+        began, cpu_began = time.perf_counter(), time.process_time()
+        outcome = prepared.run(given)
         seconds.append(time.perf_counter() - began)
+        cpu_s.append(time.process_time() - cpu_began)
         if prepared.returns is not None:
             episodes.append(prepared.returns(outcome))
+        if prepared.work is not None:
+            work.append(prepared.work(outcome))
+    assert work[1:] == work[:-1], f"repetitions differ in their work: {work}"
     first, *timed = seconds
     compile_s = prepared.compile_s
     if compile_s is None:
@@ -66,7 +78,9 @@ def measure(job: dict[str, Any], prepare: Callable[[dict[str, Any]], Prepared]) 
         "compile_s": compile_s,
         "first_s": first,
         "seconds": timed,
+        "cpu_s": cpu_s[1:],  # of all threads of this process
         "env_steps": prepared.env_steps,
+        "work": work[0] if work else {},
         "episodes": [list(itertools.chain(*parts)) for parts in zip(*episodes, strict=True)],
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "cores": sorted(os.sched_getaffinity(0)),

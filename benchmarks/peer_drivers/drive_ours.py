@@ -24,7 +24,62 @@ def sweep(job: dict[str, Any], first_seed: int) -> Any:
 
     seeds = list(range(first_seed, first_seed + job["agents"]))
     raw = {"agent": job["algorithm"], "seeds": seeds, "config": job["settings"]}
-    return specs.from_dict(raw, "peers")
+    return specs.from_dict(raw, "peers", given=given(job) if "model" in job else None)
+
+
+def given(job: dict[str, Any]) -> Any:
+    """Return what the trainer of a language model is given: a random GPT-2, and pairs for DPO."""
+    import jax
+    import jax.numpy as jnp
+
+    from purejaxpg import trainers
+    from purejaxpg.rlhf import tasks, transformer
+
+    task, sizes = tasks.make(job["settings"]["task"]), job["model"]
+    heads = {"num_kv_heads": sizes["num_heads"], "head_dim": sizes["width"] // sizes["num_heads"]}
+    gpt2 = {"norm": "layer", "norm_eps": 1e-5, "mlp": "gelu", "bias": "all"}
+    words = {"vocab_size": len(task.words), "suppressed": task.suppressed}
+    architecture = transformer.Architecture(**sizes, **heads, **gpt2, **words)
+    found = {"reference": transformer.init(jax.random.key(0), architecture)}
+    if "pairs" in job["texts"]:
+        found["pairs"] = pairs(job["texts"], task.prompt_length)
+    given = trainers.load(job["algorithm"]).Given(**found)
+    return jax.tree.map(lambda x: jnp.asarray(x)[None], given)
+
+
+def pairs(texts: dict[str, Any], prompt_length: int) -> Any:
+    """Return the pairs of a job as ids."""
+    import numpy as np
+
+    from purejaxpg.rlhf import data, tasks
+
+    index = {word: i for i, word in enumerate(texts["words"])}
+
+    def ids(name: str, length: int) -> Any:
+        rows = [[index[word] for word in pair[name].split()] for pair in texts["pairs"]]
+        padded = [[tasks.PAD] * (length - len(row)) + row for row in rows]
+        return np.array(padded, np.int32)
+
+    lengths = {"prompt": prompt_length, "chosen": texts["length"], "rejected": texts["length"]}
+    return data.Pairs(**{f"{name}_ids": ids(name, length) for name, length in lengths.items()})
+
+
+def work_of(job: dict[str, Any], spec: Any, group: Any) -> dict[str, int]:
+    """Return what a run of a language model does, by the shapes of what its program draws."""
+    import jax
+
+    config, trainer, key = group.config, spec.agent, jax.random.key(0)
+    own = spec.given.of_run(0)
+    parameters = sum(x.size for x in jax.tree.leaves(own[0].reference.params))
+    if job["algorithm"] == "rlhf.dpo":
+        batch = jax.eval_shape(trainer.draw, key, config, *own)
+    else:
+        state = jax.eval_shape(trainer.init, key, config, *own)
+        batch, _ = jax.eval_shape(trainer.rollout, key, state, config, *own)
+    drawn = config.num_updates * batch.completion_ids.size
+    generated = 0 if job["algorithm"] == "rlhf.dpo" else drawn
+    epochs = getattr(config, "num_epochs", 1)
+    return {"generated": generated, "trained": epochs * drawn, "parameters": parameters}
 
 
 def take_limits_for_ends() -> None:
@@ -50,7 +105,8 @@ def prepare(job: dict[str, Any]) -> common.Prepared:
 
     from purejaxpg.sweep import compute, engine, plan, search
 
-    backend = compute.Backend(sweep(job, 0), devices)
+    spec = sweep(job, 0)
+    backend = compute.Backend(spec, devices)
 
     def group_of(first_seed: int) -> Any:
         round_ = next(search.rounds(sweep(job, first_seed)))
@@ -79,7 +135,10 @@ def prepare(job: dict[str, Any]) -> common.Prepared:
     group = group_of(0)
     steps = job["agents"] * (group.config.steps_per_update * group.stop)
     before = job["agents"] * contract.steps_before(group.config)
-    return common.Prepared(run, steps + before, returns, programs.compile_s)
+    if "model" not in job:
+        return common.Prepared(run, steps + before, returns, programs.compile_s)
+    done = work_of(job, spec, group)
+    return common.Prepared(run, steps, None, programs.compile_s, work=lambda _: done)
 
 
 if __name__ == "__main__":

@@ -74,10 +74,12 @@ def measure(
     enough = QUICK_ENOUGH_S if case.quick else ENOUGH_S
     trained = train(backend, programs, group.units[: programs.units], enough)
     count = counts.count(case.agent, group.config, *spec.given.of_run(0))
+    speed = rates(group, programs.units, trained["update_s"]["median"])
     return {
         **times,
         **trained,
-        **rates(group, programs.units, trained["update_s"]["median"]),
+        **speed,
+        "tokens": tokens(case.agent, count, speed["env_steps_per_s"]),
         "memory": use_of_memory(spec, programs, group.config),
         "kernels": kernels(programs, group.config),
         "paths": [str(path) for path in programs.paths],
@@ -146,6 +148,23 @@ def rates(group: plans.Group, devices: int, update_s: float) -> dict[str, Any]:
         "env_steps_per_s": steps / seconds,
         "agents_per_s": group.num_legs / (group.config.num_updates * seconds),
     }
+
+
+def tokens(agent: str, count: counts.Count | None, per_s: float) -> dict[str, float] | None:
+    """Return the tokens per second of a language model whose algorithm is known, or None.
+
+    Args:
+        agent: its name.
+        count: what the algorithm takes per token of the trainer's unit.
+        per_s: such tokens per second.
+
+    Returns:
+        `generated_per_s`: tokens of completions that were sampled, with their padding;
+        `trained_per_s`: tokens that went through a gradient step, once for each time.
+    """
+    if count is None or agent not in counts.LANGUAGE:
+        return None
+    return {"generated_per_s": count.generated * per_s, "trained_per_s": count.samples * per_s}
 
 
 def use_of_memory(spec: specs.Spec, programs: compute.Programs, config: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Floating-point operations and bytes of one step, counted from the algorithm.
 
-A step is one of an environment, or a token of a language model, padding included.
+A step is one of an environment, or a token in the unit of a trainer of language models: of the
+completions of an update, padding included; of SFT's rows, with their prompts.
 
 Only matrix products count as operations: 2 per multiply-add. Environments, random numbers,
 activation functions and optimisers are left out (about a tenth for a network of two layers of 64).
@@ -9,6 +10,11 @@ Bytes are those of a program that computes layer by layer: each product reads it
 writes its result once, everything elementwise is fused into it, and each gradient step reads and
 writes the parameters and the state of the optimiser. A program that keeps the activations of
 several layers on the chip needs fewer bytes and may exceed this roof.
+
+A transformer with N weights in its products takes 2 N + 4 n H S operations for a token in a
+sequence of S, with n layers and a width of H of all heads together, and three times as many with
+its gradient: the model FLOPs of Chowdhery et al. 2022, arXiv:2204.02311, appendix B. The table of
+the embedding is looked up and takes none. Padded and masked tokens count: they are computed.
 
 What an agent does beyond its algorithm is not counted: the critic is counted once per step of a
 rollout, although the agents evaluate it a second time to bootstrap at time limits.
@@ -88,6 +94,7 @@ class Count:
     flops: float
     bytes: float
     samples: float  # gradient samples: how often each step is learnt from
+    generated: float = 0.0  # of a language model: tokens that are sampled, per token of its unit
 
 
 def net(config: Any, inputs: int, outputs: int, torso: str | None = None) -> Net:
@@ -138,8 +145,11 @@ def count(agent: str, config: Any, *given: Any) -> Count | None:
     """
     if agent not in {**KINDS, **LANGUAGE}:
         return None
-    total, samples = KINDS[agent](config) if agent in KINDS else LANGUAGE[agent](config, *given)
-    return Count(float(total[0]), FLOAT * float(total[1]), samples)
+    if agent in KINDS:
+        total, samples = KINDS[agent](config)
+        return Count(float(total[0]), FLOAT * float(total[1]), samples)
+    total, samples, generated = LANGUAGE[agent](config, *given)
+    return Count(float(total[0]), FLOAT * float(total[1]), samples, generated)
 
 
 def actor_and_critic(config: Any) -> tuple[Net, Net, Work]:
@@ -321,55 +331,131 @@ def dense(inputs: int, outputs: int) -> Layer:
     return Layer(inputs, outputs, inputs * outputs, inputs * outputs)
 
 
-def completed(config: Any, given: Any) -> tuple[Net, Net, float, Work]:
-    """Return policy, critic, the tokens of a sequence per token of a completion, and the rollout.
+@dataclasses.dataclass(frozen=True)
+class Completed:
+    """What a trainer does with completions, per token of its unit.
 
-    The rollout is the work of sampling a token, of its log-probability under the reference, and of
-    the reward if a model gives it. Sampling reads the weights at each token of the B completions.
+    A sequence of S tokens is a prompt and a completion. Its last token is sampled and needs no
+    forward pass, so sampling takes those of S - 1 tokens. It reads the weights at each token.
     """
+
+    policy: Net
+    length: int  # S
+    share: float  # tokens of the sequences
+    sampling: Work
+    reading: Work  # of the log-probabilities under a model as large as the policy
+
+    @property
+    def learning(self) -> Work:
+        """Work of the log-probabilities and their gradient."""
+        return self.policy.learn * self.share
+
+    def optimizing(self, config: Any, steps: int = 1) -> Work:
+        """Return the work of so many steps of Adam in an update."""
+        moved = step_of_optimizer(self.policy.weights, ADAM)
+        return steps / config.steps_per_update * moved
+
+
+def completed(config: Any, given: Any, completions: int) -> Completed:
+    """Return the work of the completions of an update, of which there are so many."""
     a = given.reference.architecture
     length = trainers.load("rlhf.sft").Config(task=config.task).row_length
-    share = length * config.batch_size / config.steps_per_update
+    share = length * completions / config.steps_per_update
     policy = transformer(a, length, a.vocab_size)
-    critic = transformer(dataclasses.replace(a, output="scalar"), length, 1)
-    completions = 2 * policy.forward * share + work(0, policy.weights / config.batch_size)
-    if getattr(given, "reward", None) is not None:
-        reward = given.reward.architecture
-        completions += transformer(reward, length, 1).forward * share
-    return policy, critic, share, completions
+    reading = policy.forward * share
+    sampling = reading * (length - 1) / length + work(0, policy.weights / completions)
+    return Completed(policy, length, share, sampling, reading)
 
 
-def language_sft(config: Any, given: Any) -> tuple[Work, float]:
+def rewarding(given: Any, found: Completed) -> Work:
+    """Return the work of the reward model, if one is given."""
+    if getattr(given, "reward", None) is None:
+        return work(0, 0)
+    return transformer(given.reward.architecture, found.length, 1).forward * found.share
+
+
+Language = tuple[Work, float, float]  # and the samples and the generated tokens per token
+
+
+def language_sft(config: Any, given: Any) -> Language:
     """SFT: a gradient step on rows of tokens: F = F_π + B_π."""
     architecture = trainers.load("rlhf.sft").architecture(config)
     policy = transformer(architecture, config.row_length, architecture.vocab_size)
     moved = step_of_optimizer(policy.weights, ADAM) / config.steps_per_update
-    return policy.learn + moved, 1
+    return policy.learn + moved, 1, 0
 
 
-def language_rloo(config: Any, given: Any) -> tuple[Work, float]:
-    """RLOO: completions, then one gradient step: F = (2 F_π + F_r) + F_π + B_π."""
-    policy, _, share, total = completed(config, given)
-    total += policy.learn * share
-    return total + step_of_optimizer(policy.weights, ADAM) / config.steps_per_update, 1
+def language_rloo(config: Any, given: Any) -> Language:
+    """RLOO: completions, then one gradient step: F = (S_π + F_ref + F_r) + F_π + B_π.
+
+    S_π is the work of sampling.
+    """
+    found = completed(config, given, config.batch_size)
+    total = found.sampling + found.reading + rewarding(given, found) + found.learning
+    return total + found.optimizing(config), 1, 1
 
 
-def language_ppo(config: Any, given: Any) -> tuple[Work, float]:
+def language_grpo(config: Any, given: Any) -> Language:
+    """GRPO: completions, then E epochs: F = S_π + F_r + (F_ref + E (F_π + B_π)) / oversample.
+
+    With staleness, one more F_π for the log-probabilities of the policy that is learning.
+    """
+    drawn, epochs = config.oversample, config.num_epochs
+    found = completed(config, given, drawn * config.batch_size)
+    kept = found.reading * (2 if config.staleness else 1) + epochs * found.learning
+    total = found.sampling + rewarding(given, found) + kept / drawn
+    return total + found.optimizing(config, epochs * config.num_minibatches), epochs / drawn, 1
+
+
+def language_ppo(config: Any, given: Any) -> Language:
     """PPO: completions and their values, then E epochs.
 
-    F = (2 F_π + F_r) + F_V + E (F_π + B_π + F_V + B_V)
+    F = (S_π + F_ref + F_r) + F_V + E (F_π + B_π + F_V + B_V)
     """
-    policy, critic, share, total = completed(config, given)
-    epochs, steps = config.num_epochs, config.num_epochs * config.num_minibatches
-    total += (critic.forward + epochs * (policy.learn + critic.learn)) * share
-    both = step_of_optimizer(policy.weights + critic.weights, ADAM)
-    return total + steps / config.steps_per_update * both, epochs
+    found, epochs = completed(config, given, config.batch_size), config.num_epochs
+    scalar = dataclasses.replace(given.reference.architecture, output="scalar")
+    critic = transformer(scalar, found.length, 1)
+    values = (critic.forward + epochs * critic.learn) * found.share
+    steps = epochs * config.num_minibatches
+    moved = steps / config.steps_per_update * step_of_optimizer(critic.weights, ADAM)
+    total = found.sampling + found.reading + rewarding(given, found) + epochs * found.learning
+    return total + values + moved + found.optimizing(config, steps), epochs, 1
 
 
-LANGUAGE: dict[str, Callable[[Any, Any], tuple[Work, float]]] = {
+def language_dpo(config: Any, given: Any) -> Language:
+    """DPO: a gradient step on B pairs: F = S_ref + F_ref + F_π + B_π; given pairs are not sampled.
+
+    All tokens of both completions are learnt from. The reference only evaluates them.
+    """
+    found = completed(config, given, 2 * config.batch_size)
+    sampled = 1 if given.pairs is None else 0
+    total = sampled * found.sampling + found.reading + found.learning
+    return total + found.optimizing(config), 1, sampled
+
+
+def language_online_dpo(config: Any, given: Any) -> Language:
+    """Online DPO: B pairs by the policy, and a gradient step: F = S_π + F_r + F_ref + F_π + B_π."""
+    found = completed(config, given, 2 * config.batch_size)
+    total = found.sampling + rewarding(given, found) + found.reading + found.learning
+    return total + found.optimizing(config), 1, 1
+
+
+def language_kto(config: Any, given: Any) -> Language:
+    """KTO: B completions, and each prompt with another's: F = S_ref + F_π + 2 F_ref + F_π + B_π."""
+    found = completed(config, given, config.batch_size)
+    sampled = 1 if given.labelled is None else 0
+    total = sampled * found.sampling + 3 * found.reading + found.learning
+    return total + found.optimizing(config), 1, sampled
+
+
+LANGUAGE: dict[str, Callable[[Any, Any], Language]] = {
     "rlhf.sft": language_sft,
     "rlhf.rloo": language_rloo,
+    "rlhf.grpo": language_grpo,
     "rlhf.ppo": language_ppo,
+    "rlhf.dpo": language_dpo,
+    "rlhf.online_dpo": language_online_dpo,
+    "rlhf.kto": language_kto,
 }
 
 

@@ -123,19 +123,35 @@ NEEDS: Columns = {
     "FLOP a step": lambda r: counted(r, "flops"),
     "bytes a step": lambda r: counted(r, "bytes"),
 }
+TOKENS_TITLE = (
+    "Language models (generated: sampled tokens of completions; trained: tokens in gradient steps, "
+    "once for each pass; both with padding; GFLOP/s: of the model, counted from the algorithm; "
+    "program: bytes of arguments and temporaries on a device; peak: of the device, on a CPU of "
+    "the process)"
+)
+TOKENS: Columns = {
+    "generated/s": lambda r: engineering(r["tokens"]["generated_per_s"]),
+    "trained/s": lambda r: engineering(r["tokens"]["trained_per_s"]),
+    "GFLOP/s": lambda r: f"{1e-9 * r['algorithm']['flops'] * r['env_steps_per_s']:.3g}",
+    "% of FLOP/s": percent("share_of_flops"),
+    "program": lambda r: engineering(r["memory"]["argument"] + r["memory"]["temp"]),
+    "peak": lambda r: engineering(r["memory"]["peak"]),
+}
 
 
 def tables(data: Mapping[str, Any], console: Any) -> None:
-    """Print three tables: the speed, the time until training is fast, and what a case needs."""
+    """Print the speed, the time until training is fast, what a case needs, and rates of tokens."""
     measured = results(data)
     good = [(case, result) for case, result in measured if "error" not in result]
-    for title, columns in (
-        (f"Speed ({describe(data)})", SPEED),
-        ("Time", TIMES),
-        (NEEDS_TITLE, NEEDS),
+    language = [(case, result) for case, result in good if result.get("tokens")]
+    for title, columns, shown in (
+        (f"Speed ({describe(data)})", SPEED, good),
+        ("Time", TIMES, good),
+        (NEEDS_TITLE, NEEDS, good),
+        (TOKENS_TITLE, TOKENS, language),
     ):
-        if good:
-            text_tables.show(table(title, columns, good), console)
+        if shown:
+            text_tables.show(table(title, columns, shown), console)
     for case, result in measured:
         if "error" in result:
             say = f"{case.label}: {result['error']}"

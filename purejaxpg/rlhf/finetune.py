@@ -87,7 +87,7 @@ def load(source: str, base: Path, config: Any) -> tuple[hf.Checkpoint, Text]:
     """
     path = base / source
     named = source if source in gguf.PACKAGES and not path.exists() else path
-    checkpoint = hf.load(named, getattr(config, "dtype", "float32"))
+    checkpoint = hf.load(named, config.dtype)
     hf.check_length(checkpoint, getattr(config, "max_length", 1), "max_length")
     tokens = checkpoint.tokenizer
     content = {
@@ -408,9 +408,9 @@ def _check_sizes(sizes: Sequence[tuple[str, int]], checkpoint: hf.Checkpoint, le
 
 def check(config: Any) -> None:
     """Raise an InputError unless the fields for published models make sense."""
-    configs.at_least(config, 0, "lora_rank", "max_length")
-    if hasattr(config, "dtype"):
-        configs.one_of(config, "dtype", DTYPES)
+    length = "max_length" if hasattr(config, "max_length") else "completion_length"
+    configs.at_least(config, 0, "lora_rank", length)
+    configs.one_of(config, "dtype", DTYPES)
 
 
 def check_length(config: Any, text: Text | None, length: int) -> None:
@@ -457,11 +457,6 @@ def in_float32(
     return optimizers.in_float32(optimizer) if needed else optimizer
 
 
-def check_policy(config: Any) -> None:
-    """Raise an InputError unless the fields of trainers that sample completions make sense."""
-    configs.at_least(config, 0, "lora_rank", "completion_length")
-
-
 def check_task(config: Any, given: Any) -> None:
     """Raise an InputError unless prompts, reward and model of a published policy fit each other."""
     text = given.text
@@ -470,6 +465,7 @@ def check_task(config: Any, given: Any) -> None:
         f"completion_length must be 0 without a published model, but is "
         f"{config.completion_length}.",
     )
+    check_dtype(config, text, given.reference)
     if text is None:
         return
     configs.require(
@@ -556,7 +552,7 @@ def policy(params: Any, model: transformer.Model, config: Any) -> transformer.Mo
 
 def _architecture(model: transformer.Model, config: Any) -> transformer.Architecture:
     """Return an architecture that computes activations again if the run does."""
-    return dataclasses.replace(model.architecture, remat=getattr(config, "remat", False))
+    return dataclasses.replace(model.architecture, remat=config.remat)
 
 
 def start_scalar(

@@ -50,6 +50,8 @@ class Config:
     learning_rate_schedule: str = "linear"  # to zero; or "constant" or "robbins_monro"
     lora_rank: int = 0  # of adapters of the reference; 0: all its parameters are trained
     completion_length: int = 0  # L of a published model; 0: that of the task
+    remat: bool = False  # compute activations again for gradients: less memory, more time
+    dtype: str = "float32"  # of a published model's parameters; or "bfloat16"
 
     beta: float = 0.1  # β, price of a nat of divergence from the reference
     missing_eos_penalty: float = 0.0  # taken from the score of a completion without an end
@@ -104,7 +106,7 @@ def check(config: Config) -> None:
     """Raise an InputError with one plain sentence unless the configuration makes sense."""
     tasks.make(config.task)
     configs.in_range(config)
-    finetune.check_policy(config)
+    finetune.check(config)
     configs.at_least(config, 1, "num_updates")
     configs.one_of(config, "baseline", ("leave_one_out", "none"))
     configs.at_least(config, 1 if config.baseline == "none" else 2, "group_size")
@@ -137,7 +139,8 @@ def policy_of(params: Any, config: Config, given: Given) -> transformer.Model:
 def make_optimizer(config: Config, num_updates: Any = 0) -> optax.GradientTransformation:
     clip = optax.clip_by_global_norm(config.max_grad_norm)
     adam = optax.adam(schedules.scheduled(config, config.learning_rate, num_updates))
-    return optax.flatten(optax.chain(clip, adam))  # one vector compiles and runs faster
+    flat = optax.flatten(optax.chain(clip, adam))  # one vector compiles and runs faster
+    return finetune.in_float32(flat, config)
 
 
 def init(key: jax.Array, config: Config, given: Given) -> TrainState:

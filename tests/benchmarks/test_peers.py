@@ -3,6 +3,7 @@
 No peer is needed: samples are made up, or taken of our own driver on a tiny size.
 """
 
+import dataclasses
 import importlib
 import json
 import math
@@ -11,6 +12,7 @@ import pathlib
 import subprocess
 import sys
 import time
+import types
 import zipfile
 
 import jax
@@ -20,6 +22,7 @@ import pytest
 
 from purejaxpg import FaultError, InputError, envs
 from purejaxpg.agents import ppo
+from purejaxpg.rlhf import tasks, tokens
 from purejaxpg.sweep import spec as specs
 
 BENCHMARKS = pathlib.Path(__file__).resolve().parents[2] / "benchmarks"
@@ -109,6 +112,7 @@ def sample(job, device="cpu"):
     sums = [[8.0 + seed] * 40 for seed in range(job["agents"])]
     return {
         "seconds": [1.0],
+        "cpu_s": [2.0],
         "env_steps": {"ours": 300.0, "purejaxrl": 100.0}[job["peer"]],
         "others_busy": 0.0,
         "episodes": [sums, [[2.0] * 40] * job["agents"]],
@@ -117,6 +121,7 @@ def sample(job, device="cpu"):
         "cores": [0],
         "versions": {},
         "device": device,
+        "work": {},
     }
 
 
@@ -176,7 +181,7 @@ def test_rows_take_turns_until_time_is_up(peers, no_processes, tmp_path, capsys,
     assert peers.main(words) == 0
     assert agents == [2048, 2048, 64, 64, 1, 1, 256, 256, 2048]
     found = capsys.readouterr()
-    assert "Time is up" in found.err and found.out.count("| - | 1 |") == 4
+    assert "Time is up" in found.err and found.out.count("| - | - | 1 |") == 4
     rows = json.loads((tmp_path / "peers.json").read_text())["rows"]
     assert [(row["pairs"], row["device"]) for row in rows] == [(1, "cpu")] * 4  # whole pairs only
 
@@ -187,6 +192,23 @@ def test_sides_on_different_devices_are_not_compared(peers, no_processes, tmp_pa
     with pytest.raises(FaultError, match="ours ran on 'H200' and the peer on 'cpu'"):
         peers.run(peers.make_parser().parse_args(command(tmp_path)))
     assert json.loads((tmp_path / "peers.json").read_text())["rows"] == []
+
+
+def test_cpu_time_is_compared_where_sides_are_one_process(peers):
+    row, taken = peers.Row("grpo-d16", "trl"), {}
+    for side, cpu_s in (("ours", [3.0, 1.0, 2.0]), ("peer", [9.0, 8.0, 10.0])):
+        job = {"peer": "ours", "agents": 1}
+        own = {"cpu_s": cpu_s, "work": {"trained": 5}, "mean_return": None, "machine": ""}
+        taken[side] = [sample(job) | own]
+    assert peers.summary(row, taken)["cpu_ratio"] == 9.0 / 2.0
+    assert "| 4.50 |" in list(peers.table([peers.summary(row, taken)]))[2]
+
+
+def test_sides_that_did_other_work_are_not_compared(peers, no_processes, tmp_path, monkeypatch):
+    work = {"ours": {"generated": 10, "trained": 10}, "purejaxrl": {"generated": 9, "trained": 10}}
+    monkeypatch.setattr(peers, "take", lambda job, *_: sample(job) | {"work": work[job["peer"]]})
+    with pytest.raises(FaultError, match=r"ours did .*'generated': 10.* peer .*'generated': 9"):
+        peers.run(peers.make_parser().parse_args(command(tmp_path)))
 
 
 def test_large_works_are_only_done_when_asked_for(peers):
@@ -364,6 +386,84 @@ def test_our_driver_trains_what_the_agent_trains(load, monkeypatch):
     np.testing.assert_array_equal(counts, expected["episode/count"])
     np.testing.assert_array_equal(sums, expected["episode/return_sum"])
     assert np.sum(counts) > 0
+
+
+def tiny(peers, name):
+    """The job of ours for a language model, one update of 4 completions or pairs."""
+    small = {"width": 8, "mlp_width": 8, "context": 20, "num_layers": 1, "num_heads": 2}
+    work = peers.WORKS[name]
+    settings = {**work.settings, "num_updates": 1, "batch_size": 4}
+    settings |= {"group_size": 2} if "group_size" in settings else {}
+    peers.WORKS["tiny"] = dataclasses.replace(work, model=small, settings=settings)
+    try:
+        return peers.Row("tiny", "trl").jobs(pathlib.Path())["ours"] | {"repetitions": 1}
+    finally:
+        del peers.WORKS["tiny"]
+
+
+def test_our_driver_trains_a_language_model_and_counts_its_tokens(peers, load, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
+    job = tiny(peers, "dpo-d16") | {"first_seed": 0}
+    result = load("common").measure(job, load("drive_ours").prepare)
+    # Norms and biases included: 33 words, positions, two norms, attention, MLP, the last norm.
+    block = 2 * 2 * 8 + (8 * 24 + 24) + (8 * 8 + 8) + (8 * 8 + 8) * 2
+    parameters = 33 * 8 + 20 * 8 + block + 2 * 8
+    assert result["env_steps"] == 2 * 4 * 16
+    assert result["work"] == {"generated": 0, "trained": 128, "parameters": parameters}
+    json.dumps(result)
+
+
+def test_our_side_counts_what_it_generates(peers, load):
+    ours, job = load("drive_ours"), tiny(peers, "grpo-d16")
+    spec = ours.sweep(job, 0)
+    group = types.SimpleNamespace(config=spec.runs[0].config)
+    found = ours.work_of(job, spec, group)
+    assert (found["generated"], found["trained"]) == (64, 64)
+
+
+def test_both_sides_of_a_language_model_read_the_same_texts(peers, load):
+    ours, job = load("drive_ours"), tiny(peers, "dpo-d16")
+    task = tasks.make("sentiment")
+    pairs = ours.pairs(job["texts"], task.prompt_length)
+    first = job["texts"]["pairs"][0]
+    for name in ("prompt", "chosen", "rejected"):
+        ids = [i for i in getattr(pairs, f"{name}_ids")[0] if i != task.pad_id]
+        assert [task.words[i] for i in ids] == first[name].split()
+    assert len(job["texts"]["pairs"]) == 4
+    assert (pairs.chosen_ids[:, -1] == task.eos_id).all()
+    assert (pairs.chosen_ids[:, :-1] > task.eos_id).all()  # no earlier end, so none is shorter
+
+
+def test_the_reward_of_the_peer_is_that_of_the_task(peers, load):
+    job, task = tiny(peers, "grpo-d16"), tasks.make("sentiment")
+    prompts = [row["prompt"] for row in job["texts"]["prompts"]][:4]
+    ids = jax.random.randint(jax.random.key(0), (4, task.completion_length), 3, len(task.words))
+    ids = ids.at[:2, 5].set(task.eos_id)
+    mask = tokens.completion_mask(ids, task.eos_id)
+    last = [[task.words.index(prompt.split()[-1])] for prompt in prompts]
+    expected = task.reward(jnp.array(last), jnp.where(mask, ids, task.pad_id), mask)
+    own = [row[keep].tolist() for row, keep in zip(np.array(ids), np.array(mask), strict=True)]
+    found = load("drive_trl").reward_of(job["texts"])(prompts, own)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert found[0] != found[2] == found[3]
+
+
+def test_a_shorter_run_of_a_language_model_has_fewer_updates(peers):
+    row = peers.Row("grpo-d16", "trl")
+    assert row.jobs(pathlib.Path(), 4096)["peer"]["settings"]["num_updates"] == 4
+    assert row.jobs(pathlib.Path(), 1)["peer"]["settings"]["num_updates"] == 1
+
+
+def test_settings_of_a_language_model_are_translated_or_refused(peers, load):
+    translated = load("drive_trl").config_of
+    found = translated("rlhf.grpo", peers.GRPO)
+    assert (found["max_steps"], found["num_generations"], found["loss_type"]) == (40, 8, "grpo")
+    assert translated("rlhf.dpo", peers.DPO)["per_device_train_batch_size"] == 64
+    for change in ({"kl_placement": "reward"}, {"kl_times_ratio": False}):
+        with pytest.raises(AssertionError):
+            translated("rlhf.grpo", {**peers.GRPO, **change})
+    with pytest.raises(KeyError):
+        translated("rlhf.dpo", {**peers.DPO, "label_noise": 0.1})
 
 
 def test_settings_that_a_peer_does_not_have_are_refused(peers, load):

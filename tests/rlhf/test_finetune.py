@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import shutil
 import sys
 import types
 
@@ -20,8 +21,11 @@ from purejaxpg.rlhf import (
     dpo,
     families,
     finetune,
+    grpo,
     hf,
     kto,
+    online_dpo,
+    ppo,
     reward_model,
     rewards,
     rloo,
@@ -33,14 +37,14 @@ from purejaxpg.sweep import progress as progresses
 from purejaxpg.sweep import session
 from purejaxpg.sweep import store as stores
 
-PAGE = pathlib.Path(__file__).parents[2] / "docs" / "how-to" / "published-models.md"
+EXAMPLE = pathlib.Path(__file__).parents[2] / "experiments" / "published"
 WORDS = ("<s>", "</s>", "<pad>")
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}{{ eos_token }}|{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
 CONFIG = {
-    "model_type": "llama", "vocab_size": 262, "max_position_embeddings": 64, "hidden_size": 32,
+    "model_type": "llama", "vocab_size": 262, "max_position_embeddings": 128, "hidden_size": 32,
     "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
     "intermediate_size": 12, "tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 1,
     "pad_token_id": 2,
@@ -300,7 +304,7 @@ def test_computing_activations_again_keeps_fewer_of_them_for_the_same_gradient(c
     assert 2 * kept[1] < kept[0]
 
 
-@pytest.mark.parametrize("trainer", [sft, dpo, kto, reward_model])
+@pytest.mark.parametrize("trainer", [sft, dpo, kto, reward_model, grpo, rloo, online_dpo, ppo])
 def test_every_trainer_computes_activations_again_if_asked(trainer, checkpoint):
     names = {f.name for f in dataclasses.fields(trainer.Given)}
     given = trainer.Given(**{({"model", "reference"} & names).pop(): checkpoint.model})
@@ -328,17 +332,20 @@ def test_small_steps_in_half_precision_add_up(folder):
     jax.tree.map(np.testing.assert_array_equal, saved, params)
 
 
-def study_of_the_page() -> str:
-    """The sweep file of the documentation, with the model that is here."""
-    (shown,) = re.findall(r"```toml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert '"smollm2"' in shown
-    return shown.replace('"smollm2"', '"model"').replace("num_updates = 20", "num_updates = 4")
+def example(folder):
+    """Copy the example of the documentation, with the model that is here and fewer updates."""
+    shutil.copytree(EXAMPLE, folder, dirs_exist_ok=True)
+    path = folder / "adapters.toml"
+    shown = path.read_text(encoding="utf-8")
+    changed = re.sub('"smollm2"', '"model"', shown).replace("num_updates = 20", "num_updates = 4")
+    assert shown.count('"smollm2"') == 1
+    path.write_text(changed.replace("max_length = 64", "max_length = 110"), encoding="utf-8")
+    return path
 
 
 def test_a_sweep_shares_the_model_and_its_rows_differ(folder):
-    write("pairs.jsonl", PAIR)
-    pathlib.Path("study.toml").write_text(study_of_the_page())
-    assert cli.main(["sweep", "study.toml", "--out", "out", "--devices", "1", "--quiet"]) == 0
+    path = example(folder)
+    assert cli.main(["sweep", str(path), "--out", "out", "--devices", "1", "--quiet"]) == 0
     with stores.Store.read("out") as store:
         runs = store.ledger.runs()
         loaded = [playback.load(store, run, None, print) for run in runs]
@@ -365,10 +372,9 @@ def arrays(out):
 
 
 def test_a_sweep_of_adapters_resumes_to_the_same_bits(folder, monkeypatch):
-    write("pairs.jsonl", PAIR, {**PAIR, "prompt": "Hello"})
-    pathlib.Path("study.toml").write_text(study_of_the_page())
+    path = example(folder)
     whole = session.Options(out=folder / "whole", devices=1, quiet=True)
-    assert session.sweep(folder / "study.toml", whole) == 0
+    assert session.sweep(path, whole) == 0
     halves = dataclasses.replace(whole, out=folder / "halves", snapshot_every_s=0.0)
     advance, seen = progresses.Progress.advance, []
 
@@ -381,9 +387,9 @@ def test_a_sweep_of_adapters_resumes_to_the_same_bits(folder, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(progresses.Progress, "advance", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            session.sweep(folder / "study.toml", halves)
+            session.sweep(path, halves)
     assert list((folder / "halves" / "progress").iterdir())
-    assert session.sweep(folder / "study.toml", halves) == 0
+    assert session.sweep(path, halves) == 0
     expected, actual = arrays(whole.out), arrays(halves.out)
     assert expected.keys() == actual.keys()
     for name, value in expected.items():
@@ -391,6 +397,28 @@ def test_a_sweep_of_adapters_resumes_to_the_same_bits(folder, monkeypatch):
 
 
 # ------------------------------------------------------------------------- policies and rewards
+
+
+def test_files_of_the_example_can_be_read(checkpoint):
+    rows = {
+        "answers": lambda path: finetune.read_rows(path, checkpoint, 128).ids,
+        "pairs": lambda path: finetune.read_pairs(path, checkpoint, 128).chosen_ids,
+        "prompts": lambda path: finetune.read_prompts(path.name, EXAMPLE, checkpoint),
+    }
+    paths = sorted(EXAMPLE.glob("*.jsonl"))
+    assert len(paths) == 6
+    for path in paths:
+        kind, _, held_out = path.stem.partition("_")
+        assert len(rows[kind](path)) == (6 if held_out else 12)
+
+
+def test_the_reward_of_the_example_likes_short_right_answers():
+    score = rewards.function_of(rewards.read(EXAMPLE / "reward.py"))
+    answers = ("Oslo.", "The capital is Oslo.", "Bergen.")
+    np.testing.assert_allclose(
+        score([""] * 3, answers, [{"answer": "Oslo"}] * 3), [0.95, 0.8, -0.07]
+    )
+
 
 REWARD = """
 from pathlib import Path
@@ -404,9 +432,9 @@ def reward(prompts, completions, rows):
 PROMPTS = ({"prompt": "Hi", "best": "isascii"}, {"messages": CHAT[:1], "best": "isalpha"})
 SEEN = "['Hi', 'user:a</s>|assistant:'] ['isalpha', 'isascii']"  # prompts, and fields of rows
 ON_POLICY = {
-    "ppo": ("--num-epochs", "1"),
+    "ppo": ("--num-epochs", "1", "--remat", "true"),
     "rloo": ("--group-size", "4"),
-    "grpo": ("--group-size", "4", "--num-epochs", "1"),
+    "grpo": ("--group-size", "4", "--num-epochs", "1", "--dtype", "bfloat16"),
     "online_dpo": (),
 }
 SAMPLED = (
@@ -521,8 +549,8 @@ REFUSED = {
     "an end inside": (({**ANSWER, "completion": "a</s>b"},), "", "only at its end"),
     "no assistant": (({"messages": CHAT[:1]},), "", "messages must be a list"),
     "too short rows": ((ANSWER,), "--max-length 3", "max_length must be at least 9"),
-    "a long line": (({**ANSWER, "completion": "a" * 70},), "", "at most 64 tokens, the context"),
-    "long rows": ((ANSWER,), "--max-length 65", "max_length must be at most 64"),
+    "a long line": (({**ANSWER, "completion": "a" * 130},), "", "at most 128 tokens, the context"),
+    "long rows": ((ANSWER,), "--max-length 129", "max_length must be at most 128"),
     "a rank": ((ANSWER,), "--lora-rank -1", "lora_rank must be 0 or more"),
 }
 
@@ -551,7 +579,7 @@ REFUSED_REWARDS = {
     "nothing": ("def reward(*_):\n    return None", (), "but returned None"),
     "not finite": ("def reward(p, *_):\n    return [float('nan')] * len(p)", (), "one is nan"),
     "no length": (REWARD, ("--completion-length", "0"), "completion_length must be 1 or more"),
-    "a length": (REWARD, ("--completion-length", "60"), "at most 64 tokens"),
+    "a length": (REWARD, ("--completion-length", "120"), "at most 128 tokens"),
 }
 
 
