@@ -151,22 +151,25 @@ def test_dpo_prefers_what_was_chosen_and_starts_at_the_reference(checkpoint, fol
 def test_kto_agrees_with_the_labels_and_starts_at_the_reference(folder, capsys):
     chat = {"messages": CHAT[:1], "completion": " there", "label": True}
     write("data.jsonl", *JUDGED, {**JUDGED[0], "prompt": "Hello"}, chat)
+    write("others.jsonl", *({**line, "label": not line["label"]} for line in JUDGED))
     words = ("train", "rlhf.kto", "--model", "model", "--data", "data.jsonl", *SMALL)
     more = ("--max-length", "32", "--dtype", "bfloat16", "--learning-rate", "0.05")
-    assert cli.main([*words, *more, "--lora-rank", "2", "--out", "out"]) == 0
+    given = ("--given", "held_out=others.jsonl", "--lora-rank", "2", "--out", "out")
+    assert cli.main([*words, *more, *given]) == 0
     (trained,) = runs_of("out")
-    scores = kto.score(random.key(0), trained.state, trained.config, 4, *trained.given)
-    np.testing.assert_array_equal(scores["evaluation/return"], 1.0)
+    for given, expected in (trained.given[0], 0.0), (trained.given[0].replace(held_out=None), 1.0):
+        scores = kto.score(random.key(0), trained.state, trained.config, 4, given)
+        np.testing.assert_array_equal(scores["evaluation/return"], expected)
     start = kto.init(random.key(0), trained.config, *trained.given)
     scores = kto.score(random.key(0), start, trained.config, 4, *trained.given)
     np.testing.assert_array_equal(scores["evaluation/return"], 0.5)
-    (given,) = trained.given
     adapter, base = (jax.tree.leaves(x) for x in (start.params, given.reference))
     assert {str(x.dtype) for x in adapter} == {"float32"} and max(x.size for x in adapter) <= 192
     assert {str(x.dtype) for x in base} == {"bfloat16"}
     capsys.readouterr()
     assert cli.main(["eval", "out", "--samples", "4"]) == 0
-    assert "Hello" in (told := capsys.readouterr().out) and "is desirable" in told
+    told = capsys.readouterr().out
+    assert "user:a" not in told and told.index("desirable  False") < told.index("desirable  True")
     assert cli.main(["eval", "out", "--save", "trained"]) == 0
     assert hf.load("trained", "bfloat16").model.architecture == given.reference.architecture
 
@@ -205,6 +208,7 @@ learning_rate = 0.05
 [stage.given]
 model = "model"
 data = "pairs.jsonl"
+held_out = "others.jsonl"
 
 [[stage]]
 name = "policy"
@@ -225,12 +229,14 @@ reward = "likes"
 
 def test_a_policy_learns_what_a_reward_model_of_an_earlier_stage_likes(folder):
     write("pairs.jsonl", PAIR, {**PAIR, "prompt": "Hello"})
+    write("others.jsonl", {**PAIR, "chosen": PAIR["rejected"], "rejected": PAIR["chosen"]})
     write("prompts.jsonl", {"prompt": "Hi"})
     pathlib.Path("both.toml").write_text(PIPELINE.replace("12", "13", 1))
     assert cli.main(["sweep", "both.toml", "--out", "out", "--devices", "1", "--quiet"]) == 0
     for likes, policy in zip(runs_of("out/likes"), runs_of("out/policy"), strict=True):
-        scores = reward_model.score(random.key(0), likes.state, likes.config, 2, *likes.given)
-        np.testing.assert_array_equal(scores["evaluation/return"], 1.0)
+        for given, expected in (likes.given[0], 0.0), (likes.given[0].replace(held_out=None), 1.0):
+            scores = reward_model.score(random.key(0), likes.state, likes.config, 2, given)
+            np.testing.assert_array_equal(scores["evaluation/return"], expected)
         made = reward_model.model(likes.state, likes.config, *likes.given)
         assert made.adapter is None and made.architecture.output == "scalar"
         assert not made.architecture.remat
@@ -268,7 +274,7 @@ def test_a_scalar_head_is_trained_with_the_body_or_its_adapter(rank, checkpoint)
     assert np.abs(expected - values).min() > 0.01
     kept = finetune.merged(adapted)
     assert kept.adapter is None
-    np.testing.assert_allclose(kept(ids, np.ones_like(ids)), expected, rtol=1e-4)
+    np.testing.assert_allclose(kept(ids, np.ones_like(ids)), expected, rtol=0, atol=1e-5)
     zero = finetune.scalar(finetune.start_scalar(random.key(1), model, config, 0.0), model, config)
     assert not np.any(zero(ids, np.ones_like(ids)))
 
