@@ -53,10 +53,10 @@ class Task:
     source: tuple[tuple[str, str], ...]  # names and texts of files
     modules: tuple[modules.Sent, ...]  # those of environments
     evaluation: tuple[int, int]  # episodes, and updates between evaluations within training
+    mesh: specs.Mesh
     group: plans.Group  # of one unit; configurations are plain values
     start: dict[str, Any] | None  # leaves of states, and diverged_at; None: start from `init`
     versions: Mapping[str, str]
-    mesh: specs.Mesh = specs.Mesh()
 
 
 class Ray:
