@@ -29,6 +29,7 @@ from purejaxpg.text import count, duration, engineering, percent
 
 MEASURED = 4  # programs that are compiled and timed; others are estimated from these
 ENOUGH_S, SEGMENTS_TIMED = 1.0, 20  # either ends the timing of a segment
+NOISE_BYTES = 2**25  # by which a process may grow for other reasons than a program
 WORSE = 1.1  # warn if a row costs this much more than in a unit of half the rows
 Say = Callable[[str], None]
 ON_HOST = (
@@ -52,6 +53,15 @@ class Measurement:
     paths: tuple[loop_paths.Path, ...] = ()  # of the trainer's loops
     group: int = 1  # devices that compute a unit
 
+    @property
+    def needed_bytes(self) -> int:
+        """Return what a device needs: what XLA plans, or what was seen if that is clearly more.
+
+        XLA does not count what convolutions and some matrix products on a CPU allocate.
+        """
+        seen = self.seen_bytes // (self.devices * self.group)
+        return seen if seen > self.bytes_per_device + NOISE_BYTES else self.bytes_per_device
+
     def seconds(self, batches: int, updates: int, fresh: bool = True, scores: int = 1) -> float:
         """Return the time of `batches` batches of units, without compilation."""
         return batches * (fresh * self.start_s + updates * self.update_s + scores * self.score_s)
@@ -67,9 +77,9 @@ class Fit(NamedTuple):
 def fit(small: Measurement, large: Measurement, shared: int = 0) -> Fit:
     """Return the line through two measurements of memory, or through one and `shared` bytes."""
     if small.rows == large.rows:
-        return Fit(float(shared), (large.bytes_per_device - shared) / large.rows)
-    slope = (large.bytes_per_device - small.bytes_per_device) / (large.rows - small.rows)
-    return Fit(large.bytes_per_device - slope * large.rows, slope)
+        return Fit(float(shared), (large.needed_bytes - shared) / large.rows)
+    slope = (large.needed_bytes - small.needed_bytes) / (large.rows - small.rows)
+    return Fit(large.needed_bytes - slope * large.rows, slope)
 
 
 def measure(
@@ -334,14 +344,11 @@ def memory_line(
     used = full.devices * full.group
     line, limit = fit(half, full, shared), memory.limit(devices[:used])
     most = int((limit - line.fixed) / line.per_row) if line.per_row > 0 else full.rows
-    planned = used * full.bytes_per_device
-    # XLA does not count the memory that convolutions on a CPU allocate.
-    more = full.seen_bytes > 1.15 * planned + 64 * 2**20
-    seen = f"; the process used {full.seen_bytes / 2**20:.0f} MiB" if more else ""
+    needed, planned = full.needed_bytes / 2**20, full.bytes_per_device / 2**20
+    seen = f"; XLA planned {planned:.1f} MiB a device" if needed > planned else ""
     return (
-        f"Memory: {full.bytes_per_device / 2**20:.1f} MiB a device ({line.per_row / 2**20:.2f} "
-        f"for each row), {planned / 2**20:.0f} MiB on "
-        f"{used} device(s){seen}; about {most} rows a device would fit."
+        f"Memory: {needed:.1f} MiB a device ({line.per_row / 2**20:.2f} for each row), "
+        f"{needed * used:.0f} MiB on {used} device(s){seen}; about {most} rows a device would fit."
     )
 
 
