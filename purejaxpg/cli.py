@@ -218,6 +218,7 @@ def add_sweep_commands(add: Any) -> None:
     option("--confirm", type=int, default=0, metavar="N", help="as for sweep")
     option("--out", type=Path, metavar="DIR", help="result directory (results/SPEC)")
     option("--eval-every", type=int, metavar="N", help="as for sweep")
+    add_mesh_option(planner)
     option("--quick", action="store_true", help="do not compile or time anything")
     option("--tune", action="store_true", help="write the best size of a unit into SPEC.toml")
 
@@ -243,6 +244,23 @@ def resources(text: str) -> dict[str, float]:
         if all(amounts) and all(0 < amount < math.inf for amount in amounts.values()):
             return amounts
     raise argparse.ArgumentTypeError(f"must look like GPU=1 or CPU=2, but is {text!r}")
+
+
+def add_mesh_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that spreads each run over several devices."""
+    text = (
+        "split the batches and the matrices of a language model over groups of N times M devices "
+        "(data=1,model=1, or mesh in the sweep file)"
+    )
+    parser.add_argument("--mesh", type=axes, metavar="data=N,model=M", help=text)
+
+
+def axes(text: str) -> dict[str, Any]:
+    """Read "data=1,model=2"; what the axes and the sizes may be is checked with a sweep's."""
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if not all(name.strip() and size for name, _, size in pairs):
+        raise argparse.ArgumentTypeError(f"must look like data=1,model=2, but is {text!r}")
+    return {name.strip(): configs.parse_number(size) for name, _, size in pairs}
 
 
 def add_result_commands(add: Any) -> None:
@@ -337,6 +355,7 @@ def add_run_options(parser: argparse.ArgumentParser, out: str, devices: str) -> 
     option("--devices", type=int, metavar="N", help=f"use N devices ({devices})")
     every = "also score the runs after every N updates of training (only after the last one)"
     option("--eval-every", type=int, metavar="N", help=every)
+    add_mesh_option(parser)
     option("--quiet", action="store_true", help="print results only")
     logs = (
         "also log every run for TensorBoard, in DIR/tensorboard, or offline for Weights & Biases, "
@@ -388,7 +407,8 @@ def train(arguments: argparse.Namespace, words: list[str]) -> None:
     options = options_of(arguments)
     options.check()
     one = arguments.devices is None and len(arguments.seed or ()) < 2
-    devices = session.find_devices(1 if one else arguments.devices)
+    needed = session.needed_by_one(arguments.agent, options) if one else arguments.devices
+    devices = session.find_devices(needed)
     modules.import_all(arguments.imports)
     from purejaxpg.sweep import single
 

@@ -1,13 +1,14 @@
 """Functions on the host that a compiled program calls, such as a user's reward of text."""
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 
-from purejaxpg import InputError
+from purejaxpg import InputError, layout
 
 _failed: list[InputError] = []  # of the call that made a program fail
 _runs_stored_code = True
@@ -36,7 +37,8 @@ def call(function: Callable[..., Any], result: Any, *operands: jax.Array) -> Any
             raise
 
     logging.getLogger("jax._src.callback").addFilter(_is_news)
-    return jax.pure_callback(guarded, result, *operands, vmap_method="expand_dims")
+    called = functools.partial(jax.pure_callback, guarded, result, vmap_method="expand_dims")
+    return layout.on_one_device(called, result, *operands)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

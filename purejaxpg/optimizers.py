@@ -8,6 +8,8 @@ import optax
 
 from purejaxpg import backend
 
+VECTOR = 2**22  # parameters that are made one vector, at most
+
 
 class ClippedAdam(optax.GradientTransformation):
     """Clipping of the global gradient norm, then Adam; it knows its own settings.
@@ -55,6 +57,30 @@ def clipped_adam(
     optimizer.learning_rate, optimizer.max_grad_norm = learning_rate, max_grad_norm
     optimizer.b1, optimizer.b2, optimizer.eps = b1, b2, eps
     return optimizer
+
+
+def flattened(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Apply an optimiser to all parameters as one vector, unless they are more than VECTOR.
+
+    One vector compiles and runs faster, but it is a copy of all parameters, and it cannot be split
+    over devices as they are.
+
+    Args:
+        optimizer: one that treats a parameter alike whichever array it is in, as Adam does, and
+            clipping of the global norm.
+    """
+    flat = optax.flatten(optimizer)
+
+    def chosen(params: Any) -> optax.GradientTransformation:
+        return flat if sum(x.size for x in jax.tree.leaves(params)) <= VECTOR else optimizer
+
+    def init(params: optax.Params) -> optax.OptState:
+        return chosen(params).init(params)
+
+    def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return chosen(gradient).update(gradient, state, params)
+
+    return optax.GradientTransformation(init, update)
 
 
 class InFloat32(NamedTuple):

@@ -119,9 +119,9 @@ def backend(agent: types.ModuleType) -> compute.Backend:
     Runs start and train in programs as users have them. The score is compiled quickly.
     """
 
-    def trace(*arguments: Any) -> tuple[Any, ...]:
-        start, segment, score = original(*arguments)
-        return start, segment, Quickly(score)
+    def trace(*arguments: Any) -> Any:
+        traced = original(*arguments)
+        return traced._replace(score=Quickly(traced.score))
 
     class Halves(compute.Backend):
         def compile(self, group: Any) -> compute.Programs:

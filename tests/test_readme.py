@@ -86,7 +86,7 @@ def test_every_example_with_given_arrays_or_stages_has_known_keys(tmp_path: path
     """Their trainers are given what no test has trained, so only the words can be checked."""
     shown = [text for page in GUIDES for text in blocks(page, "toml")]
     given = [raw for raw in map(tomllib.loads, shown) if "given" in raw]
-    assert len(given) == 2 and all(raw.keys() <= set(specs.KEYS) for raw in given)
+    assert len(given) == 3 and all(raw.keys() <= set(specs.KEYS) for raw in given)
     (staged,) = (text for text in shown if "[[stage]]" in text)
     (tmp_path / "study.toml").write_text(staged, encoding="utf-8")
     pipeline = stages.read(tmp_path / "study.toml")

@@ -31,7 +31,10 @@ MAX_OFF_POLICY_LINES = 310
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 CORE = {"root", "backend", "kernels", "config"}
-SHARED = {"envs", "fused", "networks", "normalize", "optimizers", "prng", "replay", "schedules"}
+SHARED = {
+    *("envs", "fused", "layout", "networks", "normalize", "optimizers", "prng", "replay"),
+    "schedules",
+}
 BESIDE = {
     *("checkpoint", "contract", "disk", "evaluate", "extras", "host", "signals", "stats", "trees"),
 }
@@ -56,7 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "networks": {*CORE, "fused"},
     "streams": {"root"},
     "extras": {"root"},
-    "host": {"root"},
+    "host": {"root", "layout"},
     "agents": {*CORE, *SHARED},
     "rlhf": {*CORE, *SHARED, "disk", "extras", "host", "tracebacks"},
     "stats": {"root"},

@@ -1,8 +1,8 @@
 """Compute units as Ray tasks on the machines of a Ray cluster.
 
-The sweep's own process plans, keeps the ledger and commits. A task computes one unit on one device
-and returns its results. If a node is lost, Ray restarts its tasks on other nodes; a unit is still
-committed only once, by one process.
+The sweep's own process plans, keeps the ledger and commits. A task computes one unit on one device,
+or on those of a mesh, and returns its results. If a node is lost, Ray restarts its tasks on other
+nodes; a unit is still committed only once, by one process.
 
 A task consists of plain values and arrays, including the source of a forked agent, so a worker only
 needs this package with the same versions.
@@ -35,6 +35,7 @@ from purejaxpg import (
     trainers,
     trees,
 )
+from purejaxpg import config as configs
 from purejaxpg.cluster import remote
 from purejaxpg.sweep import engine
 from purejaxpg.sweep import plan as plans
@@ -52,6 +53,7 @@ class Task:
     source: tuple[tuple[str, str], ...]  # names and texts of files
     modules: tuple[modules.Sent, ...]  # those of environments
     evaluation: tuple[int, int]  # episodes, and updates between evaluations within training
+    mesh: specs.Mesh
     group: plans.Group  # of one unit; configurations are plain values
     start: dict[str, Any] | None  # leaves of states, and diverged_at; None: start from `init`
     versions: Mapping[str, str]
@@ -83,7 +85,15 @@ class Ray:
         self.join(address)
         total = self.ray.cluster_resources()
         best = next((kind for kind in ("GPU", "TPU") if total.get(kind, 0) >= 1), "CPU")
-        self.resources = dict(resources) or {best: 1.0}
+        size = spec.mesh.size
+        self.resources = dict(resources) or {best: float(size)}
+        kind = next((kind for kind in ("GPU", "TPU") if kind in self.resources), "CPU")
+        given = self.resources.get(kind, 0)
+        configs.require(
+            size == 1 or given >= size,
+            f"--ray-task must give a task the {size} devices of mesh {spec.mesh}, as "
+            f"{kind}={size}, but gives it {kind}={given:g}.",
+        )
         self.slots = min(math.floor(total.get(k, 0) / n) for k, n in self.resources.items())
         if self.slots < 1:
             needed = ",".join(f"{kind}={amount:g}" for kind, amount in self.resources.items())
@@ -139,9 +149,10 @@ class Ray:
         # The sweep's own process uses only its CPU; a worker must not inherit that.
         platform = "cpu" if self.on_cpu else ""
         devices = "--xla_force_host_platform_device_count"
+        count = f"{devices}={self.spec.mesh.size}"
         # The other flags affect results.
         flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if not f.startswith(devices)]
-        environment = {"JAX_PLATFORMS": platform, "XLA_FLAGS": " ".join([*flags, f"{devices}=1"])}
+        environment = {"JAX_PLATFORMS": platform, "XLA_FLAGS": " ".join([*flags, count])}
         return {
             "num_cpus": 1 if self.on_cpu else 0,
             **known,
@@ -161,6 +172,7 @@ class Ray:
             source=self.source,
             modules=self.modules,
             evaluation=(self.spec.eval_episodes, self.spec.eval_every),
+            mesh=self.spec.mesh,
             group=of_one_unit(group, unit, work.backend.to_dict),
             start=start,
             versions=work.backend.versions(),
@@ -207,12 +219,10 @@ def compute_unit(task: Task, given: contract.Given) -> tuple[Any, ...] | Excepti
 
 
 def computed_here(task: Task, given: contract.Given) -> tuple[Any, ...]:
-    """Compute a unit on this process's first device."""
-    from purejaxpg import config as configs
-
+    """Compute a unit on this process's first device, or on the first ones if there is a mesh."""
     if task.modules:
         modules.receive(task.modules, folder_of_modules())
-    backend = backend_of(task.agent, task.source, task.evaluation, given)
+    backend = backend_of(task.agent, task.source, task.evaluation, task.mesh, given)
     remote.refuse_other_versions(task.versions, backend.versions())
     build = functools.partial(configs.build, backend.spec.agent.Config)
     group = of_one_unit(task.group, task.group.units[0], build)
@@ -257,6 +267,7 @@ def backend_of(
     agent: str,
     source: tuple[tuple[str, str], ...],
     evaluation: tuple[int, int],
+    mesh: specs.Mesh,
     sent: contract.Given,
 ) -> Any:
     """Return this process's backend for an agent, with its compiled programs."""
@@ -273,5 +284,10 @@ def backend_of(
         structure, leaves = sent.arrays
         given = dataclasses.replace(sent, arrays=trees.decode(structure, leaves, trainer))
     episodes, every = evaluation
-    spec = specs.Spec("task", agent, trainer, (), episodes, every, given=given)
-    return compute.Backend(spec, jax.devices()[:1])
+    spec = specs.Spec("task", agent, trainer, (), episodes, every, mesh=mesh, given=given)
+    devices = jax.devices()
+    configs.require(
+        len(devices) >= mesh.size,
+        f"mesh {mesh} needs {mesh.size} devices in a task of Ray, but a worker has {len(devices)}.",
+    )
+    return compute.Backend(spec, devices[: mesh.size])

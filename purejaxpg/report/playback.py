@@ -31,6 +31,7 @@ from purejaxpg import (
     evaluate,
     extras,
     host,
+    layout,
     modules,
     trainers,
 )
@@ -39,6 +40,7 @@ from purejaxpg.envs import pictures
 from purejaxpg.report import ranking
 from purejaxpg.sweep import compute, frozen, kept
 from purejaxpg.sweep import plan as plans
+from purejaxpg.sweep import spec as specs
 from purejaxpg.sweep.store import Store
 from purejaxpg.text import count, paragraphs, short
 
@@ -274,11 +276,26 @@ def load_all(
         check_environments(store, runs, module, say)
     given = frozen.load(store.path, store.ledger.identity, module)
     units = {name: _unit(store, name, module, given) for name in {run["unit"] for run in runs}}
+    spread = _over_mesh(store.ledger.identity)
+    given_of = functools.cache(lambda seed: spread(given.of_run(seed)))
     loaded = []
     for run in runs:
         state, config = jax.tree.map(lambda x, row=run["row"]: x[row], units[run["unit"]])
-        loaded.append(Trained(run, module, state, config, given.of_run(run["seed"])))
+        own = given_of(run["seed"] if given.by_seed else 0)
+        loaded.append(Trained(run, module, spread(state), config, own))
     return loaded
+
+
+def _over_mesh(identity: dict[str, Any]) -> Callable[[Any], Any]:
+    """Return what spreads arrays over devices as they were in a sweep that had a mesh.
+
+    Without a mesh, or with fewer devices than it has, they stay on the host.
+    """
+    wanted, devices = specs.mesh(identity), jax.local_devices()
+    if wanted.size == 1 or len(devices) < wanted.size:
+        return lambda arrays: arrays
+    mesh = compute.mesh_of(wanted, devices[: wanted.size])
+    return lambda arrays: jax.device_put(arrays, layout.shardings(arrays, mesh))
 
 
 def _unit(store: Store, name: str, module: types.ModuleType, given: contract.Given) -> Any:

@@ -29,7 +29,7 @@ from flax import struct
 from jax import lax, nn, random
 
 from purejaxpg import config as configs
-from purejaxpg import schedules
+from purejaxpg import optimizers, schedules
 from purejaxpg.kernels import preference
 from purejaxpg.rlhf import generate, measure, tasks, tokens, transformer
 
@@ -121,7 +121,7 @@ def student_of(params: Any, given: Given) -> transformer.Model:
 def make_optimizer(config: Config, num_updates: Any = 0) -> optax.GradientTransformation:
     clip = optax.clip_by_global_norm(config.max_grad_norm)
     adam = optax.adam(schedules.scheduled(config, config.learning_rate, num_updates))
-    return optax.flatten(optax.chain(clip, adam))  # one vector compiles and runs faster
+    return optimizers.flattened(optax.chain(clip, adam))
 
 
 def init(key: jax.Array, config: Config, given: Given) -> TrainState:

@@ -39,7 +39,7 @@ from flax import struct
 from jax import lax, random
 
 from purejaxpg import config as configs
-from purejaxpg import schedules
+from purejaxpg import optimizers, schedules
 from purejaxpg.kernels import preference
 from purejaxpg.rlhf import data, finetune, measure, tasks, tokens, transformer
 
@@ -173,8 +173,7 @@ def policy_of(params: Any, config: Config, given: Given) -> transformer.Model:
 def make_optimizer(config: Config, num_updates: Any = 0) -> optax.GradientTransformation:
     clip = optax.clip_by_global_norm(config.max_grad_norm)
     adam = optax.adam(schedules.scheduled(config, config.learning_rate, num_updates))
-    flat = optax.flatten(optax.chain(clip, adam))  # one vector compiles and runs faster
-    return finetune.in_float32(flat, config)
+    return finetune.in_float32(optimizers.flattened(optax.chain(clip, adam)), config)
 
 
 def init(key: jax.Array, config: Config, given: Given) -> TrainState:

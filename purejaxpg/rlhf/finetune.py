@@ -87,7 +87,8 @@ def load(source: str, base: Path, config: Any) -> tuple[hf.Checkpoint, Text]:
     """
     path = base / source
     named = source if source in gguf.PACKAGES and not path.exists() else path
-    checkpoint = hf.load(named, config.dtype)
+    # One device may be too small for it.
+    checkpoint = hf.load(named, config.dtype, on_host=True)
     hf.check_length(checkpoint, getattr(config, "max_length", 1), "max_length")
     tokens = checkpoint.tokenizer
     content = {

@@ -51,7 +51,7 @@ from flax import struct
 from jax import lax, random
 
 from purejaxpg import config as configs
-from purejaxpg import prng, schedules
+from purejaxpg import optimizers, prng, schedules
 from purejaxpg.kernels import losses, preference
 from purejaxpg.rlhf import finetune, generate, measure, tasks, tokens, transformer
 
@@ -198,8 +198,7 @@ def policy_of(params: Any, config: Config, given: Given) -> transformer.Model:
 def make_optimizer(config: Config, num_updates: Any = 0) -> optax.GradientTransformation:
     clip = optax.clip_by_global_norm(config.max_grad_norm)
     adam = optax.adam(schedules.scheduled(config, config.learning_rate, num_updates))
-    flat = optax.flatten(optax.chain(clip, adam))  # one vector compiles and runs faster
-    return finetune.in_float32(flat, config)
+    return finetune.in_float32(optimizers.flattened(optax.chain(clip, adam)), config)
 
 
 def init(key: jax.Array, config: Config, given: Given) -> TrainState:

@@ -6,7 +6,7 @@ that `load` and transformers read. `families` says which settings and which name
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,14 @@ class Checkpoint:
     config: Mapping[str, Any]  # as in config.json
 
 
-def load(source: str | Path, dtype: str = "float32") -> Checkpoint:
+def load(source: str | Path, dtype: str = "float32", on_host: bool = False) -> Checkpoint:
     """Load a model with its tokenizer.
 
     Args:
         source: a folder in Hugging Face's layout, a GGUF file, or the name of a model that a Python
             package carries (`gguf.PACKAGES`).
         dtype: of the parameters, one of DTYPES.
+        on_host: leave the parameters in the memory of the host, as NumPy arrays.
 
     Returns:
         The model, ready for training; `Checkpoint.tokenizer` has the ids of its end and padding.
@@ -59,7 +60,7 @@ def load(source: str | Path, dtype: str = "float32") -> Checkpoint:
         config, tensors = _folder(path)
         families.architecture_of(config, str(path))  # what is wrong with it is the first to say
         tokens = tokenizer.read(path, config)
-    model = _model(path, config, tensors, dtype)
+    model = _model(path, config, tensors, dtype, np.array if on_host else jnp.asarray)
     configs.require(
         tokens.size <= model.architecture.vocab_size,
         f"{path}: vocab_size must be at least the {tokens.size} tokens of the tokenizer, but is "
@@ -134,7 +135,11 @@ def _folder(folder: Path) -> tuple[dict[str, Any], dict[str, safetensors.Tensor]
 
 
 def _model(
-    path: Path, config: Mapping[str, Any], tensors: Mapping[str, safetensors.Tensor], dtype: str
+    path: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, safetensors.Tensor],
+    dtype: str,
+    make: Callable[..., Any] = jnp.asarray,
 ) -> transformer.Model:
     """Return the model that a file's tensors make, all of which have to be there."""
     known = ", ".join(DTYPES)
@@ -152,7 +157,7 @@ def _model(
         arrays = [prefixed[part].array() for part in source.names]
         matrices = [array.T if source.transposed else array for array in arrays]
         joined = matrices[0] if len(matrices) == 1 else np.concatenate(matrices, axis=-1)
-        params[name] = jnp.asarray(joined, dtype)
+        params[name] = make(joined, jnp.dtype(dtype))
     return transformer.Model(traverse_util.unflatten_dict(params, sep="/"), architecture)
 
 

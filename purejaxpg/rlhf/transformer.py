@@ -22,6 +22,7 @@ from flax import struct
 from jax import lax
 
 from purejaxpg import config as configs
+from purejaxpg import layout
 from purejaxpg.rlhf import tokens
 
 # Not -inf: a probability of exactly zero makes entropies and exact divergences NaN.
@@ -173,6 +174,7 @@ class Transformer(nn.Module):
         x = embed(token_ids)
         if a.positions == "learned":
             x = x + self.param("positions", small, (a.context, a.width))[index]
+        x = layout.over_batch(x)
         new = []
         for layer in range(a.num_layers):
             block = (nn.remat(Block) if a.remat else Block)(a, name=f"layer_{layer}")
@@ -221,7 +223,8 @@ class Block(nn.Module):
         counts = [a.num_heads, a.num_kv_heads, a.num_kv_heads]
         qkv = dense(a, sum(counts) * a.head_dim, "qkv", bias=a.bias != "none")(x)
         heads = qkv.reshape(*x.shape[:2], sum(counts), a.head_dim)
-        query, key, value = jnp.split(heads, [counts[0], counts[0] + counts[1]], axis=2)
+        parts = jnp.split(heads, [counts[0], counts[0] + counts[1]], axis=2)
+        query, key, value = (layout.over_heads(part, a.num_kv_heads) for part in parts)
         if a.qk_norm:
             query = nn.RMSNorm(a.norm_eps, name="query_norm")(query)
             key = nn.RMSNorm(a.norm_eps, name="key_norm")(key)

@@ -1,5 +1,7 @@
 """The programs of a sweep: vmapped updates in compiled segments on all devices.
 
+A unit is computed by one device, or by a group of devices if the sweep has a mesh (`layout.py`).
+
 A segment never talks to the host. A run of a sweep is `train(key, config)` cut into segments: it
 folds the same keys, so it draws the same random numbers. `engine.py` is the loop around this.
 """
@@ -24,7 +26,17 @@ from jax import lax, random
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import purejaxpg
-from purejaxpg import FaultError, checkpoint, contract, evaluate, host, prng, signals
+from purejaxpg import (
+    FaultError,
+    InputError,
+    checkpoint,
+    contract,
+    evaluate,
+    host,
+    layout,
+    prng,
+    signals,
+)
 from purejaxpg import config as configs
 from purejaxpg.fused import paths
 from purejaxpg.sweep import memory, xla
@@ -60,13 +72,15 @@ class Inputs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """The compiled programs of one group; every array leads with [devices * rows]."""
+    """The compiled programs of one group; every array leads with [units * rows]."""
 
     start: jax.stages.Compiled  # inputs -> states
     segment: jax.stages.Compiled  # inputs, states, diverged_at, first, count -> ...
     score: jax.stages.Compiled  # inputs, states, updates -> evaluation
     segment_length: int  # updates of a segment, at most
-    sharding: NamedSharding
+    sharding: NamedSharding  # of arrays that go over rows alone
+    inputs: Inputs  # their shardings
+    states: Any  # likewise
     rows: int  # of a unit
     compile_s: float  # the total
     trace_s: float  # the part spent in Python
@@ -77,11 +91,11 @@ class Programs:
     @property
     def units(self) -> int:
         """Number of units computed side by side."""
-        return self.sharding.mesh.size
+        return int(self.sharding.mesh.shape[ROWS])
 
 
 class Backend:
-    """Computes units of a sweep on jax devices, one unit per device.
+    """Computes units of a sweep on jax devices, one unit per device or group of devices.
 
     The engine knows nothing else about the computation, so tests can replace this class.
     """
@@ -90,7 +104,7 @@ class Backend:
         """Compute the runs of `spec` on `devices`."""
         self.spec = spec
         self.devices = list(devices)
-        self.slots = len(self.devices)  # units computed at a time
+        self.slots = max(len(self.devices) // spec.mesh.size, 1)  # units computed at a time
         self.eval_every = spec.eval_every
         self.on_cpu = self.devices[0].platform == "cpu"
         self.compiled: dict[tuple[Any, ...], Programs] = {}  # of the last MAX_GROUPS groups
@@ -140,7 +154,8 @@ class Backend:
         halving may have fewer units than the one before, and runs the same programs on all devices.
         """
         fewest = max(len(group.units), group.devices)
-        return self.devices[: None if self.spec.search.halving else fewest]
+        most = self.slots if self.spec.search.halving else min(fewest, self.slots)
+        return self.devices[: most * self.spec.mesh.size]
 
     def compile(self, group: plans.Group) -> Programs:
         """Compile the programs of a group, or reuse those of an earlier round.
@@ -173,9 +188,9 @@ class Backend:
         mesh = programs.sharding.mesh
         with out_of_memory(programs.rows):
             if self.given[0] is not mesh:
-                everywhere = NamedSharding(mesh, PartitionSpec())
-                self.given = mesh, jax.device_put(inputs.shared, everywhere)
-            return placed(programs, inputs._replace(shared=None))._replace(shared=self.given[1])
+                self.given = mesh, jax.device_put(inputs.shared, programs.inputs.shared)
+            where = programs.inputs._replace(shared=None)
+            return placed(where, inputs._replace(shared=None))._replace(shared=self.given[1])
 
     def start(self, programs: Programs, inputs: Inputs) -> Any:
         """Initialise every row -> states."""
@@ -196,16 +211,16 @@ class Backend:
         Args:
             programs: of the group.
             inputs: as `inputs` returns them.
-            states: leaves [devices * rows, ...]; their memory is reused.
-            diverged_at: [devices * rows], the first update with a non-finite number, or 0.
+            states: leaves [units * rows, ...]; their memory is reused.
+            diverged_at: [units * rows], the first update with a non-finite number, or 0.
             first: 1 in a run's first segment.
             count: at most `programs.segment_length`.
 
         Returns:
-            States, diverged_at, and metrics [devices * rows, count] by name.
+            States, diverged_at, and metrics [units * rows, count] by name.
         """
         with out_of_memory(programs.rows):
-            at = placed(programs, diverged_at)
+            at = placed(programs.sharding, diverged_at)
             states, at, metrics = programs.segment(
                 inputs, states, at, np.int32(first), np.int32(count)
             )
@@ -230,7 +245,7 @@ class Backend:
         """Concatenate the states of a batch of units, padded, on their devices."""
         padded = [jax.tree.map(lambda x: pad(x, programs.rows), tree) for tree in trees]
         states = jax.tree.map(lambda *x: jnp.concatenate(x), *padded)
-        return jax.device_put(states, programs.sharding)
+        return jax.device_put(states, programs.states)
 
     def pick(self, parts: Sequence[tuple[Any, int]]) -> Any:
         """Assemble the states of one unit from a pair (states, row) for each leg."""
@@ -269,11 +284,12 @@ class Backend:
 
     def facts(self, programs: Programs, group: plans.Group) -> dict[str, Any]:
         """Return the facts to record about the computation of a unit."""
-        device = programs.sharding.mesh.devices.flat[0]
+        device, mesh = programs.sharding.mesh.devices.flat[0], self.spec.mesh
         return {
+            **({"mesh": dataclasses.asdict(mesh)} if mesh.size > 1 else {}),
             "compile_s": programs.compile_s,
             "rows_per_device": programs.rows,
-            "devices": programs.units,
+            "devices": programs.sharding.mesh.size,
             "device_kind": device.device_kind,
             "platform": device.platform,
             "bytes_per_device": programs.bytes_per_device,
@@ -291,10 +307,9 @@ class Backend:
         return versions()
 
 
-def placed(programs: Programs, rows: Any) -> Any:
-    """Put the rows of this process on its devices, one unit on each."""
-    put = functools.partial(jax.make_array_from_process_local_data, programs.sharding)
-    return jax.tree.map(put, rows)
+def placed(shardings: Any, rows: Any) -> Any:
+    """Put the rows of this process on its devices, each array where `shardings` has it."""
+    return jax.tree.map(jax.make_array_from_process_local_data, shardings, rows)
 
 
 def own_rows(array: jax.Array) -> np.ndarray:
@@ -370,12 +385,16 @@ def cpu_rows(config: Any, spec: specs.Spec | None = None) -> int:
 
 
 def build(spec: specs.Spec, group: plans.Group, devices: Sequence[jax.Device]) -> Programs:
-    """Trace, lower and compile a group's three programs, for a unit at a time on each device."""
+    """Trace, lower and compile a group's three programs, for a unit at a time on each device.
+
+    Raises:
+        InputError: the agent breaks the contract, or the mesh splits no matrix.
+    """
     began = time.monotonic()
     length = math.ceil(group.config.num_updates / SEGMENTS)
-    mesh = Mesh(np.array(devices), (ROWS,))
+    mesh = mesh_of(spec.mesh, devices)
     with paths.recorded() as found:
-        traced = trace(spec, group, mesh, length)
+        *traced, inputs, states = trace(spec, group, mesh, length)
     traced_at = time.monotonic()
     options = xla.options(devices[0])
     # One program is compiled, or read from the cache, while the next is lowered. XLA releases
@@ -392,6 +411,8 @@ def build(spec: specs.Spec, group: plans.Group, devices: Sequence[jax.Device]) -
         score=score,
         segment_length=length,
         sharding=NamedSharding(mesh, PartitionSpec(ROWS)),
+        inputs=inputs,
+        states=states,
         rows=group.rows,
         compile_s=time.monotonic() - began,
         trace_s=traced_at - began,
@@ -401,37 +422,82 @@ def build(spec: specs.Spec, group: plans.Group, devices: Sequence[jax.Device]) -
     )
 
 
-def trace(
-    spec: specs.Spec, group: plans.Group, mesh: Mesh, length: int
-) -> tuple[jax.stages.Traced, ...]:
+def mesh_of(wanted: specs.Mesh, devices: Sequence[jax.Device]) -> Mesh:
+    """Return the mesh of all devices: units go over groups of them, and each group is `wanted`."""
+    if wanted.size == 1:
+        return Mesh(np.array(devices), (ROWS,))
+    groups = np.array(devices).reshape(-1, wanted.data, wanted.model)
+    return Mesh(groups, (ROWS, layout.DATA, layout.MODEL))
+
+
+def shardings(inputs: Inputs, states: Any, mesh: Mesh) -> tuple[Inputs, Any]:
+    """Return where the inputs and the states of a group lie.
+
+    Raises:
+        InputError: the mesh splits none of them.
+    """
+    of_rows = layout.shardings(inputs._replace(shared=None), mesh, ROWS)
+    where = of_rows._replace(shared=layout.shardings(inputs.shared, mesh))
+    of_states = layout.shardings(states, mesh, ROWS)
+    parts = mesh.shape.get(layout.MODEL, 1)
+    if parts > 1 and not layout.split((where, of_states)):
+        raise InputError(
+            f"mesh model must divide a side of a matrix of {layout.SMALL} numbers or more, such as "
+            f"the outputs of a layer, but is {parts}."
+        )
+    return where, of_states
+
+
+class Traced(NamedTuple):
+    """A group's programs before they are compiled, and where their arrays lie."""
+
+    start: jax.stages.Traced
+    segment: jax.stages.Traced
+    score: jax.stages.Traced
+    inputs: Inputs  # shardings
+    states: Any  # shardings
+
+
+def trace(spec: specs.Spec, group: plans.Group, mesh: Mesh, length: int) -> Traced:
     """Trace a group's start, segments of at most `length` updates, and score."""
     agent, over_rows, same = spec.agent, PartitionSpec(ROWS), PartitionSpec()
-    over, everywhere = NamedSharding(mesh, over_rows), NamedSharding(mesh, same)
-    shard = functools.partial(jax.shard_map, mesh=mesh, out_specs=over_rows, check_vma=False)
-    split = Inputs(over_rows, over_rows, over_rows, same)
-    start = shard(functools.partial(start_rows, agent), in_specs=(split,))
+    # The other axes of a mesh are left to XLA, which splits what a row does over them.
+    shard = functools.partial(
+        jax.shard_map, mesh=mesh, out_specs=over_rows, axis_names={ROWS}, check_vma=False
+    )
+    rows = Inputs(over_rows, over_rows, over_rows, same)
+    start = shard(functools.partial(start_rows, agent), in_specs=(rows,))
     segment = shard(
         functools.partial(segment_rows, agent, length),
-        in_specs=(split, over_rows, over_rows, same, same),
+        in_specs=(rows, over_rows, over_rows, same, same),
     )
     score = shard(
         functools.partial(score_rows, agent, episodes=spec.eval_episodes),
-        in_specs=(split, over_rows, same),
+        in_specs=(rows, over_rows, same),
     )
-    inputs = inputs_of(spec.given, group.units[:1] * mesh.size, group.rows)
+    inputs = inputs_of(spec.given, group.units[:1] * mesh.shape[ROWS], group.rows)
     states = jax.eval_shape(start, inputs)
     diverged_at, one = np.zeros(len(inputs.seeds), np.int32), np.int32(1)
-    # Shardings are explicit because XLA would otherwise replicate unused arguments.
-    spread = Inputs(over, over, over, everywhere)
-    starting = jax.jit(start, in_shardings=(spread,))
-    training = jax.jit(segment, donate_argnums=1, in_shardings=(spread, over, over, None, None))
-    scoring = jax.jit(score, in_shardings=(spread, over, None))
+    # Shardings are explicit because XLA would otherwise replicate unused arguments, and choose
+    # where results lie.
+    given, kept = shardings(inputs, states, mesh)
+    over = NamedSharding(mesh, over_rows)
+    starting = jax.jit(start, in_shardings=(given,), out_shardings=kept)
+    training = jax.jit(
+        segment,
+        donate_argnums=1,
+        in_shardings=(given, kept, over, None, None),
+        out_shardings=(kept, over, over),
+    )
+    scoring = jax.jit(score, in_shardings=(given, kept, None), out_shardings=over)
     # Values would have to be on the devices of all processes; shapes need not.
     inputs, diverged_at = jax.eval_shape(lambda *x: x, inputs, diverged_at)
-    return (
+    return Traced(
         starting.trace(inputs),
         training.trace(inputs, states, diverged_at, one, one),
         scoring.trace(inputs, states, one),
+        given,
+        kept,
     )
 
 

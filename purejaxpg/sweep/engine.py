@@ -166,11 +166,16 @@ def cut(
     found = {group.index: before.get(backend.family(group.config)) for group in groups}
     like = {number: unit for number, unit in found.items() if unit}
     rows = {plans.unit_name(index, number, 0): unit["size"] for number, unit in like.items()}
-    several = [n for n, unit in like.items() if (unit["facts"] or {}).get("devices", 1) > 1]
+    several = [n for n, unit in like.items() if side_by_side(unit["facts"] or {}) > 1]
     return [
         dataclasses.replace(group, devices=2 if group.index in several else 1)
         for group in backend.groups(index, round_, rows | stored)
     ]
+
+
+def side_by_side(facts: Mapping[str, Any]) -> int:
+    """Return the number of units that were computed at a time, by the facts of one of them."""
+    return facts.get("devices", 1) // math.prod(facts.get("mesh", {}).values())
 
 
 def units_before(

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from purejaxpg import InputError, contract, disk, hidden
+from purejaxpg import InputError, contract, disk, hidden, layout
 from purejaxpg.fused import paths as loop_paths
 from purejaxpg.sweep import compute, engine, memory, snapshots
 from purejaxpg.sweep import ledger as ledgers
@@ -28,6 +29,7 @@ from purejaxpg.text import count, duration, engineering, percent
 
 MEASURED = 4  # programs that are compiled and timed; others are estimated from these
 ENOUGH_S, SEGMENTS_TIMED = 1.0, 20  # either ends the timing of a segment
+NOISE_BYTES = 2**25  # by which a process may grow for other reasons than a program
 WORSE = 1.1  # warn if a row costs this much more than in a unit of half the rows
 Say = Callable[[str], None]
 ON_HOST = (
@@ -41,7 +43,7 @@ class Measurement:
     """The measured cost of one program."""
 
     rows: int
-    devices: int
+    devices: int  # or groups of them, each of which computes a unit
     compile_s: float
     start_s: float
     update_s: float  # of all rows on all devices, one update
@@ -49,6 +51,16 @@ class Measurement:
     bytes_per_device: int  # as planned by XLA
     seen_bytes: int  # growth of the process's memory, on a CPU; 0: not known
     paths: tuple[loop_paths.Path, ...] = ()  # of the trainer's loops
+    group: int = 1  # devices that compute a unit
+
+    @property
+    def needed_bytes(self) -> int:
+        """Return what a device needs: what XLA plans, or what was seen if that is clearly more.
+
+        XLA does not count what convolutions and some matrix products on a CPU allocate.
+        """
+        seen = self.seen_bytes // (self.devices * self.group)
+        return seen if seen > self.bytes_per_device + NOISE_BYTES else self.bytes_per_device
 
     def seconds(self, batches: int, updates: int, fresh: bool = True, scores: int = 1) -> float:
         """Return the time of `batches` batches of units, without compilation."""
@@ -65,9 +77,9 @@ class Fit(NamedTuple):
 def fit(small: Measurement, large: Measurement, shared: int = 0) -> Fit:
     """Return the line through two measurements of memory, or through one and `shared` bytes."""
     if small.rows == large.rows:
-        return Fit(float(shared), (large.bytes_per_device - shared) / large.rows)
-    slope = (large.bytes_per_device - small.bytes_per_device) / (large.rows - small.rows)
-    return Fit(large.bytes_per_device - slope * large.rows, slope)
+        return Fit(float(shared), (large.needed_bytes - shared) / large.rows)
+    slope = (large.needed_bytes - small.needed_bytes) / (large.rows - small.rows)
+    return Fit(large.needed_bytes - slope * large.rows, slope)
 
 
 def measure(
@@ -82,7 +94,7 @@ def measure(
     legs = [leg for unit in group.units for leg in unit.legs]
     few = tuple(
         plans.Unit(str(i), tuple(legs[i * rows : (i + 1) * rows]) or tuple(legs[:rows]))
-        for i in range(min(len(devices), math.ceil(len(legs) / rows)))
+        for i in range(min(backend.slots, math.ceil(len(legs) / rows)))
     )
     resized = dataclasses.replace(group, rows=rows, units=few)
     programs = backend.compile(resized)
@@ -109,6 +121,7 @@ def measure(
         bytes_per_device=programs.bytes_per_device,
         seen_bytes=memory.resident()[1] - before if known else 0,
         paths=programs.paths,
+        group=spec.mesh.size,
     )
 
 
@@ -140,6 +153,7 @@ def plan(
         quick: do not compile or time anything.
         out: a result directory; what it has of the sweep is left out.
     """
+    specs.check_devices(spec.mesh, len(devices))
     rounds = searches.rehearse(searches.rounds(spec, confirm))
     backend = compute.Backend(spec, devices)
     warning = hidden.note(spec.agent, spec.agent_name, rounds[0].legs[0].run.config)
@@ -156,6 +170,8 @@ def plan(
         notes.append(ON_HOST)
     for line in [compilations(groups), *notes]:
         say(line)
+    if spec.mesh.size > 1:
+        say(split_of(backend, groups[0]))
     for index, group in planned:
         say(f"Round {index + 1}, group {group.index}: {size_of(backend, group)}")
     say(f"Disk: about {bytes_on_disk(backend, planned) / 2**20:.1f} MiB.")
@@ -219,6 +235,25 @@ def size_of(backend: compute.Backend, group: plans.Group) -> str:
     return (
         f"{group.num_legs} runs, {span}, in {len(group.units)} unit(s) of {group.rows} rows "
         f"({why})."
+    )
+
+
+def one_group(backend: compute.Backend) -> Mesh:
+    """Return the mesh of the first group of devices."""
+    return compute.mesh_of(backend.spec.mesh, backend.devices[: backend.spec.mesh.size])
+
+
+def split_of(backend: compute.Backend, group: plans.Group) -> str:
+    """Describe how the arrays of a run are spread over the devices of a mesh."""
+    mesh, unit = one_group(backend), plans.Unit("", group.units[0].legs[:1])
+    inputs, states = compute.inputs_of(backend.spec.given, [unit], 1), backend.template(unit)
+    where, of_states = compute.shardings(inputs, states, mesh)
+    given = layout.bytes_on_device(inputs[2:], where[2:])
+    state = layout.bytes_on_device(states, of_states)
+    parts = [f"{own / 2**20:.1f} of {whole / 2**20:.1f} MiB" for own, whole in (given, state)]
+    return (
+        f"Mesh {backend.spec.mesh}: {count(backend.slots, 'group')} of {mesh.size} devices, each "
+        f"of which holds {parts[0]} of given arrays and {parts[1]} of the state of a run."
     )
 
 
@@ -294,8 +329,9 @@ def measurements(
         for path in () if backend.on_cpu else full.paths:
             say(str(path))
         half = measure(spec, group, group.rows // 2, devices) if group.rows > 1 else full
-        shared = jax.tree.leaves(spec.given.shared())
-        say(memory_line(half, full, devices, sum(array.nbytes for array in shared)))
+        given = spec.given.shared()
+        shared, _ = layout.bytes_on_device(given, layout.shardings(given, one_group(backend)))
+        say(memory_line(half, full, devices, shared))
         if half.rows < full.rows:
             say(row_cost(half, full))
     return measured
@@ -305,16 +341,14 @@ def memory_line(
     half: Measurement, full: Measurement, devices: Sequence[jax.Device], shared: int
 ) -> str:
     """Describe the memory of a unit, of which all rows share some bytes, and how many would fit."""
-    line, limit = fit(half, full, shared), memory.limit(devices[: full.devices])
+    used = full.devices * full.group
+    line, limit = fit(half, full, shared), memory.limit(devices[:used])
     most = int((limit - line.fixed) / line.per_row) if line.per_row > 0 else full.rows
-    planned = full.devices * full.bytes_per_device
-    # XLA does not count the memory that convolutions on a CPU allocate.
-    more = full.seen_bytes > 1.15 * planned + 64 * 2**20
-    seen = f"; the process used {full.seen_bytes / 2**20:.0f} MiB" if more else ""
+    needed, planned = full.needed_bytes / 2**20, full.bytes_per_device / 2**20
+    seen = f"; XLA planned {planned:.1f} MiB a device" if needed > planned else ""
     return (
-        f"Memory: {full.bytes_per_device / 2**20:.1f} MiB a device ({line.per_row / 2**20:.2f} "
-        f"for each row), {planned / 2**20:.0f} MiB on "
-        f"{full.devices} device(s){seen}; about {most} rows a device would fit."
+        f"Memory: {needed:.1f} MiB a device ({line.per_row / 2**20:.2f} for each row), "
+        f"{needed * used:.0f} MiB on {used} device(s){seen}; about {most} rows a device would fit."
     )
 
 
@@ -380,11 +414,12 @@ def tune(spec: specs.Spec, path: Path, devices: Sequence[jax.Device], say: Say) 
         raise InputError(
             f"{path} already has rows_per_device = {spec.rows_per_device}; remove it to tune it."
         )
+    specs.check_devices(spec.mesh, len(devices))
     (first, *_) = searches.rehearse(searches.rounds(spec))
-    groups = compute.Backend(spec, devices).groups(0, first, {})
-    group = max(groups, key=lambda g: g.steps)
+    backend = compute.Backend(spec, devices)
+    group = max(backend.groups(0, first, {}), key=lambda g: g.steps)
     best, least = 0, math.inf
-    for rows in sizes(group.num_legs, len(devices)):
+    for rows in sizes(group.num_legs, backend.slots):
         try:
             seen = measure(spec, group, rows, devices)
         except memory.OutOfMemory as error:

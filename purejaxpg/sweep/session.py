@@ -29,7 +29,7 @@ EXECUTORS = ("local", "ray")
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How to run a sweep. Only `confirm` and `eval_every` change its results."""
+    """How to run a sweep. Only `confirm`, `eval_every` and `mesh` change its results."""
 
     out: Path | None = None  # result directory; None: results/NAME
     devices: int | None = None  # of each process; None: all
@@ -41,6 +41,7 @@ class Options:
     snapshot_every_s: float = 30.0  # minimum time between snapshots; 0: after every segment
     accept_source: bool = False  # continue although comments or formatting of the code changed
     eval_every: int | None = None  # updates; in place of the sweep file's
+    mesh: Mapping[str, Any] | None = None  # axes and sizes; in place of the sweep file's
     quiet: bool = False
     imports: Sequence[str] = ()  # modules, which may register environments
 
@@ -60,7 +61,8 @@ class Options:
     @property
     def keys(self) -> dict[str, Any]:
         """The options that replace a key of the sweep file."""
-        return {} if self.eval_every is None else {"eval_every": self.eval_every}
+        own = {"eval_every": self.eval_every, "mesh": self.mesh}
+        return {name: value for name, value in own.items() if value is not None}
 
 
 DEFAULTS = Options()
@@ -128,6 +130,7 @@ def run_stages(pipeline: Any, options: Options, devices: Sequence[Any]) -> Path:
     for stage, spec in zip(pipeline.stages, stages.plan(pipeline, options.confirm), strict=True):
         spec = kept.settle(out / stage.name, spec, options.accept_source)
         stages.refuse_changed(pipeline, stage, spec, out)
+        _check_devices(spec, options, devices)
         if not (out / stage.name).exists():
             stages.trace(spec, devices)
     stages.prepare(pipeline, out)
@@ -163,6 +166,8 @@ def _together(load: Callable[[], Any], options: Options, devices: list[Any]) -> 
         spec = load()
         if spec.given.digest:
             raise InputError("A sweep that is given arrays must run in one process.")
+        if spec.mesh.size > 1:
+            raise InputError(f"mesh must be absent in several processes, but is {spec.mesh}.")
         run(spec, options, devices, functools.partial(distributed.Leader, mail=mail))
     return 0
 
@@ -206,6 +211,7 @@ def _results(
 
     say = functools.partial(console.print, highlight=False, soft_wrap=True, markup=False)
     out = options.out or Path("results") / spec.name
+    _check_devices(spec, options, devices)
     asked = kept.settle(out, spec, options.accept_source)
     spec = growth.continued(asked, out)
     logs = sinks.Logs(options.logs, spec.name, say)
@@ -225,6 +231,14 @@ def _results(
         logs.finish(store)
         completions.keep(store, spec, say, options.quiet)
     return out
+
+
+def _check_devices(spec: Any, options: Options, devices: Sequence[Any]) -> None:
+    """Raise an InputError unless the devices make groups of a sweep's mesh."""
+    from purejaxpg.sweep import spec as specs
+
+    if options.executor == "local":  # a task of Ray has its own
+        specs.check_devices(spec.mesh, len(devices))
 
 
 def report(out: Path, console: Any) -> Path:
@@ -352,6 +366,14 @@ def find_devices(wanted: int | None = None, several: bool = False) -> list[Any]:
         raise InputError(f"--devices must be at most {limit}, but is {wanted}.")
     of_process = [[d for d in devices if d.process_index == p] for p in range(count)]
     return [device for own_devices in of_process for device in own_devices[:wanted]]
+
+
+def needed_by_one(agent: str, options: Options) -> int:
+    """Return how many devices one run of an agent or of a sweep file needs: those of its mesh."""
+    from purejaxpg.sweep import spec as specs
+
+    raw = specs.parse(Path(agent))[0] if agent.endswith(".toml") else {}
+    return specs.mesh({**raw, **options.keys}).size
 
 
 def cache_programs() -> None:

@@ -26,7 +26,8 @@ from purejaxpg.text import short
 
 PRESETS = Path(purejaxpg.__file__).parent / "presets.toml"
 TUNED, NONE = "tuned", "none"
-KEPT = ("eval_episodes", "eval_every", "rows_per_device")  # of a sweep file, beside the fields
+# What is kept of a sweep file, beside the fields.
+KEPT = ("eval_episodes", "eval_every", "rows_per_device", "mesh")
 LISTED = 8  # values of an axis in a message, at most
 Parse = Callable[[type], dict[str, Any]]  # the agent's `Config` -> the fields on the command line
 

@@ -41,10 +41,11 @@ from purejaxpg import InputError, contract, disk, modules, trainers
 from purejaxpg import config as configs
 from purejaxpg.sweep import plan as plans
 from purejaxpg.sweep import space
+from purejaxpg.text import count
 
 METHODS = ("grid", "random", "sobol", "lhs", "optuna")
 TABLES = ("config", "sweep", "given", "search", "halving", "pbt", "robust")
-KEYS = ("agent", "seeds", "eval_episodes", "eval_every", "rows_per_device", *TABLES)
+KEYS = ("agent", "seeds", "eval_episodes", "eval_every", "rows_per_device", "mesh", *TABLES)
 
 # (trainer, its first configuration, seeds, [given]) -> an instance of the trainer's `Given`, and
 # the seeds in the order of its axes: those of the sweep, and then others that have an item.
@@ -99,6 +100,22 @@ class Robust:
 
 
 @dataclasses.dataclass(frozen=True)
+class Mesh:
+    """The table `mesh`: the devices of a group, over which one run is spread, as a rectangle."""
+
+    data: int = 1  # each batch of a run is split into so many parts
+    model: int = 1  # and each large matrix
+
+    @property
+    def size(self) -> int:
+        """Devices of a group."""
+        return self.data * self.model
+
+    def __str__(self) -> str:
+        return f"{{ data = {self.data}, model = {self.model} }}"
+
+
+@dataclasses.dataclass(frozen=True)
 class Search(Method):
     """The tables [search], [halving] and [pbt] of a sweep file; None for an absent table."""
 
@@ -118,6 +135,7 @@ class Spec:
     eval_episodes: int = 128
     eval_every: int = 0  # updates between two evaluations within training; 0: none
     rows_per_device: int | None = None  # None: chosen when the sweep is planned
+    mesh: Mesh = Mesh()  # of each group of devices, which computes a unit
     identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # JSON-able
     text: str = ""
     axes: Mapping[str, space.Axis] = dataclasses.field(default_factory=dict)
@@ -242,6 +260,7 @@ def from_dict(
         eval_episodes=_positive("eval_episodes", raw.get("eval_episodes", 128)),
         eval_every=_optional("eval_every", raw) or 0,
         rows_per_device=_optional("rows_per_device", raw),
+        mesh=mesh(raw),
         text=text,
         axes=axes,
         seeds=tuple(_seeds(raw.get("seeds", 1))),
@@ -252,8 +271,7 @@ def from_dict(
     )
     spec = dataclasses.replace(spec, given=_given(spec, table(raw, "given"), given, resolve))
     spec = dataclasses.replace(spec, runs=tuple(_runs(spec)))
-    for refuse in (_refuse_repeated, _refuse_equal, _refuse_stored):
-        refuse(spec)
+    _refuse(spec)
     return _identified(spec, raw, swept, base)
 
 
@@ -341,6 +359,8 @@ def _identity(
         "rows_per_device": spec.rows_per_device,
         **{n: raw[n] for n in ("eval_every", "search", "halving", "pbt") if n in raw},
     }
+    if spec.mesh.size > 1:  # it decides on the bits of a run, like the rows of a unit
+        plain["mesh"] = dataclasses.asdict(spec.mesh)
     if spec.robust is not None:
         plain["robust"] = dataclasses.asdict(spec.robust)
     if spec.search.batch != Method.batch:  # a quarter of the samples
@@ -536,6 +556,12 @@ def _check_pbt(
     return dataclasses.replace(search, method=method, samples=pbt.population)
 
 
+def _refuse(spec: Spec) -> None:
+    """Refuse what is wrong with the runs of a sweep, each of which is valid by itself."""
+    for refuse in (_refuse_repeated, _refuse_equal, _refuse_stored, _refuse_mesh):
+        refuse(spec)
+
+
 def _refuse_repeated(spec: Spec) -> None:
     """Refuse two runs of one configuration and seed, which mean that an axis repeats a value."""
     seen = set[str]()
@@ -553,6 +579,33 @@ def _refuse_stored(spec: Spec) -> None:
             f"[{'pbt' if spec.search.pbt else 'halving'}] continues runs from stored states, but "
             f"those of env {env.name!r} cannot be stored; use another search.",
         )
+
+
+def _refuse_mesh(spec: Spec) -> None:
+    """Refuse a mesh for a trainer that has no batch to split, or that does not divide it."""
+    mesh = spec.mesh
+    configs.require(
+        mesh.size == 1 or not contract.has_environment(spec.agent.Config),
+        f"mesh must be absent for agent {spec.agent_name!r}, which plays an environment, but is "
+        f"{mesh}; it splits language models, and runs go over devices without it.",
+    )
+    for config in [run.config for run in spec.runs] if mesh.data > 1 else ():
+        batch = getattr(config, "batch_size", mesh.data)
+        minibatch = batch // getattr(config, "num_minibatches", 1)
+        configs.require(
+            minibatch % mesh.data == 0,
+            f"mesh data must divide the {minibatch} sequences of a gradient step, but is "
+            f"{mesh.data}.",
+        )
+
+
+def check_devices(mesh: Mesh, number: int) -> None:
+    """Raise an InputError unless a number of devices makes groups of a mesh, with none left."""
+    configs.require(
+        number % mesh.size == 0,
+        f"mesh must divide the {count(number, 'device')} in use, but {mesh} has {mesh.size}; "
+        "--devices N uses N devices, and makes N of a CPU.",
+    )
 
 
 def _refuse_equal(spec: Spec) -> None:
@@ -589,6 +642,14 @@ def _seeds(value: Any) -> list[int]:
         f"but is {value!r}.",
     )
     return seeds
+
+
+def mesh(raw: Mapping[str, Any]) -> Mesh:
+    """Check the table `mesh` of a sweep file and return it."""
+    axes = table(raw, "mesh")
+    for name in axes:
+        configs.require_known(name, ("data", "model"), "axis of mesh named")
+    return Mesh(**{name: _positive(f"mesh {name}", size) for name, size in axes.items()})
 
 
 def _positive(name: str, value: Any) -> int:

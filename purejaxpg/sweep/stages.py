@@ -43,7 +43,7 @@ from purejaxpg.sweep import store as stores
 STAGES = stores.STAGES
 AGENTS = "agents"  # the tables of several agents
 OWN = ("config", "sweep", "given")  # what such a table holds
-DEFAULTS = ("seeds", "eval_episodes", "eval_every")
+DEFAULTS = ("seeds", "eval_episodes", "eval_every", "mesh")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 

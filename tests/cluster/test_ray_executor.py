@@ -181,7 +181,7 @@ def task(**changes: Any) -> ray_executor.Task:
     (group,) = backend.groups(0, next(searches.rounds(spec)), {})
     unit = group.units[0]
     values = {
-        "agent": "ppo", "source": (), "modules": (), "evaluation": (4, 0),
+        "agent": "ppo", "source": (), "modules": (), "evaluation": (4, 0), "mesh": spec.mesh,
         "group": ray_executor.of_one_unit(group, unit, backend.to_dict), "start": None,
         "versions": backend.versions(),
     }  # fmt: skip
@@ -211,6 +211,23 @@ def test_a_cluster_that_cannot_be_joined_is_a_fault(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("RAY_ADDRESS", "b:2")
     with pytest.raises(FaultError, match=r"^There is no Ray cluster at b:2: "):
         ray_executor.Ray(spec, None, {})
+
+
+def test_a_task_has_the_devices_of_a_mesh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.init", lambda **_: None)
+    monkeypatch.setattr("ray.put", lambda value: value)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": 5.0, "CPU": 8.0})
+    spec = specs.from_dict({"agent": "rlhf.sft", "mesh": {"model": 2}}, "tiny")
+    ray = ray_executor.Ray(spec, None, {})
+    assert (ray.resources, ray.slots, ray.options()["num_gpus"]) == ({"GPU": 2.0}, 2, 2.0)
+    on_cpu = ray_executor.Ray(spec, None, {"CPU": 4.0}).options()
+    flags = on_cpu["runtime_env"]["env_vars"]["XLA_FLAGS"]
+    assert on_cpu["num_cpus"] == 4.0 and flags.endswith("device_count=2")
+    words = (
+        r"--ray-task must give a task the 2 devices of mesh \{ data = 1, model = 2 \}, as GPU=2, "
+    )
+    with pytest.raises(InputError, match=words + "but gives it GPU=1"):
+        ray_executor.Ray(spec, None, {"GPU": 1.0})
 
 
 def test_running_out_of_memory_in_a_worker_reaches_the_driver(

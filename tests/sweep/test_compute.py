@@ -102,6 +102,7 @@ SPEC: Any = types.SimpleNamespace(
     eval_episodes=3,
     eval_every=0,
     rows_per_device=None,
+    mesh=specs.Mesh(),
     given=contract.Given(),
     search=specs.Search(),
 )
@@ -203,7 +204,7 @@ def test_the_backend_cuts_rounds_and_refuses_what_could_not_be_scored() -> None:
     assert [len(unit.legs) for unit in found.units] == [25, 15]
     backend.on_cpu = False
     assert backend.rows(Config(), 40) == 20
-    backend.spec = types.SimpleNamespace(rows_per_device=7, agent=TOY)
+    backend.spec = types.SimpleNamespace(rows_per_device=7, agent=TOY, mesh=specs.Mesh())
     assert backend.rows(Config(), 40) == 7
     long = run(0, env_params={"max_steps_in_episode": 10**6})
     with pytest.raises(InputError, match="max_steps_in_episode"):

@@ -120,6 +120,19 @@ def test_memory_is_a_straight_line() -> None:
     assert forecast.fit(seen(1, 500), seen(1, 500), shared=100) == forecast.Fit(100.0, 400.0)
 
 
+def test_memory_that_xla_does_not_count_is_counted() -> None:
+    def measured(rows: int, planned: int, seen: int) -> forecast.Measurement:
+        mib = 2**20
+        return forecast.Measurement(rows, 2, 0.0, 0.0, 0.0, 0.0, planned * mib, 2 * seen * mib)
+
+    half, full = measured(2, 240, 296), measured(4, 480, 592)
+    line = forecast.memory_line(half, full, jax.devices()[:1], 0)
+    assert "592.0 MiB a device (148.00 for each row), 1184 MiB on 2 device(s)" in line
+    assert "XLA planned 480.0 MiB a device" in line
+    quiet = forecast.memory_line(measured(2, 240, 0), measured(4, 480, 500), jax.devices()[:1], 0)
+    assert "480.0 MiB a device (120.00 for each row)" in quiet and "XLA planned" not in quiet
+
+
 def test_a_row_that_costs_more_in_a_larger_unit_is_warned_of() -> None:
     def seen(rows: int, update_s: float) -> forecast.Measurement:
         return forecast.Measurement(rows, 1, 0.0, 0.0, update_s, 0.0, 1, 0)
