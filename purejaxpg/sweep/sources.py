@@ -28,6 +28,7 @@ import numpy as np
 from purejaxpg import InputError, contract, text
 from purejaxpg import config as configs
 from purejaxpg.report import playback, ranking
+from purejaxpg.sweep import ledger as ledgers
 from purejaxpg.sweep import store as stores
 
 BEST = ":best"
@@ -103,6 +104,7 @@ def resolve(
     """
     given = None
     if contract.names_published(trainer, table):
+        _refuse_results(base, table.get(contract.MODEL))
         given, table = contract.published(trainer, table, base, config)
         given = jax.tree.map(lambda x: np.asarray(x)[None], given)
     else:
@@ -124,6 +126,16 @@ def resolve(
     items = (*seeds, *spare)
     arrays = {field: source.stacked(items) for field, source in found.items()}
     return (dataclasses.replace(given, **arrays) if given else trainer.Given(**arrays)), items
+
+
+def _refuse_results(base: Path, model: Any) -> None:
+    """Refuse a result directory in place of a published model, and say how to make one of it."""
+    is_result = isinstance(model, str) and (base / model / ledgers.LEDGER).is_file()
+    configs.require(
+        not is_result,
+        f"given model must be a published model, but {model!r} is a result directory; write its "
+        f"model to a folder with `purejaxpg eval {model} --save FOLDER`.",
+    )
 
 
 def _check_fields(trainer: types.ModuleType, table: Mapping[str, Any]) -> None:

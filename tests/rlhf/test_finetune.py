@@ -117,7 +117,7 @@ def test_pairs_are_padded_to_max_length(checkpoint, folder):
 
 
 @pytest.mark.parametrize("rank", [0, 2])
-def test_a_model_is_trained_saved_and_completes(rank, checkpoint, folder):
+def test_a_model_is_trained_saved_and_completes(rank, checkpoint, folder, capsys):
     write("data.jsonl", ANSWER)
     words = ("train", "rlhf.sft", "--model", "model", "--data", "data.jsonl", *SMALL)
     rate = ("--learning-rate", "0.02", "--lora-rank", str(rank), "--out", "out")
@@ -126,6 +126,8 @@ def test_a_model_is_trained_saved_and_completes(rank, checkpoint, folder):
     trained = hf.load("trained")
     assert hf.complete(random.key(0), trained, ["Hi"], 8, greedy=True) == [" there"]
     assert hf.complete(random.key(0), checkpoint, ["Hi"], 8, greedy=True) != [" there"]
+    assert cli.main(["train", "rlhf.sft", "--model", "./out", "--data", "data.jsonl", *SMALL]) == 2
+    assert "out --save FOLDER" in capsys.readouterr().err
 
 
 def runs_of(out):
