@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax import random
 
-from purejaxpg import optimizers
+from purejaxpg import host, layout, optimizers
 from purejaxpg.rlhf import data, dpo, grpo, tasks, transformer
 from purejaxpg.sweep import compute
 from purejaxpg.sweep import plan as plans
@@ -129,9 +129,31 @@ def gathered(program: str) -> list[list[int]]:
     return [[int(n) for n in shape.split(",") if n != "1"] for shape in found]
 
 
+def called() -> dict[str, Any]:
+    """Call the host from rows that are spread over 4 devices -> sums of a batch, and calls."""
+    seen: list[tuple[int, ...]] = []
+
+    def sums(x: Any) -> np.ndarray:
+        seen.append(x.shape)
+        return np.asarray(x).sum(-1)
+
+    def row(x: jax.Array) -> Any:
+        split = layout.over_batch(x)
+        return host.call(sums, jax.ShapeDtypeStruct((4,), np.float32), split)
+
+    mesh = compute.mesh_of(specs.Mesh(2, 2), jax.devices())
+    rows = jax.sharding.PartitionSpec(compute.ROWS)
+    over = jax.shard_map(
+        jax.vmap(row), mesh=mesh, in_specs=rows, out_specs=rows, axis_names={compute.ROWS},
+        check_vma=False,
+    )  # fmt: skip
+    found = jax.jit(over)(np.arange(24, dtype=np.float32).reshape(2, 4, 3))
+    return {"sums": np.asarray(found).tolist(), "calls": seen}
+
+
 def main(out: str) -> None:
     arrays: dict[str, np.ndarray] = {}
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = {"called": called()}
     optimizers.VECTOR = 1000  # as with so many parameters that they are no vector
     for trainer in CASES:
         for name, mesh in MESHES.items():

@@ -117,6 +117,12 @@ def test_a_spread_run_has_the_losses_and_parameters_of_one_device(
         np.testing.assert_allclose(several, one, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+def test_the_host_is_called_once_for_all_devices(results: Any) -> None:
+    called = results[1]["called"]
+    assert called["calls"] == [[2, 4, 3]]
+    assert called["sums"] == np.arange(24.0).reshape(2, 4, 3).sum(-1).tolist()
+
+
 @pytest.mark.parametrize("mesh", SPREAD)
 @pytest.mark.parametrize("trainer", spread.CASES)
 def test_matrices_are_stored_split_and_never_gathered(
