@@ -64,7 +64,10 @@ def read(path: Path) -> dict[str, str]:
         InputError: there is no such file, it cannot be imported, or it has no function `reward`.
     """
     configs.require(path.is_file(), f"given reward is the file {str(path)!r}, which is not there.")
-    kept = {"path": str(path.resolve()), "source": path.read_text(encoding="utf-8")}
+    try:
+        kept = {"path": str(path.resolve()), "source": path.read_text(encoding="utf-8")}
+    except UnicodeDecodeError as error:
+        raise InputError(f"given reward {path} must be text in UTF-8: {error.reason}.") from error
     function_of(kept)
     return kept
 
@@ -186,7 +189,11 @@ class Scorer:
         self.kept, self.pad_id = kept, pad_id
         self.backend = tokenizer.load_package().Tokenizer.from_str(content["backend"])
         encode = functools.partial(self.backend.encode, add_special_tokens=False)
-        self.rows = {tuple(encode(text).ids): (text, row) for text, row in content["rows"]}
+        # A prompt may begin with the name of the padding token, which is then padding.
+        self.rows = {
+            self.unpadded(np.asarray(encode(text).ids)): (text, row)
+            for text, row in content["rows"]
+        }
 
     def __call__(self, prompt_ids: np.ndarray, completion_ids: np.ndarray) -> np.ndarray:
         """Return the rewards of completions [B, L] -> [B].

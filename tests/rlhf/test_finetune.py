@@ -575,6 +575,7 @@ REFUSED_REWARDS = {
     "no file": (None, (), "given reward is the file"),
     "no function": ("x = 1", (), "must have a function reward(prompts, completions, rows)"),
     "no Python": ("def", (), "cannot be imported: SyntaxError"),
+    "no UTF-8": ("# \xe9", (), "must be text in UTF-8"),
     "raises": ("def reward(*_):\n    raise KeyError('answer')", (), "failed: KeyError: 'answer'"),
     "too few": ("def reward(*_):\n    return [1.0]", (), "must return a list of 8 numbers"),
     "a word": ("def reward(p, *_):\n    return ['x'] * len(p)", (), "but one is 'x'"),
@@ -590,12 +591,18 @@ def test_a_wrong_reward_is_refused(case, prompts, capsys):
     source, words, message = REFUSED_REWARDS[case]
     pathlib.Path("reward.py").unlink()
     if source is not None:
-        pathlib.Path("reward.py").write_text(source)
+        pathlib.Path("reward.py").write_text(source, encoding="latin-1")
     given = ("--given", "reward=reward.py", "--num-updates", "1")
     assert cli.main(["train", "rlhf.rloo", *SAMPLED, *given, *words]) == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
     assert error.count("\n") == 1 or "reward.py, line" in error
+
+
+def test_a_prompt_may_begin_with_the_padding(prompts):
+    write("prompts.jsonl", {**PROMPTS[0], "prompt": "<pad>Hi"})
+    words = ("train", "rlhf.rloo", *SAMPLED, "--given", "reward=reward.py", "--num-updates", "1")
+    assert cli.main([*words]) == 0
 
 
 def test_a_policy_needs_a_reward_and_clear_prompts(prompts, capsys):
