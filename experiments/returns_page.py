@@ -1,0 +1,239 @@
+"""Write RESULTS.md, the tables of scores that the documentation shows, and the figures."""
+
+import math
+import textwrap
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import returns
+import returns_figures
+from returns import AGENTS, ENVS, HERE, Cell, short
+
+from purejaxpg import stats
+
+PAGE = HERE / "RESULTS.md"
+README = HERE.parent / "README.md"
+PRESETS = HERE.parent / "purejaxpg" / "presets.toml"
+PRESETS_HEAD = (
+    "# The tuned settings of `purejaxpg train`: [AGENT.ENV] is the table [config] of that cell of",
+    "# experiments/RESULTS.md. Written by experiments/returns.py.",
+)
+BEGIN, END = "<!-- returns: written by experiments/returns.py -->", "<!-- end of returns -->"
+HEADER = (
+    "agent", "IQM [95% interval]", "greedy", "steps", "best published", "", "tuning", "failed",
+    "worst", "seconds",
+)  # fmt: skip
+TEMPLATE = HERE / "RESULTS.md.j2"
+WIDTH = 120  # of a line of prose
+
+
+@cache
+def anchors() -> dict[str, Any]:
+    """Return the best published returns."""
+    return tomllib.loads((HERE / "anchors.toml").read_text(encoding="utf-8"))
+
+
+def anchor_of(agent: str, env: str) -> dict[str, Any]:
+    """Return the best published figure of an agent on an environment; empty if there is none."""
+    found = anchors().get(env, {}).get(agent)
+    return {**anchors()["sources"][found["source"]], **found} if found else {}
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def is_met(cell: Cell) -> bool:
+    """Return whether a cell is at or above the figure for it, at no more steps."""
+    anchor = anchor_of(cell.agent, cell.env)
+    return float(stats.iqm(cell.scores)) >= anchor["value"] and cell.steps <= anchor["steps"]
+
+
+def verdict(cell: Cell) -> str:
+    """Return how a cell compares with the published figure."""
+    anchor = anchor_of(cell.agent, cell.env)
+    if not anchor or is_met(cell):
+        return "met" if anchor else ""
+    gap = anchor["value"] - float(stats.iqm(cell.scores))
+    if gap <= 0:
+        return "met, with more steps"
+    notes = []
+    if cell.interval[1] >= anchor["value"]:
+        notes.append("within the interval")
+    if anchor["greedy"] and float(stats.iqm(cell.greedy)) >= anchor["value"]:
+        notes.append("greedy: met")
+    return f"short by {short(gap)}" + (f" ({', '.join(notes)})" if notes else "")
+
+
+def thousands(steps: int) -> str:
+    """Return a number of environment steps in short."""
+    return f"{steps / 1e6:.3g} M" if steps >= 999_500 else f"{steps / 1e3:.0f} k"
+
+
+def published(agent: str, env: str) -> str:
+    """Return the published figure as a text."""
+    anchor = anchor_of(agent, env)
+    if not anchor:
+        return "-"
+    return f"{short(anchor['value'])} at {thousands(anchor['steps'])}, {anchor['source']}"
+
+
+def row(cell: Cell) -> list[str]:
+    """Return the line of a cell."""
+    below = anchors().get(cell.env, {}).get("fails_below", -math.inf)
+    failed = cell.diverged + sum(
+        score < below and line["status"] != "diverged"
+        for score, line in zip(cell.scores, cell.rows, strict=True)
+    )
+    return [
+        cell.name,
+        cell.score,
+        short(float(stats.iqm(cell.greedy))),
+        thousands(cell.steps),
+        published(cell.agent, cell.env),
+        verdict(cell),
+        short(cell.tuned) if cell.tuned is not None else "-",
+        f"{failed} of {len(cell.rows)}",
+        short(float(cell.scores.min())),
+        f"{cell.seconds:.0f}",
+    ]
+
+
+def grid(found: Sequence[Cell]) -> str:
+    """Return the table of all agents and the classic environments."""
+    of = {(cell.agent, cell.env): cell for cell in found}
+    rows = []
+    for agent, name in {cell.agent: cell.name for cell in found}.items():
+        own = [of.get((agent, env)) for env in ENVS]
+        if any(own):
+            rows.append([name, *(brief(cell) for cell in own)])
+    return table(["", *(env.partition("-")[0] for env in ENVS)], rows)
+
+
+def brief(cell: Cell | None) -> str:
+    """Return a cell as one number and its steps."""
+    if cell is None:
+        return "-"
+    score = short(float(stats.iqm(cell.scores)))
+    mark = ""
+    if anchor_of(cell.agent, cell.env).get("runs"):
+        mark = "**" if is_met(cell) else "*"
+    return f"{mark}{score}{mark} ({thousands(cell.steps)})"
+
+
+def details(env: str, found: Sequence[Cell]) -> dict[str, Any]:
+    """Return what the page says about an environment."""
+    own = [row(cell) for cell in found if cell.env == env]
+    known = anchors()[env]
+    said = [f"*{AGENTS[agent]}*: {text}" for agent, text in known.get("notes", {}).items()]
+    return {**known, "name": env, "table": table(HEADER, own), "notes": said}
+
+
+def page(found: Sequence[Cell]) -> str:
+    """Return the text of the page."""
+    template = jinja2.Template(
+        TEMPLATE.read_text(encoding="utf-8"), undefined=jinja2.StrictUndefined
+    )
+    classic = [cell for cell in found if cell.env in anchors()]
+    text = template.render(
+        seeds=" or ".join(map(str, sorted({len(cell.rows) for cell in classic}))),
+        grid=grid(found),
+        profile=bool(returns_figures.of_all_envs(found)),
+        trials=returns_figures.extent(),
+        sources=anchors()["sources"],
+        envs=[details(env, classic) for env in ENVS if env in {cell.env for cell in classic}],
+        others=others(found),
+    )
+    return "\n".join(map(wrapped, text.splitlines())) + "\n"
+
+
+def wrapped(line: str) -> str:
+    """Return a line, broken if it is prose that is too long."""
+    if line.startswith("|"):
+        return line
+    indent = "  " if line.startswith("- ") else ""
+    return textwrap.fill(
+        line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def others(found: Sequence[Cell]) -> str:
+    """Return the table of environments without published figures."""
+    rows = [
+        [cell.env, f"[{cell.name}]({cell.study}.toml)", cell.score, f"{cell.steps:,}",
+         str(len(cell.rows)), str(cell.diverged)]
+        for cell in sorted(found, key=lambda cell: cell.env)
+        if cell.env not in anchors()
+    ]  # fmt: skip
+    header = ["environment", "agent", "IQM [95% interval]", "steps", "seeds", "diverged"]
+    return table(header, rows) if rows else ""
+
+
+def scores(found: Sequence[Cell]) -> Iterator[tuple[Path, list[Mapping[str, str]]]]:
+    """Yield the table of scores of each agent's page."""
+    for agent in AGENTS:
+        rows = [
+            dict(zip(returns.SCORE, (
+                cell.study, cell.env, f"{cell.steps:,}", str(len(cell.rows)), cell.score,
+                short(float(stats.iqm(cell.greedy))), str(cell.diverged),
+            ), strict=True))
+            for cell in found if cell.agent == agent
+        ]  # fmt: skip
+        if rows:
+            yield HERE / "curves" / f"{agent}_scores.csv", rows
+
+
+def settings(study: str) -> str:
+    """Return what a sweep file says under [config], but for the environment."""
+    text = (HERE / f"{study}.toml").read_text(encoding="utf-8").partition("[config]\n")[2]
+    lines = text.partition("\n[")[0].strip().splitlines()
+    return "\n".join(line for line in lines if not line.startswith("env = "))
+
+
+def presets(found: Sequence[Cell]) -> str:
+    """Return the presets of `purejaxpg train`: the settings of the cells."""
+    head = "".join(line + "\n" for line in PRESETS_HEAD)
+    chosen = {(c.agent, c.env): c.study for c in found if is_preset(c)}
+    parts = (
+        f"\n[{agent}.{env}]\n{settings(chosen[agent, env])}\n" for agent, env in sorted(chosen)
+    )
+    return head + "".join(parts)
+
+
+def is_preset(cell: Cell) -> bool:
+    """Return whether a cell shows what an agent can do; others show what it cannot."""
+    return cell.agent in AGENTS and (cell.env in ENVS or cell.agent == "ppo_rnn")
+
+
+def written(path: Path, text: str) -> Path:
+    """Write a text -> its path."""
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def with_grid(text: str, found: Sequence[Cell]) -> str:
+    """Return the README with the table of now."""
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    return f"{before}{BEGIN}\n\n{grid(found)}\n\n{END}{after}"
+
+
+def write() -> list[Path]:
+    """Write everything, and return the files."""
+    found = returns.cells()
+    tables = list(scores(found))
+    for path, rows in tables:
+        returns.write(path, returns.SCORE, rows)
+    return [
+        written(PAGE, page(found)),
+        written(README, with_grid(README.read_text(encoding="utf-8"), found)),
+        written(PRESETS, presets(found)),
+        *(path for path, _ in tables),
+        *returns_figures.write(found),
+    ]
