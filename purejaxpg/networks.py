@@ -135,6 +135,27 @@ class MLP(nn.Module):
         return x
 
 
+class Conv(nn.Module):
+    """A 3x3 convolution without padding, as one product of matrices.
+
+    [B, H, W, C] -> [B, H-2, W-2, features]
+
+    Parameters are those of `flax.linen.Conv`. Inside a loop, as every training is, XLA's own
+    convolution takes ten times as long on a CPU (benchmarks/LOG.md).
+    """
+
+    features: int
+    kernel_init: Initializer
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        height, width, channels = x.shape[-3] - 2, x.shape[-2] - 2, x.shape[-1]
+        kernel = self.param("kernel", self.kernel_init, (3, 3, channels, self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        patches = [x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+        return jnp.concatenate(patches, -1) @ kernel.reshape(-1, self.features) + bias
+
+
 class CNN(nn.Module):
     """One 3x3 convolution of 16 channels, then an MLP: the network of the MinAtar paper.
 
@@ -152,7 +173,7 @@ class CNN(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         batch = x.shape[:-1]
         x = x.reshape(-1, *self.image_shape)
-        x = nn.Conv(16, (3, 3), padding="VALID", kernel_init=self.kernel_init)(x)
+        x = Conv(16, self.kernel_init, name="Conv_0")(x)
         x = ACTIVATIONS[self.activation](x).reshape(*batch, -1)
         return MLP(self.hidden, self.activation, self.kernel_init)(x)
 
