@@ -196,19 +196,21 @@ def settings(study: str) -> str:
     return "\n".join(line for line in lines if not line.startswith("env = "))
 
 
-def presets(found: Sequence[Cell]) -> str:
+def presets() -> str:
     """Return the presets of `purejaxpg train`: the settings of the cells."""
     head = "".join(line + "\n" for line in PRESETS_HEAD)
-    chosen = {(c.agent, c.env): c.study for c in found if is_preset(c)}
-    parts = (
-        f"\n[{agent}.{env}]\n{settings(chosen[agent, env])}\n" for agent, env in sorted(chosen)
-    )
-    return head + "".join(parts)
+    chosen = {}
+    for path in HERE.glob("*_*.toml"):
+        spec = returns.spec_of(path.stem)
+        pair = spec["agent"], spec["config"]["env"]
+        if is_preset(path.stem, *pair):
+            chosen[pair] = settings(path.stem)
+    return head + "".join(f"\n[{a}.{e}]\n{chosen[a, e]}\n" for a, e in sorted(chosen))
 
 
-def is_preset(cell: Cell) -> bool:
-    """Return whether a cell shows what an agent can do; others show what it cannot."""
-    return cell.agent in AGENTS and (cell.env in ENVS or cell.agent == "ppo_rnn")
+def is_preset(study: str, agent: str, env: str) -> bool:
+    """Return whether a study shows what an agent can do; others show what it cannot."""
+    return study == f"{agent}_{ENVS.get(env)}" or agent == "ppo_rnn"
 
 
 def written(path: Path, text: str) -> Path:
@@ -233,7 +235,7 @@ def write() -> list[Path]:
     return [
         written(PAGE, page(found)),
         written(README, with_grid(README.read_text(encoding="utf-8"), found)),
-        written(PRESETS, presets(found)),
+        written(PRESETS, presets()),
         *(path for path, _ in tables),
         *returns_figures.write(found),
     ]
