@@ -90,7 +90,7 @@ def of_all_envs(found: Sequence[Cell]) -> dict[str, dict[str, Cell]]:
 @cache
 def random_return(env: str) -> float:
     """Return the mean return of random actions."""
-    table = tomllib.loads((HERE / "anchors.toml").read_text(encoding="utf-8"))
+    table = tomllib.loads((HERE / "runs" / "anchors.toml").read_text(encoding="utf-8"))
     return float(table[env]["random"])
 
 

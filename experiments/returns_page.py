@@ -16,7 +16,7 @@ from returns import AGENTS, ENVS, HERE, Cell, short
 from purejaxpg import stats
 
 PAGE = HERE / "RESULTS.md"
-README = HERE.parent / "README.md"
+WITH_GRID = (HERE.parent / "README.md", HERE.parent / "docs" / "benchmarks.md")
 PRESETS = HERE.parent / "purejaxpg" / "presets.toml"
 PRESETS_HEAD = (
     "# The tuned settings of `purejaxpg train`: [AGENT.ENV] is the table [config] of that cell of",
@@ -34,7 +34,7 @@ WIDTH = 120  # of a line of prose
 @cache
 def anchors() -> dict[str, Any]:
     """Return the best published returns."""
-    return tomllib.loads((HERE / "anchors.toml").read_text(encoding="utf-8"))
+    return tomllib.loads((HERE / "runs" / "anchors.toml").read_text(encoding="utf-8"))
 
 
 def anchor_of(agent: str, env: str) -> dict[str, Any]:
@@ -220,7 +220,7 @@ def written(path: Path, text: str) -> Path:
 
 
 def with_grid(text: str, found: Sequence[Cell]) -> str:
-    """Return the README with the table of now."""
+    """Return the text of a page with the table of now."""
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
     return f"{before}{BEGIN}\n\n{grid(found)}\n\n{END}{after}"
@@ -234,7 +234,7 @@ def write() -> list[Path]:
         returns.write(path, returns.SCORE, rows)
     return [
         written(PAGE, page(found)),
-        written(README, with_grid(README.read_text(encoding="utf-8"), found)),
+        *(written(path, with_grid(path.read_text(encoding="utf-8"), found)) for path in WITH_GRID),
         written(PRESETS, presets()),
         *(path for path, _ in tables),
         *returns_figures.write(found),

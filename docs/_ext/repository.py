@@ -33,6 +33,8 @@ SHOWN = {
     "project/contributing": "CONTRIBUTING.md",
     "project/changelog": "CHANGELOG.md",
     "project/log": "benchmarks/LOG.md",
+    "project/returns": "experiments/RESULTS.md",
+    "project/experiments": "experiments/README.md",
 }
 TEMPLATE = string.Template((DOCS / "_ext" / "source.html").read_text(encoding="utf-8"))
 PAGE_OF = {path: page for page, path in SHOWN.items()} | {"docs": "index"}

@@ -1,6 +1,5 @@
 """The pages about the agents name every setting, metric and departure that the files have."""
 
-import csv
 import importlib
 import math
 import pkgutil
@@ -75,19 +74,3 @@ def test_numbers_outside_a_range() -> None:
 def test_the_index_leads_to_every_page() -> None:
     text = (PAGES / "index.md").read_text(encoding="utf-8")
     assert all(f"({name}.md)" in text and f"\n{name}\n" in text for name in NAMES)
-
-
-@pytest.mark.fast
-def test_the_table_of_all_scores_has_those_of_the_pages() -> None:
-    section = (PAGES.parent / "benchmarks.md").read_text(encoding="utf-8").split("## Scores")[1]
-    lines = re.split(r"\n\n", section.strip())[1].splitlines()
-    header, _, *body = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    shown = {(r[0].lower(), name): cell for r in body for name, cell in zip(header, r, strict=True)}
-    stored = {
-        (path.stem.removesuffix("_scores"), row["Environment"]): row["Score [95% interval]"]
-        for path in (PAGES.parents[1] / "experiments" / "curves").glob("*_scores.csv")
-        for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines())
-    }
-    both = shown.keys() & stored.keys()
-    assert len(both) == 15
-    assert {key: shown[key].partition(" (")[0] for key in both} == {k: stored[k] for k in both}

@@ -23,7 +23,7 @@ TUNED = [path for path in RUNS if (EXPERIMENTS / "tuning" / f"{path.stem}.toml")
 SEARCHES = sorted(EXPERIMENTS.glob("tuning/*.toml")) + sorted(
     EXPERIMENTS.glob("sensitivity/*.toml")
 )
-WRITTEN = ["README.md", "purejaxpg/presets.toml", "experiments/RESULTS.md"]
+WRITTEN = ["README.md", "docs/benchmarks.md", "purejaxpg/presets.toml", "experiments/RESULTS.md"]
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ def returns(monkeypatch: pytest.MonkeyPatch) -> Any:
 def copied(tmp_path: pathlib.Path) -> pathlib.Path:
     """Return a copy of what the script reads and writes."""
     shutil.copytree(EXPERIMENTS, tmp_path / "experiments", ignore=shutil.ignore_patterns("rlhf"))
-    (tmp_path / "purejaxpg").mkdir()
-    for name in WRITTEN[:2]:
+    for name in WRITTEN[:3]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 
@@ -76,7 +76,7 @@ def test_wrong_input_gets_a_sentence(copied: pathlib.Path) -> None:
 @pytest.mark.fast
 @pytest.mark.parametrize("path", SEARCHES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_search_is_a_valid_sweep(path: pathlib.Path) -> None:
-    assert len({run.config for run in specs.load(path).runs}) >= 27
+    assert len(specs.load(path).runs) >= 3 * 32
 
 
 @pytest.mark.fast
@@ -113,7 +113,7 @@ def test_a_search_and_its_cell_are_kept(
     assert [int(row["seed"]) for row in kept.rows] == [7, 8, 9] and (kept.scores > 0).all()
     assert kept.tuned is not None and kept.tuned > 0
     curve = returns.read(tmp_path / "curves" / "tiny.csv")
-    assert [float(point["env_steps"]) for point in curve] == [16, 32, 48, 64]
+    assert [float(point["env_steps"]) for point in curve] == [8, 24, 40, 56]
 
 
 @pytest.mark.fast
@@ -130,6 +130,6 @@ def test_verdicts(returns: Any) -> None:
 
     assert verdict(-107.0, 99_328, -120.0) == "met"
     assert verdict(-107.0, 100_001, -120.0) == "met, with more steps"
-    assert verdict(-110.278, 99_328, -120.0) == "short by 3"
-    assert verdict(-110.278, 99_328, -107.0) == "short by 3 (greedy: met)"
+    assert verdict(-110.278, 99_328, -120.0) == "short by 3.00"
+    assert verdict(-110.278, 99_328, -107.0) == "short by 3.00 (greedy: met)"
     assert "within the interval" in verdict(-110.278, 99_328, -120.0, 50.0)

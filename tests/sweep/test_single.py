@@ -79,14 +79,16 @@ def test_every_preset_is_a_valid_configuration(agent: str, env: str) -> None:
 @pytest.mark.fast
 def test_options_win_over_the_preset_and_none_leaves_the_defaults() -> None:
     default = trainers.load("ppo").Config(env="Pendulum-v1")
+    preset = PRESETS["ppo"]["Pendulum-v1"]
     spec, note = read("ppo", env="Pendulum-v1", gamma=0.8, num_envs=32)
     config = spec.runs[0].config
-    assert (config.gamma, config.num_envs, config.num_steps) == (0.8, 32, 128)
-    assert "gamma" not in note and "num_envs" not in note and "num_steps 128" in note
+    assert (config.gamma, config.num_envs, config.num_steps) == (0.8, 32, preset["num_steps"])
+    assert "gamma 0" not in note and "num_envs" not in note
+    assert f"num_steps {preset['num_steps']}" in note
     spec, note = read("ppo", single.Asked(preset="none"), env="Pendulum-v1")
     assert spec.runs[0].config == default and note == ""
-    spec, note = read("ppo", env="MountainCar-v0")
-    assert spec.runs[0].config == trainers.load("ppo").Config(env="MountainCar-v0") and note == ""
+    spec, note = read("ppo", env="Catch-bsuite")
+    assert spec.runs[0].config == trainers.load("ppo").Config(env="Catch-bsuite") and note == ""
 
 
 @pytest.mark.fast
@@ -101,7 +103,7 @@ def test_a_file_of_ones_own_has_no_preset(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("name", "asked", "fields", "words"),
     [
-        ("ppo", {"preset": "tuned"}, {"env": "MountainCar-v0"}, "there are presets for Acrobot-v1"),
+        ("ppo", {"preset": "tuned"}, {"env": "Catch-bsuite"}, "there are presets for Acrobot-v1"),
         ("rlhf.sft", {"preset": "tuned"}, {}, r"no preset for rlhf.sft\.$"),
         ("ppo", {"run": "abc"}, {}, "--run is for sweep files, but 'ppo' is an agent"),
         (
@@ -128,7 +130,7 @@ def test_train_says_which_preset_it_uses(
     monkeypatch.setattr(session, "run", lambda spec, options, devices: ran.append((spec, options)))
     words = ["train", "ppo", "--env", "Pendulum-v1", "--clip-reward", "5"]
     assert cli.main([*words, "--seed", "3", "4"]) == 0
-    assert capsys.readouterr().out.startswith("Preset for ppo on Pendulum-v1: total_timesteps 500")
+    assert capsys.readouterr().out.startswith("Preset for ppo on Pendulum-v1: total_timesteps 100")
     ((spec, options),) = ran
     assert [run.seed for run in spec.runs] == [3, 4] and spec.rows_per_device is None
     assert spec.runs[0].config.clip_reward == 5.0
