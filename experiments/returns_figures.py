@@ -36,7 +36,7 @@ def write(found: Sequence[Cell]) -> list[Path]:
     """Draw all figures, and return their files."""
     FIGURES.mkdir(exist_ok=True)
     drawn = {"returns_curves": curves(found)}
-    if of_all_envs(found):
+    if len(of_all_envs(found)) > 1:
         drawn["returns_profile"] = profile(found)
     if trials_of_agents():
         drawn["returns_sensitivity"] = sensitivity()

@@ -144,7 +144,7 @@ def page(found: Sequence[Cell]) -> str:
     text = template.render(
         seeds=" or ".join(map(str, sorted({len(cell.rows) for cell in classic}))),
         grid=grid(found),
-        profile=bool(returns_figures.of_all_envs(found)),
+        profile=len(returns_figures.of_all_envs(found)) > 1,
         trials=returns_figures.extent(),
         sources=anchors()["sources"],
         envs=[details(env, classic) for env in ENVS if env in {cell.env for cell in classic}],
