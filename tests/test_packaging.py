@@ -149,7 +149,7 @@ def test_the_wheel_works_without_the_checkout(wheel, tmp_path):
         archive.extractall(tmp_path)
     code = (
         "import purejaxpg; from purejaxpg.sweep import single\n"
-        "print(purejaxpg.__file__, single.tuned('ppo', {'env': 'Pendulum-v1'})['gamma'])"
+        "print(purejaxpg.__file__, single.tuned('ppo', {'env': 'CartPole-v1'})['num_steps'])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -158,7 +158,7 @@ def test_the_wheel_works_without_the_checkout(wheel, tmp_path):
         capture_output=True,
         text=True,
     )
-    assert done.stdout.split() == [str(tmp_path / "purejaxpg" / "__init__.py"), "0.9"], done.stderr
+    assert done.stdout.split() == [str(tmp_path / "purejaxpg" / "__init__.py"), "32"], done.stderr
 
 
 # --- constraints --------------------------------------------------------------------------------

@@ -336,7 +336,8 @@ def test_curves(agent):
     for place, row in enumerate(scores):
         spec = tomllib.loads((module.EXPERIMENTS / f"{row['Sweep']}.toml").read_text())
         assert (spec["agent"], spec["config"]["env"]) == (agent, row["Environment"])
-        assert int(row["Seeds"]) == spec["seeds"] == 8
+        seeds = spec["seeds"]  # a list, or how many
+        assert int(row["Seeds"]) == (seeds if isinstance(seeds, int) else len(seeds)) >= 8
         first, *_, last = table(folder / f"{row['Sweep']}.csv")
         steps = float(row["Steps of a run"].replace(",", ""))
         assert 0.98 * steps < float(last["env_steps"]) < 1.0001 * steps  # the middle of a few
