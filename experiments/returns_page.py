@@ -73,7 +73,7 @@ def verdict(cell: Cell) -> str:
 
 def thousands(steps: int) -> str:
     """Return a number of environment steps in short."""
-    return f"{steps / 1e6:.3g} M" if steps >= 999_500 else f"{steps / 1e3:.0f} k"
+    return f"{steps / 1e6:.3g}M" if steps >= 999_500 else f"{steps / 1e3:.0f}k"
 
 
 def published(agent: str, env: str) -> str:
@@ -99,7 +99,7 @@ def row(cell: Cell) -> list[str]:
         published(cell.agent, cell.env),
         verdict(cell),
         short(cell.tuned) if cell.tuned is not None else "-",
-        f"{failed} of {len(cell.rows)}",
+        f"{failed}/{len(cell.rows)}",
         short(float(cell.scores.min())),
         f"{cell.seconds:.0f}",
     ]
