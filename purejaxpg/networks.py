@@ -153,7 +153,8 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (3, 3, channels, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         patches = [x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
-        return jnp.concatenate(patches, -1) @ kernel.reshape(-1, self.features) + bias
+        output = jnp.concatenate(patches, -1) @ kernel.reshape(-1, self.features)
+        return output + jnp.broadcast_to(bias, output.shape)
 
 
 class CNN(nn.Module):
