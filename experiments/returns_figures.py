@@ -35,7 +35,9 @@ def extent() -> dict[str, int] | None:
 def write(found: Sequence[Cell]) -> list[Path]:
     """Draw all figures, and return their files."""
     FIGURES.mkdir(exist_ok=True)
-    drawn = {"returns_curves": curves(found)}
+    drawn = {"returns_curves": curves(found, list(ENVS))}
+    if images(found):
+        drawn["returns_minatar"] = curves(found, images(found))
     if len(of_all_envs(found)) > 1:
         drawn["returns_profile"] = profile(found)
     if trials_of_agents():
@@ -48,10 +50,15 @@ def write(found: Sequence[Cell]) -> list[Path]:
 # ----------------------------------------------------------------------------------------- curves
 
 
-def curves(found: Sequence[Cell]) -> "Figure":
+def images(found: Sequence[Cell]) -> list[str]:
+    """Return the environments of MinAtar that have cells."""
+    return sorted({cell.env for cell in found if cell.env.endswith("MinAtar")})
+
+
+def curves(found: Sequence[Cell], envs: Sequence[str]) -> "Figure":
     """Draw the learning curves, an environment a panel, and the legend in the last one."""
-    figure, panels = figures.make_panels(len(ENVS) + 1, 3, (5.0, 3.6))
-    for axes, env in zip(panels, ENVS, strict=False):
+    figure, panels = figures.make_panels(len(envs) + 1, 3, (5.0, 3.6))
+    for axes, env in zip(panels, envs, strict=False):
         own = [cell for cell in found if cell.env == env]
         for cell in own:
             draw(axes, cell)
@@ -59,7 +66,7 @@ def curves(found: Sequence[Cell]) -> "Figure":
         axes.set_xscale("log")
         axes.set_xlabel("environment steps")
     panels[-1].axis("off")
-    for agent, name in {cell.agent: cell.name for cell in found if cell.env in ENVS}.items():
+    for agent, name in {cell.agent: cell.name for cell in found if cell.env in envs}.items():
         panels[-1].plot([], [], color=COLOURS.get(agent, OTHER), label=name)
     panels[-1].legend(loc="center", frameon=False, fontsize=13)
     return figure

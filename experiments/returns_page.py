@@ -140,14 +140,16 @@ def page(found: Sequence[Cell]) -> str:
     template = jinja2.Template(
         TEMPLATE.read_text(encoding="utf-8"), undefined=jinja2.StrictUndefined
     )
-    classic = [cell for cell in found if cell.env in anchors()]
+    known = [cell for cell in found if cell.env in anchors()]
+    classic = [cell for cell in known if cell.env in ENVS]
     text = template.render(
         seeds=" or ".join(map(str, sorted({len(cell.rows) for cell in classic}))),
         grid=grid(found),
         profile=len(returns_figures.of_all_envs(found)) > 1,
+        images=returns_figures.images(found),
         trials=returns_figures.extent(),
         sources=anchors()["sources"],
-        envs=[details(env, classic) for env in ENVS if env in {cell.env for cell in classic}],
+        envs=[details(env, known) for env in anchors() if env in {cell.env for cell in known}],
         others=others(found),
     )
     return "\n".join(map(wrapped, text.splitlines())) + "\n"
@@ -210,7 +212,8 @@ def presets() -> str:
 
 def is_preset(study: str, agent: str, env: str) -> bool:
     """Return whether a study shows what an agent can do; others show what it cannot."""
-    return study == f"{agent}_{ENVS.get(env)}" or agent == "ppo_rnn"
+    known = study == f"{agent}_{ENVS.get(env)}"
+    return known or agent == "ppo_rnn" or env.endswith("MinAtar")
 
 
 def written(path: Path, text: str) -> Path:
