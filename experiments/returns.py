@@ -72,11 +72,11 @@ def short(value: float) -> str:
 
 
 def rounded(row: Row, names: Iterable[str]) -> dict[str, Any]:
-    """Return some cells of a row; numbers have five significant digits."""
+    """Return some cells of a row; numbers with a point have five significant digits."""
 
     def cell(text: str) -> str:
         try:
-            return f"{float(text):.5g}"
+            return f"{float(text):.5g}" if "." in text else text
         except ValueError:
             return text
 
@@ -257,6 +257,8 @@ def keep_or_explain(parser: argparse.ArgumentParser, results: Path) -> None:
     study = study_of(results)
     if not (HERE / f"{study}.toml").is_file():
         parser.error(f"{results} belongs to no sweep file here; there is no {study}.toml.")
+    if any(row["status"] == "pending" for row in read(results / "report" / "runs.csv")):
+        parser.error(f"{results} is not finished; resume its sweep first.")
     keep(results)
 
 
