@@ -67,8 +67,8 @@ def verdict(cell: Cell) -> str:
     if cell.interval[1] >= anchor["value"]:
         notes.append("within the interval")
     if anchor["greedy"] and float(stats.iqm(cell.greedy)) >= anchor["value"]:
-        notes.append("greedy: met")
-    return f"short by {short(gap)}" + (f" ({', '.join(notes)})" if notes else "")
+        notes.append("greedy met")
+    return ", ".join([f"{short(gap)} short", *notes])
 
 
 def thousands(steps: int) -> str:

@@ -130,6 +130,6 @@ def test_verdicts(returns: Any) -> None:
 
     assert verdict(-107.0, 99_328, -120.0) == "met"
     assert verdict(-107.0, 100_001, -120.0) == "met, with more steps"
-    assert verdict(-110.278, 99_328, -120.0) == "short by 3.00"
-    assert verdict(-110.278, 99_328, -107.0) == "short by 3.00 (greedy: met)"
+    assert verdict(-110.278, 99_328, -120.0) == "3.00 short"
+    assert verdict(-110.278, 99_328, -107.0) == "3.00 short, greedy met"
     assert "within the interval" in verdict(-110.278, 99_328, -120.0, 50.0)
