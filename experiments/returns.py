@@ -15,7 +15,7 @@ import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,12 @@ def write(path: Path, names: Sequence[str], rows: Iterable[Row]) -> None:
 def spec_of(study: str) -> dict[str, Any]:
     """Return a study's sweep file."""
     return tomllib.loads((HERE / f"{study}.toml").read_text(encoding="utf-8"))
+
+
+@cache
+def anchors() -> dict[str, Any]:
+    """Return the best published returns."""
+    return tomllib.loads((HERE / "runs" / "anchors.toml").read_text(encoding="utf-8"))
 
 
 def short(value: float) -> str:

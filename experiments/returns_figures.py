@@ -1,6 +1,5 @@
 """Draw the figures of RESULTS.md: learning curves, performance profiles and sensitivity."""
 
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import returns
-from returns import AGENTS, ENVS, HERE, Cell
+from returns import AGENTS, ENVS, HERE, Cell, anchors
 
 from purejaxpg import stats
 from purejaxpg.report import figures
@@ -94,13 +93,6 @@ def of_all_envs(found: Sequence[Cell]) -> dict[str, dict[str, Cell]]:
     return {agent: own for agent, own in by_agent.items() if len(own) == len(ENVS)}
 
 
-@cache
-def random_return(env: str) -> float:
-    """Return the mean return of random actions."""
-    table = tomllib.loads((HERE / "runs" / "anchors.toml").read_text(encoding="utf-8"))
-    return float(table[env]["random"])
-
-
 def profile(found: Sequence[Cell]) -> "Figure":
     """Draw which share of an agent's runs is above each normalised score."""
     complete = of_all_envs(found)
@@ -110,7 +102,7 @@ def profile(found: Sequence[Cell]) -> "Figure":
     figure, (axes,) = figures.make_panels(1, 1, (7.0, 4.2))
     for agent, own in complete.items():
         scaled = [
-            (own[env].scores - random_return(env)) / (best[env] - random_return(env))
+            (own[env].scores - anchors()[env]["random"]) / (best[env] - anchors()[env]["random"])
             for env in ENVS
         ]
         colour, name = COLOURS.get(agent, OTHER), own[min(own)].name

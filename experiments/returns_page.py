@@ -2,16 +2,14 @@
 
 import math
 import textwrap
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import returns
 import returns_figures
-from returns import AGENTS, ENVS, HERE, Cell, short
+from returns import AGENTS, ENVS, HERE, Cell, anchors, short
 
 from purejaxpg import stats
 
@@ -29,12 +27,6 @@ HEADER = (
 )  # fmt: skip
 TEMPLATE = HERE / "RESULTS.md.j2"
 WIDTH = 120  # of a line of prose
-
-
-@cache
-def anchors() -> dict[str, Any]:
-    """Return the best published returns."""
-    return tomllib.loads((HERE / "runs" / "anchors.toml").read_text(encoding="utf-8"))
 
 
 def anchor_of(agent: str, env: str) -> dict[str, Any]:
