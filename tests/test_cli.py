@@ -71,7 +71,7 @@ def test_help_of_an_agent_explains_every_field(capsys: pytest.CaptureFixture[str
     assert cli.main(["train", "ppo", "--help"]) == 0
     printed = capsys.readouterr().out
     assert "--learning-rate" in printed
-    assert "step size of Adam (0.00025)" in printed
+    assert "step size of Adam (0.003)" in printed
     assert "--env-params.NAME" in printed and "--given" not in printed
 
 

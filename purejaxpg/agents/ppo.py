@@ -72,7 +72,7 @@ class Config:
     normalize_obs: bool = False  # by running mean and standard deviation
     normalize_reward: bool = False  # by the standard deviation of the discounted return
 
-    learning_rate: float = 2.5e-4  # step size of Adam
+    learning_rate: float = 3e-3  # step size of Adam
     learning_rate_half_life: float = 100.0  # of robbins_monro, in updates
     gamma: float = 0.99  # discount per environment step, in [0, 1]
     gae_lambda: float = 0.95  # 0: one-step TD, 1: the longest return in the rollout
