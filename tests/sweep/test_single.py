@@ -165,7 +165,7 @@ def test_a_configuration_of_a_file_is_chosen_by_fields_or_by_id(study: str) -> N
     [
         ({}, {}, r"4 configurations: choose one with --learning-rate 1e-3 or 0.01 and --gamma 0.9"),
         ({}, {"gamma": 0.9}, r"2 configurations: choose one with --learning-rate 1e-3 or 0.01, or"),
-        ({"run": "0"}, {}, "--run must be the id of one run of study, but is '0'"),
+        ({"run": "x"}, {}, "--run must be the id of one run of study, but is 'x'"),
         ({"run": ""}, {}, "--run must be the id of one run of study, but is ''"),
         ({"preset": "none"}, {}, "--preset is for agents; .*study.toml sets its own fields"),
         ({"seeds": [1, 1]}, {"gamma": 0.9, "learning_rate": 1e-3}, "list of distinct seeds"),
