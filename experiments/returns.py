@@ -72,6 +72,12 @@ def anchors() -> dict[str, Any]:
     return tomllib.loads((HERE / "runs" / "anchors.toml").read_text(encoding="utf-8"))
 
 
+@cache
+def others() -> dict[str, Any]:
+    """Return what is known about gymnax's other environments."""
+    return tomllib.loads((HERE / "runs" / "others.toml").read_text(encoding="utf-8"))
+
+
 def short(value: float) -> str:
     """Return a number with three digits, and all of those before the point."""
     return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"
@@ -196,8 +202,8 @@ class Cell:
         config = spec_of(self.study)["config"]
         rows = read(path) if path.exists() else []
         swept = swept_fields(rows) if rows else []
-        for row in rows:
-            if row["stage"] == "tune" and all(same(row[n], config.get(n)) for n in swept):
+        for row in rows:  # those that tried first; the default was only run again
+            if all(same(row[n], config.get(n)) for n in swept):
                 return float(row["final_iqm"])
         return None
 

@@ -25,6 +25,7 @@ HEADER = (
     "agent", "IQM [95% interval]", "greedy", "steps", "best published", "", "tuning", "failed",
     "worst", "seconds",
 )  # fmt: skip
+PLAIN = "_misc"  # ends the names of studies of default settings on many environments
 TEMPLATE = HERE / "RESULTS.md.j2"
 WIDTH = 120  # of a line of prose
 
@@ -142,6 +143,9 @@ def page(found: Sequence[Cell]) -> str:
         trials=returns_figures.extent(),
         sources=anchors()["sources"],
         envs=[details(env, known) for env in anchors() if env in {cell.env for cell in known}],
+        plain=plain(found),
+        plain_steps=plain_steps(found),
+        hidden={env: said["memory"] for env, said in returns.others().items() if "memory" in said},
         others=others(found),
     )
     return "\n".join(map(wrapped, text.splitlines())) + "\n"
@@ -157,13 +161,35 @@ def wrapped(line: str) -> str:
     )
 
 
+def plain(found: Sequence[Cell]) -> str:
+    """Return the table of what default settings reach on gymnax's other environments."""
+    of = {(cell.name, cell.env): cell for cell in found if cell.study.endswith(PLAIN)}
+    names = list(dict.fromkeys(name for name, _ in of))
+    rows = [
+        [env, short(said["random"]), *(middle(of.get((name, env))) for name in names)]
+        for env, said in returns.others().items()
+    ]
+    return table(["", "random", *names], rows) if names else ""
+
+
+def plain_steps(found: Sequence[Cell]) -> str:
+    """Return the steps of those runs, agent by agent."""
+    steps = {cell.name: cell.steps for cell in found if cell.study.endswith(PLAIN)}
+    return ", ".join(f"{name} {thousands(count)}" for name, count in steps.items())
+
+
+def middle(cell: Cell | None) -> str:
+    """Return the IQM of a cell as a text."""
+    return "-" if cell is None else short(float(stats.iqm(cell.scores)))
+
+
 def others(found: Sequence[Cell]) -> str:
-    """Return the table of environments without published figures."""
+    """Return the table of single studies without published figures."""
     rows = [
         [cell.env, f"[{cell.name}]({cell.study}.toml)", cell.score, f"{cell.steps:,}",
          str(len(cell.rows)), str(cell.diverged)]
         for cell in sorted(found, key=lambda cell: cell.env)
-        if cell.env not in anchors()
+        if cell.env not in anchors() and not cell.study.endswith(PLAIN)
     ]  # fmt: skip
     header = ["environment", "agent", "IQM [95% interval]", "steps", "seeds", "diverged"]
     return table(header, rows) if rows else ""
@@ -177,7 +203,7 @@ def scores(found: Sequence[Cell]) -> Iterator[tuple[Path, list[Mapping[str, str]
                 cell.study, cell.env, f"{cell.steps:,}", str(len(cell.rows)), cell.score,
                 short(float(stats.iqm(cell.greedy))), str(cell.diverged),
             ), strict=True))
-            for cell in found if cell.agent == agent
+            for cell in found if cell.agent == agent and not cell.study.endswith(PLAIN)
         ]  # fmt: skip
         if rows:
             yield HERE / "curves" / f"{agent}_scores.csv", rows
@@ -196,7 +222,7 @@ def presets() -> str:
     chosen = {}
     for path in HERE.glob("*_*.toml"):
         spec = returns.spec_of(path.stem)
-        pair = spec["agent"], spec["config"]["env"]
+        pair = spec["agent"], spec["config"].get("env", "")  # none: a sweep over environments
         if is_preset(path.stem, *pair):
             chosen[pair] = settings(path.stem)
     return head + "".join(f"\n[{a}.{e}]\n{chosen[a, e]}\n" for a, e in sorted(chosen))
@@ -205,7 +231,8 @@ def presets() -> str:
 def is_preset(study: str, agent: str, env: str) -> bool:
     """Return whether a study shows what an agent can do; others show what it cannot."""
     known = study == f"{agent}_{ENVS.get(env)}"
-    return known or agent == "ppo_rnn" or env.endswith("MinAtar")
+    memory = agent == "ppo_rnn" and env != ""
+    return known or memory or env.endswith("MinAtar")
 
 
 def written(path: Path, text: str) -> Path:
