@@ -278,7 +278,8 @@ AT_LEAST = {
     ),
     1: (
         "num_envs", "num_steps", "num_epochs", "num_minibatches", "num_gradient_steps",
-        "batch_size", "cg_iters", "num_layers", "num_heads", "num_kv_heads", "mlp_width",
+        "batch_size", "random_action_repeat", "cg_iters", "num_layers", "num_heads", "num_kv_heads",
+        "mlp_width",
     ),
 }  # fmt: skip
 ABOVE_ZERO = (

@@ -66,6 +66,7 @@ class Config:
     batch_size: int = 256  # transitions per gradient step
     replay_capacity: int = 100_000  # transitions in the buffer
     learning_starts: int = 1_000  # environment steps with random actions before the first update
+    random_action_repeat: int = 1  # steps for which each of those actions is repeated
     tune_alpha: bool = True  # towards the target entropy; else alpha is constant
     torso: str = "mlp"  # "mlp", or "cnn" for images with discrete actions
     hidden: tuple[int, ...] = (256, 256)  # widths of the fully connected layers
@@ -225,9 +226,9 @@ def interact(
     """Act for `num_steps` and store the transitions -> state, metrics of the ended episodes."""
     env, env_params = envs.setup(config)
 
-    def step(carry: Any, key: jax.Array) -> Any:
+    def step(carry: Any, keys: Any) -> Any:
         obs, env_state = carry
-        key_action, key_env = random.split(key)
+        key_action, key_env = keys
         if warming_up:
             action = at_random(key_action, config)
         else:
@@ -238,8 +239,12 @@ def interact(
         transition = Transition(obs, action, now.reward, now.terminated, now.next_obs)
         return (following, env_state), (transition, envs.episode_metrics(now))
 
-    keys = random.split(key, num_steps)
-    carry = (state.obs, state.env_state)
+    keys = jax.vmap(random.split)(random.split(key, num_steps))
+    key_action, key_env = keys[:, 0], keys[:, 1]
+    if warming_up:  # the same key draws the same actions
+        repeat = config.random_action_repeat
+        key_action = key_action[jnp.arange(num_steps) // repeat * repeat]
+    carry, keys = (state.obs, state.env_state), (key_action, key_env)
     (obs, env_state), (transition, episodes) = fused.scan(step, carry, keys, config)
     rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transition)
     state = dataclasses.replace(
