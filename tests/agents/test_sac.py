@@ -253,6 +253,17 @@ def test_standard_deviations_are_bounded() -> None:
     assert np.all((beyond > 0.0) & (beyond < 1.0))
 
 
+@pytest.mark.parametrize("name", rederive.NAMES.values())
+def test_random_actions_repeat(name: str) -> None:
+    """Those of each environment, for three steps; the last of 20 steps are cut short."""
+    config = dataclasses.replace(SMALL, env=name, random_action_repeat=3)
+    init = jax.jit(lambda key: sac.init(key, config), compiler_options=quick.OPTIONS)
+    actions = np.asarray(init(random.key(3)).buffer.storage.action)[:80]
+    blocks = np.split(actions.reshape(20, 4, -1), range(3, 20, 3))
+    assert all(np.all(block == block[0]) for block in blocks)
+    assert len(np.unique([block[0] for block in blocks], axis=0)) > 3
+
+
 def test_a_run_folds_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
     rederive_replay.assert_train_folds_its_key(sac, CONTINUOUS, monkeypatch)
 
@@ -297,6 +308,7 @@ def test_random_steps_count_as_training() -> None:
         ({"alpha": 1e-300}, ["alpha", "finite", "1e-300"]),
         ({"target_entropy_per_dim": float("nan")}, ["target_entropy_per_dim", "nan"]),
         ({"tau": 0.0}, ["tau", "0.0"]),
+        ({"random_action_repeat": 0}, ["random_action_repeat", "0"]),
         ({"learning_starts": 81}, ["num_envs", "learning_starts", "81"]),
         ({"total_timesteps": 10**12}, ["total_timesteps", "2147483647"]),
         ({"replay_capacity": 3 * 10**9}, ["replay_capacity", "2147483647"]),
