@@ -239,13 +239,14 @@ def interact(
         transition = Transition(obs, action, now.reward, now.terminated, now.next_obs)
         return (following, env_state), (transition, envs.episode_metrics(now))
 
-    keys = jax.vmap(random.split)(random.split(key, num_steps))
-    key_action, key_env = keys[:, 0], keys[:, 1]
+    key_action, key_env = jnp.swapaxes(jax.vmap(random.split)(random.split(key, num_steps)), 0, 1)
     if warming_up:  # the same key draws the same actions
         repeat = config.random_action_repeat
         key_action = key_action[jnp.arange(num_steps) // repeat * repeat]
-    carry, keys = (state.obs, state.env_state), (key_action, key_env)
-    (obs, env_state), (transition, episodes) = fused.scan(step, carry, keys, config)
+    carry = (state.obs, state.env_state)
+    (obs, env_state), (transition, episodes) = fused.scan(
+        step, carry, (key_action, key_env), config
+    )
     rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transition)
     state = dataclasses.replace(
         state,
