@@ -11,6 +11,7 @@ A study is a sweep file beside this one. `ppo_cartpole.toml` is one setting on f
 
 import argparse
 import csv
+import math
 import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -209,8 +210,8 @@ class Cell:
 
 
 def same(swept: str, chosen: Any) -> bool:
-    """Return whether a chosen value is a swept one with three digits."""
-    return chosen is not None and f"{float(swept):.3g}" == f"{float(chosen):.3g}"
+    """Return whether a chosen value is a swept one, which was rounded to three digits."""
+    return chosen is not None and math.isclose(float(swept), float(chosen), rel_tol=0.005)
 
 
 def cells() -> list[Cell]:
