@@ -203,15 +203,19 @@ class Cell:
         config = spec_of(self.study)["config"]
         rows = read(path) if path.exists() else []
         swept = swept_fields(rows) if rows else []
-        for row in rows:  # those that tried first; the default was only run again
-            if all(same(row[n], config.get(n)) for n in swept):
+        for row in rows:
+            if row["stage"] == "tune" and all(same(row[n], config.get(n)) for n in swept):
                 return float(row["final_iqm"])
         return None
 
 
 def same(swept: str, chosen: Any) -> bool:
     """Return whether a chosen value is a swept one, which was rounded to three digits."""
-    return chosen is not None and math.isclose(float(swept), float(chosen), rel_tol=0.005)
+    if chosen is None:
+        return False
+    # Kept values have five digits, and rounding twice can end one digit off: allow half a digit.
+    digit = 10.0 ** (math.floor(math.log10(abs(float(chosen)) or 1.0)) - 2)
+    return abs(float(swept) - float(chosen)) <= 0.501 * digit
 
 
 def cells() -> list[Cell]:

@@ -113,11 +113,10 @@ def brief(cell: Cell | None) -> str:
     """Return a cell as one number and its steps."""
     if cell is None:
         return "-"
-    score = short(float(stats.iqm(cell.scores)))
     mark = ""
     if anchor_of(cell.agent, cell.env).get("runs"):
         mark = "**" if is_met(cell) else "*"
-    return f"{mark}{score}{mark} ({thousands(cell.steps)})"
+    return f"{mark}{middle(cell)}{mark} ({thousands(cell.steps)})"
 
 
 def details(env: str, found: Sequence[Cell]) -> dict[str, Any]:
