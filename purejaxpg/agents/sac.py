@@ -239,7 +239,8 @@ def interact(
         transition = Transition(obs, action, now.reward, now.terminated, now.next_obs)
         return (following, env_state), (transition, envs.episode_metrics(now))
 
-    key_action, key_env = jnp.swapaxes(jax.vmap(random.split)(random.split(key, num_steps)), 0, 1)
+    keys = jax.vmap(random.split)(random.split(key, num_steps))
+    key_action, key_env = keys[:, 0], keys[:, 1]
     if warming_up:  # the same key draws the same actions
         repeat = config.random_action_repeat
         key_action = key_action[jnp.arange(num_steps) // repeat * repeat]
