@@ -4,6 +4,7 @@
     python experiments/returns.py run ppo_cartpole         # one cell again: sweep, keep, write
     python experiments/returns.py run tuning/ppo_cartpole  # the choice of its setting again
     python experiments/returns.py keep results/ppo_cartpole results/tuning/ppo_cartpole
+    python experiments/returns.py random                   # what random actions return
 
 A study is a sweep file beside this one. `ppo_cartpole.toml` is one setting on fresh seeds,
 `tuning/ppo_cartpole.toml` the search that chose it. README.md says how to challenge a cell.
@@ -35,6 +36,7 @@ ENVS = {
 }  # fmt: skip
 RUN = ("env", "seed", "status", "score", "greedy_score", "env_steps", "device_seconds")
 POINT = ("env_steps", "iqm", "ci95_low", "ci95_high")
+RANDOM = ("env", "random", "standard_error", "episodes")
 SETTING = ("final_iqm", "ci95_low", "ci95_high", "final_greedy_iqm", "diverged", "runs_done")
 SCORE = (
     "Sweep", "Environment", "Steps of a run", "Seeds", "Score [95% interval]", "Greedy", "Diverged",
@@ -77,6 +79,12 @@ def anchors() -> dict[str, Any]:
 def others() -> dict[str, Any]:
     """Return what is known about gymnax's other environments."""
     return tomllib.loads((HERE / "runs" / "others.toml").read_text(encoding="utf-8"))
+
+
+@cache
+def random_returns() -> dict[str, float]:
+    """Return what uniformly random actions return, by environment."""
+    return {row["env"]: float(row["random"]) for row in read(HERE / "random.csv")}
 
 
 def short(value: float) -> str:
@@ -204,7 +212,8 @@ class Cell:
         rows = read(path) if path.exists() else []
         swept = swept_fields(rows) if rows else []
         for row in rows:
-            if row["stage"] == "tune" and all(same(row[n], config.get(n)) for n in swept):
+            # The settings that were tried come first, then the defaults, which were only confirmed.
+            if all(same(row[n], config.get(n)) for n in swept):
                 return float(row["final_iqm"])
         return None
 
@@ -249,14 +258,25 @@ def run(study: str) -> int:
     return status
 
 
+def measure_random() -> None:
+    """Measure random actions in all environments of the page, and store what they return."""
+    import returns_random
+
+    names = [env for env, known in anchors().items() if "about" in known]
+    write(HERE / "random.csv", RANDOM, returns_random.measured([*names, *others()]))
+
+
 def main() -> int:
     """Read the arguments, do as they say, and write the table -> exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("command", nargs="?", choices=("run", "keep"), help="first run, or keep")
+    commands = ("run", "keep", "random")
+    parser.add_argument("command", nargs="?", choices=commands, help="what to do first")
     parser.add_argument("names", nargs="*", help="studies to run, or result directories to keep")
     found = parser.parse_args()
-    if bool(found.command) != bool(found.names):
-        parser.error("run needs the names of studies, and keep those of result directories.")
+    if (found.command in ("run", "keep")) != bool(found.names):
+        parser.error("run needs names of studies, keep those of result directories, random none.")
+    if found.command == "random":
+        measure_random()
     for name in found.names:
         if found.command == "keep":
             keep_or_explain(parser, Path(name))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import returns
-from returns import AGENTS, ENVS, HERE, Cell, anchors
+from returns import AGENTS, ENVS, HERE, Cell
 
 from purejaxpg import stats
 from purejaxpg.report import figures
@@ -95,16 +95,13 @@ def of_all_envs(found: Sequence[Cell]) -> dict[str, dict[str, Cell]]:
 
 def profile(found: Sequence[Cell]) -> "Figure":
     """Draw which share of an agent's runs is above each normalised score."""
-    complete = of_all_envs(found)
+    complete, worst = of_all_envs(found), returns.random_returns()
     best = {
         env: max(float(stats.iqm(cell.scores)) for cell in found if cell.env == env) for env in ENVS
     }
     figure, (axes,) = figures.make_panels(1, 1, (7.0, 4.2))
     for agent, own in complete.items():
-        scaled = [
-            (own[env].scores - anchors()[env]["random"]) / (best[env] - anchors()[env]["random"])
-            for env in ENVS
-        ]
+        scaled = [(own[env].scores - worst[env]) / (best[env] - worst[env]) for env in ENVS]
         colour, name = COLOURS.get(agent, OTHER), own[min(own)].name
         share, low, high = stats.performance_profile(scaled, THRESHOLDS)
         axes.plot(THRESHOLDS, share, color=colour, label=name)

@@ -124,7 +124,13 @@ def details(env: str, found: Sequence[Cell]) -> dict[str, Any]:
     own = [row(cell) for cell in found if cell.env == env]
     known = anchors()[env]
     said = [f"*{AGENTS[agent]}*: {text}" for agent, text in known.get("notes", {}).items()]
-    return {**known, "name": env, "table": table(HEADER, own), "notes": said}
+    now = {"name": env, "table": table(HEADER, own), "random": random_return(env), "notes": said}
+    return {**known, **now}
+
+
+def random_return(env: str) -> str:
+    """Return what random actions return as a text."""
+    return short(returns.random_returns()[env])
 
 
 def page(found: Sequence[Cell]) -> str:
@@ -165,8 +171,8 @@ def plain(found: Sequence[Cell]) -> str:
     of = {(cell.name, cell.env): cell for cell in found if cell.study.endswith(PLAIN)}
     names = list(dict.fromkeys(name for name, _ in of))
     rows = [
-        [env, short(said["random"]), *(middle(of.get((name, env))) for name in names)]
-        for env, said in returns.others().items()
+        [env, random_return(env), *(middle(of.get((name, env))) for name in names)]
+        for env in returns.others()
     ]
     return table(["", "random", *names], rows) if names else ""
 

@@ -65,7 +65,8 @@ def test_wrong_input_gets_a_sentence(copied: pathlib.Path) -> None:
     (copied / "results").mkdir()
     for words, text in {
         ("keep", "results"): "results has no report",
-        ("keep",): "run needs the names of studies",
+        ("keep",): "keep those of result directories",
+        ("random", "CartPole-v1"): "random none",
         ("run", "nothing"): "nothing.toml",
     }.items():
         done = call(copied, *words)
@@ -82,7 +83,7 @@ def test_every_search_is_a_valid_sweep(path: pathlib.Path) -> None:
 @pytest.mark.fast
 @pytest.mark.parametrize("path", TUNED, ids=lambda path: path.stem)
 def test_a_setting_was_chosen_on_other_seeds(path: pathlib.Path, returns: Any) -> None:
-    """And it is one of the search's settings, for the same steps."""
+    """And it is one that the search tried or confirmed, for the same steps."""
     (cell,) = [cell for cell in returns.cells() if cell.study == path.stem]
     search, chosen = returns.spec_of(f"tuning/{path.stem}"), returns.spec_of(path.stem)
     seeds = {int(row["seed"]) for row in cell.rows}
@@ -117,6 +118,21 @@ def test_a_search_and_its_cell_are_kept(
 
 
 @pytest.mark.fast
+def test_defaults_that_were_only_confirmed_have_a_score_of_their_search(
+    returns: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(returns, "HERE", tmp_path)
+    (tmp_path / "tuning").mkdir()
+    names = ("stage", "env", "rank", "gamma", *returns.SETTING)
+    tried = [("tune", "0.9", "70"), ("confirm", "0.9", "60"), ("confirm", "0.99", "80")]
+    rows = [dict(zip(("stage", "gamma", "final_iqm"), row, strict=True)) for row in tried]
+    returns.write(tmp_path / "tuning" / "ppo_tiny.csv", names, rows)
+    for gamma, score in {0.9: 70.0, 0.99: 80.0, 0.5: None}.items():
+        (tmp_path / "ppo_tiny.toml").write_text(f"[config]\ngamma = {gamma}\n", encoding="utf-8")
+        assert returns.Cell("ppo_tiny", "ppo", "CartPole-v1", []).tuned == score
+
+
+@pytest.mark.fast
 def test_verdicts(returns: Any) -> None:
     page = importlib.import_module("returns_page")
 
@@ -133,3 +149,19 @@ def test_verdicts(returns: Any) -> None:
     assert verdict(-110.278, 99_328, -120.0) == "3.00 short"
     assert verdict(-110.278, 99_328, -107.0) == "3.00 short, greedy met"
     assert "within the interval" in verdict(-110.278, 99_328, -120.0, 50.0)
+
+
+@pytest.mark.fast
+def test_random_actions_have_a_return_in_every_environment_of_the_page(returns: Any) -> None:
+    known = {env for env, facts in returns.anchors().items() if "about" in facts}
+    assert set(returns.random_returns()) == known | set(returns.others())
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("env", ["Catch-bsuite", "PointRobot-misc"])
+def test_random_actions_return_what_is_stored(returns: Any, env: str) -> None:
+    """Both kinds of actions; fewer episodes have a wider interval."""
+    found = importlib.import_module("returns_random").measure(env, episodes=256)
+    error = 1.96 * float(found["standard_error"])
+    assert found["env"] == env and found["episodes"] == 256 and error > 0
+    assert abs(float(found["random"]) - returns.random_returns()[env]) < 2 * error
