@@ -34,9 +34,9 @@ def extent() -> dict[str, int] | None:
 def write(found: Sequence[Cell]) -> list[Path]:
     """Draw all figures, and return their files."""
     FIGURES.mkdir(exist_ok=True)
-    drawn = {"returns_curves": curves(found, list(ENVS))}
+    drawn = {"returns_curves": curves(found, list(ENVS), "log")}
     if images(found):
-        drawn["returns_minatar"] = curves(found, images(found))
+        drawn["returns_minatar"] = curves(found, images(found), "linear")
     if len(of_all_envs(found)) > 1:
         drawn["returns_profile"] = profile(found)
     if trials_of_agents():
@@ -54,15 +54,18 @@ def images(found: Sequence[Cell]) -> list[str]:
     return sorted({cell.env for cell in found if cell.env.endswith("MinAtar")})
 
 
-def curves(found: Sequence[Cell], envs: Sequence[str]) -> "Figure":
-    """Draw the learning curves, an environment a panel, and the legend in the last one."""
+def curves(found: Sequence[Cell], envs: Sequence[str], scale: str) -> "Figure":
+    """Draw the learning curves, an environment a panel, and the legend in the last one.
+
+    `scale` is that of the steps: "log" where budgets differ, else "linear".
+    """
     figure, panels = figures.make_panels(len(envs) + 1, 3, (5.0, 3.6))
     for axes, env in zip(panels, envs, strict=False):
         own = [cell for cell in found if cell.env == env]
         for cell in own:
             draw(axes, cell)
         figures.dress(axes, env)
-        axes.set_xscale("log")
+        axes.set_xscale(scale)
         axes.set_xlabel("environment steps")
     panels[-1].axis("off")
     for agent, name in {cell.agent: cell.name for cell in found if cell.env in envs}.items():
