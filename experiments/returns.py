@@ -39,7 +39,7 @@ POINT = ("env_steps", "iqm", "ci95_low", "ci95_high")
 RANDOM = ("env", "random", "standard_error", "episodes")
 SETTING = ("final_iqm", "ci95_low", "ci95_high", "final_greedy_iqm", "diverged", "runs_done")
 SCORE = (
-    "Sweep", "Environment", "Steps of a run", "Seeds", "Score [95% interval]", "Greedy", "Diverged",
+    "Environment", "Score [95% interval]", "Greedy", "Steps of a run", "Seeds", "Diverged", "Sweep",
 )  # fmt: skip
 SEARCHES = ("tuning", "sensitivity")  # folders of sweeps that try many settings
 POINTS = 200  # of a kept curve, at most

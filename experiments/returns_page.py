@@ -205,8 +205,8 @@ def scores(found: Sequence[Cell]) -> Iterator[tuple[Path, list[Mapping[str, str]
     for agent in AGENTS:
         rows = [
             dict(zip(returns.SCORE, (
-                cell.study, cell.env, f"{cell.steps:,}", str(len(cell.rows)), cell.score,
-                short(float(stats.iqm(cell.greedy))), str(cell.diverged),
+                cell.env, cell.score, short(float(stats.iqm(cell.greedy))), f"{cell.steps:,}",
+                str(len(cell.rows)), str(cell.diverged), cell.study,
             ), strict=True))
             for cell in found if cell.agent == agent and not cell.study.endswith(PLAIN)
         ]  # fmt: skip
