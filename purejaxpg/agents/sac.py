@@ -244,9 +244,8 @@ def interact(
     if warming_up:  # the same key draws the same actions
         repeat = config.random_action_repeat
         key_action = key_action[jnp.arange(num_steps) // repeat * repeat]
-    carry = (state.obs, state.env_state)
     (obs, env_state), (transition, episodes) = fused.scan(
-        step, carry, (key_action, key_env), config
+        step, (state.obs, state.env_state), (key_action, key_env), config
     )
     rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transition)
     state = dataclasses.replace(
