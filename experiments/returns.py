@@ -212,8 +212,7 @@ class Cell:
         rows = read(path) if path.exists() else []
         swept = swept_fields(rows) if rows else []
         for row in rows:
-            # The settings that were tried come first, then the defaults, which were only confirmed.
-            if all(same(row[n], config.get(n)) for n in swept):
+            if row["stage"] == "tune" and all(same(row[n], config.get(n)) for n in swept):
                 return float(row["final_iqm"])
         return None
 

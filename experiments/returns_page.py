@@ -25,6 +25,7 @@ HEADER = (
     "agent", "IQM [95% interval]", "greedy", "steps", "best published", "", "tuning", "failed",
     "worst", "seconds",
 )  # fmt: skip
+FEWEST = 8  # seeds of a cell on an agent's page; those of MinAtar are in RESULTS.md alone
 PLAIN = "_misc"  # ends the names of studies of default settings on many environments
 TEMPLATE = HERE / "RESULTS.md.j2"
 WIDTH = 120  # of a line of prose
@@ -208,7 +209,8 @@ def scores(found: Sequence[Cell]) -> Iterator[tuple[Path, list[Mapping[str, str]
                 cell.env, cell.score, short(float(stats.iqm(cell.greedy))), f"{cell.steps:,}",
                 str(len(cell.rows)), str(cell.diverged), cell.study,
             ), strict=True))
-            for cell in found if cell.agent == agent and not cell.study.endswith(PLAIN)
+            for cell in found
+            if cell.agent == agent and not cell.study.endswith(PLAIN) and len(cell.rows) >= FEWEST
         ]  # fmt: skip
         if rows:
             yield HERE / "curves" / f"{agent}_scores.csv", rows

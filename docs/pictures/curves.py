@@ -4,7 +4,6 @@ import csv
 import functools
 import pathlib
 import sys
-import tomllib
 
 import _controls
 import numpy as np
@@ -22,18 +21,23 @@ NAMES = {
 BESIDE = {"ppo_rnn": "ppo"}
 
 
+def table(path: pathlib.Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file; none if there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 @functools.cache
 def curves(agent: str) -> dict[str, np.ndarray]:
-    """Return the kept curves of an agent [POINTS, 4], by environment."""
-    found = {}
-    for path in sorted((EXPERIMENTS / "curves").glob("*_*.csv")):
-        study = EXPERIMENTS / f"{path.stem}.toml"
-        spec = tomllib.loads(study.read_text(encoding="utf-8")) if study.exists() else {}
-        if spec.get("agent") == agent:
-            with path.open(encoding="utf-8") as file:
-                rows = [[float(row[name]) for name in COLUMNS] for row in csv.DictReader(file)]
-            at = np.linspace(0, len(rows) - 1, POINTS).round().astype(int)
-            found[spec["config"]["env"]] = np.array(rows)[at]
+    """Return the curves of an agent's table of scores [POINTS, 4], by environment."""
+    found, folder = {}, EXPERIMENTS / "curves"
+    for study in table(folder / f"{agent}_scores.csv"):
+        points = table(folder / f"{study['Sweep']}.csv")
+        rows = [[float(point[name]) for name in COLUMNS] for point in points]
+        at = np.linspace(0, len(rows) - 1, POINTS).round().astype(int)
+        found[study["Environment"]] = np.array(rows)[at]
     return found
 
 
