@@ -81,7 +81,7 @@ class Config:
     critic_learning_rate: float = 1e-3  # the same for the critics
     learning_rate_half_life: float = 1000.0  # of robbins_monro, in updates
     gamma: float = 0.99  # discount per environment step, in [0, 1]
-    tau: float = 0.005  # step of the target networks towards the online ones; 1: no lag
+    tau: float = 0.02  # step of the target networks towards the online ones; 1: no lag
     alpha: float = 1.0  # temperature, the weight of the entropy; the initial one if tune_alpha
     target_entropy_per_dim: float = -1.0  # nats per dimension of a continuous action
     target_entropy_ratio: float = 0.5  # for discrete actions, as a share of log(their number)
