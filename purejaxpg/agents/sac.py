@@ -25,7 +25,8 @@ Differs from them:
    off by tens of nats.
 5. The loss of α is linear in log α, not in α: same sign, same fixed point.
 6. The first learning_starts steps, taken at random in `init`, count in total_timesteps.
-7. The target entropy of discrete actions is half of the maximum, not 98% of it.
+7. The target entropy of discrete actions is half of the maximum, not 98% of it. Step sizes and
+   tau are larger, for shorter runs.
 8. With normalize_obs, stored observations are normalised by the current statistics.
 
 Run: purejaxpg train sac --env Pendulum-v1 --seed 0
