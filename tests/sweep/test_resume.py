@@ -85,7 +85,7 @@ def written(agent: types.ModuleType) -> str:
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     directory, here = tmp_path_factory.mktemp("halves"), pathlib.Path(__file__).resolve()
-    path = os.pathsep.join(map(str, (here.parent, here.parents[1])))
+    path = os.pathsep.join(map(str, (here.parent, here.parents[1], here.parents[2])))
     ended = forked.run(
         "-c",
         "import sys, test_resume\ntest_resume.half(sys.argv[1])",
