@@ -72,7 +72,7 @@ class Config:
     critic_learning_rate: float = 1e-3  # the same for the critic
     learning_rate_half_life: float = 1000.0  # of robbins_monro, in updates
     gamma: float = 0.99  # discount per environment step, in [0, 1]
-    tau: float = 0.02  # step of the target networks towards the online ones; 1: no lag
+    tau: float = 0.005  # step of the target networks towards the online ones; 1: no lag
     noise_std: float = 0.1  # of the noise drawn in a step; an action spans 2
     ou_theta: float = 0.15  # pull of the Ornstein-Uhlenbeck process towards 0, per step
     max_grad_norm: float = float("inf")  # bound on the norm of either gradient; inf: off

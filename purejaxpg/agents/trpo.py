@@ -70,7 +70,7 @@ class Config:
     max_kl: float = 0.01  # δ, divergence that a step may reach
     cg_damping: float = 0.1  # added to the diagonal of the Fisher information
     shrink: float = 0.8  # factor on a rejected step
-    critic_learning_rate: float = 1e-3  # step size of Adam; that of the policy follows from δ
+    critic_learning_rate: float = 1e-2  # step size of Adam; that of the policy follows from δ
     learning_rate_half_life: float = 100.0  # of robbins_monro, in updates
     gamma: float = 0.99  # discount per environment step, in [0, 1]
     gae_lambda: float = 0.95  # 0: one-step TD, 1: the longest return in the rollout
